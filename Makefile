@@ -1,0 +1,37 @@
+# `make demo` searches real pictures; `make test` runs every check. Both need python3 and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCE ?=
+
+.PHONY: demo test lint types tests bench clean help
+
+help:
+	@echo "make demo                 fetch a captioned set of pictures, ingest it, search it"
+	@echo "make demo SOURCE=folder   the same with your own pictures"
+	@echo "make test                 linters, types, import rules and tests"
+	@echo "make bench                memory and speed, measured here (minutes)"
+
+demo: .venv/installed
+	@$(BIN)/sightline demo $(SOURCE)
+
+test: lint types tests
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: .venv/installed
+	$(BIN)/mypy
+
+tests: .venv/installed
+	$(BIN)/pytest
+
+bench: .venv/installed
+	$(BIN)/python -m tests.bench.memory
+
+# Installing takes minutes, so it happens once, and again only when what is to be installed has changed.
+.venv/installed: pyproject.toml infra/constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,211 @@
+"""From texts and pictures to unit vectors of one space."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Vectors = NDArray[np.float32]
+
+PREPROCESSING_VERSION = 1
+"""Raise it whenever the picture gate or this file would turn the same input into another vector."""
+
+OWN_MODULES = "embedding."
+LIBRARY_MODULES = "sentence_transformers."
+
+
+class Encoder(Protocol):
+    """Maps texts and pictures into one space, where closeness is the dot product.
+
+    Every row that `texts` and `images` return is float32 of length `dim` with L2 norm 1.
+    """
+
+    @property
+    def name(self) -> str:
+        """What `load_encoder` was asked for."""
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the same input could give another vector."""
+
+    def texts(self, texts: Sequence[str]) -> Vectors: ...
+
+    def images(self, images: Sequence[Image.Image]) -> Vectors: ...
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Say of each text whether the model reads only its beginning."""
+
+
+class ModelUnavailable(RuntimeError):
+    """No model could be loaded under this name; the message says what would help."""
+
+
+class ZeroVector(ValueError):
+    """A row has no direction, so no cosine with it is defined."""
+
+
+def load_encoder(name: str, *, device: str = "auto") -> "SentenceEncoder":
+    """Load a model that takes texts and pictures.
+
+    Args:
+        name: `starter`; a folder that sentence-transformers wrote; or a model's name on the hub,
+            such as `sentence-transformers/clip-ViT-B-32`.
+        device: `auto` takes CUDA when there is one, else the CPU; or a torch device such as `cuda:1`.
+
+    Raises:
+        ModelUnavailable: there is no such model here, no hub can be reached, or the model takes
+            only texts or only pictures.
+    """
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # of reading weights; the bars of downloads are others
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if name == "starter":
+        from embedding.starter import build_starter
+
+        model = build_starter(where)
+    else:
+        model = _load_sentence_transformer(name, where)
+    if missing := [kind for kind in ("text", "image") if not model.supports(kind)]:
+        raise ModelUnavailable(
+            f"model {name!r} does not take {' or '.join(missing)}; choose one that takes texts and pictures, "
+            "such as starter, a CLIP or a SigLIP model (SIGHTLINE_MODEL)"
+        )
+    return SentenceEncoder(name, model)
+
+
+def _load_sentence_transformer(name: str, device: str) -> "SentenceTransformer":
+    from sentence_transformers import SentenceTransformer
+
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "modules.json").exists() and not (folder / "config.json").exists():
+        raise ModelUnavailable(
+            f"folder {name!r} holds no model (no modules.json, no config.json); "
+            "set SIGHTLINE_MODEL to a folder that sentence-transformers wrote"
+        )
+    try:
+        return SentenceTransformer(name, device=device, trust_remote_code=_all_code_is_known(folder))
+    except OSError as error:
+        raise ModelUnavailable(
+            f"cannot load model {name!r}: it is no folder here, and the hub did not answer or has no such "
+            "model; set SIGHTLINE_MODEL to starter or to a local folder"
+        ) from error
+
+
+def _all_code_is_known(folder: Path) -> bool:
+    """Say whether `folder` is a model made of the library's classes and ours, and brings no code itself.
+
+    Only then is the library told to trust it: it looks for a class in the folder before it looks here, and
+    follows an `auto_map` to wherever that points.
+    """
+    if not (folder / "modules.json").is_file() or any(folder.rglob("*.py")):
+        return False
+    configs = [path.read_text("utf-8") for path in folder.rglob("*.json")]
+    if any('"auto_map"' in config for config in configs):
+        return False
+    types = {module["type"] for module in json.loads((folder / "modules.json").read_text("utf-8"))}
+    for router in folder.rglob("router_config.json"):
+        types.update(json.loads(router.read_text("utf-8"))["types"].values())
+    return all(name.startswith((OWN_MODULES, LIBRARY_MODULES)) for name in types)
+
+
+class SentenceEncoder:
+    """The `Encoder` over a sentence-transformers model; on CUDA it computes in bfloat16."""
+
+    def __init__(self, name: str, model: "SentenceTransformer") -> None:
+        self.name = name
+        self.model = model.eval()
+
+    @cached_property
+    def dim(self) -> int:
+        return len(self.texts(["a"])[0])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hex digits of a SHA-256 over weights, configuration and preprocessing version.
+
+        What a module computes from these (a buffer that is not persistent) stays out of it, so that
+        two machines whose arithmetic differs in the last bit agree.
+        """
+        import torch
+
+        digest = hashlib.sha256(f"preprocessing {PREPROCESSING_VERSION}".encode())
+        for module in self.model.modules():
+            if callable(config := getattr(module, "get_config_dict", None)):
+                digest.update(json.dumps([type(module).__name__, config()], default=str).encode())
+        for key, tensor in sorted(self.model.state_dict().items()):
+            plain = tensor.detach().cpu().contiguous()
+            digest.update(f"{key} {plain.dtype} {tuple(plain.shape)}".encode())
+            digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def texts(self, texts: Sequence[str]) -> Vectors:
+        return self._encode(texts)
+
+    def images(self, images: Sequence[Image.Image]) -> Vectors:
+        return self._encode(images)
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Count tokens with the model's own tokenizer; False for all where it states no limit."""
+        limit = self.model.max_seq_length
+        if limit is None or not texts:
+            return [False] * len(texts)
+        tokens = self.model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        return [len(row) > limit for row in tokens]
+
+    def _encode(self, inputs: Sequence[Any]) -> Vectors:
+        """Encode whatever there is in one batch; the caller's batch is the model's."""
+        if not inputs:
+            return np.empty((0, self.dim), np.float32)
+        with self._precision():
+            rows = self.model.encode(
+                list(inputs), batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False
+            )
+        return unit_rows(rows.float().cpu().numpy())
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        import torch
+
+        if self.model.device.type == "cuda":
+            return torch.autocast("cuda", torch.bfloat16)
+        return nullcontext()
+
+
+def unit_rows(rows: NDArray[np.floating]) -> Vectors:
+    """Scale each row to L2 norm 1.
+
+    Args:
+        rows: shape (n, dim), any float type; n may be 0.
+
+    Returns:
+        Shape (n, dim), float32, C-contiguous; a new array.
+
+    Raises:
+        ValueError: `rows` is not two-dimensional, or holds NaN or infinity.
+        ZeroVector: a row is all zeros.
+    """
+    if rows.ndim != 2:
+        raise ValueError(f"expected shape (n, dim), got {rows.shape}")
+    wide = rows.astype(np.float64)
+    if not np.isfinite(wide).all():
+        bad = np.flatnonzero(~np.isfinite(wide).all(axis=1))
+        raise ValueError(f"rows {bad.tolist()} hold NaN or infinity; check the model's precision")
+    peaks = np.abs(wide).max(axis=1, keepdims=True, initial=0.0)
+    if len(zero := np.flatnonzero(peaks == 0)):
+        raise ZeroVector(f"rows {zero.tolist()} are all zeros; were their inputs empty?")
+    wide /= peaks
+    return np.ascontiguousarray(wide / np.linalg.norm(wide, axis=1, keepdims=True), np.float32)

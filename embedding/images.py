@@ -1,0 +1,197 @@
+"""The picture gate: untrusted bytes in, an upright RGB picture out, or `BadImage`."""
+
+import re
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow begins to warn
+MIN_SIDE = 8
+MAX_ASPECT = 100  # a model scales the shorter side to a few hundred pixels, and the longer one with it
+KEEP_SIDE = 640  # more than any model looks at
+
+SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB")
+
+SIGNATURE = re.compile(
+    rb"(?s)\xff\xd8\xff|\x89PNG|RIFF....WEBP|GIF8[79]a|BM....\0{4}|II[*+]\0|MM\0[*+]|....ftypavi[fs]"
+)
+ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC = 0x0112, 258, 262
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow lets through on corrupt bytes: found by fuzzing; raised in its source; under `-W error`.
+FUZZED = (OSError, SyntaxError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError)
+LEAKS = (*FUZZED, LookupError, EOFError, struct.error, zlib.error, Warning)
+
+
+class BadImage(ValueError):
+    """These bytes cannot be shown to a model; the next record may be fine.
+
+    Attributes:
+        reason: a code to count by: `empty_file`, `not_a_picture`, `damaged_picture`,
+            `too_many_pixels`, `too_small`, `extreme_shape` or `unsupported_pixels`.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)  # both, or it could not be pickled back from a worker process
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A picture that is fit for a model, and the upright size and the format of its file."""
+
+    image: Image.Image
+    """RGB, upright, over white; smaller than the file says where that is very large."""
+
+    width: int
+    height: int
+    format: str
+    """One of `FORMATS`."""
+
+
+def decode_image(data: bytes, *, name: str) -> Decoded:
+    """Decode the first frame of `data`. Safe to call from threads and worker processes.
+
+    Missing pixels are refused. Damage that leaves every pixel in place, such as a flipped bit in a
+    JPEG, is beyond what its decoder tells.
+
+    Args:
+        data: the bytes of a file, from anywhere.
+        name: what to call this record in an error.
+
+    Raises:
+        BadImage: the only exception that any bytes can cause.
+    """
+    if not data:
+        raise BadImage("empty_file", f"{name}: the file is empty; fetch or export it again")
+    _hush_pillow()
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as opened:
+            _check_size(opened.size, name)
+            _check_pixels(opened, name)
+            return _decoded(opened)
+    except BadImage:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(_pixels_in(error), name) from error
+    except LEAKS as error:
+        raise _unreadable(data, name, error) from error
+
+
+def _hush_pillow() -> None:
+    """Keep Pillow's warnings about corrupt tags from becoming noise, or errors under `-W error`.
+
+    `warnings.catch_warnings` swaps the filters of the whole process, so threads that overlap restore
+    each other's. This puts one filter, for Pillow's own modules only, before all others and leaves
+    it there. Whoever resets the filters drops it (pytest does, for each test), hence every call looks.
+    """
+    hushed = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+    if not warnings.filters or warnings.filters[0] != hushed:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    """Refuse by what the header says, before any pixel is decoded."""
+    (short, long), shape = sorted(size), f"{size[0]}x{size[1]} pixels"
+    if short * long > MAX_PIXELS:
+        raise _too_large(shape, name)
+    if short < MIN_SIDE:
+        raise BadImage("too_small", f"{name}: {shape} show nothing; supply {MIN_SIDE} or more a side")
+    if long > MAX_ASPECT * short:
+        raise BadImage("extreme_shape", f"{name}: {shape}, a side over {MAX_ASPECT} times the other; crop it")
+
+
+def _too_large(size: str, name: str) -> BadImage:
+    return BadImage("too_many_pixels", f"{name}: {size} is over {MAX_PIXELS:,}; resize it at the source")
+
+
+def _pixels_in(error: Image.DecompressionBombError) -> str:
+    found = re.search(r"\d+", str(error))  # Pillow tells only the product
+    return f"{int(found[0]):,} pixels" if found else "its size"
+
+
+def _check_pixels(opened: ImageFile.ImageFile, name: str) -> None:
+    """Refuse pixels whose value does not say how bright they are."""
+    if opened.mode in EIGHT_BIT or (opened.mode in SIXTEEN_BIT and _fills_sixteen_bits(opened)):
+        return
+    what = f"the brightness of its pixels (mode {opened.mode}) is not defined"
+    raise BadImage("unsupported_pixels", f"{name}: {what}; export it with 8 bits a channel")
+
+
+def _fills_sixteen_bits(opened: ImageFile.ImageFile) -> bool:
+    """Say whether 0 is black and 65,535 white; Pillow hands on 12-bit and inverted TIFFs as they are."""
+    if not isinstance(opened, TiffImagePlugin.TiffImageFile):
+        return True
+    return (opened.tag_v2.get(BITS_PER_SAMPLE), opened.tag_v2.get(PHOTOMETRIC)) == ((16,), 1)
+
+
+def _decoded(opened: ImageFile.ImageFile) -> Decoded:
+    opened.load()  # this frame only, and all of it, or it raises
+    whole = _eight_bit(opened)
+    image = _over_white(whole.reduce(max(1, min(whole.size) // KEEP_SIDE)))  # or a batch fills the memory
+    orientation = _orientation(opened)
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    image.info.clear()  # profiles and tags, which would only travel between processes
+    width, height = opened.size[::-1] if orientation >= 5 else opened.size
+    # Pillow's name for a phone's JPEG with a preview or a depth map behind it is MPO.
+    return Decoded(image, width, height, "JPEG" if opened.format == "MPO" else str(opened.format))
+
+
+def _orientation(opened: ImageFile.ImageFile) -> int:
+    """Return the EXIF orientation, 1 to 8; a picture with broken EXIF is taken as it lies."""
+    try:
+        orientation = opened.getexif().get(ORIENTATION)
+    except LEAKS:
+        return 1
+    return orientation if orientation in UPRIGHT else 1
+
+
+def _eight_bit(opened: Image.Image) -> Image.Image:
+    """Return RGB or, where something shines through, RGBA."""
+    image = _scaled(opened) if opened.mode in SIXTEEN_BIT else opened
+    image = image.convert("LA") if image.mode == "La" else image
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits; Pillow's own conversion clips at 255."""
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray((values != image.info["transparency"]).astype(np.uint8) * 255))
+    return grey
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    canvas = Image.new("RGB", image.size, "white")
+    canvas.paste(image, mask=image)
+    return canvas
+
+
+def _unreadable(data: bytes, name: str, error: BaseException) -> BadImage:
+    if not SIGNATURE.match(data):
+        found = f"not a picture, it starts with {data[:16]!r}"
+        return BadImage("not_a_picture", f"{name}: {found}; supply one of {', '.join(FORMATS)}")
+    # Pillow's message for an unreadable header holds an address in memory, new every time.
+    cause = "header" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+    return BadImage("damaged_picture", f"{name}: damaged or cut short ({cause}); fetch or export it again")

@@ -1,0 +1,255 @@
+"""The command line: read arguments, call one thing, print, exit."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+from rich.console import Console
+from rich.logging import RichHandler
+
+from flows.settings import load_settings, prepare_prefect, split_langs
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class OneLineErrors(click.Group):
+    """A group whose commands end in one line that names the thing and the remedy, not in a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params["debug"]:
+                raise
+            from flows.errors import explain
+
+            raise click.ClickException(explain(error)) from error
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show tracebacks and what Prefect logs.")
+@click.version_option(package_name="sightline", message="%(prog)s %(version)s")
+@click.pass_context
+def main(ctx: click.Context, debug: bool) -> None:
+    """Find pictures with words, and words with pictures.
+
+    Without any setting everything lives in .sightline in the current folder and needs no server. Settings
+    are environment variables that start with SIGHTLINE_; the README lists them.
+    """
+    ctx.obj = debug
+    level = logging.INFO if debug else logging.WARNING
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+
+
+@main.command()
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option("--name", help="What to call the source.  [default: the folder's or file's name]")
+@click.option(
+    "--langs", metavar="L,…|all", help="Languages to embed beside texts without a tag.  [default: en]"
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Read only the first LIMIT records.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option(
+    "--delete-missing", is_flag=True, help="Delete what SOURCE had in an earlier run and has no longer."
+)
+@as_json_option
+@click.pass_obj
+def ingest(
+    debug: bool,
+    source: Path,
+    name: str | None,
+    langs: str | None,
+    limit: int | None,
+    dry_run: bool,
+    delete_missing: bool,
+    as_json: bool,
+) -> None:
+    """Take in SOURCE: a folder of pictures, or a manifest (.jsonl, .csv, .parquet).
+
+    Run it again to pick up changes: what has not changed costs nothing. Records that cannot be taken in are
+    listed by `sightline rejects`; the run goes on without them.
+    """
+    if limit is not None and delete_missing:
+        raise click.UsageError("--delete-missing needs the whole source; leave out --limit")
+    settings = load_settings()
+    from flows import intake, tables
+    from flows.deps import open_catalog
+
+    if dry_run:
+        chosen = None if langs is None else split_langs(langs)
+        with open_catalog(settings) as engine:
+            request = intake.Request(source, name, chosen, limit, delete_missing)
+            report = intake.dry_run(engine, settings, request)
+        _print(report.as_json(), as_json, lambda: tables.of_ingest(report))
+        return
+    prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
+    from flows.ingest import ingest as ingest_flow
+
+    try:
+        report = ingest_flow(source, name, langs, limit, delete_missing)
+    except intake.TooManyRejects as error:
+        failed = error.report
+        _print(failed.as_json(), as_json, lambda: tables.of_ingest(failed))
+        raise
+    _print(report.as_json(), as_json, lambda: tables.of_ingest(report))
+
+
+@main.command()
+@click.argument("text", required=False)
+@click.option(
+    "--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Search by a picture."
+)
+@click.option(
+    "--find",
+    type=click.Choice(["images", "texts"]),
+    help="What to find.  [default: images for a text, texts for a picture]",
+)
+@click.option("--limit", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many hits.")
+@click.option("--min-score", type=click.FloatRange(-1, 1), help="Leave out hits that score lower.")
+@click.option("--where", multiple=True, metavar="K=V", help="Only items with this metadata; may be repeated.")
+@as_json_option
+@click.option(
+    "--gallery", type=click.Path(dir_okay=False, path_type=Path), help="Write the hits as an HTML page."
+)
+def search(
+    text: str | None,
+    image: Path | None,
+    find: str | None,
+    limit: int,
+    min_score: float | None,
+    where: tuple[str, ...],
+    as_json: bool,
+    gallery: Path | None,
+) -> None:
+    """Show what is closest to TEXT, or to a picture, best first.
+
+    Scores are cosines: comparable within one search, not between models. --where takes metadata fields,
+    `source` and `key`.
+    """
+    if (text is None) == (image is None) or text == "":
+        raise click.UsageError("give a TEXT or --image FILE, one of the two")
+    settings = load_settings()
+    from flows import tables
+    from flows.deps import open_deps
+    from flows.gallery import render
+    from flows.search import Find, Query, gallery_page
+    from flows.search import search as find_items
+
+    default: Find = "images" if image is None else "texts"
+    chosen: Find = next((known for known in get_args(Find) if known == find), default)
+    query = Query(text, image, chosen, limit, min_score, _pairs(where))
+    with open_deps(settings) as deps:
+        results = find_items(deps, query)
+        if gallery is not None:
+            gallery.write_text(render(gallery_page(deps, results)), encoding="utf-8")
+            click.echo(f"gallery: {gallery}", err=True)
+    _print(results.as_json(), as_json, lambda: tables.of_results(results))
+
+
+@main.command()
+@as_json_option
+def status(as_json: bool) -> None:
+    """Show what is stored, what is open, and how the last runs went."""
+    settings = load_settings()
+    from flows import tables
+    from flows.status import read_status
+
+    now = read_status(settings)
+    _print(now.as_json(), as_json, lambda: tables.of_status(now))
+
+
+@main.command()
+@as_json_option
+def rejects(as_json: bool) -> None:
+    """List the records that could not be taken in, each with its reason and what to do."""
+    settings = load_settings()
+    from sqlalchemy.orm import Session
+
+    from flows import tables
+    from flows.deps import open_catalog
+    from storage.runs import open_rejects
+
+    with open_catalog(settings) as engine, Session(engine) as session:
+        found = open_rejects(session)
+    _print({"rejects": [reject.as_json() for reject in found]}, as_json, lambda: tables.of_rejects(found))
+
+
+@main.command()
+@click.option(
+    "--keys",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Only these keys, a line each.",
+)
+@click.option("--lang", help="Captions in this language instead of those that are embedded.")
+@as_json_option
+def evaluate(keys: Path | None, lang: str | None, as_json: bool) -> None:
+    """Measure how well captions find their pictures, and pictures their captions.
+
+    Text to image counts each caption as a query. Image to text ranks items by their best caption. Figures
+    of different gallery sizes cannot be compared.
+    """
+    settings = load_settings()
+    from flows import tables
+    from flows.deps import open_deps
+    from flows.evaluate import evaluate as measure
+    from flows.progress import progress_bar
+
+    chosen = None if keys is None else [line.strip() for line in keys.read_text("utf-8").splitlines()]
+    dataset = "all" if keys is None else keys.name
+    with open_deps(settings) as deps, progress_bar("captions") as advance:
+        result = measure(deps, keys=chosen, lang=lang, dataset=dataset, advance=advance)
+    _print(result.as_json(), as_json, lambda: tables.of_evaluation(result))
+
+
+@main.command()
+@click.argument("source", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.pass_obj
+def demo(debug: bool, source: Path | None) -> None:
+    """Fetch a captioned set of pictures (or take the folder SOURCE), ingest it, search it, measure it."""
+    settings = load_settings()
+    prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
+    from flows.demo import run
+
+    run(settings, source)
+
+
+@main.command()
+def stop() -> None:
+    """Stop the Postgres of the home folder; the next command starts it again."""
+    settings = load_settings()
+    from storage.embedded import stop_postgres
+
+    running = stop_postgres(settings.home)
+    click.echo("Postgres has stopped." if running else "Postgres was not running.")
+
+
+def _pairs(where: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for entry in where:
+        field, equals, value = entry.partition("=")
+        if not equals or not field:
+            raise click.UsageError(f"--where takes K=V, not {entry!r}; for example --where category=fruit")
+        pairs[field] = value
+    return pairs
+
+
+def _print(document: dict[str, Any], as_json: bool, table: "Callable[[], RenderableType]") -> None:
+    if as_json:
+        click.echo(json.dumps(document, ensure_ascii=False, indent=2, default=str))
+        return
+    from flows.tables import show
+
+    show(table())

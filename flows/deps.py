@@ -1,0 +1,77 @@
+"""The composition root: the only place that opens models, pools and clients."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from qdrant_client import QdrantClient
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from embedding.encoder import Encoder, load_encoder
+from flows.settings import Settings
+from storage import migrate
+from storage.blobs import Blobs
+from storage.embedded import local_qdrant, postgres_url
+
+CONNECT_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Deps:
+    """What a step needs from outside, passed as an argument and never imported."""
+
+    encoder: Encoder
+    engine: Engine
+    sessions: sessionmaker[Session]
+    vectors: QdrantClient
+    blobs: Blobs | None
+    """None where pictures are not kept."""
+
+
+@contextmanager
+def open_deps(settings: Settings) -> Iterator[Deps]:
+    """Open the stores and the model that `settings` name, and close them on the way out."""
+    with open_catalog(settings) as engine, open_index(settings) as vectors:
+        encoder = load_encoder(settings.model, device=settings.device)
+        yield Deps(encoder, engine, sessionmaker(engine), vectors, open_blobs(settings))
+
+
+@contextmanager
+def open_catalog(settings: Settings) -> Iterator[Engine]:
+    """Open Postgres, brought to the newest schema: the server that is set, else our own."""
+    if settings.database_url:
+        url = settings.database_url.get_secret_value()
+    else:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        url = postgres_url(settings.home)
+    engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT_S})
+    try:
+        with engine.begin() as connection:
+            migrate.upgrade(connection)
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def open_index(settings: Settings) -> Iterator[QdrantClient]:
+    """Open Qdrant: the server that is set, else the index in the home folder."""
+    if settings.qdrant.url is None:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        with local_qdrant(settings.home) as client:
+            yield client
+        return
+    key = settings.qdrant.api_key.get_secret_value() if settings.qdrant.api_key else None
+    client = QdrantClient(settings.qdrant.url, api_key=key, timeout=settings.qdrant.timeout_s)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def open_blobs(settings: Settings) -> Blobs | None:
+    """Return the store of picture bytes, or None where pictures are not kept."""
+    if not settings.keep_pictures:
+        return None
+    return Blobs(settings.pictures_url or str(settings.home.absolute() / "pictures"))

@@ -1,0 +1,89 @@
+"""The ingest flow: Prefect around `intake`; a task a batch, and nothing but Prefect's business."""
+
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import State, Task, flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.runtime import flow_run
+from qdrant_client.http.exceptions import ResponseHandlingException
+from sqlalchemy.exc import OperationalError
+
+from flows.batch import ingest_batch
+from flows.deps import open_deps
+from flows.intake import COUNTS, IngestReport, Request, ingest_source
+from flows.progress import progress_bar
+from flows.settings import load_settings, split_langs
+from storage.source import count_rows
+
+TRANSIENT = (ResponseHandlingException, OperationalError)
+log = logging.getLogger(__name__)
+
+
+def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Retry when a store could not be reached; never when a record is wrong."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, TRANSIENT):
+        log.warning("a store did not answer (%s); trying this batch again", type(error).__name__)
+        return True
+    return False
+
+
+ingest_step = task(
+    name="ingest batch",
+    retries=3,
+    retry_delay_seconds=[1, 5, 25],
+    retry_condition_fn=is_transient,
+    cache_policy=NO_CACHE,
+)(ingest_batch)
+
+
+@flow(name="ingest")
+def ingest(
+    location: Path,
+    name: str | None = None,
+    langs: str | None = None,
+    limit: int | None = None,
+    delete_missing: bool = False,
+) -> IngestReport:
+    """Embed and store every record of a folder or manifest; run it again to pick up changes."""
+    settings = load_settings()
+    chosen = None if langs is None else split_langs(langs)
+    request = Request(location, name, chosen, limit, delete_missing)
+    total = min(count_rows(location), limit or sys.maxsize)
+    with open_deps(settings) as deps, progress_bar(f"ingest {location.name}", total) as advance:
+        report = ingest_source(
+            deps,
+            settings,
+            request,
+            step=ingest_step,
+            prefect_run_id=UUID(flow_run.id) if flow_run.id else None,
+            advance=advance,
+        )
+    create_markdown_artifact(as_markdown(report), key=artifact_key(report.source))
+    return report
+
+
+def as_markdown(report: IngestReport) -> str:
+    """Return `report` as the page that Prefect shows for the run."""
+    counts = [(name, f"{getattr(report, name):,}") for name in COUNTS]
+    reasons = [(f"rejected: {reason}", f"{many:,}") for reason, many in report.reasons.items()]
+    stages = [(f"seconds: {name}", f"{seconds:.1f}") for name, seconds in report.stages.items()]
+    rows = "\n".join(f"| {name} | {value} |" for name, value in [*counts, *reasons, *stages])
+    title = f"# {report.source}: {report.outcome} in {report.seconds:.1f} s"
+    return f"{title}\n\n| what | value |\n|---|---:|\n{rows}\n"
+
+
+def artifact_key(source: str) -> str:
+    """Return a name that Prefect takes as an artifact's key: lowercase letters, digits and dashes.
+
+    >>> artifact_key("Fotos 2024/Öl")
+    'ingest-fotos-2024-l'
+    """
+    return "ingest-" + re.sub(r"[^a-z0-9]+", "-", source.lower()).strip("-")

@@ -1,0 +1,271 @@
+"""Taking in a whole source: name it, lock it, batch it, put the run on record. Knows no Prefect."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from flows.batch import BatchReport, Limits, Row, Run, fetch_rows, ingest_batch, plan_rows
+from flows.deps import Deps
+from flows.maintain import delete_missing, finish_deletes
+from flows.settings import Settings
+from storage import catalog, index, registry, runs
+from storage.source import read_source, source_name
+
+COUNTS = (
+    "read",
+    "unchanged",
+    "embedded",
+    "updated",
+    "rejected",
+    "deleted",
+    "ignored",
+    "truncated",
+)
+Step = Callable[[Deps, Run, list[Row]], BatchReport]
+
+
+class EmptySource(ValueError):
+    """A source without a single record, which is a wrong path more often than a wish."""
+
+
+class OtherLocation(ValueError):
+    """A source of this name was read from elsewhere before; `--name` says which is meant."""
+
+
+class TooManyRejects(RuntimeError):
+    """More of the source was bad than the limit allows; what was good is kept."""
+
+    def __init__(self, message: str, report: "IngestReport") -> None:
+        super().__init__(message)
+        self.report = report
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a person or a schedule asks for."""
+
+    location: Path
+    name: str | None = None
+    langs: tuple[str, ...] | None = None
+    limit: int | None = None
+    delete_missing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """One run in numbers: `read` = `unchanged` + `embedded` + `updated` + `rejected`."""
+
+    run: UUID
+    source: str
+    outcome: str
+    read: int
+    unchanged: int
+    embedded: int
+    updated: int
+    rejected: int
+    deleted: int
+    ignored: int
+    truncated: int
+    reasons: dict[str, int]
+    seconds: float
+    stages: dict[str, float]
+    """Seconds by stage."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"run": str(self.run)}
+
+
+def ingest_source(
+    deps: Deps,
+    settings: Settings,
+    request: Request,
+    *,
+    step: Step = ingest_batch,
+    prefect_run_id: UUID | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> IngestReport:
+    """Take in every record of a source; run it again to pick up changes.
+
+    Args:
+        step: what carries out a batch; the flow passes the task made from `ingest_batch`.
+        advance: told how many rows each batch had.
+
+    Raises:
+        BadSource: the location is no folder of pictures and no manifest.
+        EmptySource: there is nothing in it; nothing is deleted for it either.
+        SourceBusy: another run reads this source.
+        OtherLocation: the default name belongs to a source that was read elsewhere.
+        ModelMismatch: the collection was made by another model.
+        TooManyRejects: the share of rejects is above `settings.max_reject_share`.
+    """
+    rows = read_source(request.location)
+    with deps.sessions() as session:
+        source = name_of(session, request)
+    started = perf_counter()
+    done = BatchReport()
+    with catalog.source_lock(deps.engine, source):
+        collection = open_collection(deps, settings)
+        run = new_run(source, collection.name, collection.dim, settings, request)
+        with recorded(deps, run, request, prefect_run_id) as record:
+            for batch in batches(islice(rows, request.limit), settings.batch_size):
+                done += step(deps, run, batch)
+                record.report = as_report(run, done, perf_counter() - started)
+                advance(len(batch))
+            if not done.counts["read"]:
+                raise EmptySource(f"{request.location}: no record in it; is it the right folder or file?")
+            refuse_mostly_bad(record.report, settings.max_reject_share)
+            if request.limit is None:
+                with deps.sessions.begin() as session:
+                    runs.resolve_rejects(session, run.id, source)
+            if request.delete_missing:
+                deleted = delete_missing(deps, source, run.id)
+                record.report = replace(record.report, deleted=deleted)
+            finish_deletes(deps, source)
+            record.report = replace(
+                record.report, outcome="completed", seconds=round(perf_counter() - started, 3)
+            )
+    return record.report
+
+
+def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestReport:
+    """Return what an ingest of the source would count, up to the picture gate; nothing is written.
+
+    Everything happens in one transaction that is rolled back, and no model is loaded.
+    """
+    rows = read_source(request.location)
+    started = perf_counter()
+    done = BatchReport()
+    with Session(engine) as session:
+        collection = registry.active_collection(session) or "none yet"
+        run = new_run(name_of(session, request), collection, 0, settings, request)
+        for batch in batches(islice(rows, request.limit), settings.batch_size):
+            fetched, rejects = fetch_rows(run, batch)
+            planned = plan_rows(session, run, fetched, rejects)
+            done += planned.as_report(batch)
+        deleted = catalog.count_missing(session, run.source, run.id) if request.delete_missing else 0
+        session.rollback()
+    report = as_report(run, done, perf_counter() - started)
+    return replace(report, outcome="dry run", deleted=deleted)
+
+
+def new_run(source: str, collection: str, dim: int, settings: Settings, request: Request) -> Run:
+    """Return a run that has not begun yet."""
+    langs = settings.langs if request.langs is None else request.langs
+    limits = Limits(settings.max_picture_bytes, settings.fetch_timeout_s)
+    return Run(uuid4(), source, collection, dim, langs, limits)
+
+
+def name_of(session: Session, request: Request) -> str:
+    """Return the source's name: the one that was given, else the folder's or file's own.
+
+    Raises:
+        OtherLocation: the own name is that of a source elsewhere, which this one would mix with.
+    """
+    if request.name is not None:
+        return request.name
+    name = source_name(request.location)
+    before = runs.last_location(session, name)
+    if before not in (None, str(request.location.resolve())):
+        raise OtherLocation(
+            f"source {name!r} was read from {before} before; give this one its own name with --name, "
+            f"or say --name {name} if it has moved"
+        )
+    return name
+
+
+def open_collection(deps: Deps, settings: Settings) -> index.Collection:
+    """Return the collection that searches go to, made for the encoder's model if there is none yet."""
+    encoder = deps.encoder
+    if index.active(deps.vectors) is None:
+        name = index.collection_name(encoder.fingerprint)
+        with deps.sessions.begin() as session:
+            if not deps.vectors.collection_exists(name):
+                registry.forget_marks(session, name)
+        index.create(
+            deps.vectors,
+            model=encoder.name,
+            fingerprint=encoder.fingerprint,
+            dim=encoder.dim,
+            filter_fields=settings.qdrant.filter_fields,
+        )
+        index.activate(deps.vectors, name)
+    collection = index.collection_of(deps.vectors, encoder.fingerprint, encoder.name)
+    with deps.sessions.begin() as session:
+        registry.activate_collection(
+            session,
+            name=collection.name,
+            model=encoder.name,
+            fingerprint=encoder.fingerprint,
+            dim=encoder.dim,
+        )
+    return collection
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """What the row in `runs` will say when the run ends, however it ends."""
+
+    report: IngestReport
+
+
+@contextmanager
+def recorded(deps: Deps, run: Run, request: Request, prefect_run_id: UUID | None) -> Iterator[RunRecord]:
+    """Keep a row in `runs`, from before the first record until after the last, or the error."""
+    record = RunRecord(as_report(run, BatchReport(), 0.0))
+    location = str(request.location.resolve())
+    with deps.sessions.begin() as session:
+        runs.start_run(session, run.id, "ingest", run.source, location, prefect_run_id)
+    try:
+        yield record
+    finally:
+        error = sys.exception()
+        counts = record.report.as_json()
+        with deps.sessions.begin() as session:
+            runs.end_run(
+                session,
+                run.id,
+                "failed" if error else "completed",
+                counts={name: counts[name] for name in COUNTS} | {"reasons": record.report.reasons},
+                seconds=record.report.stages | {"total": record.report.seconds},
+                error=f"{type(error).__name__}: {error}" if error else None,
+            )
+
+
+def batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    """Yield lists of `size` rows, the last one shorter, reading no further than it has to."""
+    while batch := list(islice(rows, size)):
+        yield batch
+
+
+def refuse_mostly_bad(report: IngestReport, max_share: float) -> None:
+    """Raise `TooManyRejects` if more than `max_share` of what was read is bad."""
+    if report.rejected > max_share * report.read:
+        reason, many = max(report.reasons.items(), key=lambda entry: (entry[1], entry[0]))
+        raise TooManyRejects(
+            f"{report.rejected:,} of {report.read:,} records were rejected, {many:,} of them as {reason}; "
+            f"the other {report.read - report.rejected:,} are kept; see: sightline rejects",
+            report,
+        )
+
+
+def as_report(run: Run, done: BatchReport, seconds: float) -> IngestReport:
+    """Return what is done so far as a report of a run that has failed unless more is said."""
+    return IngestReport(
+        run=run.id,
+        source=run.source,
+        outcome="failed",
+        deleted=0,
+        reasons=dict(done.reasons.most_common()),
+        seconds=round(seconds, 3),
+        stages={name: ms / 1000 for name, ms in done.stages.items()},
+        **{name: done.counts[name] for name in COUNTS if name != "deleted"},
+    )

@@ -1,0 +1,124 @@
+"""Searching: a text or a picture in, ranked items out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from embedding.images import decode_image
+from flows.deps import Deps
+from flows.gallery import Card, Page
+from storage import catalog, index
+from storage.records import Hit, Item
+
+Find = Literal["images", "texts"]
+SPACES: dict[Find, index.Space] = {"images": "image", "texts": "text"}
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is looked for, and among what."""
+
+    text: str | None = None
+    image: Path | None = None
+    find: Find = "images"
+    limit: int = 10
+    min_score: float | None = None
+    where: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One hit with its item."""
+
+    hit: Hit
+    item: Item
+
+    @property
+    def text(self) -> str:
+        """The item's text that matched best, else what it is shown by."""
+        texts = self.item.embedded_texts
+        best = self.hit.best_text
+        return texts[best] if best is not None and best < len(texts) else self.item.short_text
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "id": str(self.item.id),
+            "key": self.item.key,
+            "source": self.item.source,
+            "score": self.hit.score,
+            "text": self.text,
+            "uri": self.item.picture.uri if self.item.picture else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a search found, best first, and where it looked."""
+
+    query: Query
+    model: str
+    points: int
+    found: tuple[Found, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        asked = self.query.text if self.query.text is not None else str(self.query.image)
+        return {"query": asked, "model": self.model, "hits": [one.as_json() for one in self.found]}
+
+
+def search(deps: Deps, query: Query) -> Results:
+    """Return the items closest to the query's text or picture.
+
+    What Postgres says is deleted is left out, whatever Qdrant still holds.
+
+    Raises:
+        NoCollection: nothing has been ingested yet.
+        ModelMismatch: the collection was made by another model than `deps.encoder`.
+        BadImage: the query's picture cannot be shown to a model.
+        OSError: the query's picture cannot be read.
+    """
+    collection = index.collection_of(deps.vectors, deps.encoder.fingerprint, deps.encoder.name)
+    if query.image is not None:
+        picture = decode_image(query.image.read_bytes(), name=str(query.image))
+        [vector] = deps.encoder.images([picture.image])
+    else:
+        [vector] = deps.encoder.texts([query.text or ""])
+    hits = index.search(
+        deps.vectors,
+        vector,
+        using=SPACES[query.find],
+        limit=query.limit,
+        min_score=query.min_score,
+        where=query.where,
+    )
+    with deps.sessions() as session:
+        items = catalog.items_by_id(session, [hit.id for hit in hits])
+    found = tuple(Found(hit, items[hit.id]) for hit in hits if hit.id in items)
+    return Results(query, deps.encoder.name, collection.points, found)
+
+
+def gallery_page(deps: Deps, results: Results) -> Page:
+    """Return what the gallery page shows of `results`; pictures come from where they are kept."""
+    query = results.query
+    cards = tuple(
+        Card(
+            one.item.key,
+            one.item.source,
+            one.hit.score,
+            one.text,
+            one.item.picture.uri if one.item.picture else None,
+            _picture_bytes(deps, one.item),
+        )
+        for one in results.found
+    )
+    query_picture = query.image.read_bytes() if query.image else None
+    return Page(query.text, query_picture, query.find, results.model, results.points, cards)
+
+
+def _picture_bytes(deps: Deps, item: Item) -> bytes | None:
+    if item.picture is None or deps.blobs is None:
+        return None
+    try:
+        return deps.blobs.get(item.picture.sha256)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,111 @@
+"""The one reader of the environment."""
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from qdrant_client.models import PayloadSchemaType
+
+PREFIX = "SIGHTLINE_"
+
+
+class BadSettings(ValueError):
+    """A setting has a value that cannot be used, or a name that nothing reads."""
+
+
+class Qdrant(BaseModel, frozen=True, extra="forbid"):
+    """Where the vectors are."""
+
+    url: str | None = Field(None, description="A Qdrant server; unset: an index in the home folder.")
+    api_key: SecretStr | None = Field(None, description="The server's key.")
+    timeout_s: int = Field(30, gt=0, description="Seconds to wait for one request.")
+    filter_fields: dict[str, PayloadSchemaType] = Field(
+        {}, description='Metadata fields that get an index, such as {"year": "integer"}.'
+    )
+
+
+class Settings(BaseSettings):
+    """Read once, at the edge, and passed on in parts; frozen afterwards.
+
+    SIGHTLINE_DATABASE_URL=postgresql+psycopg://… SIGHTLINE_QDRANT__URL=http://…
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
+    )
+
+    home: Path = Field(Path(".sightline"), description="Where everything lives that has no place of its own.")
+    database_url: SecretStr | None = Field(
+        None, description="A Postgres server; unset: one of our own in the home folder."
+    )
+    qdrant: Qdrant = Qdrant()
+    model: str = Field("starter", description="starter, a folder, or a model's name on the hub.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
+    langs: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("en",), description="Languages whose texts are embedded beside those without a tag: en,de or all."
+    )
+    batch_size: int = Field(64, ge=1, le=1024, description="Records per embed-and-store step.")
+    pictures_url: str | None = Field(
+        None, description="Where pictures are kept: a folder or an fsspec URL; unset: in the home folder."
+    )
+    keep_pictures: bool = Field(True, description="Whether picture bytes are kept, or their URI alone.")
+    max_picture_bytes: int = Field(64 * 2**20, gt=0, description="Larger picture files are rejected.")
+    fetch_timeout_s: float = Field(30, gt=0, description="Seconds to wait for one picture behind a URL.")
+    max_reject_share: float = Field(0.5, ge=0, le=1, description="A run with more rejects than this fails.")
+
+    @field_validator("langs", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return split_langs(value) if isinstance(value, str) else value
+
+
+def split_langs(value: str) -> tuple[str, ...]:
+    """Return the language tags of a list such as `en,de`.
+
+    >>> split_langs("en, pt_BR")
+    ('en', 'pt_BR')
+    """
+    return tuple(lang for part in value.split(",") if (lang := part.strip()))
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        BadSettings: a value cannot be used, or a variable looks like a setting and is none.
+    """
+    _refuse_unknown_names()
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + "__".join(str(part) for part in first["loc"]).upper()
+        raise BadSettings(f"{name}: {first['msg']}; see the settings in the README") from error
+
+
+def prepare_prefect(home: Path, *, log_level: str) -> None:
+    """Give Prefect, before it is imported, what it needs to stay quiet and inside `home`.
+
+    Whoever has set Prefect up already (a server, a profile) keeps all of that.
+    """
+    own = {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"} & os.environ.keys()
+    if not own and not (Path.home() / ".prefect").exists():
+        os.environ["PREFECT_HOME"] = str(home.absolute() / "prefect")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", log_level)
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+
+def _refuse_unknown_names() -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name in sorted(os.environ):
+        if not name.startswith(PREFIX) or name.startswith(PREFIX + "TEST_"):
+            continue
+        if name.split("__")[0] not in known:
+            near = get_close_matches(name.split("__")[0], known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; see the settings in the README"
+            raise BadSettings(f"{name} is no setting of Sightline{hint}")

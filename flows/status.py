@@ -1,0 +1,65 @@
+"""What is stored, what searches go to, what is open, and how the last runs went."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qdrant_client.http.exceptions import ResponseHandlingException
+from sqlalchemy.orm import Session
+
+from flows.deps import open_catalog, open_index
+from flows.settings import Settings
+from storage import catalog, index, registry, runs
+from storage.embedded import IndexBusy
+
+RECENT_RUNS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One look at everything."""
+
+    home: str
+    model: str
+    """The model that is set; the collection's own may be another."""
+
+    items: dict[str, int]
+    points: dict[str, int]
+    """Marks by collection: how many points Postgres knows of."""
+
+    collection: index.Collection | None
+    collection_problem: str | None
+    """Why Qdrant could not be looked at, in a sentence; None when it could."""
+
+    rejects: dict[str, int]
+    """Open rejects by reason."""
+
+    runs: list[runs.Run]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_status(settings: Settings) -> Status:
+    """Look at Postgres, and at Qdrant if it can be reached; no model is loaded."""
+    collection, problem = _look_at_index(settings)
+    with open_catalog(settings) as engine, Session(engine) as session:
+        return Status(
+            home=str(settings.home.resolve()),
+            model=settings.model,
+            items=catalog.counts(session),
+            points=registry.marks_by_collection(session),
+            collection=collection,
+            collection_problem=problem,
+            rejects=runs.reject_counts(session),
+            runs=runs.recent_runs(session, RECENT_RUNS),
+        )
+
+
+def _look_at_index(settings: Settings) -> tuple[index.Collection | None, str | None]:
+    try:
+        with open_index(settings) as client:
+            return index.active(client), None
+    except IndexBusy as error:
+        return None, str(error)
+    except ResponseHandlingException as error:
+        return None, f"Qdrant at {settings.qdrant.url} did not answer ({error}); is it running?"

@@ -1,0 +1,130 @@
+"""Reports as tables that line up in a terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from flows.evaluate import Evaluation
+from flows.intake import IngestReport
+from flows.search import Results
+from flows.status import Status
+from storage.runs import Reject
+
+PLAIN_WIDTH = 120
+"""How wide tables are where there is no terminal to ask."""
+
+METRICS = ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
+
+
+def show(*parts: RenderableType) -> None:
+    """Print `parts` on standard output."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, emoji=False, width=PLAIN_WIDTH)
+    console.print(*parts, sep="\n")
+
+
+def of_ingest(report: IngestReport) -> RenderableType:
+    """Return the counts of a run, what was rejected and why, and where the time went."""
+    table = _table("", "count")
+    notes = {
+        "read": f"from source {report.source}",
+        "updated": "words about them changed, vectors stay",
+        "ignored": "files that are neither pictures nor beside one",
+        "truncated": "texts longer than the model reads",
+    }
+    for name in ("read", "unchanged", "embedded", "updated", "rejected", "deleted", "ignored", "truncated"):
+        count = getattr(report, name)
+        if count or name in ("read", "unchanged", "embedded", "rejected"):
+            table.add_row(name, f"{count:,}", notes.get(name, ""))
+    for reason, count in report.reasons.items():
+        table.add_row(f"  {reason}", f"{count:,}", "")
+    busy = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.stages.items() if seconds >= 0.05)
+    return Group(table, Text(f"{report.outcome} in {report.seconds:.1f} s" + (f" ({busy})" if busy else "")))
+
+
+def of_results(results: Results) -> RenderableType:
+    """Return the hits, best first."""
+    if not results.found:
+        return Text("Nothing found. Is --min-score too high, or --where too narrow?")
+    table = _table("#", "score", "text", "key", "source", numbers=2)
+    for rank, one in enumerate(results.found, start=1):
+        table.add_row(
+            str(rank), f"{one.hit.score:.3f}", Text(one.text), Text(one.item.key), Text(one.item.source)
+        )
+    return table
+
+
+def of_rejects(rejects: Sequence[Reject]) -> RenderableType:
+    """Return the open rejects."""
+    if not rejects:
+        return Text("No open rejects.")
+    table = _table("source", "place", "reason", "what to do")
+    for reject in rejects:
+        table.add_row(Text(reject.source), Text(reject.place), reject.reason, Text(reject.message))
+    return Group(table, Text(f"{len(rejects):,} open; fix them at the source and ingest it again"))
+
+
+def of_evaluation(evaluation: Evaluation) -> RenderableType:
+    """Return both directions, each with its gallery size."""
+    table = _table("direction", "queries", "gallery", *METRICS)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, part in (
+        ("text to image", evaluation.text_to_image),
+        ("image to text", evaluation.image_to_text),
+    ):
+        figures = [f"{part.figures[metric]:.3f}" for metric in METRICS]
+        table.add_row(name, f"{part.queries:,}", f"{part.gallery:,}", *figures)
+    notes = [
+        f"model {evaluation.model}; text to image counts each caption as a query, "
+        "image to text ranks items by their best caption"
+    ]
+    if evaluation.left_out:
+        notes.append(f"{evaluation.left_out:,} captions or pictures without the other are no queries")
+    return Group(table, *(Text(note) for note in notes))
+
+
+def of_status(status: Status) -> RenderableType:
+    """Return what is stored, what is open and how the last runs went."""
+    about = _table("", "")
+    about.show_header = False
+    items = status.items
+    about.add_row("home", Text(status.home))
+    about.add_row("items", f"{items['items']:,} in {items['sources']:,} sources")
+    about.add_row("", f"{items['with_picture']:,} with a picture, {items['with_text']:,} with texts")
+    if status.collection_problem:
+        about.add_row("collection", Text(status.collection_problem))
+    elif status.collection is None:
+        about.add_row("collection", "none yet; run: sightline ingest SOURCE")
+    else:
+        own = status.collection
+        about.add_row("collection", f"{own.name}: {own.points:,} points of {own.dim} dimensions")
+        about.add_row(
+            "model", Text(own.model + ("" if own.model == status.model else f" (set: {status.model})"))
+        )
+    open_rejects = ", ".join(f"{count:,} {reason}" for reason, count in status.rejects.items())
+    about.add_row("rejects", open_rejects or "none open")
+    runs = _table("started", "flow", "source", "outcome", "read", "embedded", "rejected", "seconds")
+    for run in status.runs:
+        counts = (f"{run.counts.get(name, 0):,}" for name in ("read", "embedded", "rejected"))
+        seconds = run.seconds.get("total")
+        runs.add_row(
+            f"{run.started.astimezone():%Y-%m-%d %H:%M:%S}",
+            run.flow,
+            Text(run.source),
+            run.outcome,
+            *counts,
+            "" if seconds is None else f"{seconds:.1f}",
+        )
+    return Group(about, Text(""), runs) if status.runs else about
+
+
+def _table(*columns: str, numbers: int = 0) -> Table:
+    """Return an empty table without lines; the first `numbers` columns are set to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position < numbers else "left", overflow="fold")
+    return table

@@ -1,0 +1,1 @@
+"""Everything at rest: sources, Postgres, Qdrant and picture bytes. Knows no models and no Prefect."""

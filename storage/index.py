@@ -1,0 +1,278 @@
+"""Vectors in Qdrant: one collection a model, named after its fingerprint, searched through one alias."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import QdrantClient, models
+
+from storage.records import Hit, Item
+
+ALIAS = "items"
+Space = Literal["image", "text"]
+PAYLOAD_FIELDS = {"source": models.PayloadSchemaType.KEYWORD, "key": models.PayloadSchemaType.KEYWORD}
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class DimensionMismatch(ValueError):
+    """The vectors come from another model than the collection was made for."""
+
+
+class ModelMismatch(RuntimeError):
+    """A query or a record would be encoded by another model than the collection's."""
+
+
+class NoCollection(RuntimeError):
+    """Nothing has been ingested yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """The collection behind the alias, and the model that made its vectors."""
+
+    name: str
+    model: str
+    fingerprint: str
+    dim: int
+    points: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What is stored for one item: a vector for its picture, a row for each embedded text."""
+
+    item: Item
+    image: NDArray[np.float32] | None
+    """Shape (dim,), unit length; None without a picture."""
+
+    texts: NDArray[np.float32]
+    """Shape (n, dim), unit rows in the order of `item.embedded_texts`; n may be 0."""
+
+
+def collection_name(fingerprint: str) -> str:
+    """Return the name of the collection that holds the vectors of the model with `fingerprint`."""
+    return f"{ALIAS}__{fingerprint}"
+
+
+def create(
+    client: QdrantClient,
+    *,
+    model: str,
+    fingerprint: str,
+    dim: int,
+    filter_fields: Mapping[str, models.PayloadSchemaType],
+) -> str:
+    """Create the collection of a model unless it is there, with its payload indexes; return its name.
+
+    Args:
+        filter_fields: metadata fields that searches filter on, each with its type. The indexes are made
+            before the first upload, because Qdrant builds its graph with them in mind.
+    """
+    name = collection_name(fingerprint)
+    if client.collection_exists(name):
+        return name
+    cosine = models.Distance.COSINE
+    max_sim = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
+    client.create_collection(
+        name,
+        vectors_config={
+            "image": models.VectorParams(size=dim, distance=cosine),
+            "text": models.VectorParams(size=dim, distance=cosine, multivector_config=max_sim),
+        },
+        metadata={"model": model, "fingerprint": fingerprint, "dim": dim},
+    )
+    own = {metadata_path(field): type for field, type in filter_fields.items()}
+    for field, schema in (PAYLOAD_FIELDS | own).items():
+        client.create_payload_index(name, field, schema, wait=True)
+    return name
+
+
+def active(client: QdrantClient) -> Collection | None:
+    """Return the collection that the alias names, or None before the first ingest."""
+    for alias in client.get_aliases().aliases:
+        if alias.alias_name == ALIAS:
+            return _describe(client, alias.collection_name)
+    return None
+
+
+def activate(client: QdrantClient, collection: str) -> None:
+    """Point the alias at `collection` in one step: a search sees the old one or the new one."""
+    steps: list[models.CreateAliasOperation | models.DeleteAliasOperation] = []
+    if any(known.alias_name == ALIAS for known in client.get_aliases().aliases):
+        steps.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=ALIAS)))
+    create = models.CreateAlias(alias_name=ALIAS, collection_name=collection)
+    steps.append(models.CreateAliasOperation(create_alias=create))
+    client.update_collection_aliases(change_aliases_operations=steps)
+
+
+def collection_of(client: QdrantClient, fingerprint: str, model: str) -> Collection:
+    """Return the active collection, after checking that the model with `fingerprint` made it.
+
+    Raises:
+        NoCollection: there is none yet.
+        ModelMismatch: another model made it, so its vectors and this one's cannot be compared.
+    """
+    collection = active(client)
+    if collection is None:
+        raise NoCollection("nothing has been ingested yet; run: sightline ingest SOURCE")
+    if collection.fingerprint != fingerprint:
+        raise ModelMismatch(
+            f"the collection holds vectors of model {collection.model!r} ({collection.fingerprint}), not of "
+            f"{model!r} ({fingerprint}); set SIGHTLINE_MODEL={collection.model}, "
+            "or use another SIGHTLINE_HOME for the other model"
+        )
+    return collection
+
+
+def upsert(client: QdrantClient, collection: str, points: Sequence[Point], *, dim: int) -> None:
+    """Write one point per item, replacing any that is there; returns once they are searchable.
+
+    Args:
+        points: distinct items; every vector of length `dim`.
+        dim: the collection's vector length.
+
+    Raises:
+        DimensionMismatch: a vector has another length.
+        ValueError: a vector holds NaN or infinity, or a point has not one row for each embedded text.
+    """
+    for point in points:
+        _check(point, dim)
+    if points:
+        client.upsert(collection, [_struct(point) for point in points], wait=True)
+
+
+def overwrite_payloads(client: QdrantClient, collection: str, items: Iterable[Item]) -> None:
+    """Replace the payloads of points whose vectors stay as they are."""
+    steps = [
+        models.OverwritePayloadOperation(
+            overwrite_payload=models.SetPayload(payload=item.payload, points=[str(item.id)])
+        )
+        for item in items
+    ]
+    if steps:
+        client.batch_update_points(collection, steps, wait=True)
+
+
+def delete(client: QdrantClient, ids: Sequence[UUID]) -> None:
+    """Remove the points of `ids` from every collection of ours, whatever its state."""
+    for known in client.get_collections().collections:
+        if known.name.startswith(f"{ALIAS}__"):
+            client.delete(known.name, [str(id) for id in ids], wait=True)
+
+
+def search(
+    client: QdrantClient,
+    query: NDArray[np.float32],
+    *,
+    using: Space,
+    limit: int,
+    min_score: float | None = None,
+    where: Mapping[str, str] | None = None,
+) -> list[Hit]:
+    """Return the `limit` points closest to `query` (shape (dim,)), best first, ties by id.
+
+    Args:
+        using: `image` finds pictures, `text` finds texts; items without one are not found by it.
+        min_score: leave out what scores lower, a cosine in [-1, 1].
+        where: metadata (or `source`, or `key`) that a hit must have.
+    """
+    found = client.query_points(
+        ALIAS,
+        # a multivector is compared with a matrix, here of one row
+        query=query.tolist() if using == "image" else [query.tolist()],
+        using=using,
+        limit=limit,
+        score_threshold=min_score,
+        query_filter=_filter(where or {}),
+        with_vectors=["text"],
+        with_payload=False,
+    ).points
+    hits = [Hit(UUID(str(point.id)), point.score, _best_text(point.vector, query)) for point in found]
+    return sorted(hits, key=lambda hit: (-hit.score, hit.id))
+
+
+def image_vectors(client: QdrantClient, collection: str) -> Iterator[tuple[UUID, NDArray[np.float32]]]:
+    """Yield id and picture vector of every point that has one, in pages of a thousand."""
+    offset: Any = None
+    while True:
+        points, offset = client.scroll(
+            collection, limit=1000, offset=offset, with_vectors=["image"], with_payload=False
+        )
+        for point in points:
+            if isinstance(point.vector, dict) and "image" in point.vector:
+                yield UUID(str(point.id)), np.asarray(point.vector["image"], np.float32)
+        if offset is None:
+            return
+
+
+def metadata_path(field: str) -> str:
+    """Return the payload path of the metadata field `field`, quoted where it is no plain name."""
+    if PLAIN_NAME.fullmatch(field):
+        return f"metadata.{field}"
+    return 'metadata."' + field.replace('"', '\\"') + '"'
+
+
+def _describe(client: QdrantClient, name: str) -> Collection:
+    info = client.get_collection(name)
+    made_by = info.config.metadata or {}
+    return Collection(
+        name,
+        model=str(made_by.get("model", "unknown")),
+        fingerprint=str(made_by.get("fingerprint", "unknown")),
+        dim=int(made_by.get("dim", 0)),
+        points=client.count(name, exact=True).count,
+    )
+
+
+def _check(point: Point, dim: int) -> None:
+    rows = point.texts if point.image is None else np.vstack([point.texts.reshape(-1, dim), point.image])
+    if rows.size and rows.shape[-1] != dim:
+        raise DimensionMismatch(
+            f"{point.item.key}: a vector of length {rows.shape[-1]}, but the collection holds {dim}; "
+            "was the model changed without a re-index?"
+        )
+    if not np.isfinite(rows).all():
+        raise ValueError(f"{point.item.key}: a vector holds NaN or infinity; check the model's precision")
+    if len(point.texts) != len(point.item.embedded_texts):
+        raise ValueError(
+            f"{point.item.key}: {len(point.texts)} rows for {len(point.item.embedded_texts)} texts"
+        )
+
+
+def _struct(point: Point) -> models.PointStruct:
+    vectors: dict[str, Any] = {}
+    if point.image is not None:
+        vectors["image"] = point.image.tolist()
+    if len(point.texts):
+        vectors["text"] = point.texts.tolist()
+    return models.PointStruct(id=str(point.item.id), vector=vectors, payload=point.item.payload)
+
+
+def _best_text(vectors: object, query: NDArray[np.float32]) -> int | None:
+    rows = vectors.get("text") if isinstance(vectors, dict) else None
+    return int(np.argmax(np.asarray(rows, np.float32) @ query)) if rows else None
+
+
+def _filter(where: Mapping[str, str]) -> models.Filter | None:
+    if not where:
+        return None
+    return models.Filter(must=[_condition(field, value) for field, value in where.items()])
+
+
+def _condition(field: str, value: str) -> models.Filter:
+    """Match `value` as a string and, where it reads as one, as a number or a truth value."""
+    path = field if field in PAYLOAD_FIELDS or field.startswith("metadata.") else metadata_path(field)
+    ways: list[models.Condition] = [
+        models.FieldCondition(key=path, match=models.MatchValue(value=value)),
+    ]
+    if value in ("true", "false"):
+        ways.append(models.FieldCondition(key=path, match=models.MatchValue(value=value == "true")))
+    elif re.fullmatch(r"-?\d{1,18}", value):
+        ways.append(models.FieldCondition(key=path, match=models.MatchValue(value=int(value))))
+    if re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", value):
+        ways.append(models.FieldCondition(key=path, range=models.Range(gte=float(value), lte=float(value))))
+    return models.Filter(should=ways)

@@ -1,0 +1,23 @@
+"""Bringing a database to the newest schema."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, func, select
+
+
+def upgrade(connection: Connection) -> None:
+    """Run every migration that `connection`'s database has not had yet.
+
+    Of several processes that start at once one migrates and the others wait; the caller commits.
+    """
+    connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended("sightline migrations", 0))))
+    command.upgrade(_config(connection), "head")
+
+
+def _config(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    return config

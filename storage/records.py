@@ -1,0 +1,154 @@
+"""The records that cross module boundaries: frozen, comparable, free of I/O."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid5
+
+ID_NAMESPACE = UUID("c1f6d7a4-3b0e-4e52-9d5c-2a7f81e06b93")
+SHORT_TEXT_CHARS = 300
+
+
+def item_id(source: str, key: str) -> UUID:
+    """Return the one id of the item that `source` calls `key`, the same on every machine.
+
+    The pair is encoded as JSON before hashing, so ("a", "b_c") and ("a_b", "c") differ.
+    """
+    return uuid5(ID_NAMESPACE, json.dumps([source, key]))
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One text of an item: a caption, a title, a description."""
+
+    text: str
+    lang: str | None = None
+    """A language tag such as `de` or `pt_BR`; None when the source gives none."""
+
+    embedded: bool = True
+    """Whether this text gets a vector; the others are kept, not searched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a source that can be read; its picture has not been fetched yet."""
+
+    key: str
+    place: str
+    """Where in the source it stands, for a person: a relative path, or `line 17`."""
+
+    texts: tuple[Text, ...]
+    image: str | None
+    """An absolute path or a URL that `fetch` takes."""
+
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that was set aside: which one, why, and what would let it through."""
+
+    place: str
+    key: str | None
+    reason: str
+    """A code that scripts can count by, such as `not_a_picture`."""
+
+    message: str
+    """A sentence that names the record and says what to do."""
+
+    raw: str = ""
+    """The row as the source has it, cut to a length that is fit to keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """A file of a folder that no rule makes a record of, such as an `.ogg`; counted, never read."""
+
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What is known of a picture without its pixels."""
+
+    sha256: str
+    uri: str
+    width: int
+    height: int
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing a user would want to find: a text, a picture, or a picture with texts."""
+
+    source: str
+    key: str
+    texts: tuple[Text, ...] = ()
+    picture: Picture | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> UUID:
+        return item_id(self.source, self.key)
+
+    @property
+    def embedded_texts(self) -> tuple[str, ...]:
+        """The texts that get a vector, in the order of the rows of the multivector `text`."""
+        return tuple(text.text for text in self.texts if text.embedded)
+
+    @property
+    def short_text(self) -> str:
+        """What stands for the item in a list: its first embedded text, else its first, cut short."""
+        texts = self.embedded_texts or tuple(text.text for text in self.texts) or ("",)
+        return texts[0][:SHORT_TEXT_CHARS]
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """What its Qdrant point carries beside the vectors."""
+        return {
+            "source": self.source,
+            "key": self.key,
+            "text": self.short_text,
+            "metadata": dict(self.metadata),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What a stored point was made from; in two parts, because only one of them costs a model."""
+
+    content: str
+    """SHA-256 over all that the vectors depend on: the picture's bytes and the embedded texts."""
+
+    record: str
+    """SHA-256 over the rest: every text, the metadata, where the picture is."""
+
+
+def digest_of(record: Record, image_sha256: str | None) -> Digest:
+    """Return the digest of `record`, whose picture has the bytes with `image_sha256`.
+
+    Texts that get no vector count for `record` alone, so a changed translation costs no model.
+    """
+    embedded = [text.text for text in record.texts if text.embedded]
+    texts = [[text.text, text.lang, text.embedded] for text in record.texts]
+    return Digest(
+        content=_sha256([image_sha256, embedded]),
+        record=_sha256([record.key, texts, record.image, dict(record.metadata)]),
+    )
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One search result; `score` is a cosine in [-1, 1], higher is closer."""
+
+    id: UUID
+    score: float
+    best_text: int | None = None
+    """Which of the item's embedded texts is closest to the query; None when it has none."""

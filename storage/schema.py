@@ -1,0 +1,174 @@
+"""The Postgres tables. Alembic compares the database with this file."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, DateTime, ForeignKey, Index, MetaData, Text, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """Names every constraint, so that migrations can drop it by name."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy reads it as a class attribute)
+        str: Text,
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        list[dict[str, Any]]: JSONB,
+    }
+
+
+class ItemRow(Base):
+    """The truth about one item. Its vectors can be rebuilt from this row and the picture.
+
+    The id is derived from source and key, so that it alone keeps them unique; an index over the two
+    would refuse keys of more than 2,700 bytes.
+    """
+
+    __tablename__ = "items"
+    __table_args__ = (
+        CheckConstraint("image_sha256 ~ '^[0-9a-f]{64}$'", name="image_sha256_is_hex"),
+        CheckConstraint("(image_sha256 is null) = (uri is null)", name="a_picture_has_a_uri"),
+        Index(None, "source"),
+        Index(None, "image_sha256"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    source: Mapped[str]
+    key: Mapped[str]
+    texts: Mapped[list[dict[str, Any]]]
+    image_sha256: Mapped[str | None]
+    uri: Mapped[str | None]
+    width: Mapped[int | None]
+    height: Mapped[int | None]
+    format: Mapped[str | None]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata")
+    content_hash: Mapped[str]
+    record_hash: Mapped[str]
+    created: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    updated: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    deleted: Mapped[datetime | None]
+
+
+class ModelRow(Base):
+    """A model that has made vectors here; its fingerprint tells it from every other."""
+
+    __tablename__ = "models"
+    __table_args__ = (CheckConstraint("state in ('candidate', 'active', 'retired')", name="state_is_known"),)
+
+    fingerprint: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    dim: Mapped[int]
+    state: Mapped[str]
+    created: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
+class CollectionRow(Base):
+    """A Qdrant collection, and the model whose vectors it holds."""
+
+    __tablename__ = "collections"
+    __table_args__ = (CheckConstraint("state in ('building', 'active', 'retired')", name="state_is_known"),)
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(ForeignKey("models.fingerprint"))
+    state: Mapped[str]
+    created: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    activated: Mapped[datetime | None]
+
+
+class MarkRow(Base):
+    """What the point of an item in a collection was made from. Written after the point."""
+
+    __tablename__ = "marks"
+    __table_args__ = (Index(None, "collection"),)
+
+    item_id: Mapped[UUID] = mapped_column(ForeignKey("items.id"), primary_key=True)
+    collection: Mapped[str] = mapped_column(ForeignKey("collections.name"), primary_key=True)
+    content_hash: Mapped[str]
+    record_hash: Mapped[str]
+    embedded: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
+class RunRow(Base):
+    """One run of a flow: what it read, what became of it, where the time went."""
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        CheckConstraint("outcome in ('running', 'completed', 'failed', 'crashed')", name="outcome_is_known"),
+        Index(None, "source", "started"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    flow: Mapped[str]
+    source: Mapped[str]
+    location: Mapped[str]
+    prefect_run_id: Mapped[UUID | None]
+    started: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    ended: Mapped[datetime | None]
+    outcome: Mapped[str]
+    error: Mapped[str | None]
+    counts: Mapped[dict[str, Any]]
+    seconds: Mapped[dict[str, Any]]
+
+
+class RejectRow(Base):
+    """A row of a source that could not be taken in; the same place failing again updates it."""
+
+    __tablename__ = "rejects"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    """Derived from source and place."""
+
+    source: Mapped[str]
+    place: Mapped[str]
+    key: Mapped[str | None]
+    reason: Mapped[str]
+    message: Mapped[str]
+    raw: Mapped[str]
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id"))
+    first_seen: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    last_seen: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    resolved: Mapped[datetime | None]
+
+
+class SeenRow(Base):
+    """Which items a run has met, and where: finds keys that come twice, and items that are gone.
+
+    The rows of a run go with its end; the table is unlogged, because a crash ends the run as well.
+    """
+
+    __tablename__ = "seen"
+    __table_args__ = ({"prefixes": ["UNLOGGED"]},)
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    item_id: Mapped[UUID] = mapped_column(primary_key=True)
+    place: Mapped[str]
+
+
+class EvaluationRow(Base):
+    """One figure of one evaluation, with the sizes without which it means nothing."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (Index(None, "collection", "at"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    collection: Mapped[str] = mapped_column(ForeignKey("collections.name"))
+    at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    dataset: Mapped[str]
+    direction: Mapped[str]
+    lang: Mapped[str | None]
+    metric: Mapped[str]
+    value: Mapped[float]
+    queries: Mapped[int]
+    gallery: Mapped[int]
