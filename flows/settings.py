@@ -93,7 +93,9 @@ def prepare_prefect(home: Path, *, log_level: str) -> None:
     """
     own = {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"} & os.environ.keys()
     if not own and not (Path.home() / ".prefect").exists():
-        os.environ["PREFECT_HOME"] = str(home.absolute() / "prefect")
+        own_home = home.absolute() / "prefect"
+        own_home.mkdir(parents=True, exist_ok=True)
+        os.environ["PREFECT_HOME"] = str(own_home)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", log_level)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")

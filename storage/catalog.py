@@ -84,7 +84,8 @@ def save_items(session: Session, items: Mapping[UUID, tuple[Item, Digest]]) -> N
     if not items:
         return
     rows = [_row(item, digest) for _, (item, digest) in sorted(items.items())]
-    statement = insert(ItemRow).values(rows)
+    # the table, not the class: an attribute `metadata` of the class is SQLAlchemy's own
+    statement = insert(ItemRow.__table__).values(rows)
     changed = {name: statement.excluded[name] for name in rows[0] if name not in ("id", "source", "key")}
     alive = {"updated": func.now(), "deleted": None}
     session.execute(statement.on_conflict_do_update(index_elements=[ItemRow.id], set_={**changed, **alive}))

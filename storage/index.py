@@ -229,18 +229,17 @@ def _describe(client: QdrantClient, name: str) -> Collection:
 
 
 def _check(point: Point, dim: int) -> None:
-    rows = point.texts if point.image is None else np.vstack([point.texts.reshape(-1, dim), point.image])
-    if rows.size and rows.shape[-1] != dim:
-        raise DimensionMismatch(
-            f"{point.item.key}: a vector of length {rows.shape[-1]}, but the collection holds {dim}; "
-            "was the model changed without a re-index?"
-        )
-    if not np.isfinite(rows).all():
-        raise ValueError(f"{point.item.key}: a vector holds NaN or infinity; check the model's precision")
-    if len(point.texts) != len(point.item.embedded_texts):
-        raise ValueError(
-            f"{point.item.key}: {len(point.texts)} rows for {len(point.item.embedded_texts)} texts"
-        )
+    key, texts = point.item.key, point.item.embedded_texts
+    for rows in (point.texts,) if point.image is None else (point.texts, point.image):
+        if rows.shape[-1] != dim:
+            raise DimensionMismatch(
+                f"{key}: a vector of length {rows.shape[-1]}, but the collection holds {dim}; "
+                "was the model changed without a re-index?"
+            )
+        if not np.isfinite(rows).all():
+            raise ValueError(f"{key}: a vector holds NaN or infinity; check the model's precision")
+    if len(point.texts) != len(texts):
+        raise ValueError(f"{key}: {len(point.texts)} rows for {len(texts)} texts")
 
 
 def _struct(point: Point) -> models.PointStruct:

@@ -12,7 +12,7 @@ names = st.text(max_size=20)
 
 
 def test_an_id_never_changes_between_releases():
-    assert item_id("shop", "shoes/1000268201.jpg") == UUID("00000000-0000-0000-0000-000000000000")
+    assert item_id("shop", "shoes/1000268201.jpg") == UUID("488b98a7-2485-5a13-9dbc-d5c7fd0fe6a4")
 
 
 @given(st.tuples(names, names), st.tuples(names, names))

@@ -1,0 +1,117 @@
+"""The bytes of one picture, from this machine or from a URL."""
+
+import errno
+import os
+import stat
+from typing import Any
+
+import aiohttp
+from fsspec import filesystem
+from fsspec.asyn import sync
+from fsspec.core import url_to_fs
+
+from storage.source.validate import printable
+
+CHUNK_BYTES = 1 << 16
+GONE = (404, 410)
+
+
+class FetchError(ValueError):
+    """The bytes of this picture cannot be had; the next one may be fine.
+
+    Attributes:
+        reason: `missing_file`, `too_large` or `unreachable`.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(printable(message))
+        self.reason = reason
+
+
+def fetch(uri: str, *, max_bytes: int, timeout_s: float) -> bytes:
+    """Return the bytes at `uri`; none is a fine answer here, an empty file is refused when it is decoded.
+
+    Args:
+        uri: an absolute path, or a URL that fsspec knows, as in `Record.image`.
+        max_bytes: no more than one byte beyond this is read.
+        timeout_s: for the whole of an HTTP answer; other protocols have limits of their own.
+
+    Raises:
+        FetchError: whatever it is that keeps the bytes from being read.
+    """
+    if uri.lower().startswith(("http://", "https://")):
+        content = _from_web(uri, max_bytes + 1, timeout_s)
+    elif "://" in uri and not uri.startswith("/"):
+        content = _from_store(uri, max_bytes + 1)
+    else:
+        content = _from_disk(uri, max_bytes + 1)
+    if len(content) > max_bytes:
+        raise FetchError("too_large", f"{uri}: over {max_bytes:,} bytes; make it smaller or raise the limit")
+    return content
+
+
+def _from_disk(path: str, limit: int) -> bytes:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block
+            raise FileNotFoundError(errno.ENOENT, "Is a folder or a device")
+        with open(path, "rb") as file:
+            return file.read(limit)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        why = f"{path}: no such file ({error.strerror}); put it there or correct the path"
+        raise FetchError("missing_file", why) from error
+    except ValueError as error:  # NUL in it
+        raise FetchError("missing_file", f"{path}: no path ({error}); correct it") from error
+    except OSError as error:
+        why = f"{path}: cannot be read ({error.strerror}); check its permissions and the disk"
+        raise FetchError("unreachable", why) from error
+
+
+def _from_web(url: str, limit: int, timeout_s: float) -> bytes:
+    files = filesystem("http")
+    try:
+        content: bytes = sync(files.loop, _body, files, url, limit, timeout_s)
+    except FileNotFoundError as error:
+        raise FetchError("missing_file", f"{url}: {error}; correct the URL or remove the row") from error
+    except TimeoutError as error:
+        why = f"{url}: no full answer within {timeout_s:g} s; try again, or raise the time limit"
+        raise FetchError("unreachable", why) from error
+    except aiohttp.TooManyRedirects as error:
+        raise FetchError("unreachable", f"{url}: redirected in circles; correct the URL") from error
+    except aiohttp.ClientResponseError as error:
+        why = f"{url}: HTTP {error.status} {error.message}; does it need a login, or a later try?"
+        raise FetchError("unreachable", why) from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        why = f"{url}: {type(error).__name__} ({error}); check the URL and the network"
+        raise FetchError("unreachable", why) from error
+    return content
+
+
+async def _body(files: Any, url: str, limit: int, timeout_s: float) -> bytes:
+    """Return at most `limit` bytes; fsspec's own `open` asks twice, and hides a dead host behind a 404."""
+    session: aiohttp.ClientSession = await files.set_session()
+    timeout = aiohttp.ClientTimeout(total=timeout_s)
+    headers = {"Accept-Encoding": "identity"}
+    async with session.get(url, timeout=timeout, headers=headers) as answer:
+        if answer.status in GONE:
+            raise FileNotFoundError(f"HTTP {answer.status} {answer.reason}")
+        answer.raise_for_status()
+        content = bytearray()
+        async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
+            content += chunk
+            if len(content) >= limit:
+                break
+        return bytes(content[:limit])
+
+
+def _from_store(url: str, limit: int) -> bytes:
+    try:
+        files, path = url_to_fs(url)
+        with files.open(path, "rb") as file:
+            content: bytes = file.read(limit)
+    except FileNotFoundError as error:
+        missing = f"{url}: there is no such file; put it there or correct the URL"
+        raise FetchError("missing_file", missing) from error
+    except Exception as error:  # each driver has exceptions of its own
+        why = f"{url}: {type(error).__name__} ({error}); check the URL, its driver and your login"
+        raise FetchError("unreachable", why) from error
+    return content

@@ -1,0 +1,150 @@
+"""A folder of pictures: each is a record, with the texts and the metadata that lie beside it."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from os.path import splitext
+from pathlib import Path
+from typing import Any
+from unicodedata import normalize
+
+from storage.records import Ignored, Record, Rejected
+from storage.source.lines import MAX_LINE_BYTES
+from storage.source.validate import (
+    BadRow,
+    checked_key,
+    checked_metadata,
+    checked_texts,
+    inside,
+    printable,
+    rejected,
+)
+
+Entry = os.DirEntry[str]
+Beside = dict[tuple[str, str], Entry]
+"""Texts and metadata by the stem of their pictures and by `.txt` or `.json`."""
+
+PICTURES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
+)
+NEWLINE = re.compile(r"\r\n|\r|\n")
+TRANSLATION = re.compile(r"([A-Za-z]{2,3}(?:[_@-][A-Za-z0-9@_-]+)?)\.utf8=(.*)")
+
+
+def read_folder(root: Path) -> Iterator[Record | Rejected | Ignored]:
+    """Read the pictures under `root`, folder by folder, names in code point order; none is opened.
+
+    Hidden names are left out, and links to folders are not followed.
+
+    Args:
+        root: resolved.
+    """
+    for entries in _listings(root):
+        beside = _beside(entries)
+        used = set(map(id, beside.values()))
+        for entry in entries:
+            if is_picture(entry.name):
+                yield _picture(root, entry, beside)
+            elif id(entry) not in used:
+                yield Ignored(printable(_relative(root, entry)))
+
+
+def count_pictures(root: Path) -> int:
+    """Return how many records `read_folder` would try to make."""
+    return sum(is_picture(entry.name) for entries in _listings(root) for entry in entries)
+
+
+def is_picture(name: str) -> bool:
+    """Tell by its suffix whether a file is taken for a picture."""
+    return splitext(name)[1].lower() in PICTURES
+
+
+def _listings(root: Path) -> Iterator[list[Entry]]:
+    """Give the files of each folder by name; a stack, as folders can be nested deeper than calls."""
+    waiting = [str(root)]
+    while waiting:
+        with os.scandir(waiting.pop()) as scanned:
+            shown = [entry for entry in scanned if not entry.name.startswith(".")]
+        shown.sort(key=lambda entry: entry.name)
+        folders = [entry.path for entry in shown if entry.is_dir(follow_symlinks=False)]
+        waiting.extend(reversed(folders))
+        yield [entry for entry in shown if not entry.is_dir(follow_symlinks=False)]
+
+
+def _beside(entries: Iterable[Entry]) -> Beside:
+    stems = {splitext(entry.name)[0] for entry in entries if is_picture(entry.name)}
+    beside: Beside = {}
+    for entry in entries:
+        stem, suffix = splitext(entry.name)
+        if suffix.lower() in (".txt", ".json") and stem in stems:
+            beside.setdefault((stem, suffix.lower()), entry)
+    return beside
+
+
+def _picture(root: Path, entry: Entry, beside: Beside) -> Record | Rejected:
+    place, stem = _relative(root, entry), splitext(entry.name)[0]
+    key, raw = None, None
+    try:
+        key = checked_key(place)
+        _check_link(entry, root)
+        raw = _sidecar(beside.get((stem, ".txt")), root)
+        texts = checked_texts(_lines(raw or ""))
+        raw = _sidecar(beside.get((stem, ".json")), root)
+        return Record(key, place, texts, entry.path, checked_metadata(_object(raw)))
+    except BadRow as bad:
+        bad.key = key or place
+        return rejected(place, bad, raw or "")
+
+
+def _relative(root: Path, entry: Entry) -> str:
+    return normalize("NFC", Path(entry.path).relative_to(root).as_posix())
+
+
+def _check_link(entry: Entry, root: Path) -> None:
+    if entry.is_symlink():
+        inside(entry.path, root)
+
+
+def _sidecar(entry: Entry | None, root: Path) -> str | None:
+    if entry is None:
+        return None
+    _check_link(entry, root)
+    try:
+        content = _beginning(entry)
+    except OSError as error:
+        why = f"{entry.name} cannot be read ({error.strerror}); check its permissions"
+        raise BadRow("unreadable", why) from error
+    if len(content) > MAX_LINE_BYTES:
+        raise BadRow("too_large", f"{entry.name} has over {MAX_LINE_BYTES:,} bytes; shorten it")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        why = f"{entry.name} is not UTF-8 ({error.reason}, byte {error.start + 1}); re-save it as UTF-8"
+        raise BadRow("not_utf8", why) from error
+
+
+def _beginning(entry: Entry) -> bytes:
+    if not entry.is_file():  # a pipe would block
+        raise BadRow("unreadable", f"{entry.name} is not a regular file; replace or remove it")
+    with open(entry.path, "rb") as file:
+        return file.read(MAX_LINE_BYTES + 1)
+
+
+def _lines(sidecar: str) -> Iterator[tuple[str, str | None]]:
+    """Give text and language of each line; `de.utf8=Ein Apfel.` is how Tux Paint marks a translation."""
+    for line in NEWLINE.split(sidecar):
+        translation = TRANSLATION.fullmatch(line.strip())
+        yield (translation[2], translation[1]) if translation else (line, None)
+
+
+def _object(sidecar: str | None) -> dict[str, Any]:
+    if sidecar is None:
+        return {}
+    try:
+        found = json.loads(sidecar)
+    except (ValueError, RecursionError) as error:
+        raise BadRow("bad_metadata", f"its .json is not JSON ({error}); write one object") from error
+    if not isinstance(found, dict):
+        raise BadRow("bad_metadata", f"its .json is a {type(found).__name__}; write one object")
+    return found

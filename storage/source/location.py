@@ -1,0 +1,99 @@
+"""From a location that a user names to its rows."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from storage.records import Ignored, Record, Rejected
+from storage.source.delimited import read_csv
+from storage.source.folder import count_pictures, read_folder
+from storage.source.jsonl import read_jsonl
+from storage.source.manifest import BadSource
+from storage.source.parquet import count_parquet, read_parquet
+from storage.source.validate import is_storable, printable
+
+TAKEN = "a folder of pictures, or a manifest that ends in .jsonl, .ndjson, .csv or .parquet"
+CHUNK_BYTES = 1 << 20
+
+Reader = Callable[[Path], Iterator[Record | Rejected]]
+READERS: dict[str, Reader] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}
+
+
+def read_source(location: Path) -> Iterator[Record | Rejected | Ignored]:
+    """Read `location` row by row, always in the same order; it is never in memory as a whole.
+
+    What a row holds never raises: a row that cannot become a record comes out as a `Rejected`.
+    Keys are not compared with each other, and no picture is opened.
+
+    Args:
+        location: a folder, or a manifest whose paths are relative to its own folder.
+
+    Raises:
+        BadSource: neither of these, or not readable; raised here, before the first row is asked for.
+        OSError: while iterating: a folder cannot be listed, or the disk failed. Nothing is skipped.
+    """
+    found = _resolved(location)
+    return read_folder(found) if found.is_dir() else READERS[found.suffix.lower()](found)
+
+
+def source_name(location: Path) -> str:
+    """Return the name that a source has by default: its folder's, or its manifest's without the suffix."""
+    return location.resolve().name if location.is_dir() else location.stem
+
+
+def count_rows(location: Path) -> int:
+    """Return about how many records there are, seldom too few: for a progress bar, not for a report.
+
+    Raises:
+        BadSource: as `read_source`.
+    """
+    found = _resolved(location)
+    if found.is_dir():
+        return count_pictures(found)
+    if found.suffix.lower() == ".parquet":
+        return count_parquet(found)
+    return _count_lines(found) if found.is_file() else 0
+
+
+def _resolved(location: Path) -> Path:
+    found = _absolute(location)
+    if not found.exists():
+        raise BadSource(f"{printable(str(location))}: there is nothing there; name {TAKEN}")
+    if not is_storable(str(found)):
+        raise BadSource(f"{printable(str(found))}: this path is not UTF-8; rename its folders")
+    if found.is_dir():
+        return found
+    if found.suffix.lower() not in READERS:
+        raise BadSource(f"{found}: not a source; name {TAKEN}")
+    if found.is_file():
+        _check_readable(found)
+    return found
+
+
+def _absolute(location: Path) -> Path:
+    """Return `location` with its folders resolved; a link to a manifest keeps its own name and folder."""
+    if location.is_dir():
+        return Path(os.path.realpath(location))
+    return Path(os.path.realpath(location.parent)) / location.name
+
+
+def _check_readable(file: Path) -> None:
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise BadSource(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _count_lines(file: Path) -> int:
+    lines, last = 0, b"\n"
+    with file.open("rb") as opened:
+        while chunk := opened.read(CHUNK_BYTES):
+            lines += chunk.count(b"\n")
+            last = chunk[-1:]
+    lines += last != b"\n"
+    return max(0, lines - 1) if file.suffix.lower() == ".csv" else lines

@@ -1,0 +1,182 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from qdrant_client import QdrantClient
+
+from embedding.encoder import unit_rows
+from storage import index
+from storage.index import Point
+from storage.records import Item
+from tests.builders import an_item
+
+NOTHING = np.empty((0, 3), np.float32)
+X, Y, Z = unit_rows(np.eye(3))
+
+
+def a_collection(client: QdrantClient, points: list[Point], fingerprint: str = "f1") -> str:
+    name = index.create(client, model="colour", fingerprint=fingerprint, dim=3, filter_fields={})
+    index.upsert(client, name, points, dim=3)
+    index.activate(client, name)
+    return name
+
+
+def pictured(key: str, image: NDArray[np.float32], **metadata: object) -> Point:
+    return Point(an_item(key, texts=(), sha256="0" * 64, metadata=metadata), image, NOTHING)
+
+
+def found(client: QdrantClient, query: NDArray[np.float32], using: index.Space = "image", **rest: object):
+    return [hit.id for hit in index.search(client, query, using=using, limit=10, **rest)]
+
+
+def test_the_collection_says_which_model_made_it(vectors: QdrantClient):
+    name = a_collection(vectors, [pictured("a", X)])
+
+    assert index.active(vectors) == index.Collection(name, "colour", "f1", dim=3, points=1)
+
+
+def test_before_the_first_ingest_there_is_no_collection_and_the_error_says_what_to_run(vectors: QdrantClient):
+    assert index.active(vectors) is None
+    with pytest.raises(index.NoCollection, match="sightline ingest SOURCE"):
+        index.collection_of(vectors, "f1", "colour")
+
+
+def test_a_query_by_another_model_is_an_error_never_a_wrong_ranking(vectors: QdrantClient):
+    a_collection(vectors, [pictured("a", X)])
+
+    with pytest.raises(index.ModelMismatch, match=r"'colour' \(f1\), not of 'clip' \(f2\)"):
+        index.collection_of(vectors, "f2", "clip")
+
+
+def test_the_closest_comes_first_and_equals_are_in_the_order_of_their_ids(vectors: QdrantClient):
+    points = [pictured(key, Y) for key in "abcd"] + [pictured("best", X)]
+    a_collection(vectors, points)
+
+    equals = sorted(point.item.id for point in points[:-1])
+    assert found(vectors, X) == [points[-1].item.id, *equals]
+
+
+def test_an_item_is_as_close_as_its_best_text_and_the_hit_says_which_that_is(vectors: QdrantClient):
+    item = an_item("a", texts=("x", "y", "z"))
+    a_collection(vectors, [Point(item, None, np.stack([X, Y, Z]))])
+
+    [hit] = index.search(vectors, Z, using="text", limit=1)
+
+    assert hit.score == pytest.approx(1)
+    assert hit.best_text == 2
+
+
+def test_an_item_without_a_picture_is_not_found_as_one(vectors: QdrantClient):
+    text_only = Point(an_item("t", texts=("x",)), None, X[None])
+    a_collection(vectors, [text_only, pictured("p", Y)])
+
+    assert found(vectors, X, "image") == [an_item("p").id]
+    assert found(vectors, X, "text") == [an_item("t").id]
+
+
+def test_a_point_that_lost_its_text_is_no_longer_found_by_it(vectors: QdrantClient):
+    name = a_collection(vectors, [Point(an_item("a", texts=("x",)), Y, X[None])])
+
+    index.upsert(vectors, name, [pictured("a", Y)], dim=3)
+
+    assert found(vectors, X, "text") == []
+    assert found(vectors, Y, "image") == [an_item("a").id]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "where"),
+    [
+        ("kind", "fruit", {"kind": "fruit"}),
+        ("year", 2020, {"year": "2020"}),
+        ("year", "2020", {"year": "2020"}),
+        ("price", 2.5, {"price": "2.5"}),
+        ("sold", True, {"sold": "true"}),
+        ("tags", ["a", "b"], {"tags": "b"}),
+        ("two words", "x", {"two words": "x"}),
+        ("kind", "fruit", {"metadata.kind": "fruit", "source": "test", "key": "hit"}),
+    ],
+)
+def test_metadata_narrows_a_search(vectors: QdrantClient, field: str, value: object, where: dict[str, str]):
+    a_collection(vectors, [pictured("hit", Y, **{field: value}), pictured("miss", X, **{field: "other"})])
+
+    assert found(vectors, X, where=where) == [an_item("hit").id]
+
+
+def test_conditions_must_all_hold(vectors: QdrantClient):
+    a_collection(vectors, [pictured("a", X, kind="fruit", year=1), pictured("b", X, kind="fruit", year=2)])
+
+    assert found(vectors, X, where={"kind": "fruit", "year": "2"}) == [an_item("b").id]
+
+
+def test_hits_below_the_least_score_are_left_out(vectors: QdrantClient):
+    a_collection(vectors, [pictured("near", X), pictured("far", Y)])
+
+    assert found(vectors, X, min_score=0.5) == [an_item("near").id]
+
+
+def test_a_new_payload_leaves_the_vectors_alone(vectors: QdrantClient):
+    name = a_collection(vectors, [pictured("a", X, price=1)])
+
+    index.overwrite_payloads(vectors, name, [an_item("a", texts=(), metadata={"price": 2})])
+
+    assert found(vectors, X, where={"price": "2"}) == [an_item("a").id]
+    assert found(vectors, X, where={"price": "1"}) == []
+
+
+def test_a_delete_reaches_every_collection_of_ours_and_no_other(vectors: QdrantClient):
+    old = a_collection(vectors, [pictured("a", X), pictured("b", Y)], "f1")
+    new = a_collection(vectors, [pictured("a", X)], "f2")
+    vectors.create_collection("theirs", vectors_config={})
+    vectors.upsert("theirs", [index.models.PointStruct(id=str(an_item("a").id), vector={})])
+
+    index.delete(vectors, [an_item("a").id])
+
+    assert [vectors.count(name).count for name in (old, new, "theirs")] == [1, 0, 1]
+
+
+def test_a_search_by_alias_sees_the_old_collection_until_the_switch(vectors: QdrantClient):
+    old = a_collection(vectors, [pictured("old", X)], "f1")
+    a_collection(vectors, [pictured("new", X)], "f2")
+    assert found(vectors, X) == [an_item("new").id]
+
+    index.activate(vectors, old)
+
+    assert found(vectors, X) == [an_item("old").id]
+
+
+@pytest.mark.parametrize(
+    ("point", "error", "says"),
+    [
+        (pictured("cat", np.ones(4, np.float32)), index.DimensionMismatch, "length 4, but the collection holds 3"),
+        (pictured("cat", np.array([np.nan, 0, 1], np.float32)), ValueError, "cat: a vector holds NaN"),
+        (Point(an_item("cat", texts=("a", "b")), None, X[None]), ValueError, "cat: 1 rows for 2 texts"),
+    ],
+)
+def test_a_bad_point_is_named_and_the_whole_batch_stays_out(
+    vectors: QdrantClient, point: Point, error: type[Exception], says: str
+):
+    name = a_collection(vectors, [])
+
+    with pytest.raises(error, match=says):
+        index.upsert(vectors, name, [pictured("good", X), point], dim=3)
+
+    assert vectors.count(name).count == 0
+
+
+def test_every_picture_vector_can_be_read_back_over_several_pages(vectors: QdrantClient):
+    points = [pictured(f"{number}", X) for number in range(1001)]
+    points.append(Point(an_item("text only", texts=("x",)), None, Y[None]))
+    name = a_collection(vectors, points)
+
+    read = dict(index.image_vectors(vectors, name))
+
+    assert read.keys() == {point.item.id for point in points[:-1]}
+    assert all((row == X).all() for row in read.values())
+
+
+def test_the_payload_holds_what_people_filter_on(vectors: QdrantClient):
+    item: Item = an_item("a", texts=("a cat",), metadata={"price": 2})
+    name = a_collection(vectors, [Point(item, None, X[None])])
+
+    [record] = vectors.retrieve(name, [str(item.id)])
+
+    assert record.payload == {"source": "test", "key": "a", "text": "a cat", "metadata": {"price": 2}}
