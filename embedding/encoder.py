@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,7 @@ Vectors = NDArray[np.float32]
 PREPROCESSING_VERSION = 1
 """Raise it whenever the picture gate or this file would turn the same input into another vector."""
 
-OWN_MODULES = "embedding."
-LIBRARY_MODULES = "sentence_transformers."
+HUB_TIMEOUT_S = 5.0
 
 
 class Encoder(Protocol):
@@ -89,7 +88,10 @@ def load_encoder(name: str, *, device: str = "auto") -> "SentenceEncoder":
 
 
 def _load_sentence_transformer(name: str, device: str) -> "SentenceTransformer":
+    """Load `name` with the library's modules and ours; no code that a model brings or names is run."""
     from sentence_transformers import SentenceTransformer
+
+    from embedding.starter import MODULES
 
     folder = Path(name)
     if folder.is_dir() and not (folder / "modules.json").exists() and not (folder / "config.json").exists():
@@ -97,30 +99,45 @@ def _load_sentence_transformer(name: str, device: str) -> "SentenceTransformer":
             f"folder {name!r} holds no model (no modules.json, no config.json); "
             "set SIGHTLINE_MODEL to a folder that sentence-transformers wrote"
         )
+    offline = folder.is_dir() or not _hub_answers(name)
     try:
-        return SentenceTransformer(name, device=device, trust_remote_code=_all_code_is_known(folder))
+        # Private, but the public way to classes of ours is trust_remote_code, which trusts everything.
+        return SentenceTransformer._load_with_module_classes(
+            name, MODULES, device=device, local_files_only=offline
+        )
     except OSError as error:
+        where = (
+            f"the folder lacks a file or holds a damaged one ({_first_line(error)})"
+            if folder.is_dir()
+            else "it is no folder here, and the hub did not answer or has no such model"
+        )
         raise ModelUnavailable(
-            f"cannot load model {name!r}: it is no folder here, and the hub did not answer or has no such "
-            "model; set SIGHTLINE_MODEL to starter or to a local folder"
+            f"cannot load model {name!r}: {where}; set SIGHTLINE_MODEL to starter or to a local folder"
+        ) from error
+    except (ValueError, ImportError) as error:
+        raise ModelUnavailable(
+            f"cannot load model {name!r}: it is damaged, or needs code that is not known here, and code that "
+            f"comes with a model is never run ({_first_line(error)}); set SIGHTLINE_MODEL to another model"
         ) from error
 
 
-def _all_code_is_known(folder: Path) -> bool:
-    """Say whether `folder` is a model made of the library's classes and ours, and brings no code itself.
+def _hub_answers(name: str) -> bool:
+    """Ask the hub once; the library would ask for each file of a model, and half a minute for each."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever of httpx and httpx2 it has
 
-    Only then is the library told to trust it: it looks for a class in the folder before it looks here, and
-    follows an `auto_map` to wherever that points.
-    """
-    if not (folder / "modules.json").is_file() or any(folder.rglob("*.py")):
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+    except HfHubHTTPError:
+        return True
+    except (OSError, httpx.HTTPError, HFValidationError):
         return False
-    configs = [path.read_text("utf-8") for path in folder.rglob("*.json")]
-    if any('"auto_map"' in config for config in configs):
-        return False
-    types = {module["type"] for module in json.loads((folder / "modules.json").read_text("utf-8"))}
-    for router in folder.rglob("router_config.json"):
-        types.update(json.loads(router.read_text("utf-8"))["types"].values())
-    return all(name.startswith((OWN_MODULES, LIBRARY_MODULES)) for name in types)
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 class SentenceEncoder:
@@ -144,9 +161,7 @@ class SentenceEncoder:
         import torch
 
         digest = hashlib.sha256(f"preprocessing {PREPROCESSING_VERSION}".encode())
-        for module in self.model.modules():
-            if callable(config := getattr(module, "get_config_dict", None)):
-                digest.update(json.dumps([type(module).__name__, config()], default=str).encode())
+        digest.update(json.dumps(list(_configuration(self.model)), default=str, sort_keys=True).encode())
         for key, tensor in sorted(self.model.state_dict().items()):
             plain = tensor.detach().cpu().contiguous()
             digest.update(f"{key} {plain.dtype} {tuple(plain.shape)}".encode())
@@ -183,6 +198,26 @@ class SentenceEncoder:
         if self.model.device.type == "cuda":
             return torch.autocast("cuda", torch.bfloat16)
         return nullcontext()
+
+
+def _configuration(model: "SentenceTransformer") -> Iterator[object]:
+    """Yield what decides about a vector beside the weights, the same before and after a save and a load."""
+    from sentence_transformers.base.modules import Transformer
+
+    yield model.max_seq_length, model.prompts, model.default_prompt_name
+    for module in model.modules():
+        if callable(config := getattr(module, "get_config_dict", None)):
+            yield type(module).__name__, config()
+        if isinstance(module, Transformer):
+            yield _without(module.model.config.to_diff_dict(), "transformers_version", "_name_or_path")
+            if pictures := getattr(module.processor, "image_processor", None):
+                yield pictures.to_dict()
+            if words := getattr(module.tokenizer, "backend_tokenizer", None):
+                yield _without(json.loads(words.to_str()), "truncation", "padding")  # set by the last call
+
+
+def _without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def unit_rows(rows: NDArray[np.floating]) -> Vectors:

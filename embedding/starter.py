@@ -143,6 +143,10 @@ class ConseTower(InputModule):
         return tower
 
 
+MODULES = {f"{module.__module__}.{module.__name__}": module for module in (Centre, ConseTower)}
+"""Our classes by the names that a saved model calls them."""
+
+
 def _pixels(picture: Image.Image) -> Tensor:
     """Return the centre of `picture`, an RGB image, as float32 of shape (3, 260, 260) in about [-1, 1]."""
     crop = min(picture.size) * SIDE / RESIZED_SIDE

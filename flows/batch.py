@@ -154,6 +154,7 @@ def plan_rows(
     session: Session, run: Run, fetched: Sequence[Fetched], rejects: Sequence[Rejected]
 ) -> "Planned":
     """Decide what the records of a batch need; the run's claims are all that is written."""
+    catalog.meet(session, run.id, {item_id(run.source, bad.key) for bad in rejects if bad.key is not None})
     unique, twice = first_of_each(session, run, fetched)
     known = catalog.stored(session, run.collection, unique)
     marked = {id: entry.mark for id, entry in known.items() if entry.mark}

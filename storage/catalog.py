@@ -13,6 +13,10 @@ from storage.records import Digest, Item, Picture, Text
 from storage.schema import ItemRow, MarkRow, SeenRow
 
 
+UNUSABLE = ""
+"""The place of a claim by a row that could not be taken in: a good row of the same key takes it over."""
+
+
 class SourceBusy(RuntimeError):
     """Another run reads the same source; two at once would undo each other's work."""
 
@@ -44,6 +48,13 @@ def source_lock(engine: Engine, source: str) -> Iterator[None]:
             connection.commit()
 
 
+def meet(session: Session, run_id: UUID, ids: Iterable[UUID]) -> None:
+    """Record that this run met the items `ids`, in rows that could not be taken in."""
+    rows = [{"run_id": run_id, "item_id": id, "place": UNUSABLE} for id in ids]
+    if rows:
+        session.execute(insert(SeenRow).values(rows).on_conflict_do_nothing())
+
+
 def claim(session: Session, run_id: UUID, places: Mapping[UUID, str]) -> dict[UUID, str]:
     """Record that this run met the items at `places`; return those that stand elsewhere as well.
 
@@ -55,7 +66,14 @@ def claim(session: Session, run_id: UUID, places: Mapping[UUID, str]) -> dict[UU
     if not places:
         return {}
     rows = [{"run_id": run_id, "item_id": id, "place": place} for id, place in places.items()]
-    session.execute(insert(SeenRow).values(rows).on_conflict_do_nothing())
+    statement = insert(SeenRow).values(rows)
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[SeenRow.run_id, SeenRow.item_id],
+            set_={"place": statement.excluded.place},
+            where=SeenRow.place == UNUSABLE,
+        )
+    )
     first = select(SeenRow.item_id, SeenRow.place).where(
         SeenRow.run_id == run_id, SeenRow.item_id.in_(places)
     )
