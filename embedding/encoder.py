@@ -209,7 +209,7 @@ def _configuration(model: "SentenceTransformer") -> Iterator[object]:
         if callable(config := getattr(module, "get_config_dict", None)):
             yield type(module).__name__, config()
         if isinstance(module, Transformer):
-            yield _without(module.model.config.to_diff_dict(), "transformers_version", "_name_or_path")
+            yield _without(module.model.config.to_diff_dict(), "transformers_version")
             if pictures := getattr(module.processor, "image_processor", None):
                 yield pictures.to_dict()
             if words := getattr(module.tokenizer, "backend_tokenizer", None):

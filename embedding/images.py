@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow begins to warn
-MIN_SIDE = 8
+MIN_SIDE = 4
 MAX_ASPECT = 100  # a model scales the shorter side to a few hundred pixels, and the longer one with it
 KEEP_SIDE = 640  # more than any model looks at
 

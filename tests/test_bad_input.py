@@ -125,7 +125,9 @@ def test_a_bad_row_is_set_aside_with_its_reason(
     assert searchable(deps) == {"good", "also good"}
 
 
-@pytest.mark.parametrize("caption", ["تفاحة حمراء", "红苹果", "👩‍🚀 in space", "ａ ｆｕｌｌｗｉｄｔｈ ａｐｐｌｅ"])
+@pytest.mark.parametrize(
+    "caption", ["تفاحة حمراء", "红苹果", "👩‍🚀 in space", "ａ ｆｕｌｌｗｉｄｔｈ ａｐｐｌｅ"]
+)
 def test_a_caption_in_any_script_comes_back_as_it_was(
     deps: Deps, settings: Settings, tmp_path: Path, caption: str
 ):
@@ -138,9 +140,7 @@ def test_a_caption_in_any_script_comes_back_as_it_was(
     assert item.embedded_texts == (caption,)
 
 
-def test_a_link_that_leads_out_of_the_folder_is_not_followed(
-    deps: Deps, settings: Settings, tmp_path: Path
-):
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(deps: Deps, settings: Settings, tmp_path: Path):
     a_folder(tmp_path, {"secret.png": png("blue")})
     folder = a_folder(tmp_path / "shop", GOOD)
     (folder / "link.png").symlink_to(tmp_path / "secret.png")

@@ -146,7 +146,11 @@ def test_a_search_by_alias_sees_the_old_collection_until_the_switch(vectors: Qdr
 @pytest.mark.parametrize(
     ("point", "error", "says"),
     [
-        (pictured("cat", np.ones(4, np.float32)), index.DimensionMismatch, "length 4, but the collection holds 3"),
+        (
+            pictured("cat", np.ones(4, np.float32)),
+            index.DimensionMismatch,
+            "length 4, but the collection holds 3",
+        ),
         (pictured("cat", np.array([np.nan, 0, 1], np.float32)), ValueError, "cat: a vector holds NaN"),
         (Point(an_item("cat", texts=("a", "b")), None, X[None]), ValueError, "cat: 1 rows for 2 texts"),
     ],

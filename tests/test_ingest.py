@@ -133,7 +133,11 @@ def test_a_picture_that_moved_keeps_its_vector_and_what_is_known_of_it(
         [item] = catalog.items_by_id(session, [item_id("shop", "a")]).values()
     assert report.updated == 1
     assert item.picture is not None
-    assert (item.picture.uri, item.picture.width, item.picture.format) == (str(tmp_path / "new.png"), 16, "PNG")
+    assert (item.picture.uri, item.picture.width, item.picture.format) == (
+        str(tmp_path / "new.png"),
+        16,
+        "PNG",
+    )
 
 
 def test_texts_in_other_languages_are_kept_but_not_embedded(deps: Deps, settings: Settings, tmp_path: Path):
@@ -322,9 +326,7 @@ def test_a_limited_run_resolves_nothing_that_it_did_not_read(deps: Deps, setting
     assert rejects(deps) == {"c.png": "not_a_picture"}
 
 
-def test_a_dry_run_says_what_would_happen_and_writes_nothing(
-    deps: Deps, settings: Settings, tmp_path: Path
-):
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(deps: Deps, settings: Settings, tmp_path: Path):
     folder = a_folder(tmp_path / "shop", {"a.png": png("red"), "b.png": png("blue"), "c.png": png("green")})
     ingest(deps, settings, folder)
     (folder / "c.png").unlink()

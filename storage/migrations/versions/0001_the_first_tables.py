@@ -132,19 +132,3 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("item_id", "collection", name=op.f("pk_marks")),
     )
     op.create_index(op.f("ix_marks_collection"), "marks", ["collection"], unique=False)
-
-
-def downgrade() -> None:
-    op.drop_index(op.f("ix_marks_collection"), table_name="marks")
-    op.drop_table("marks")
-    op.drop_index(op.f("ix_evaluations_collection_at"), table_name="evaluations")
-    op.drop_table("evaluations")
-    op.drop_table("rejects")
-    op.drop_table("collections")
-    op.drop_table("seen")
-    op.drop_index(op.f("ix_runs_source_started"), table_name="runs")
-    op.drop_table("runs")
-    op.drop_table("models")
-    op.drop_index(op.f("ix_items_source"), table_name="items")
-    op.drop_index(op.f("ix_items_image_sha256"), table_name="items")
-    op.drop_table("items")

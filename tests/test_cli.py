@@ -1,0 +1,205 @@
+"""The command line as others script against it: real processes' code, real stores, the real starter."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from flows.cli import main
+from tests.builders import a_folder, png
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def sightline(*arguments: str) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_has_help_and_is_in_the_readme(name: str):
+    assert main.commands[name].help
+    assert f"sightline {name}" in README.read_text()
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_option_has_help(name: str):
+    options = [param for param in main.commands[name].params if isinstance(param, click.Option)]
+
+    assert all(option.help for option in options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ingest", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["ingest", ".", "--limit", "0"], "--limit"),
+        (["ingest", ".", "--limit", "1", "--delete-missing"], "leave out --limit"),
+        (["search"], "give a TEXT or --image FILE"),
+        (["search", ""], "give a TEXT or --image FILE"),
+        (["search", "red", "--find", "sounds"], "--find"),
+        (["search", "red", "--where", "kind"], "--where takes K=V"),
+        (["sing"], "No such command 'sing'"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_what_is_wrong(arguments: list[str], says: str):
+    result = sightline(*arguments)
+
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "search", "rejects"])
+def test_looking_does_not_pay_for_prefect(command: str):
+    probe = (
+        "import sys; from click.testing import CliRunner; from flows.cli import main; "
+        f"CliRunner().invoke(main, ['{command}', '--help']); import flows.status, flows.search, flows.tables; "
+        "sys.exit('prefect' in sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+def test_help_is_instant_because_it_loads_no_model():
+    probe = "import sys, flows.cli; sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+@pytest.fixture
+def home(postgres_home: Path, engine: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A home with the tests' Postgres, emptied after the test, and an index of its own."""
+    from storage.embedded import postgres_url
+
+    monkeypatch.setenv("SIGHTLINE_DATABASE_URL", postgres_url(postgres_home))
+    monkeypatch.setenv("SIGHTLINE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def document(result: Result) -> dict:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.usefixtures("home")
+def test_status_before_anything_says_what_to_run():
+    assert document(sightline("status", "--json"))["collection"] is None
+    assert "sightline ingest SOURCE" in sightline("status").stdout
+
+
+@pytest.mark.usefixtures("home")
+def test_searching_before_anything_is_one_line_with_the_remedy_and_exits_with_1():
+    result = sightline("search", "red")
+
+    assert result.exit_code == 1
+    assert result.stderr == "Error: nothing has been ingested yet; run: sightline ingest SOURCE\n"
+    assert result.stdout == ""
+
+
+@pytest.mark.usefixtures("home")
+def test_the_traceback_shows_only_with_debug():
+    quiet = sightline("search", "red", "--image", "nowhere.png")
+    assert "Traceback" not in quiet.output
+
+    loud = sightline("--debug", "search", "red")
+    assert type(loud.exception).__name__ == "NoCollection"
+
+
+@pytest.mark.usefixtures("home")
+def test_a_misspelt_setting_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SIGHTLINE_MODLE", "clip")
+
+    result = sightline("status")
+
+    assert result.exit_code == 1
+    assert "SIGHTLINE_MODLE is no setting of Sightline; did you mean SIGHTLINE_MODEL?" in result.stderr
+
+
+@pytest.mark.usefixtures("home")
+def test_a_postgres_that_is_not_there_is_named_with_the_remedy_and_without_the_password(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("SIGHTLINE_DATABASE_URL", "postgresql+psycopg://me:hunter2@127.0.0.1:1/none")
+
+    result = sightline("status")
+
+    assert result.exit_code == 1
+    assert "Postgres did not answer" in result.stderr
+    assert "SIGHTLINE_DATABASE_URL" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert "hunter2" not in result.output
+
+
+def test_an_index_that_another_process_holds_does_not_keep_status_from_answering(home: Path):
+    from storage.embedded import local_qdrant
+
+    with local_qdrant(home):
+        now = document(sightline("status", "--json"))
+        search = sightline("search", "red")
+
+    assert "is in use by process" in now["collection_problem"]
+    assert search.exit_code == 1
+    assert "SIGHTLINE_QDRANT__URL" in search.stderr
+
+
+def test_the_whole_day_from_ingest_to_evaluate(home: Path, tmp_path: Path):
+    """One long test, because each step needs the one before, and each costs a model and a flow."""
+    folder = a_folder(
+        tmp_path / "shop",
+        {
+            "red.png": png("red", (64, 64)),
+            "red.txt": "A plain red picture.\nde.utf8=Ein rotes Bild.",
+            "blue.png": png("blue", (64, 64)),
+            "blue.txt": "A plain blue picture.",
+            "blue.json": '{"kind": "cold"}',
+            "broken.png": b"no picture",
+        },
+    )
+
+    planned = document(sightline("ingest", folder, "--dry-run", "--json"))
+    assert (planned["outcome"], planned["embedded"], planned["rejected"]) == ("dry run", 3, 0)
+
+    first = document(sightline("ingest", folder, "--json"))
+    assert first.keys() >= {"read", "unchanged", "embedded", "rejected", "deleted", "seconds"}
+    assert (first["read"], first["embedded"], first["rejected"]) == (3, 2, 1)
+
+    [reject] = document(sightline("rejects", "--json"))["rejects"]
+    assert (reject["place"], reject["reason"]) == ("broken.png", "not_a_picture")
+    assert "broken.png" in sightline("rejects").stdout
+
+    found = document(sightline("search", "a blue picture", "--find", "texts", "--json", "--limit", "1"))
+    assert (found["query"], found["model"]) == ("a blue picture", "starter")
+    [hit] = found["hits"]
+    assert hit.keys() == {"id", "key", "source", "score", "text", "uri"}
+    assert (hit["key"], hit["text"]) == ("blue.png", "A plain blue picture.")
+
+    page = tmp_path / "page.html"
+    result = sightline("search", "--image", folder / "red.png", "--find", "images", "--gallery", page)
+    assert "red.png" in result.stdout.splitlines()[1]
+    assert "A plain red picture." in page.read_text()
+
+    narrowed = document(sightline("search", "picture", "--where", "kind=cold", "--json"))
+    assert [hit["key"] for hit in narrowed["hits"]] == ["blue.png"]
+
+    figures = document(sightline("evaluate", "--json"))
+    assert (figures["model"], figures["gallery"], figures["queries"]) == ("starter", 2, 2)
+    assert figures["text_to_image"]["recall@5"] == figures["image_to_text"]["recall@5"] == 1
+    assert document(sightline("evaluate", "--lang", "de", "--json"))["queries"] == 1
+    (tmp_path / "keys.txt").write_text("red.png\n")
+    held_out = sightline("evaluate", "--keys", tmp_path / "keys.txt")
+    assert "gallery" in held_out.stdout
+
+    status = document(sightline("status", "--json"))
+    assert (status["items"]["items"], status["collection"]["points"]) == (2, 2)
+    assert status["rejects"] == {"not_a_picture": 1}
+    assert [run["outcome"] for run in status["runs"]] == ["completed"]
+
+    for name in (folder / "red.png", folder / "blue.png"):
+        name.write_bytes(b"no picture any more")
+    failed = sightline("ingest", folder, "--json")
+    assert failed.exit_code == 1
+    assert json.loads(failed.stdout)["outcome"] == "failed"
+    assert failed.stderr.startswith("Error: 3 of 3 records were rejected")
