@@ -1,8 +1,6 @@
 """From texts and pictures to unit vectors of one space."""
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from embedding.fingerprint import fingerprint_of
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Vectors = NDArray[np.float32]
-
-PREPROCESSING_VERSION = 1
-"""Raise it whenever the picture gate or this file would turn the same input into another vector."""
 
 HUB_TIMEOUT_S = 5.0
 
@@ -153,20 +150,7 @@ class SentenceEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Twelve hex digits of a SHA-256 over weights, configuration and preprocessing version.
-
-        What a module computes from these (a buffer that is not persistent) stays out of it, so that
-        two machines whose arithmetic differs in the last bit agree.
-        """
-        import torch
-
-        digest = hashlib.sha256(f"preprocessing {PREPROCESSING_VERSION}".encode())
-        digest.update(json.dumps(list(_configuration(self.model)), default=str, sort_keys=True).encode())
-        for key, tensor in sorted(self.model.state_dict().items()):
-            plain = tensor.detach().cpu().contiguous()
-            digest.update(f"{key} {plain.dtype} {tuple(plain.shape)}".encode())
-            digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return fingerprint_of(self.model)
 
     def texts(self, texts: Sequence[str]) -> Vectors:
         return self._encode(texts)
@@ -198,26 +182,6 @@ class SentenceEncoder:
         if self.model.device.type == "cuda":
             return torch.autocast("cuda", torch.bfloat16)
         return nullcontext()
-
-
-def _configuration(model: "SentenceTransformer") -> Iterator[object]:
-    """Yield what decides about a vector beside the weights, the same before and after a save and a load."""
-    from sentence_transformers.base.modules import Transformer
-
-    yield model.max_seq_length, model.prompts, model.default_prompt_name
-    for module in model.modules():
-        if callable(config := getattr(module, "get_config_dict", None)):
-            yield type(module).__name__, config()
-        if isinstance(module, Transformer):
-            yield _without(module.model.config.to_diff_dict(), "transformers_version")
-            if pictures := getattr(module.processor, "image_processor", None):
-                yield pictures.to_dict()
-            if words := getattr(module.tokenizer, "backend_tokenizer", None):
-                yield _without(json.loads(words.to_str()), "truncation", "padding")  # set by the last call
-
-
-def _without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in names}
 
 
 def unit_rows(rows: NDArray[np.floating]) -> Vectors:

@@ -6,6 +6,7 @@ classes, weighted by the classifier's probabilities. Nothing is trained, so it i
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule, Module, Router
 from torch import Tensor
 from torch.nn.functional import normalize
+
+log = logging.getLogger(__name__)
 
 SIDE = 260
 RESIZED_SIDE = 297
@@ -176,8 +179,11 @@ def _cached_class_vectors(minilm: SentenceTransformer, texts: list[tuple[str, st
     rows = minilm.encode(flat, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
     # (class, text of the class, dim) -> (class, dim)
     classes = normalize(rows.float().cpu().view(len(texts), 2, -1).mean(dim=1), dim=-1)
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=cached.parent) as folder:
-        save_file({"classes": classes}, Path(folder, cached.name))
-        os.replace(Path(folder, cached.name), cached)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=cached.parent) as folder:
+            save_file({"classes": classes}, Path(folder, cached.name))
+            os.replace(Path(folder, cached.name), cached)
+    except OSError as error:
+        log.warning("cannot keep class vectors in %s (%s): each start computes them again", cached, error)
     return classes

@@ -253,3 +253,7 @@ def _print(document: dict[str, Any], as_json: bool, table: "Callable[[], Rendera
     from flows.tables import show
 
     show(table())
+
+
+if __name__ == "__main__":
+    main(prog_name="sightline")

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Engine, and_, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Engine, Table, and_, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -102,7 +103,7 @@ def save_items(session: Session, items: Mapping[UUID, tuple[Item, Digest]]) -> N
         return
     rows = [_row(item, digest) for _, (item, digest) in sorted(items.items())]
     # the table, not the class: an attribute `metadata` of the class is SQLAlchemy's own
-    statement = insert(ItemRow.__table__).values(rows)
+    statement = insert(cast(Table, ItemRow.__table__)).values(rows)
     changed = {name: statement.excluded[name] for name in rows[0] if name not in ("id", "source", "key")}
     alive = {"updated": func.now(), "deleted": None}
     session.execute(statement.on_conflict_do_update(index_elements=[ItemRow.id], set_={**changed, **alive}))

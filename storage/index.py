@@ -120,10 +120,14 @@ def collection_of(client: QdrantClient, fingerprint: str, model: str) -> Collect
     if collection is None:
         raise NoCollection("nothing has been ingested yet; run: sightline ingest SOURCE")
     if collection.fingerprint != fingerprint:
+        remedy = (
+            "the model has changed since: ingest into another SIGHTLINE_HOME"
+            if collection.model == model
+            else f"set SIGHTLINE_MODEL={collection.model}, or use another SIGHTLINE_HOME for the other model"
+        )
         raise ModelMismatch(
             f"the collection holds vectors of model {collection.model!r} ({collection.fingerprint}), not of "
-            f"{model!r} ({fingerprint}); set SIGHTLINE_MODEL={collection.model}, "
-            "or use another SIGHTLINE_HOME for the other model"
+            f"{model!r} ({fingerprint}); {remedy}"
         )
     return collection
 

@@ -8,15 +8,23 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import Engine
 
 from flows.cli import main
+from storage.embedded import local_qdrant
 from tests.builders import a_folder, png
 
 README = Path(__file__).parent.parent / "README.md"
 
 
-def sightline(*arguments: str) -> Result:
+def sightline(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def sightline_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A flow gets a process of its own: Prefect's server and loggers live as long as that does."""
+    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))
@@ -56,7 +64,8 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(arguments: list[str], s
 def test_looking_does_not_pay_for_prefect(command: str):
     probe = (
         "import sys; from click.testing import CliRunner; from flows.cli import main; "
-        f"CliRunner().invoke(main, ['{command}', '--help']); import flows.status, flows.search, flows.tables; "
+        f"CliRunner().invoke(main, ['{command}', '--help']); "
+        "import flows.status, flows.search, flows.tables; "
         "sys.exit('prefect' in sys.modules)"
     )
 
@@ -70,11 +79,9 @@ def test_help_is_instant_because_it_loads_no_model():
 
 
 @pytest.fixture
-def home(postgres_home: Path, engine: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def home(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A home with the tests' Postgres, emptied after the test, and an index of its own."""
-    from storage.embedded import postgres_url
-
-    monkeypatch.setenv("SIGHTLINE_DATABASE_URL", postgres_url(postgres_home))
+    monkeypatch.setenv("SIGHTLINE_DATABASE_URL", engine.url.render_as_string(hide_password=False))
     monkeypatch.setenv("SIGHTLINE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -134,8 +141,6 @@ def test_a_postgres_that_is_not_there_is_named_with_the_remedy_and_without_the_p
 
 
 def test_an_index_that_another_process_holds_does_not_keep_status_from_answering(home: Path):
-    from storage.embedded import local_qdrant
-
     with local_qdrant(home):
         now = document(sightline("status", "--json"))
         search = sightline("search", "red")
@@ -145,7 +150,8 @@ def test_an_index_that_another_process_holds_does_not_keep_status_from_answering
     assert "SIGHTLINE_QDRANT__URL" in search.stderr
 
 
-def test_the_whole_day_from_ingest_to_evaluate(home: Path, tmp_path: Path):
+@pytest.mark.usefixtures("home")
+def test_the_whole_day_from_ingest_to_evaluate(tmp_path: Path):
     """One long test, because each step needs the one before, and each costs a model and a flow."""
     folder = a_folder(
         tmp_path / "shop",
@@ -162,7 +168,7 @@ def test_the_whole_day_from_ingest_to_evaluate(home: Path, tmp_path: Path):
     planned = document(sightline("ingest", folder, "--dry-run", "--json"))
     assert (planned["outcome"], planned["embedded"], planned["rejected"]) == ("dry run", 3, 0)
 
-    first = document(sightline("ingest", folder, "--json"))
+    first = json.loads(sightline_process("ingest", folder, "--json").stdout)
     assert first.keys() >= {"read", "unchanged", "embedded", "rejected", "deleted", "seconds"}
     assert (first["read"], first["embedded"], first["rejected"]) == (3, 2, 1)
 
@@ -199,7 +205,7 @@ def test_the_whole_day_from_ingest_to_evaluate(home: Path, tmp_path: Path):
 
     for name in (folder / "red.png", folder / "blue.png"):
         name.write_bytes(b"no picture any more")
-    failed = sightline("ingest", folder, "--json")
-    assert failed.exit_code == 1
+    failed = sightline_process("ingest", folder, "--json")
+    assert failed.returncode == 1
     assert json.loads(failed.stdout)["outcome"] == "failed"
     assert failed.stderr.startswith("Error: 3 of 3 records were rejected")

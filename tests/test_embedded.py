@@ -72,6 +72,13 @@ def server_pid(home: Path) -> int:
     return int(Place(home).data.joinpath("postmaster.pid").read_text().split()[0])
 
 
+def is_running(process: Path) -> bool:
+    try:
+        return bool((process / "cmdline").read_bytes())  # a zombie has none
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_a_server_outlives_its_starter_and_other_processes_share_it(home: Path):
     code = """if True:
         import sys, pathlib, psycopg
@@ -110,6 +117,24 @@ def test_committed_rows_are_found_after_the_server_was_killed(home: Path):
     save(home, 7)
 
     os.kill(server_pid(home), signal.SIGKILL)
+
+    assert saved(home) == [7]
+
+
+def test_a_home_that_was_deleted_under_its_server_can_be_used_again_at_once(home: Path):
+    save(home, 7)
+    orphan = Path("/proc") / str(server_pid(home))
+    shutil.rmtree(home)
+
+    save(home, 8)
+
+    assert saved(home) == [8]
+    assert not is_running(orphan)
+
+
+def test_a_server_whose_socket_is_gone_is_replaced_and_keeps_its_rows(home: Path):
+    save(home, 7)
+    (Place(home).sockets / ".s.PGSQL.5432").unlink()
 
     assert saved(home) == [7]
 

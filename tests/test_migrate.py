@@ -28,7 +28,8 @@ def test_migrating_twice_changes_nothing(engine: Engine):
     ("statement", "constraint"),
     [
         (
-            "insert into items (id, source, key, texts, metadata, content_hash, record_hash, image_sha256, uri)"
+            "insert into items"
+            " (id, source, key, texts, metadata, content_hash, record_hash, image_sha256, uri)"
             " values (gen_random_uuid(), 's', 'k', '[]', '{}', '', '', 'not hex', 'u')",
             "image_sha256_is_hex",
         ),

@@ -1,8 +1,11 @@
 """The data folder of a Postgres: made whole or not at all, of the right version, free of a dead server."""
 
+import os
 import shutil
+import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from storage.embedded.account import Account, PostgresUnavailable
@@ -56,15 +59,28 @@ def require_version(data: Path, binaries: Path) -> None:
         )
 
 
+def end_orphans(place: Place) -> None:
+    """End servers whose data folder was deleted under them; they notice only after a minute.
+
+    On its way out such a server would remove the socket of its successor.
+    """
+    deleted = f"{place.data} (deleted)"
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.readlink(process / "cwd") == deleted:
+                _end(process)
+
+
 def clear_dead_pid(place: Place) -> None:
     """Remove what a killed server left where a start would take it for a living one.
 
     Postgres sees by itself that a process is gone, but not that it is a zombie, or that its pid now
     belongs to another program. It still refuses to start while processes of the old server use the
-    data, which it tells from their shared memory.
+    data, which it tells from their shared memory. A server that lives but whose socket is gone can be
+    reached by nobody: it is ended as well.
 
     Raises:
-        PostgresUnavailable: the server lives, though it does not answer.
+        PostgresUnavailable: such a server does not end.
     """
     pid_file = place.data / "postmaster.pid"
     if not pid_file.exists() or not Path("/proc/self").exists():
@@ -75,9 +91,8 @@ def clear_dead_pid(place: Place) -> None:
         is_serving = _works_in(process, place.data)
         is_late = time.monotonic() > deadline
         if is_serving and is_late:
-            raise PostgresUnavailable(
-                f"process {process.name} is the Postgres of {place.folder}, but does not answer; end it"
-            )
+            _end(process)
+            return
         if is_late or not (is_serving or _is_zombie(process)):
             break
         time.sleep(POLL_S)
@@ -85,6 +100,19 @@ def clear_dead_pid(place: Place) -> None:
         return
     pid_file.unlink(missing_ok=True)
     (place.sockets / f"{SOCKET}.lock").unlink(missing_ok=True)
+
+
+def _end(process: Path) -> None:
+    """End a Postgres server: politely, then as a crash would, from which its data recover."""
+    for kind in (signal.SIGINT, signal.SIGQUIT):
+        with suppress(ProcessLookupError):
+            os.kill(int(process.name), kind)
+        deadline = time.monotonic() + PID_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if not process.exists() or _is_zombie(process):
+                return
+            time.sleep(POLL_S)
+    raise PostgresUnavailable(f"process {process.name}, a Postgres that nobody can reach, does not end; kill it")
 
 
 def _works_in(process: Path, folder: Path) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from psycopg.pq import Ping
 
 from storage.embedded.account import PostgresUnavailable, choose_account
-from storage.embedded.data_folder import clear_dead_pid, create, require_version
+from storage.embedded.data_folder import clear_dead_pid, create, end_orphans, require_version
 from storage.embedded.place import PORT, Place, make_private, ping
 
 START_TIMEOUT_S = 30
@@ -99,6 +99,7 @@ def _start(place: Place, lock: int) -> None:
     make_private(place.folder, account)
     if place.sockets != place.folder:
         make_private(place.sockets, account)
+    end_orphans(place)
     if not place.data.exists():
         create(place, account, binaries, lock)
     require_version(place.data, binaries)
