@@ -112,7 +112,9 @@ def _end(process: Path) -> None:
             if not process.exists() or _is_zombie(process):
                 return
             time.sleep(POLL_S)
-    raise PostgresUnavailable(f"process {process.name}, a Postgres that nobody can reach, does not end; kill it")
+    raise PostgresUnavailable(
+        f"process {process.name}, a Postgres that nobody can reach, does not end; kill it"
+    )
 
 
 def _works_in(process: Path, folder: Path) -> bool:

@@ -1,0 +1,76 @@
+"""What Prefect adds to an ingest: a task a batch, retries for stores alone, and a page that sums it up."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+from qdrant_client.http.exceptions import ResponseHandlingException
+from sqlalchemy import Engine
+
+import flows.ingest
+from flows.batch import BatchReport, Run, ingest_batch
+from flows.deps import Deps
+from tests.builders import a_folder, png
+
+Work = Callable[[Deps, Run, list], BatchReport]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prefect() -> Iterator[None]:
+    with prefect_test_harness():
+        yield
+
+
+@pytest.fixture
+def shop(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A source of three batches, and a home of its own for everything but Postgres."""
+    monkeypatch.setenv("SIGHTLINE_DATABASE_URL", engine.url.render_as_string(hide_password=False))
+    monkeypatch.setenv("SIGHTLINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SIGHTLINE_BATCH_SIZE", "2")
+    return a_folder(tmp_path / "my shop", {f"{n}.png": png("red", (32, 32 + n)) for n in range(5)})
+
+
+def failing_once(error: Exception, calls: list[int]) -> Work:
+    def work(deps: Deps, run: Run, rows: list) -> BatchReport:
+        calls.append(len(rows))
+        if len(calls) == 1:
+            raise error
+        return ingest_batch(deps, run, rows)
+
+    return work
+
+
+def test_a_run_leaves_one_task_a_batch_and_one_page_that_sums_it_up(shop: Path):
+    report = flows.ingest.ingest(shop)
+
+    with get_client(sync_client=True) as client:
+        [artifact] = client.read_artifacts()
+        [run] = client.read_flow_runs()
+        tasks = client.read_task_runs()
+    assert report.embedded == 5
+    assert artifact.key == "ingest-my-shop"
+    assert "| embedded | 5 |" in str(artifact.data)
+    assert run.parameters["location"] == str(shop)
+    assert len(tasks) == 3
+
+
+def test_a_store_that_does_not_answer_is_asked_again(shop: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+    gone = ResponseHandlingException(ConnectionError("refused"))
+    monkeypatch.setattr(flows.ingest, "ingest_batch", failing_once(gone, calls))
+
+    report = flows.ingest.ingest(shop)
+
+    assert (report.embedded, calls) == (5, [2, 2, 2, 1])
+
+
+def test_a_bug_is_not_tried_again(shop: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+    monkeypatch.setattr(flows.ingest, "ingest_batch", failing_once(ValueError("a bug"), calls))
+
+    with pytest.raises(ValueError, match="a bug"):
+        flows.ingest.ingest(shop)
+
+    assert calls == [2]

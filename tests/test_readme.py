@@ -1,0 +1,98 @@
+"""The README is what people copy from: what it says to run is run here, as it stands there."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.settings import PREFIX, Qdrant, Settings
+from storage.embedded import stop_postgres
+from tests.builders import a_folder, png
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str, holding: str) -> str:
+    """The one code block of the README in `language` that holds these words."""
+    [found] = [code for code in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if holding in code]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder as a reader would have it: pictures in `photos`, and nothing set."""
+    here = tmp_path_factory.mktemp("reader")
+    a_folder(
+        here / "photos",
+        {
+            "apple.png": png("red", (64, 64)),
+            "apple.txt": "a red apple",
+            "apple.json": '{"kind": "fruit"}',
+            "leaf.png": png("green", (64, 64)),
+            "leaf.txt": "a green leaf",
+        },
+    )
+    yield here
+    stop_postgres(here / ".sightline")
+
+
+def run(command: list[str], folder: Path) -> str:
+    programs = str(Path(sys.executable).parent)
+    env = os.environ | {"PATH": programs + os.pathsep + os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_commands_for_ones_own_pictures_work_as_they_stand(folder: Path):
+    printed = {
+        line: run([sys.executable, "-m", "flows.cli", *shlex.split(line)[1:]], folder)
+        for line in block("bash", "sightline ingest photos").splitlines()
+    }
+
+    assert "embedded   2" in printed["sightline ingest photos"]
+    assert "leaf.png" in printed['sightline search "a red apple"']
+    narrowed = 'sightline search "a red apple" --where kind=fruit --limit 5 --gallery apples.html'
+    assert "leaf.png" not in printed[narrowed]
+    assert "<html" in (folder / "apples.html").read_text()
+    assert "No open rejects" in printed["sightline rejects"]
+    assert "2 in 1 sources" in printed["sightline status"]
+
+
+def test_the_plain_client_finds_what_the_command_finds(folder: Path):
+    plain = run([sys.executable, "-c", block("python", "QdrantClient")], folder)
+
+    search = [sys.executable, "-m", "flows.cli", "search", "a red apple", "--json"]
+    hits = json.loads(run(search, folder))["hits"]
+    assert plain.splitlines() == [f"{hit['score']:.3f}  {hit['key']}" for hit in hits]
+    assert len(hits) == 2
+
+
+def test_every_setting_is_in_the_readme():
+    names = {PREFIX + name.upper() for name in Settings.model_fields if name != "qdrant"}
+
+    assert [name for name in sorted(names) if f"`{name}`" not in README] == []
+    assert [name for name in Qdrant.model_fields if f"__{name.upper()}`" not in README] == []
+
+
+def test_the_gate_runs_the_test_command_of_the_readme():
+    targets = re.findall(r"^make (\w+)", block("bash", "make demo"), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+
+    assert targets == ["demo", "test"]
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_what_the_readme_points_to_is_there():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
