@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Vectors = NDArray[np.float32]
 
 HUB_TIMEOUT_S = 5.0
+BATCH_SIZE = 64
+"""How many inputs the model sees at once, however many it is given; records may have many texts."""
 
 
 class Encoder(Protocol):
@@ -167,12 +169,11 @@ class SentenceEncoder:
         return [len(row) > limit for row in tokens]
 
     def _encode(self, inputs: Sequence[Any]) -> Vectors:
-        """Encode whatever there is in one batch; the caller's batch is the model's."""
         if not inputs:
             return np.empty((0, self.dim), np.float32)
         with self._precision():
             rows = self.model.encode(
-                list(inputs), batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False
+                list(inputs), batch_size=BATCH_SIZE, convert_to_tensor=True, show_progress_bar=False
             )
         return unit_rows(rows.float().cpu().numpy())
 

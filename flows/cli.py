@@ -54,7 +54,7 @@ def main(ctx: click.Context, debug: bool) -> None:
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 
 
-@main.command()
+@main.command(short_help="Take in a folder of pictures, or a manifest.")
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--name", help="What to call the source.  [default: the folder's or file's name]")
 @click.option(
@@ -107,7 +107,7 @@ def ingest(
     _print(report.as_json(), as_json, lambda: tables.of_ingest(report))
 
 
-@main.command()
+@main.command(short_help="Find pictures or texts by a text or a picture.")
 @click.argument("text", required=False)
 @click.option(
     "--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Search by a picture."
@@ -159,7 +159,7 @@ def search(
     _print(results.as_json(), as_json, lambda: tables.of_results(results))
 
 
-@main.command()
+@main.command(short_help="Show what is stored and how the last runs went.")
 @as_json_option
 def status(as_json: bool) -> None:
     """Show what is stored, what is open, and how the last runs went."""
@@ -171,7 +171,7 @@ def status(as_json: bool) -> None:
     _print(now.as_json(), as_json, lambda: tables.of_status(now))
 
 
-@main.command()
+@main.command(short_help="List what could not be taken in, and why.")
 @as_json_option
 def rejects(as_json: bool) -> None:
     """List the records that could not be taken in, each with its reason and what to do."""
@@ -187,7 +187,7 @@ def rejects(as_json: bool) -> None:
     _print({"rejects": [reject.as_json() for reject in found]}, as_json, lambda: tables.of_rejects(found))
 
 
-@main.command()
+@main.command(short_help="Measure how well texts and pictures find each other.")
 @click.option(
     "--keys",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -214,7 +214,7 @@ def evaluate(keys: Path | None, lang: str | None, as_json: bool) -> None:
     _print(result.as_json(), as_json, lambda: tables.of_evaluation(result))
 
 
-@main.command()
+@main.command(short_help="Fetch captioned pictures, ingest, search, measure.")
 @click.argument("source", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.pass_obj
 def demo(debug: bool, source: Path | None) -> None:
@@ -226,7 +226,7 @@ def demo(debug: bool, source: Path | None) -> None:
     run(settings, source)
 
 
-@main.command()
+@main.command(short_help="Stop the Postgres of the home folder.")
 def stop() -> None:
     """Stop the Postgres of the home folder; the next command starts it again."""
     settings = load_settings()

@@ -12,8 +12,9 @@ from flows import tables
 from flows.deps import Deps, open_catalog, open_deps
 from flows.evaluate import evaluate
 from flows.gallery import render
-from flows.intake import IngestReport, Request, dry_run
+from flows.intake import Request, dry_run
 from flows.progress import progress_bar
+from flows.report import IngestReport
 from flows.search import Query, gallery_page, search
 from flows.settings import Settings
 

@@ -17,10 +17,11 @@ from prefect.runtime import flow_run
 from qdrant_client.http.exceptions import ResponseHandlingException
 from sqlalchemy.exc import OperationalError
 
-from flows.batch import BatchReport, ingest_batch
+from flows.batch import ingest_batch
 from flows.deps import open_deps
-from flows.intake import COUNTS, IngestReport, Request, ingest_source
+from flows.intake import Request, ingest_source
 from flows.progress import progress_bar
+from flows.report import BatchReport, IngestReport, as_markdown
 from flows.settings import load_settings, split_langs
 from storage.source import count_rows
 
@@ -75,16 +76,6 @@ def ingest(
         )
     create_markdown_artifact(as_markdown(report), key=artifact_key(report.source))
     return report
-
-
-def as_markdown(report: IngestReport) -> str:
-    """Return `report` as the page that Prefect shows for the run."""
-    counts = [(name, f"{getattr(report, name):,}") for name in COUNTS]
-    reasons = [(f"rejected: {reason}", f"{many:,}") for reason, many in report.reasons.items()]
-    stages = [(f"seconds: {name}", f"{seconds:.1f}") for name, seconds in report.stages.items()]
-    rows = "\n".join(f"| {name} | {value} |" for name, value in [*counts, *reasons, *stages])
-    title = f"# {report.source}: {report.outcome} in {report.seconds:.1f} s"
-    return f"{title}\n\n| what | value |\n|---|---:|\n{rows}\n"
 
 
 def artifact_key(source: str) -> str:

@@ -3,33 +3,24 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from flows.batch import BatchReport, Limits, Row, Run, fetch_rows, ingest_batch, plan_rows
+from flows.batch import ingest_batch
 from flows.deps import Deps
 from flows.maintain import delete_missing, finish_deletes
+from flows.report import COUNTS, BatchReport, IngestReport, as_report
+from flows.rows import Limits, Row, Run, fetch_rows, plan_rows
 from flows.settings import Settings
 from storage import catalog, index, registry, runs
 from storage.source import read_source, source_name
 
-COUNTS = (
-    "read",
-    "unchanged",
-    "embedded",
-    "updated",
-    "rejected",
-    "deleted",
-    "ignored",
-    "truncated",
-)
 Step = Callable[[Deps, Run, list[Row]], BatchReport]
 
 
@@ -58,30 +49,6 @@ class Request:
     langs: tuple[str, ...] | None = None
     limit: int | None = None
     delete_missing: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class IngestReport:
-    """One run in numbers: `read` = `unchanged` + `embedded` + `updated` + `rejected`."""
-
-    run: UUID
-    source: str
-    outcome: str
-    read: int
-    unchanged: int
-    embedded: int
-    updated: int
-    rejected: int
-    deleted: int
-    ignored: int
-    truncated: int
-    reasons: dict[str, int]
-    seconds: float
-    stages: dict[str, float]
-    """Seconds by stage."""
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"run": str(self.run)}
 
 
 def ingest_source(
@@ -118,7 +85,7 @@ def ingest_source(
         with recorded(deps, run, request, prefect_run_id) as record:
             for batch in batches(islice(rows, request.limit), settings.batch_size):
                 done += step(deps, run, batch)
-                record.report = as_report(run, done, perf_counter() - started)
+                record.report = as_report(run.id, run.source, done, perf_counter() - started)
                 advance(len(batch))
             if not done.counts["read"]:
                 raise EmptySource(f"{request.location}: no record in it; is it the right folder or file?")
@@ -153,7 +120,7 @@ def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestRepor
             done += planned.as_report(batch)
         deleted = catalog.count_missing(session, run.source, run.id) if request.delete_missing else 0
         session.rollback()
-    report = as_report(run, done, perf_counter() - started)
+    report = as_report(run.id, run.source, done, perf_counter() - started)
     return replace(report, outcome="dry run", deleted=deleted)
 
 
@@ -220,7 +187,7 @@ class RunRecord:
 @contextmanager
 def recorded(deps: Deps, run: Run, request: Request, prefect_run_id: UUID | None) -> Iterator[RunRecord]:
     """Keep a row in `runs`, from before the first record until after the last, or the error."""
-    record = RunRecord(as_report(run, BatchReport(), 0.0))
+    record = RunRecord(as_report(run.id, run.source, BatchReport(), 0.0))
     location = str(request.location.resolve())
     with deps.sessions.begin() as session:
         runs.start_run(session, run.id, "ingest", run.source, location, prefect_run_id)
@@ -255,17 +222,3 @@ def refuse_mostly_bad(report: IngestReport, max_share: float) -> None:
             f"the other {report.read - report.rejected:,} are kept; see: sightline rejects",
             report,
         )
-
-
-def as_report(run: Run, done: BatchReport, seconds: float) -> IngestReport:
-    """Return what is done so far as a report of a run that has failed unless more is said."""
-    return IngestReport(
-        run=run.id,
-        source=run.source,
-        outcome="failed",
-        deleted=0,
-        reasons=dict(done.reasons.most_common()),
-        seconds=round(seconds, 3),
-        stages={name: ms / 1000 for name, ms in done.stages.items()},
-        **{name: done.counts[name] for name in COUNTS if name != "deleted"},
-    )

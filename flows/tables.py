@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.evaluate import Evaluation
-from flows.intake import IngestReport
+from flows.report import IngestReport
 from flows.search import Results
 from flows.status import Status
 from storage.runs import Reject

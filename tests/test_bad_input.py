@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from flows.deps import Deps
-from flows.intake import IngestReport, Request, ingest_source
+from flows.intake import Request, ingest_source
+from flows.report import IngestReport
 from flows.settings import Settings
 from storage import catalog, index, runs
 from storage.runs import Reject

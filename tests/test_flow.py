@@ -10,8 +10,10 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from sqlalchemy import Engine
 
 import flows.ingest
-from flows.batch import BatchReport, Run, ingest_batch
+from flows.batch import ingest_batch
 from flows.deps import Deps
+from flows.report import BatchReport
+from flows.rows import Run
 from tests.builders import a_folder, png
 
 Work = Callable[[Deps, Run, list], BatchReport]

@@ -7,9 +7,11 @@ import pytest
 from sqlalchemy import text
 
 from flows import intake
-from flows.batch import BatchReport, Limits, Run, ingest_batch
+from flows.batch import ingest_batch
 from flows.deps import Deps
-from flows.intake import IngestReport, Request, ingest_source
+from flows.intake import Request, ingest_source
+from flows.report import BatchReport, IngestReport
+from flows.rows import Limits, Run
 from flows.settings import Settings
 from storage import catalog, index, runs
 from storage.records import Text, item_id

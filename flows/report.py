@@ -1,0 +1,84 @@
+"""What became of a batch and of a run, in numbers."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from uuid import UUID
+
+COUNTS = (
+    "read",
+    "unchanged",
+    "embedded",
+    "updated",
+    "rejected",
+    "deleted",
+    "ignored",
+    "truncated",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What became of one batch, as counts; never arrays, so that Prefect can carry it."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    """`read` = `unchanged` + `embedded` + `updated` + `rejected`; `ignored` and `truncated` besides."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Rejects by reason code."""
+
+    stages: Counter[str] = field(default_factory=Counter)
+    """Milliseconds by stage."""
+
+    def __add__(self, other: "BatchReport") -> "BatchReport":
+        return BatchReport(
+            self.counts + other.counts, self.reasons + other.reasons, self.stages + other.stages
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """One run in numbers: `read` = `unchanged` + `embedded` + `updated` + `rejected`."""
+
+    run: UUID
+    source: str
+    outcome: str
+    read: int
+    unchanged: int
+    embedded: int
+    updated: int
+    rejected: int
+    deleted: int
+    ignored: int
+    truncated: int
+    reasons: dict[str, int]
+    seconds: float
+    stages: dict[str, float]
+    """Seconds by stage."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"run": str(self.run)}
+
+
+def as_report(run_id: UUID, source: str, done: BatchReport, seconds: float) -> IngestReport:
+    """Return what is done so far as a report of a run that has failed unless more is said."""
+    return IngestReport(
+        run=run_id,
+        source=source,
+        outcome="failed",
+        deleted=0,
+        reasons=dict(done.reasons.most_common()),
+        seconds=round(seconds, 3),
+        stages={name: ms / 1000 for name, ms in done.stages.items()},
+        **{name: done.counts[name] for name in COUNTS if name != "deleted"},
+    )
+
+
+def as_markdown(report: IngestReport) -> str:
+    """Return `report` as the page that Prefect shows for the run."""
+    counts = [(name, f"{getattr(report, name):,}") for name in COUNTS]
+    reasons = [(f"rejected: {reason}", f"{many:,}") for reason, many in report.reasons.items()]
+    stages = [(f"seconds: {name}", f"{seconds:.1f}") for name, seconds in report.stages.items()]
+    rows = "\n".join(f"| {name} | {value} |" for name, value in [*counts, *reasons, *stages])
+    title = f"# {report.source}: {report.outcome} in {report.seconds:.1f} s"
+    return f"{title}\n\n| what | value |\n|---|---:|\n{rows}\n"

@@ -1,0 +1,169 @@
+"""From source rows to a plan: fetch the pictures, find keys that come twice, compare with what is stored."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from flows.report import BatchReport
+from storage import catalog
+from storage.catalog import Stored
+from storage.plan import Plan, plan_batch
+from storage.records import Digest, Ignored, Item, Record, Rejected, digest_of, item_id
+from storage.source import FetchError, fetch
+
+Row = Record | Rejected | Ignored
+RAW_CHARS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a record may cost."""
+
+    max_picture_bytes: int
+    fetch_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What every batch of one run shares."""
+
+    id: UUID
+    source: str
+    collection: str
+    dim: int
+    langs: tuple[str, ...]
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A record with the bytes of its picture."""
+
+    record: Record
+    data: bytes | None
+    sha256: str | None
+
+    @property
+    def digest(self) -> Digest:
+        return digest_of(self.record, self.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A batch that has been compared with what is stored."""
+
+    records: Mapping[UUID, Fetched]
+    known: Mapping[UUID, Stored]
+    plan: Plan
+    rejects: tuple[Rejected, ...]
+
+    def without(self, bad: Mapping[UUID, Rejected]) -> "Planned":
+        """Return the plan less the records that proved bad."""
+        embed = tuple(id for id in self.plan.embed if id not in bad)
+        return replace(self, plan=replace(self.plan, embed=embed), rejects=(*self.rejects, *bad.values()))
+
+    def updated_item(self, source: str, id: UUID) -> Item:
+        """Return the item whose vectors stay; its picture has the same bytes as before, perhaps elsewhere."""
+        record, picture = self.records[id].record, self.known[id].picture
+        if picture is not None and record.image is not None:
+            picture = replace(picture, uri=record.image)
+        return Item(source, record.key, record.texts, picture, record.metadata)
+
+    def as_report(self, rows: Sequence[Row]) -> BatchReport:
+        """Return the counts of the batch `rows`."""
+        ignored = sum(isinstance(row, Ignored) for row in rows)
+        counts = Counter(
+            read=len(rows) - ignored,
+            unchanged=len(self.plan.unchanged),
+            embedded=len(self.plan.embed),
+            updated=len(self.plan.update),
+            rejected=len(self.rejects),
+            ignored=ignored,
+        )
+        return BatchReport(counts, Counter(reject.reason for reject in self.rejects))
+
+
+def fetch_rows(run: Run, rows: Sequence[Row]) -> tuple[list[Fetched], list[Rejected]]:
+    """Return the records of a batch with their pictures' bytes, and the rejects so far."""
+    records = [chosen(row, run.langs) for row in rows if isinstance(row, Record)]
+    fetched, unread = fetch_all(records, run.limits)
+    return fetched, [*(row for row in rows if isinstance(row, Rejected)), *unread]
+
+
+def plan_rows(
+    session: Session, run: Run, fetched: Sequence[Fetched], rejects: Sequence[Rejected]
+) -> "Planned":
+    """Decide what the records of a batch need; the run's claims are all that is written."""
+    catalog.meet(session, run.id, {item_id(run.source, bad.key) for bad in rejects if bad.key is not None})
+    unique, twice = first_of_each(session, run, fetched)
+    known = catalog.stored(session, run.collection, unique)
+    marked = {id: entry.mark for id, entry in known.items() if entry.mark}
+    plan = plan_batch({id: one.digest for id, one in unique.items()}, marked)
+    return Planned(unique, known, plan, (*rejects, *twice))
+
+
+def chosen(record: Record, langs: Sequence[str]) -> Record:
+    """Return `record` with each text told whether it is embedded: those without a tag, and `langs`."""
+    return replace(
+        record,
+        texts=tuple(
+            replace(text, embedded=text.lang is None or "all" in langs or text.lang in langs)
+            for text in record.texts
+        ),
+    )
+
+
+def fetch_all(records: Sequence[Record], limits: Limits) -> tuple[list[Fetched], list[Rejected]]:
+    """Read the picture of each record; a record without anything to embed is rejected as well."""
+    fetched, unread = [], []
+    for record in records:
+        if record.image is None and not any(text.embedded for text in record.texts):
+            why = f"{record.place}: no picture, and no text in an embedded language; name it with --langs"
+            unread.append(rejected(record, "nothing_to_embed", why))
+            continue
+        try:
+            data = _picture_bytes(record.image, limits) if record.image else None
+        except FetchError as error:
+            unread.append(rejected(record, error.reason, f"{record.place}: {error}"))
+            continue
+        fetched.append(Fetched(record, data, None if data is None else hashlib.sha256(data).hexdigest()))
+    return fetched, unread
+
+
+def first_of_each(
+    session: Session, run: Run, fetched: Sequence[Fetched]
+) -> tuple[dict[UUID, Fetched], list[Rejected]]:
+    """Keep the first record of each key in the whole run, by item id; the others are rejected."""
+    unique: dict[UUID, Fetched] = {}
+    places: dict[UUID, str] = {}
+    twice = []
+    for one in fetched:
+        id = item_id(run.source, one.record.key)
+        if id in unique:
+            twice.append(_second(one.record, places[id]))
+        else:
+            unique[id], places[id] = one, one.record.place
+    for id, place in catalog.claim(session, run.id, places).items():
+        twice.append(_second(unique.pop(id).record, place))
+    return unique, twice
+
+
+def _picture_bytes(uri: str, limits: Limits) -> bytes:
+    return fetch(uri, max_bytes=limits.max_picture_bytes, timeout_s=limits.fetch_timeout_s)
+
+
+def _second(record: Record, first_place: str) -> Rejected:
+    why = f"{record.place}: key {record.key!r} is taken by {first_place}; give each record its own key"
+    return rejected(record, "duplicate_key", why)
+
+
+def rejected(record: Record, reason: str, message: str) -> Rejected:
+    """Return `record` as a reject; `message` names it and says what to do."""
+    row = {"key": record.key, "image": record.image, "texts": [text.text for text in record.texts]}
+    raw = json.dumps(row, ensure_ascii=False)[:RAW_CHARS]
+    return Rejected(record.place, record.key, reason, message, raw)
