@@ -39,6 +39,7 @@ def ingest_batch(deps: Deps, run: Run, rows: Sequence[Row]) -> BatchReport:
         keep_pictures(deps, session, (planned.records[id] for id in fresh))
         catalog.save_items(session, {id: (item, digests[id]) for id, item in (fresh | updated).items()})
         runs.save_rejects(session, run.id, run.source, planned.rejects)
+        catalog.release(session, run.id, bad)
     with _timed(stages, "embed"):
         points, truncated = embed_all(deps.encoder, fresh, pictures)
     with _timed(stages, "index"):

@@ -100,6 +100,7 @@ def test_of_a_gif_with_1000_frames_the_first_is_taken(deps: Deps, settings: Sett
         (json.dumps({"text": "without a key"}), "no_key"),
         (json.dumps({"key": "good", "text": "a second one"}), "duplicate_key"),
         (json.dumps({"key": "x", "text": "long " * 20_000}), "text_too_long"),
+        (json.dumps({"key": "x", "texts": [f"text {n}" for n in range(1_001)]}), "too_many_texts"),
         (json.dumps({"key": "x", "text": "a NUL \0 inside"}), "bad_text"),
         (json.dumps({"key": "x", "text": "half a \ud800 character"}), "bad_text"),
         ('{"key": "x", "text": "red", "price": NaN}', "bad_metadata"),

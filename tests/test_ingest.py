@@ -243,6 +243,17 @@ def test_a_bad_row_does_not_stand_in_the_way_of_a_good_one_with_its_key(
     assert keys_found(deps, "blue", "text") == ["a", "b"]
 
 
+def test_neither_does_a_bad_picture(deps: Deps, settings: Settings, tmp_path: Path):
+    a_folder(tmp_path, {"bad.png": b"no picture", "good.png": png("blue")})
+    rows = [{"key": "a", "image": "bad.png"}, *({"key": f"{n}", "text": "grey"} for n in range(4))]
+    manifest = a_manifest(tmp_path / "shop.jsonl", [*rows, {"key": "a", "image": "good.png"}])
+
+    report = ingest(deps, settings, manifest)
+
+    assert report.reasons == {"not_a_picture": 1}
+    assert keys_found(deps, "blue") == ["a"]
+
+
 def test_an_item_that_comes_back_lives_again(deps: Deps, settings: Settings, tmp_path: Path):
     folder = a_folder(tmp_path / "shop", {"a.png": png("red"), "b.png": png("blue")})
     ingest(deps, settings, folder)

@@ -16,6 +16,7 @@ from storage.records import Rejected, Text
 
 MAX_RAW_CHARS = 2_000
 MAX_KEY_CHARS = 1_024
+MAX_TEXTS = 1_000
 MAX_TEXT_CHARS = 32_768
 MAX_LANG_CHARS = 64
 MAX_METADATA_BYTES = 64 * 1024
@@ -96,10 +97,14 @@ def checked_texts(found: Iterable[tuple[object, object]]) -> tuple[Text, ...]:
         found: pairs of text and language, in order; None stands for an absent one.
 
     Raises:
-        BadRow: `bad_text` or `text_too_long`; the texts are numbered from 1.
+        BadRow: `bad_text`, `text_too_long` or `too_many_texts`; the texts are numbered from 1.
     """
     texts = (_checked_text(text, lang, n) for n, (text, lang) in enumerate(found, start=1))
-    return tuple(dict.fromkeys(text for text in texts if text.text))
+    kept = tuple(dict.fromkeys(text for text in texts if text.text))
+    if len(kept) > MAX_TEXTS:
+        why = f"{len(kept):,} texts; keep {MAX_TEXTS:,} or fewer, or make several records of it"
+        raise BadRow("too_many_texts", why)
+    return kept
 
 
 def _checked_text(text: object, lang: object, n: int) -> Text:
