@@ -46,9 +46,7 @@ def main(ctx: click.Context, debug: bool) -> None:
     are environment variables that start with SIGHTLINE_; the README lists them.
     """
     ctx.obj = debug
-    level = logging.INFO if debug else logging.WARNING
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
-    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+    _log_to_stderr(debug)
 
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
@@ -234,6 +232,17 @@ def stop() -> None:
 
     running = stop_postgres(settings.home)
     click.echo("Postgres has stopped." if running else "Postgres was not running.")
+
+
+def _log_to_stderr(debug: bool) -> None:
+    """Show our own warnings; what libraries say while they work is for `--debug`."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    if debug:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+        return
+    logging.basicConfig(handlers=[logging.NullHandler()])
+    for package in ("flows", "embedding", "storage"):
+        logging.getLogger(package).addHandler(handler)
 
 
 def _pairs(where: tuple[str, ...]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The composition root: the only place that opens models, pools and clients."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ def open_index(settings: Settings) -> Iterator[QdrantClient]:
         with local_qdrant(settings.home) as client:
             yield client
         return
+    # whoever cannot be asked for a version cannot be asked for anything, and that error says it better
+    warnings.filterwarnings("ignore", message="Failed to obtain server version", category=UserWarning)
     key = settings.qdrant.api_key.get_secret_value() if settings.qdrant.api_key else None
     client = QdrantClient(settings.qdrant.url, api_key=key, timeout=settings.qdrant.timeout_s)
     try:

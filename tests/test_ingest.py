@@ -329,6 +329,18 @@ def test_a_record_that_fails_again_keeps_one_row_and_is_resolved_once_it_passes(
     assert rows_of(deps, "rejects") == 1
 
 
+def test_a_resolved_record_that_fails_once_more_is_open_again(deps: Deps, settings: Settings, tmp_path: Path):
+    folder = a_folder(tmp_path / "shop", {"a.png": png("red"), "b.png": png("blue"), "c.png": b"broken"})
+    ingest(deps, settings, folder)
+    a_folder(folder, {"c.png": png("green")})
+    ingest(deps, settings, folder)
+
+    a_folder(folder, {"c.png": b""})
+    ingest(deps, settings, folder)
+
+    assert rejects(deps) == {"c.png": "empty_file"}
+
+
 def test_a_limited_run_resolves_nothing_that_it_did_not_read(deps: Deps, settings: Settings, tmp_path: Path):
     folder = a_folder(tmp_path / "shop", {"a.png": png("red"), "b.png": png("blue"), "c.png": b"broken"})
     ingest(deps, settings, folder)
