@@ -391,6 +391,38 @@ def test_a_crash_between_points_and_marks_leaves_work_to_repeat_and_no_false_pro
     assert (report.embedded, points(deps), rows_of(deps, "marks")) == (1, 1, 1)
 
 
+def test_an_item_that_left_after_a_crash_before_its_mark_leaves_no_point(
+    deps: Deps, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = a_folder(tmp_path / "shop", {"a.png": png("red"), "b.png": png("blue")})
+    with monkeypatch.context() as crashing:
+        crashing.setattr(catalog, "mark_embedded", _crash)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(deps, settings, folder)
+    (folder / "b.png").unlink()
+
+    ingest(deps, settings, folder, delete_missing=True)
+
+    assert points(deps) == rows_of(deps, "marks") == 1
+
+
+def test_a_delete_that_was_cut_short_is_finished_by_the_next_run(
+    deps: Deps, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = a_folder(tmp_path / "shop", {"a.png": png("red"), "b.png": png("blue")})
+    ingest(deps, settings, folder)
+    (folder / "b.png").unlink()
+    with monkeypatch.context() as crashing:
+        crashing.setattr(index, "delete", _crash)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(deps, settings, folder, delete_missing=True)
+    assert points(deps) == 2
+
+    ingest(deps, settings, folder)
+
+    assert points(deps) == rows_of(deps, "marks") == 1
+
+
 def test_a_run_that_died_is_closed_by_the_next(deps: Deps, settings: Settings, tmp_path: Path):
     folder = a_folder(tmp_path / "shop", {"a.png": png("red")})
     dead = uuid4()
