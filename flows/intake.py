@@ -1,6 +1,7 @@
 """Taking in a whole source: name it, lock it, batch it, put the run on record. Knows no Prefect."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from flows.report import COUNTS, BatchReport, IngestReport, as_report
 from flows.rows import Limits, Row, Run, fetch_rows, plan_rows
 from flows.settings import Settings
 from storage import catalog, index, registry, runs
+from storage.records import Ignored
 from storage.source import read_source, source_name
 
 Step = Callable[[Deps, Run, list[Row]], BatchReport]
@@ -79,13 +81,15 @@ def ingest_source(
         source = name_of(session, request)
     started = perf_counter()
     done = BatchReport()
+    ignored: Counter[str] = Counter()
     with catalog.source_lock(deps.engine, source):
         collection = open_collection(deps, settings)
         run = new_run(source, collection.name, collection.dim, settings, request)
         with recorded(deps, run, request, prefect_run_id) as record:
-            for batch in batches(islice(rows, request.limit), settings.batch_size):
+            for batch in batches(records_of(rows, ignored), request.limit, settings.batch_size):
                 done += step(deps, run, batch)
-                record.report = as_report(run.id, run.source, done, perf_counter() - started)
+                so_far = done + BatchReport(ignored)
+                record.report = as_report(run.id, run.source, so_far, perf_counter() - started)
                 advance(len(batch))
             if not done.counts["read"]:
                 raise EmptySource(f"{request.location}: no record in it; is it the right folder or file?")
@@ -111,16 +115,17 @@ def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestRepor
     rows = read_source(request.location)
     started = perf_counter()
     done = BatchReport()
+    ignored: Counter[str] = Counter()
     with Session(engine) as session:
         collection = registry.active_collection(session) or "none yet"
         run = new_run(name_of(session, request), collection, 0, settings, request)
-        for batch in batches(islice(rows, request.limit), settings.batch_size):
+        for batch in batches(records_of(rows, ignored), request.limit, settings.batch_size):
             fetched, rejects = fetch_rows(run, batch)
             planned = plan_rows(session, run, fetched, rejects)
             done += planned.as_report(batch)
         deleted = catalog.count_missing(session, run.source, run.id) if request.delete_missing else 0
         session.rollback()
-    report = as_report(run.id, run.source, done, perf_counter() - started)
+    report = as_report(run.id, run.source, done + BatchReport(ignored), perf_counter() - started)
     return replace(report, outcome="dry run", deleted=deleted)
 
 
@@ -207,9 +212,19 @@ def recorded(deps: Deps, run: Run, request: Request, prefect_run_id: UUID | None
             )
 
 
-def batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    """Yield lists of `size` rows, the last one shorter, reading no further than it has to."""
-    while batch := list(islice(rows, size)):
+def records_of(rows: Iterator[Row | Ignored], ignored: Counter[str]) -> Iterator[Row]:
+    """Yield what became a record or a reject, and count what did neither."""
+    for row in rows:
+        if isinstance(row, Ignored):
+            ignored["ignored"] += 1
+        else:
+            yield row
+
+
+def batches(rows: Iterator[Row], limit: int | None, size: int) -> Iterator[list[Row]]:
+    """Yield lists of `size` rows, the last one shorter, reading no further than `limit` rows."""
+    wanted = islice(rows, limit)
+    while batch := list(islice(wanted, size)):
         yield batch
 
 

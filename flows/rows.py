@@ -13,10 +13,10 @@ from flows.report import BatchReport
 from storage import catalog
 from storage.catalog import Stored
 from storage.plan import Plan, plan_batch
-from storage.records import Digest, Ignored, Item, Record, Rejected, digest_of, item_id
+from storage.records import Digest, Item, Record, Rejected, digest_of, item_id
 from storage.source import FetchError, fetch
 
-Row = Record | Rejected | Ignored
+Row = Record | Rejected
 RAW_CHARS = 2_000
 
 
@@ -75,15 +75,13 @@ class Planned:
         return Item(source, record.key, record.texts, picture, record.metadata)
 
     def as_report(self, rows: Sequence[Row]) -> BatchReport:
-        """Return the counts of the batch `rows`."""
-        ignored = sum(isinstance(row, Ignored) for row in rows)
+        """Return what becomes of the batch `rows`, in numbers."""
         counts = Counter(
-            read=len(rows) - ignored,
+            read=len(rows),
             unchanged=len(self.plan.unchanged),
             embedded=len(self.plan.embed),
             updated=len(self.plan.update),
             rejected=len(self.rejects),
-            ignored=ignored,
         )
         return BatchReport(counts, Counter(reject.reason for reject in self.rejects))
 

@@ -351,6 +351,18 @@ def test_a_limited_run_resolves_nothing_that_it_did_not_read(deps: Deps, setting
     assert rejects(deps) == {"c.png": "not_a_picture"}
 
 
+def test_a_limit_counts_records_and_other_files_are_counted_apart(
+    deps: Deps, settings: Settings, tmp_path: Path
+):
+    sounds = {f"{n}.ogg": b"sound" for n in range(20)}
+    pictures = {f"x{n}.png": png("red", (16, 16 + n)) for n in range(5)}
+    folder = a_folder(tmp_path / "shop", sounds | pictures)
+
+    report = ingest(deps, settings, folder, limit=3)
+
+    assert (report.read, report.embedded, report.ignored) == (3, 3, 20)
+
+
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(deps: Deps, settings: Settings, tmp_path: Path):
     folder = a_folder(tmp_path / "shop", {"a.png": png("red"), "b.png": png("blue"), "c.png": png("green")})
     ingest(deps, settings, folder)
