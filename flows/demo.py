@@ -4,13 +4,15 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from rich.console import RenderableType
 from rich.text import Text
 
 from flows import tables
 from flows.deps import Deps, open_catalog, open_deps
-from flows.evaluate import evaluate
+from flows.evaluate import NothingToEvaluate, evaluate
 from flows.gallery import render
 from flows.intake import Request, dry_run
 from flows.progress import progress_bar
@@ -36,17 +38,16 @@ def run(settings: Settings, own: Path | None) -> None:
     say(f"Ingesting {source}", f"sightline ingest {shlex.quote(str(source))}")
     tables.show(tables.of_ingest(ingest_changes(settings, source)))
     with open_deps(settings) as deps:
-        queries = searches(source) if own else stamp_searches(source)
+        queries = searches(deps) if own else stamp_searches(source)
         for query in queries:
             say(heading(query), command(query))
             tables.show(tables.of_results(search(deps, query)))
         page = write_gallery(deps, settings, queries[0])
         say("Measuring how well captions find pictures, and pictures captions", "sightline evaluate")
-        with progress_bar("captions") as advance:
-            tables.show(tables.of_evaluation(evaluate(deps, advance=advance)))
+        tables.show(measured(deps))
     say(f"The first search as a page: {page}", None)
     say("Try next", None)
-    shown = shlex.quote(str(queries[-1].image))
+    shown = shlex.quote(str(queries[-1].image or "FILE"))
     tables.show(
         Text('  .venv/bin/sightline search "a boat on the water" --gallery boats.html'),
         Text(f"  .venv/bin/sightline search --image {shown} --find images"),
@@ -106,20 +107,25 @@ def stamp_searches(stamps: Path) -> list[Query]:
     ]
 
 
-def searches(folder: Path) -> list[Query]:
-    """Return searches of a folder that is not known: by word, and by its first picture."""
-    from storage.records import Record
-    from storage.source import read_source
+def searches(deps: Deps) -> list[Query]:
+    """Return searches of pictures that are not known: by word, and by one that was found."""
+    by_word = [Query(text="a person", limit=5), Query(text="something green", limit=5)]
+    texts = Query(text="food", find="texts", limit=5)
+    found = search(deps, by_word[0]).found
+    picture = found[0].item.picture if found else None
+    if picture is None:
+        return [*by_word, texts]
+    by_picture = Query(image=Path(picture.uri), find="texts", limit=5)
+    return [*by_word, texts, by_picture, replace(by_picture, find="images")]
 
-    first = next(row for row in read_source(folder) if isinstance(row, Record) and row.image)
-    picture = Path(first.image or "")
-    return [
-        Query(text="a person", limit=5),
-        Query(text="something green", limit=5),
-        Query(text="food", find="texts", limit=5),
-        Query(image=picture, find="texts", limit=5),
-        Query(image=picture, find="images", limit=5),
-    ]
+
+def measured(deps: Deps) -> RenderableType:
+    """Return the evaluation, or why there is none: people's own pictures may have no captions."""
+    with progress_bar("captions") as advance:
+        try:
+            return tables.of_evaluation(evaluate(deps, advance=advance))
+        except NothingToEvaluate as error:
+            return Text(str(error))
 
 
 def heading(query: Query) -> str:
@@ -138,8 +144,8 @@ def write_gallery(deps: Deps, settings: Settings, query: Query) -> Path:
     """Write the page of a larger search than the terminal shows; return where it is."""
     page = settings.home / "demo" / "gallery.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    larger = Query(query.text, query.image, query.find, limit=24)
-    page.write_text(render(gallery_page(deps, search(deps, larger))), encoding="utf-8")
+    larger = search(deps, replace(query, limit=24))
+    page.write_text(render(gallery_page(deps, larger)), encoding="utf-8")
     return page
 
 

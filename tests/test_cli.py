@@ -209,3 +209,14 @@ def test_the_whole_day_from_ingest_to_evaluate(tmp_path: Path):
     assert failed.returncode == 1
     assert json.loads(failed.stdout)["outcome"] == "failed"
     assert failed.stderr.startswith("Error: 3 of 3 records were rejected")
+
+
+@pytest.mark.usefixtures("home")
+def test_the_demo_takes_ones_own_pictures_even_without_captions(tmp_path: Path):
+    folder = a_folder(tmp_path / "mine", {"a.png": png("red", (64, 64)), "b.png": png("blue", (64, 64))})
+
+    done = sightline_process("demo", folder)
+
+    assert done.returncode == 0, done.stderr
+    assert "no record has both a picture and an embedded caption" in done.stdout
+    assert (tmp_path / "home" / "demo" / "gallery.html").exists()
