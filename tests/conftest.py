@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from qdrant_client import QdrantClient
 from sqlalchemy import Engine, create_engine, text
@@ -15,6 +16,10 @@ from storage import migrate
 from storage.blobs import Blobs
 from storage.embedded import postgres_url, stop_postgres
 from tests.fakes import ColourEncoder
+
+# The same examples everywhere, and no clock: a busy machine must not decide whether a test passes.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session", autouse=True)
