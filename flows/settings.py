@@ -3,13 +3,14 @@
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from qdrant_client.models import PayloadSchemaType
 
 PREFIX = "SIGHTLINE_"
+FieldType = Literal["keyword", "integer", "float", "bool", "geo", "datetime", "text", "uuid"]
+"""The kinds of payload index that Qdrant knows."""
 
 
 class BadSettings(ValueError):
@@ -22,7 +23,7 @@ class Qdrant(BaseModel, frozen=True, extra="forbid"):
     url: str | None = Field(None, description="A Qdrant server; unset: an index in the home folder.")
     api_key: SecretStr | None = Field(None, description="The server's key.")
     timeout_s: int = Field(30, gt=0, description="Seconds to wait for one request.")
-    filter_fields: dict[str, PayloadSchemaType] = Field(
+    filter_fields: dict[str, FieldType] = Field(
         {}, description='Metadata fields that get an index, such as {"year": "integer"}.'
     )
 

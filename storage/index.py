@@ -64,7 +64,7 @@ def create(
     model: str,
     fingerprint: str,
     dim: int,
-    filter_fields: Mapping[str, models.PayloadSchemaType],
+    filter_fields: Mapping[str, str],
 ) -> str:
     """Create the collection of a model unless it is there, with its payload indexes; return its name.
 
@@ -85,7 +85,7 @@ def create(
         },
         metadata={"model": model, "fingerprint": fingerprint, "dim": dim},
     )
-    own = {metadata_path(field): type for field, type in filter_fields.items()}
+    own = {metadata_path(field): models.PayloadSchemaType(type) for field, type in filter_fields.items()}
     for field, schema in (PAYLOAD_FIELDS | own).items():
         client.create_payload_index(name, field, schema, wait=True)
     return name
