@@ -159,8 +159,8 @@ def open_collection(deps: Deps, settings: Settings) -> index.Collection:
     encoder = deps.encoder
     if index.active(deps.vectors) is None:
         name = index.collection_name(encoder.fingerprint)
-        with deps.sessions.begin() as session:
-            if not deps.vectors.collection_exists(name):
+        if not deps.vectors.collection_exists(name):
+            with deps.sessions.begin() as session:
                 registry.forget_marks(session, name)
         index.create(
             deps.vectors,
