@@ -10,8 +10,11 @@ from flows.deps import Deps
 from flows.gallery import Card, Page
 from storage import catalog, index
 from storage.records import Hit, Item
+from storage.source import FetchError, fetch
 
 Find = Literal["images", "texts"]
+MAX_PICTURE_BYTES = 64 * 2**20
+FETCH_TIMEOUT_S = 10
 SPACES: dict[Find, index.Space] = {"images": "image", "texts": "text"}
 
 
@@ -116,9 +119,12 @@ def gallery_page(deps: Deps, results: Results) -> Page:
 
 
 def _picture_bytes(deps: Deps, item: Item) -> bytes | None:
-    if item.picture is None or deps.blobs is None:
+    """Return the picture from where it is kept, else from its source; None where it is no longer to be had."""
+    if item.picture is None:
         return None
     try:
-        return deps.blobs.get(item.picture.sha256)
-    except FileNotFoundError:
+        if deps.blobs is not None:
+            return deps.blobs.get(item.picture.sha256)
+        return fetch(item.picture.uri, max_bytes=MAX_PICTURE_BYTES, timeout_s=FETCH_TIMEOUT_S)
+    except (FileNotFoundError, FetchError):
         return None

@@ -121,6 +121,18 @@ def test_the_gallery_shows_the_pictures_even_after_the_source_is_gone(shop: Deps
     assert "red rose" in render(page)
 
 
+def test_without_kept_pictures_the_gallery_takes_them_from_the_source_while_it_is_there(
+    shop: Deps, tmp_path: Path
+):
+    unkept = replace(shop, blobs=None)
+    results = search(unkept, Query(text="red", limit=1))
+    assert gallery_page(unkept, results).cards[0].picture == png("red")
+
+    (tmp_path / "shop" / "rose.png").unlink()
+
+    assert gallery_page(unkept, results).cards[0].picture is None
+
+
 def test_a_gallery_of_texts_needs_no_pictures(deps: Deps, settings: Settings, tmp_path: Path):
     ingest_source(deps, settings, Request(a_manifest(tmp_path / "n.jsonl", [{"key": "a", "text": "red"}])))
 
