@@ -119,7 +119,7 @@ def gallery_page(deps: Deps, results: Results) -> Page:
 
 
 def _picture_bytes(deps: Deps, item: Item) -> bytes | None:
-    """Return the picture from where it is kept, else from its source; None where it is no longer to be had."""
+    """Return the picture from where it is kept, else from its source; None where it is gone."""
     if item.picture is None:
         return None
     try:
