@@ -69,7 +69,7 @@ def as_item(source: str, one: Fetched, decoded: Decoded | None) -> Item:
     if decoded is not None:
         uri, sha256 = one.record.image or "", one.sha256 or ""
         picture = Picture(sha256, uri, decoded.width, decoded.height, decoded.format)
-    return Item(source, one.record.key, one.record.texts, picture, one.record.metadata)
+    return one.as_item(source, picture)
 
 
 def keep_pictures(deps: Deps, session: Session, fresh: Iterable[Fetched]) -> None:

@@ -107,9 +107,7 @@ def ingest(
 
 @main.command(short_help="Find pictures or texts by a text or a picture.")
 @click.argument("text", required=False)
-@click.option(
-    "--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Search by a picture."
-)
+@click.option("--image", type=EXISTING_FILE, help="Search by a picture.")
 @click.option(
     "--find",
     type=click.Choice(["images", "texts"]),
@@ -152,7 +150,7 @@ def search(
     with open_deps(settings) as deps:
         results = find_items(deps, query)
         if gallery is not None:
-            gallery.write_text(render(gallery_page(deps, results)), encoding="utf-8")
+            gallery.write_text(render(gallery_page(deps, results, settings.limits)), encoding="utf-8")
             click.echo(f"gallery: {gallery}", err=True)
     _print(results.as_json(), as_json, lambda: tables.of_results(results))
 
@@ -186,11 +184,7 @@ def rejects(as_json: bool) -> None:
 
 
 @main.command(short_help="Measure how well texts and pictures find each other.")
-@click.option(
-    "--keys",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Only these keys, a line each.",
-)
+@click.option("--keys", type=EXISTING_FILE, help="Only these keys, a line each.")
 @click.option("--lang", help="Captions in this language instead of those that are embedded.")
 @as_json_option
 def evaluate(keys: Path | None, lang: str | None, as_json: bool) -> None:

@@ -145,7 +145,7 @@ def write_gallery(deps: Deps, settings: Settings, query: Query) -> Path:
     page = settings.home / "demo" / "gallery.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     larger = search(deps, replace(query, limit=24))
-    page.write_text(render(gallery_page(deps, larger)), encoding="utf-8")
+    page.write_text(render(gallery_page(deps, larger, settings.limits)), encoding="utf-8")
     return page
 
 

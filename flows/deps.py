@@ -41,11 +41,8 @@ def open_deps(settings: Settings) -> Iterator[Deps]:
 @contextmanager
 def open_catalog(settings: Settings) -> Iterator[Engine]:
     """Open Postgres, brought to the newest schema: the server that is set, else our own."""
-    if settings.database_url:
-        url = settings.database_url.get_secret_value()
-    else:
-        settings.home.mkdir(parents=True, exist_ok=True)
-        url = postgres_url(settings.home)
+    given = settings.database_url
+    url = given.get_secret_value() if given else postgres_url(settings.home)
     engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT_S})
     try:
         with engine.begin() as connection:
@@ -59,7 +56,6 @@ def open_catalog(settings: Settings) -> Iterator[Engine]:
 def open_index(settings: Settings) -> Iterator[QdrantClient]:
     """Open Qdrant: the server that is set, else the index in the home folder."""
     if settings.qdrant.url is None:
-        settings.home.mkdir(parents=True, exist_ok=True)
         with local_qdrant(settings.home) as client:
             yield client
         return

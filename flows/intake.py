@@ -4,7 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -17,7 +17,7 @@ from flows.batch import ingest_batch
 from flows.deps import Deps
 from flows.maintain import delete_missing, finish_deletes
 from flows.report import COUNTS, BatchReport, IngestReport, as_report
-from flows.rows import Limits, Row, Run, fetch_rows, plan_rows
+from flows.rows import Row, Run, fetch_rows, plan_rows
 from flows.settings import Settings
 from storage import catalog, index, registry, runs
 from storage.records import Ignored
@@ -79,32 +79,24 @@ def ingest_source(
     rows = read_source(request.location)
     with deps.sessions() as session:
         source = name_of(session, request)
-    started = perf_counter()
-    done = BatchReport()
-    ignored: Counter[str] = Counter()
     with catalog.source_lock(deps.engine, source):
         collection = open_collection(deps, settings)
         run = new_run(source, collection.name, collection.dim, settings, request)
         with recorded(deps, run, request, prefect_run_id) as record:
-            for batch in batches(records_of(rows, ignored), request.limit, settings.batch_size):
-                done += step(deps, run, batch)
-                so_far = done + BatchReport(ignored)
-                record.report = as_report(run.id, run.source, so_far, perf_counter() - started)
+            for batch in batches(records_of(rows, record.besides), request.limit, settings.batch_size):
+                record.done += step(deps, run, batch)
                 advance(len(batch))
-            if not done.counts["read"]:
+            if not record.done.counts["read"]:
                 raise EmptySource(f"{request.location}: no record in it; is it the right folder or file?")
-            refuse_mostly_bad(record.report, settings.max_reject_share)
+            refuse_mostly_bad(record.report("failed"), settings.max_reject_share)
             if request.limit is None:
                 with deps.sessions.begin() as session:
                     runs.resolve_rejects(session, run.id, source)
             if request.delete_missing:
-                deleted = delete_missing(deps, source, run.id)
-                record.report = replace(record.report, deleted=deleted)
+                record.besides["deleted"] = delete_missing(deps, source, run.id)
             finish_deletes(deps, source)
-            record.report = replace(
-                record.report, outcome="completed", seconds=round(perf_counter() - started, 3)
-            )
-    return record.report
+            report = record.report("completed")
+    return report
 
 
 def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestReport:
@@ -113,27 +105,24 @@ def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestRepor
     Everything happens in one transaction that is rolled back, and no model is loaded.
     """
     rows = read_source(request.location)
-    started = perf_counter()
-    done = BatchReport()
-    ignored: Counter[str] = Counter()
     with Session(engine) as session:
         collection = registry.active_collection(session) or "none yet"
         run = new_run(name_of(session, request), collection, 0, settings, request)
-        for batch in batches(records_of(rows, ignored), request.limit, settings.batch_size):
+        record = RunRecord(run)
+        for batch in batches(records_of(rows, record.besides), request.limit, settings.batch_size):
             fetched, rejects = fetch_rows(run, batch)
             planned = plan_rows(session, run, fetched, rejects)
-            done += planned.as_report(batch)
-        deleted = catalog.count_missing(session, run.source, run.id) if request.delete_missing else 0
+            record.done += planned.as_report(batch)
+        if request.delete_missing:
+            record.besides["deleted"] = catalog.count_missing(session, run.source, run.id)
         session.rollback()
-    report = as_report(run.id, run.source, done + BatchReport(ignored), perf_counter() - started)
-    return replace(report, outcome="dry run", deleted=deleted)
+    return record.report("dry run")
 
 
 def new_run(source: str, collection: str, dim: int, settings: Settings, request: Request) -> Run:
     """Return a run that has not begun yet."""
     langs = settings.langs if request.langs is None else request.langs
-    limits = Limits(settings.max_picture_bytes, settings.fetch_timeout_s)
-    return Run(uuid4(), source, collection, dim, langs, limits)
+    return Run(uuid4(), source, collection, dim, langs, settings.limits)
 
 
 def name_of(session: Session, request: Request) -> str:
@@ -184,15 +173,29 @@ def open_collection(deps: Deps, settings: Settings) -> index.Collection:
 
 @dataclass(slots=True)
 class RunRecord:
-    """What the row in `runs` will say when the run ends, however it ends."""
+    """What a run has done so far, whether or not it gets to its end."""
 
-    report: IngestReport
+    run: Run
+    done: BatchReport = field(default_factory=BatchReport)
+    besides: Counter[str] = field(default_factory=Counter)
+    """What no batch counts: files that were ignored, items that were deleted."""
+
+    started: float = field(default_factory=perf_counter)
+
+    def report(self, outcome: str) -> IngestReport:
+        return as_report(
+            self.run.id,
+            self.run.source,
+            self.done + BatchReport(self.besides),
+            outcome=outcome,
+            seconds=perf_counter() - self.started,
+        )
 
 
 @contextmanager
 def recorded(deps: Deps, run: Run, request: Request, prefect_run_id: UUID | None) -> Iterator[RunRecord]:
     """Keep a row in `runs`, from before the first record until after the last, or the error."""
-    record = RunRecord(as_report(run.id, run.source, BatchReport(), 0.0))
+    record = RunRecord(run)
     location = str(request.location.resolve())
     with deps.sessions.begin() as session:
         runs.start_run(session, run.id, "ingest", run.source, location, prefect_run_id)
@@ -200,23 +203,24 @@ def recorded(deps: Deps, run: Run, request: Request, prefect_run_id: UUID | None
         yield record
     finally:
         error = sys.exception()
-        counts = record.report.as_json()
+        report = record.report("failed" if error else "completed")
+        counts = report.as_json()
         with deps.sessions.begin() as session:
             runs.end_run(
                 session,
                 run.id,
-                "failed" if error else "completed",
-                counts={name: counts[name] for name in COUNTS} | {"reasons": record.report.reasons},
-                seconds=record.report.stages | {"total": record.report.seconds},
+                report.outcome,
+                counts={name: counts[name] for name in COUNTS} | {"reasons": report.reasons},
+                seconds=report.stages | {"total": report.seconds},
                 error=f"{type(error).__name__}: {error}" if error else None,
             )
 
 
-def records_of(rows: Iterator[Row | Ignored], ignored: Counter[str]) -> Iterator[Row]:
-    """Yield what became a record or a reject, and count what did neither."""
+def records_of(rows: Iterator[Row | Ignored], besides: Counter[str]) -> Iterator[Row]:
+    """Yield what became a record or a reject, and count what did neither in `besides`."""
     for row in rows:
         if isinstance(row, Ignored):
-            ignored["ignored"] += 1
+            besides["ignored"] += 1
         else:
             yield row
 

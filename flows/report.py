@@ -22,7 +22,7 @@ class BatchReport:
     """What became of one batch, as counts; never arrays, so that Prefect can carry it."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    """`read` = `unchanged` + `embedded` + `updated` + `rejected`; `ignored` and `truncated` besides."""
+    """`read` = `unchanged` + `embedded` + `updated` + `rejected`; the rest of `COUNTS` besides."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     """Rejects by reason code."""
@@ -60,17 +60,16 @@ class IngestReport:
         return asdict(self) | {"run": str(self.run)}
 
 
-def as_report(run_id: UUID, source: str, done: BatchReport, seconds: float) -> IngestReport:
-    """Return what is done so far as a report of a run that has failed unless more is said."""
+def as_report(run_id: UUID, source: str, done: BatchReport, *, outcome: str, seconds: float) -> IngestReport:
+    """Return the counts of a run's batches, and of what it did besides, as its report."""
     return IngestReport(
         run=run_id,
         source=source,
-        outcome="failed",
-        deleted=0,
+        outcome=outcome,
         reasons=dict(done.reasons.most_common()),
         seconds=round(seconds, 3),
         stages={name: ms / 1000 for name, ms in done.stages.items()},
-        **{name: done.counts[name] for name in COUNTS if name != "deleted"},
+        **{name: done.counts[name] for name in COUNTS},
     )
 
 

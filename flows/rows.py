@@ -10,22 +10,14 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from flows.report import BatchReport
+from flows.settings import Limits
 from storage import catalog
 from storage.catalog import Stored
 from storage.plan import Plan, plan_batch
-from storage.records import Digest, Item, Record, Rejected, digest_of, item_id
-from storage.source import FetchError, fetch
+from storage.records import Digest, Item, Picture, Record, Rejected, digest_of, item_id
+from storage.source import FetchError, fetch, printable
 
 Row = Record | Rejected
-RAW_CHARS = 2_000
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a record may cost."""
-
-    max_picture_bytes: int
-    fetch_timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +39,10 @@ class Fetched:
     record: Record
     data: bytes | None
     sha256: str | None
+    digest: Digest
 
-    @property
-    def digest(self) -> Digest:
-        return digest_of(self.record, self.sha256)
+    def as_item(self, source: str, picture: Picture | None) -> Item:
+        return Item(source, self.record.key, self.record.texts, picture, self.record.metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +61,10 @@ class Planned:
 
     def updated_item(self, source: str, id: UUID) -> Item:
         """Return the item whose vectors stay; its picture has the same bytes as before, perhaps elsewhere."""
-        record, picture = self.records[id].record, self.known[id].picture
-        if picture is not None and record.image is not None:
-            picture = replace(picture, uri=record.image)
-        return Item(source, record.key, record.texts, picture, record.metadata)
+        one, picture = self.records[id], self.known[id].picture
+        if picture is not None and one.record.image is not None:
+            picture = replace(picture, uri=one.record.image)
+        return one.as_item(source, picture)
 
     def as_report(self, rows: Sequence[Row]) -> BatchReport:
         """Return what becomes of the batch `rows`, in numbers."""
@@ -125,11 +117,12 @@ def fetch_all(records: Sequence[Record], limits: Limits) -> tuple[list[Fetched],
             unread.append(rejected(record, "nothing_to_embed", why))
             continue
         try:
-            data = _picture_bytes(record.image, limits) if record.image else None
+            data = picture_bytes(record.image, limits) if record.image else None
         except FetchError as error:
             unread.append(rejected(record, error.reason, f"{record.place}: {error}"))
             continue
-        fetched.append(Fetched(record, data, None if data is None else hashlib.sha256(data).hexdigest()))
+        sha256 = None if data is None else hashlib.sha256(data).hexdigest()
+        fetched.append(Fetched(record, data, sha256, digest_of(record, sha256)))
     return fetched, unread
 
 
@@ -151,7 +144,8 @@ def first_of_each(
     return unique, twice
 
 
-def _picture_bytes(uri: str, limits: Limits) -> bytes:
+def picture_bytes(uri: str, limits: Limits) -> bytes:
+    """Return the bytes at `uri`, as `fetch` does, within `limits`."""
     return fetch(uri, max_bytes=limits.max_picture_bytes, timeout_s=limits.fetch_timeout_s)
 
 
@@ -163,5 +157,5 @@ def _second(record: Record, first_place: str) -> Rejected:
 def rejected(record: Record, reason: str, message: str) -> Rejected:
     """Return `record` as a reject; `message` names it and says what to do."""
     row = {"key": record.key, "image": record.image, "texts": [text.text for text in record.texts]}
-    raw = json.dumps(row, ensure_ascii=False)[:RAW_CHARS]
-    return Rejected(record.place, record.key, reason, message, raw)
+    raw = json.dumps(row, ensure_ascii=False)
+    return Rejected(record.place, record.key, reason, printable(message), printable(raw))

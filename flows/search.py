@@ -8,13 +8,13 @@ from typing import Any, Literal
 from embedding.images import decode_image
 from flows.deps import Deps
 from flows.gallery import Card, Page
+from flows.rows import picture_bytes
+from flows.settings import Limits
 from storage import catalog, index
 from storage.records import Hit, Item
-from storage.source import FetchError, fetch
+from storage.source import FetchError
 
 Find = Literal["images", "texts"]
-MAX_PICTURE_BYTES = 64 * 2**20
-FETCH_TIMEOUT_S = 10
 SPACES: dict[Find, index.Space] = {"images": "image", "texts": "text"}
 
 
@@ -100,7 +100,7 @@ def search(deps: Deps, query: Query) -> Results:
     return Results(query, deps.encoder.name, collection.points, found)
 
 
-def gallery_page(deps: Deps, results: Results) -> Page:
+def gallery_page(deps: Deps, results: Results, limits: Limits) -> Page:
     """Return what the gallery page shows of `results`; pictures come from where they are kept."""
     query = results.query
     cards = tuple(
@@ -110,7 +110,7 @@ def gallery_page(deps: Deps, results: Results) -> Page:
             one.hit.score,
             one.text,
             one.item.picture.uri if one.item.picture else None,
-            _picture_bytes(deps, one.item),
+            _picture_bytes(deps, one.item, limits),
         )
         for one in results.found
     )
@@ -118,13 +118,13 @@ def gallery_page(deps: Deps, results: Results) -> Page:
     return Page(query.text, query_picture, query.find, results.model, results.points, cards)
 
 
-def _picture_bytes(deps: Deps, item: Item) -> bytes | None:
+def _picture_bytes(deps: Deps, item: Item, limits: Limits) -> bytes | None:
     """Return the picture from where it is kept, else from its source; None where it is gone."""
     if item.picture is None:
         return None
     try:
         if deps.blobs is not None:
             return deps.blobs.get(item.picture.sha256)
-        return fetch(item.picture.uri, max_bytes=MAX_PICTURE_BYTES, timeout_s=FETCH_TIMEOUT_S)
+        return picture_bytes(item.picture.uri, limits)
     except (FileNotFoundError, FetchError):
         return None

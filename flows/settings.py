@@ -1,6 +1,7 @@
 """The one reader of the environment."""
 
 import os
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,14 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 PREFIX = "SIGHTLINE_"
 FieldType = Literal["keyword", "integer", "float", "bool", "geo", "datetime", "text", "uuid"]
 """The kinds of payload index that Qdrant knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one picture may cost."""
+
+    max_picture_bytes: int
+    fetch_timeout_s: float
 
 
 class BadSettings(ValueError):
@@ -56,6 +65,10 @@ class Settings(BaseSettings):
     max_picture_bytes: int = Field(64 * 2**20, gt=0, description="Larger picture files are rejected.")
     fetch_timeout_s: float = Field(30, gt=0, description="Seconds to wait for one picture behind a URL.")
     max_reject_share: float = Field(0.5, ge=0, le=1, description="A run with more rejects than this fails.")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_picture_bytes, self.fetch_timeout_s)
 
     @field_validator("langs", mode="before")
     @classmethod

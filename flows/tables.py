@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.evaluate import Evaluation
-from flows.report import IngestReport
+from flows.report import COUNTS, IngestReport
 from flows.search import Results
 from flows.status import Status
 from storage.runs import Reject
@@ -35,7 +35,7 @@ def of_ingest(report: IngestReport) -> RenderableType:
         "ignored": "files that are neither pictures nor beside one",
         "truncated": "texts longer than the model reads",
     }
-    for name in ("read", "unchanged", "embedded", "updated", "rejected", "deleted", "ignored", "truncated"):
+    for name in COUNTS:
         count = getattr(report, name)
         if count or name in ("read", "unchanged", "embedded", "rejected"):
             table.add_row(name, f"{count:,}", notes.get(name, ""))

@@ -11,8 +11,8 @@ from storage.schema import CollectionRow, EvaluationRow, MarkRow, ModelRow
 
 def activate_collection(session: Session, *, name: str, model: str, fingerprint: str, dim: int) -> None:
     """Put on record that searches go to collection `name`; whatever was active before is retired."""
-    retire(session, CollectionRow, CollectionRow.name != name)
-    retire(session, ModelRow, ModelRow.fingerprint != fingerprint)
+    _retire(session, CollectionRow, CollectionRow.name != name)
+    _retire(session, ModelRow, ModelRow.fingerprint != fingerprint)
     own = insert(ModelRow).values(fingerprint=fingerprint, name=model, dim=dim, state="active")
     session.execute(
         own.on_conflict_do_update(
@@ -47,13 +47,6 @@ def active_collection(session: Session) -> str | None:
     return session.scalar(select(CollectionRow.name).where(CollectionRow.state == "active"))
 
 
-def retire(
-    session: Session, table: type[CollectionRow] | type[ModelRow], others: ColumnElement[bool]
-) -> None:
-    """Retire the active rows of `table` among `others`."""
-    session.execute(update(table).where(table.state == "active", others).values(state="retired"))
-
-
 def save_evaluation(
     session: Session,
     *,
@@ -79,3 +72,10 @@ def save_evaluation(
                 gallery=gallery,
             )
         )
+
+
+def _retire(
+    session: Session, table: type[CollectionRow] | type[ModelRow], others: ColumnElement[bool]
+) -> None:
+    """Retire the active rows of `table` among `others`."""
+    session.execute(update(table).where(table.state == "active", others).values(state="retired"))

@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 from qdrant_client import QdrantClient
 from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import sessionmaker
 
 from flows.deps import Deps
 from flows.settings import Settings
@@ -55,11 +55,6 @@ def engine(migrated: Engine) -> Iterator[Engine]:
         connection.execute(
             text("truncate items, marks, rejects, runs, models, collections, evaluations, seen cascade")
         )
-
-
-@pytest.fixture
-def sessions(engine: Engine) -> sessionmaker[Session]:
-    return sessionmaker(engine)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from flows.batch import ingest_batch
 from flows.deps import Deps
 from flows.intake import Request, ingest_source
 from flows.report import BatchReport, IngestReport
-from flows.rows import Limits, Run
-from flows.settings import Settings
+from flows.rows import Run
+from flows.settings import Limits, Settings
 from storage import catalog, index, runs
 from storage.records import Text, item_id
 from tests.builders import a_folder, a_manifest, a_record, png
@@ -361,6 +361,13 @@ def test_a_limit_counts_records_and_other_files_are_counted_apart(
     report = ingest(deps, settings, folder, limit=3)
 
     assert (report.read, report.embedded, report.ignored) == (3, 3, 20)
+
+
+def test_files_that_follow_a_full_last_batch_are_counted_too(deps: Deps, settings: Settings, tmp_path: Path):
+    pictures = {f"{n}.png": png("red", (16, 16 + n)) for n in range(settings.batch_size)}
+    folder = a_folder(tmp_path / "shop", pictures | {"z.ogg": b"sound"})
+
+    assert ingest(deps, settings, folder).ignored == 1
 
 
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(deps: Deps, settings: Settings, tmp_path: Path):

@@ -8,12 +8,13 @@ from flows.deps import Deps
 from flows.gallery import render
 from flows.intake import Request, ingest_source
 from flows.search import Query, gallery_page, search
-from flows.settings import Settings
+from flows.settings import Limits, Settings
 from storage import catalog, index
 from storage.records import item_id
 from tests.builders import a_folder, a_manifest, png
 from tests.fakes import ColourEncoder
 
+LIMITS = Limits(max_picture_bytes=10**6, fetch_timeout_s=5)
 SHOP = {
     "rose.png": png("red"),
     "rose.txt": "grey\nred rose",
@@ -115,7 +116,7 @@ def test_a_query_that_is_no_picture_is_refused_by_name(shop: Deps, tmp_path: Pat
 def test_the_gallery_shows_the_pictures_even_after_the_source_is_gone(shop: Deps, tmp_path: Path):
     (tmp_path / "shop" / "rose.png").unlink()
 
-    page = gallery_page(shop, search(shop, Query(text="red", limit=1)))
+    page = gallery_page(shop, search(shop, Query(text="red", limit=1)), LIMITS)
 
     assert page.cards[0].picture == png("red")
     assert "red rose" in render(page)
@@ -126,17 +127,17 @@ def test_without_kept_pictures_the_gallery_takes_them_from_the_source_while_it_i
 ):
     unkept = replace(shop, blobs=None)
     results = search(unkept, Query(text="red", limit=1))
-    assert gallery_page(unkept, results).cards[0].picture == png("red")
+    assert gallery_page(unkept, results, LIMITS).cards[0].picture == png("red")
 
     (tmp_path / "shop" / "rose.png").unlink()
 
-    assert gallery_page(unkept, results).cards[0].picture is None
+    assert gallery_page(unkept, results, LIMITS).cards[0].picture is None
 
 
 def test_a_gallery_of_texts_needs_no_pictures(deps: Deps, settings: Settings, tmp_path: Path):
     ingest_source(deps, settings, Request(a_manifest(tmp_path / "n.jsonl", [{"key": "a", "text": "red"}])))
 
-    page = gallery_page(deps, search(deps, Query(text="red", find="texts")))
+    page = gallery_page(deps, search(deps, Query(text="red", find="texts")), LIMITS)
 
     assert [card.picture for card in page.cards] == [None]
     assert "red" in render(page)

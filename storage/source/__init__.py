@@ -3,5 +3,6 @@
 from storage.source.fetch import FetchError, fetch
 from storage.source.location import count_rows, read_source, source_name
 from storage.source.manifest import BadSource
+from storage.source.validate import printable
 
-__all__ = ["BadSource", "FetchError", "count_rows", "fetch", "read_source", "source_name"]
+__all__ = ["BadSource", "FetchError", "count_rows", "fetch", "printable", "read_source", "source_name"]
