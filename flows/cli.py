@@ -218,14 +218,33 @@ def demo(debug: bool, source: Path | None) -> None:
     run(settings, source)
 
 
-@main.command(short_help="Stop the Postgres of the home folder.")
-def stop() -> None:
-    """Stop the Postgres of the home folder; the next command starts it again."""
-    settings = load_settings()
-    from storage.embedded import stop_postgres
+@main.command(short_help="Run the home folder's servers in the foreground.")
+def start() -> None:
+    """Run Postgres and Qdrant of the home folder in the foreground, with their logs, until a signal.
 
-    running = stop_postgres(settings.home)
-    click.echo("Postgres has stopped." if running else "Postgres was not running.")
+    For a service manager: commands start both by themselves. A server that has a URL set is not started.
+    Ends with code 1 if Postgres ends by itself.
+    """
+    settings = load_settings()
+    from flows.servers import serve
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, force=True)
+    serve(settings)
+
+
+@main.command(short_help="Stop the home folder's servers.")
+def stop() -> None:
+    """Stop Postgres and Qdrant of the home folder; the next command starts them again."""
+    settings = load_settings()
+    from storage.embedded.postgres import stop_postgres
+    from storage.embedded.qdrant.client import stop as stop_index
+
+    # the index first: in the foreground, its end is Postgres' too
+    for name, was_running in (
+        ("Qdrant", stop_index(settings.home)),
+        ("Postgres", stop_postgres(settings.home)),
+    ):
+        click.echo(f"{name} has stopped." if was_running else f"{name} was not running.")
 
 
 def _log_to_stderr(debug: bool) -> None:

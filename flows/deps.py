@@ -13,7 +13,9 @@ from embedding.encoder import Encoder, load_encoder
 from flows.settings import Settings
 from storage import migrate
 from storage.blobs import Blobs
-from storage.embedded import local_qdrant, postgres_url
+from storage.embedded.postgres import find_postgres, postgres_url
+from storage.embedded.qdrant.client import find_index, index_client
+from storage.embedded.server import Server
 
 CONNECT_TIMEOUT_S = 10
 
@@ -54,9 +56,12 @@ def open_catalog(settings: Settings) -> Iterator[Engine]:
 
 @contextmanager
 def open_index(settings: Settings) -> Iterator[QdrantClient]:
-    """Open Qdrant: the server that is set, else the index in the home folder."""
+    """Open Qdrant: the server that is set, else our own index in the home folder.
+
+    This is the only place that asks which of the two it is: both are a client of Qdrant's REST API.
+    """
     if settings.qdrant.url is None:
-        with local_qdrant(settings.home) as client:
+        with index_client(settings.home, timeout_s=settings.qdrant.timeout_s) as client:
             yield client
         return
     # whoever cannot be asked for a version cannot be asked for anything, and that error says it better
@@ -67,6 +72,13 @@ def open_index(settings: Settings) -> Iterator[QdrantClient]:
         yield client
     finally:
         client.close()
+
+
+def embedded_servers(settings: Settings) -> list[Server]:
+    """Return those servers of our own that `settings` use and that run now."""
+    postgres = find_postgres(settings.home) if settings.database_url is None else None
+    qdrant = find_index(settings.home) if settings.qdrant.url is None else None
+    return [server for server in (postgres, qdrant) if server is not None]
 
 
 def open_blobs(settings: Settings) -> Blobs | None:

@@ -3,6 +3,7 @@
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 from sqlalchemy.exc import OperationalError
 
+MAX_ANSWER_BYTES = 200
 OWN_PACKAGES = ("flows.", "embedding.", "storage.")
 
 
@@ -23,13 +24,24 @@ def explain(error: Exception) -> str:
         case ResponseHandlingException():
             return (
                 f"Qdrant did not answer ({_first_line(error)}); "
-                "is the server of SIGHTLINE_QDRANT__URL running?"
+                "is the server of SIGHTLINE_QDRANT__URL running? "
+                "Our own, without that setting, is started by the next command"
             )
         case UnexpectedResponse():
-            return f"Qdrant refused a request ({_first_line(error)}); are its version and key right?"
+            return (
+                f"Qdrant refused a request ({_first_line(error)}): {_said(error)}; "
+                "are its version and key right?"
+            )
         case OSError(filename=str() as name, strerror=str() as why):
             return f"{name}: {why}"
     return f"{type(error).__name__}: {_first_line(error)}; run `sightline --debug …` for the traceback"
+
+
+def _said(error: UnexpectedResponse) -> str:
+    try:
+        return str(error.structured()["status"]["error"])
+    except (ValueError, KeyError, TypeError):  # whatever answered is no Qdrant
+        return error.content[:MAX_ANSWER_BYTES].decode(errors="replace")
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -6,10 +6,11 @@ from typing import Any
 from qdrant_client.http.exceptions import ResponseHandlingException
 from sqlalchemy.orm import Session
 
-from flows.deps import open_catalog, open_index
+from flows.deps import embedded_servers, open_catalog, open_index
 from flows.settings import Settings
 from storage import catalog, index, registry, runs
-from storage.embedded import IndexBusy
+from storage.embedded.qdrant.client import IndexUnavailable
+from storage.embedded.server import Server
 
 RECENT_RUNS = 5
 
@@ -29,6 +30,9 @@ class Status:
     collection: index.Collection | None
     collection_problem: str | None
     """Why Qdrant could not be looked at, in a sentence; None when it could."""
+
+    servers: list[Server]
+    """Our own servers in the home folder; empty where `settings` name others."""
 
     rejects: dict[str, int]
     """Open rejects by reason."""
@@ -50,6 +54,7 @@ def read_status(settings: Settings) -> Status:
             points=registry.marks_by_collection(session),
             collection=collection,
             collection_problem=problem,
+            servers=embedded_servers(settings),
             rejects=runs.reject_counts(session),
             runs=runs.recent_runs(session, RECENT_RUNS),
         )
@@ -59,7 +64,7 @@ def _look_at_index(settings: Settings) -> tuple[index.Collection | None, str | N
     try:
         with open_index(settings) as client:
             return index.active(client), None
-    except IndexBusy as error:
+    except IndexUnavailable as error:
         return None, str(error)
     except ResponseHandlingException as error:
         return None, f"Qdrant at {settings.qdrant.url} did not answer ({error}); is it running?"

@@ -10,6 +10,7 @@ from flows.evaluate import Evaluation
 from flows.report import COUNTS, IngestReport
 from flows.search import Results
 from flows.status import Status
+from storage.embedded.server import Server
 from storage.runs import Reject
 
 PLAIN_WIDTH = 120
@@ -119,7 +120,23 @@ def of_status(status: Status) -> RenderableType:
             *counts,
             "" if seconds is None else f"{seconds:.1f}",
         )
-    return Group(about, Text(""), runs) if status.runs else about
+    tables = [
+        about,
+        *([_of_servers(status.servers)] if status.servers else []),
+        *([runs] if status.runs else []),
+    ]
+    return Group(*[part for table in tables for part in (table, Text(""))][:-1])
+
+
+def _of_servers(servers: Sequence[Server]) -> Table:
+    table = _table("server", "address", "process", "on disk", "since")
+    for column in table.columns[2:4]:
+        column.justify = "right"
+    for server in servers:
+        since = f"{server.since.astimezone():%Y-%m-%d %H:%M:%S}"
+        size = f"{server.bytes / 1024**2:,.0f} MiB"
+        table.add_row(server.name, Text(server.address), str(server.pid), size, since)
+    return table
 
 
 def _table(*columns: str, numbers: int = 0) -> Table:

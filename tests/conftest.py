@@ -14,7 +14,7 @@ from flows.deps import Deps
 from flows.settings import Settings
 from storage import migrate
 from storage.blobs import Blobs
-from storage.embedded import postgres_url, stop_postgres
+from storage.embedded.postgres import postgres_url, stop_postgres
 from tests.fakes import ColourEncoder
 
 # The same examples everywhere, and no clock: a busy machine must not decide whether a test passes.

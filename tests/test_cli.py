@@ -1,8 +1,12 @@
 """The command line as others script against it: real processes' code, real stores, the real starter."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -11,7 +15,9 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Engine
 
 from flows.cli import main
-from storage.embedded import local_qdrant
+from storage.embedded.postgres import postgres_runs, stop_postgres
+from storage.embedded.qdrant.client import find_index
+from storage.embedded.qdrant.client import stop as stop_index
 from tests.builders import a_folder, png
 
 README = Path(__file__).parent.parent / "README.md"
@@ -81,11 +87,12 @@ def test_help_is_instant_because_it_loads_nothing_heavy():
 
 
 @pytest.fixture
-def home(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def home(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A home with the tests' Postgres, emptied after the test, and an index of its own."""
     monkeypatch.setenv("SIGHTLINE_DATABASE_URL", engine.url.render_as_string(hide_password=False))
     monkeypatch.setenv("SIGHTLINE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+    yield tmp_path / "home"
+    stop_index(tmp_path / "home")
 
 
 def document(result: Result) -> dict:
@@ -142,14 +149,93 @@ def test_a_postgres_that_is_not_there_is_named_with_the_remedy_and_without_the_p
     assert "hunter2" not in result.output
 
 
-def test_an_index_that_another_process_holds_does_not_keep_status_from_answering(home: Path):
-    with local_qdrant(home):
-        now = document(sightline("status", "--json"))
-        search = sightline("search", "red")
+@pytest.fixture
+def own_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home that uses both servers of its own, and whose servers are stopped after the test."""
+    home = tmp_path / "own home"
+    monkeypatch.setenv("SIGHTLINE_HOME", str(home))
+    monkeypatch.delenv("SIGHTLINE_DATABASE_URL", raising=False)
+    yield home
+    stop_index(home)
+    stop_postgres(home)
 
-    assert "is in use by process" in now["collection_problem"]
-    assert search.exit_code == 1
-    assert "SIGHTLINE_QDRANT__URL" in search.stderr
+
+def test_status_tells_of_both_servers_and_stop_ends_them(own_servers: Path):
+    servers = {server["name"]: server for server in document(sightline("status", "--json"))["servers"]}
+
+    assert servers["Postgres"]["address"] == str(own_servers / "postgres")
+    assert servers["Qdrant"]["address"].startswith("http://127.0.0.1:")
+    for server in servers.values():
+        os.kill(server["pid"], 0)
+        assert server["bytes"] > 0
+        assert datetime.now(UTC) - datetime.fromisoformat(server["since"]) < timedelta(minutes=5)
+    table = sightline("status").stdout
+    assert all(str(server["pid"]) in table for server in servers.values())
+
+    assert sightline("stop").stdout == "Qdrant has stopped.\nPostgres has stopped.\n"
+    assert sightline("stop").stdout == "Qdrant was not running.\nPostgres was not running.\n"
+    assert find_index(own_servers) is None
+    assert not postgres_runs(own_servers)
+
+
+def test_start_runs_both_servers_in_the_foreground_until_stop(own_servers: Path):
+    with foreground("start") as servers:
+        assert "Postgres listens at" in next_line(servers, "Postgres")
+        assert str(own_servers / "qdrant") in next_line(servers, "served at")
+
+        again = sightline_process("start")
+        assert again.returncode == 1
+        assert f"as process {servers.pid}; run: sightline stop" in again.stderr
+        assert document(sightline("status", "--json"))["servers"][1]["pid"] == servers.pid
+
+        assert sightline("stop").exit_code == 0
+        assert servers.wait(30) == 0
+    assert not postgres_runs(own_servers)
+
+
+def test_start_ends_with_an_error_when_postgres_ends_by_itself(own_servers: Path):
+    with foreground("start") as servers:
+        next_line(servers, "served at")
+
+        stop_postgres(own_servers)
+
+        assert servers.wait(30) == 1
+    assert find_index(own_servers) is None
+
+
+def test_start_leaves_alone_what_has_a_url_of_its_own(own_servers: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SIGHTLINE_QDRANT__URL", "http://127.0.0.1:1")
+
+    with foreground("start") as servers:
+        next_line(servers, "Postgres listens at")
+        servers.terminate()
+        assert servers.wait(30) == 0
+
+    assert find_index(own_servers) is None
+    monkeypatch.setenv("SIGHTLINE_DATABASE_URL", "postgresql+psycopg://me@127.0.0.1:1/none")
+    assert "nothing of ours to start" in sightline_process("start").stderr
+
+
+@contextmanager
+def foreground(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A command that goes on until it is told to end; its log is on its standard output."""
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def next_line(process: subprocess.Popen[str], holding: str) -> str:
+    """The next line that holds these words; fails when there is none before the end."""
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if holding in line:
+            return line
+    pytest.fail(f"no line with {holding!r} in {seen}")
 
 
 @pytest.mark.usefixtures("home")

@@ -9,21 +9,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from qdrant_client import models
-from qdrant_client.common import client_warnings
-from qdrant_client.local.local_collection import LocalCollection
-from qdrant_client.local.qdrant_local import QdrantLocal
 from sqlalchemy import Connection, NullPool, create_engine, text
 
-from storage.embedded import (
-    IndexBusy,
-    OtherPostgresVersion,
-    PostgresUnavailable,
-    local_qdrant,
-    postgres_url,
-    stop_postgres,
-)
+from storage.embedded.account import PostgresUnavailable
+from storage.embedded.data_folder import OtherPostgresVersion
 from storage.embedded.place import Place
+from storage.embedded.postgres import postgres_url, stop_postgres
 
 REPOSITORY = Path(__file__).parents[1]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root meets folders that only root may enter")
@@ -82,7 +73,7 @@ def is_running(process: Path) -> bool:
 def test_a_server_outlives_its_starter_and_other_processes_share_it(home: Path):
     code = """if True:
         import sys, pathlib, psycopg
-        from storage.embedded import postgres_url
+        from storage.embedded.postgres import postgres_url
         url = postgres_url(pathlib.Path(sys.argv[1])).replace("+psycopg", "")
         with psycopg.connect(url) as connection:
             connection.execute("create table kept as select 7 as value")
@@ -156,7 +147,7 @@ def test_a_first_use_that_was_killed_halfway_is_done_again(home: Path):
 def test_processes_that_start_at_once_get_one_server(home: Path):
     code = """if True:
         import sys, pathlib, psycopg
-        from storage.embedded import postgres_url
+        from storage.embedded.postgres import postgres_url
         url = postgres_url(pathlib.Path(sys.argv[1])).replace("+psycopg", "")
         with psycopg.connect(url) as connection:
             print(connection.execute("select pg_postmaster_start_time()").fetchone())
@@ -296,61 +287,3 @@ def test_a_home_of_root_is_refused_to_others_in_plain_words(tmp_path: Path):
             postgres_url(home)
     finally:
         os.seteuid(0)
-
-
-def test_points_of_the_local_index_are_there_when_it_is_opened_again(tmp_path: Path):
-    with local_qdrant(tmp_path) as client:
-        client.create_collection(
-            "c", vectors_config=models.VectorParams(size=1, distance=models.Distance.DOT)
-        )
-        client.upsert("c", [models.PointStruct(id=1, vector=[1.0])])
-
-    with local_qdrant(tmp_path) as client:
-        assert client.count("c").count == 1
-
-
-def test_a_second_process_is_told_who_has_the_local_index(tmp_path: Path):
-    code = """if True:
-        import sys, pathlib, time
-        from storage.embedded import local_qdrant
-        with local_qdrant(pathlib.Path(sys.argv[1])):
-            print("open", flush=True)
-            time.sleep(60)
-    """
-
-    with another_process(code, tmp_path) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "open\n"
-        try:
-            with pytest.raises(IndexBusy, match=rf"process {holder.pid} \(`-c .*SIGHTLINE_QDRANT__URL"):
-                local_qdrant(tmp_path).__enter__()
-        finally:
-            holder.kill()
-
-    with local_qdrant(tmp_path) as client:
-        assert client.get_collections().collections == []
-
-
-def test_one_process_cannot_open_the_local_index_twice(tmp_path: Path):
-    with local_qdrant(tmp_path), pytest.raises(IndexBusy, match=f"in use by process {os.getpid()} "):
-        local_qdrant(tmp_path).__enter__()
-
-    with local_qdrant(tmp_path) as client:
-        assert client.get_collections().collections == []
-
-
-def test_only_the_two_known_warnings_of_the_local_index_are_silent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(client_warnings, "SEEN_MESSAGES", set())
-    monkeypatch.setattr(LocalCollection, "LARGE_DATA_THRESHOLD", 1)
-    monkeypatch.setattr(QdrantLocal, "LARGE_DATA_THRESHOLD", 1)
-    points = [models.PointStruct(id=number, vector=[1.0]) for number in (1, 2)]
-    vectors = models.VectorParams(size=1, distance=models.Distance.DOT)
-
-    with local_qdrant(tmp_path) as client:
-        client.create_collection("c", vectors_config=vectors)
-        client.create_payload_index("c", "source", models.PayloadSchemaType.KEYWORD)
-        client.upsert("c", points)
-    with local_qdrant(tmp_path) as client, pytest.raises(UserWarning, match="`search_params` has no effect"):
-        client.query_points("c", query=[1.0], search_params=models.SearchParams(hnsw_ef=8))

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from flows.settings import PREFIX, Qdrant, Settings
-from storage.embedded import stop_postgres
+from storage.embedded.postgres import stop_postgres
+from storage.embedded.qdrant.client import stop as stop_index
 from tests.builders import a_folder, png
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         },
     )
     yield here
+    stop_index(here / ".sightline")
     stop_postgres(here / ".sightline")
 
 

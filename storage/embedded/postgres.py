@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from psycopg.pq import Ping
@@ -17,6 +18,7 @@ from psycopg.pq import Ping
 from storage.embedded.account import PostgresUnavailable, choose_account
 from storage.embedded.data_folder import clear_dead_pid, create, end_orphans, require_version
 from storage.embedded.place import PORT, Place, make_private, ping
+from storage.embedded.server import Server, disk_bytes
 
 START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 45
@@ -63,6 +65,27 @@ def stop_postgres(home: Path) -> bool:
             return False
         with _locked(place):
             return _stop(place)
+
+
+def postgres_runs(home: Path) -> bool:
+    """Whether the Postgres of `home` answers, if only to say that it is starting or stopping."""
+    return ping(Place(home.resolve())) != Ping.NO_RESPONSE
+
+
+def postgres_log(home: Path) -> Path:
+    """Return the file that the Postgres of `home` logs to."""
+    return Place(home.resolve()).log
+
+
+def find_postgres(home: Path) -> Server | None:
+    """Return what there is to tell about the Postgres of `home`, or None while it does not run."""
+    place = Place(home.resolve())
+    with _permission_explained(place):
+        if not postgres_runs(home):
+            return None
+        pid, _, started, *_ = (place.data / "postmaster.pid").read_text().splitlines()
+        since = datetime.fromtimestamp(int(started), UTC)
+        return Server("Postgres", str(place.sockets), int(pid), since, disk_bytes(place.data))
 
 
 def find_binaries() -> Path:

@@ -1,0 +1,147 @@
+"""The process that owns the index of a home folder: `python -P -m storage.embedded.qdrant.owner HOME`.
+
+It is for one machine. It holds Qdrant's own engine, and answers the part of Qdrant's REST API that
+qdrant-client uses, on loopback. One thread does everything, because the engine takes one call at a time;
+only graphs are built elsewhere, in a process of their own. Who outgrows it sets a Qdrant server's URL.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storage.embedded.qdrant.access import (
+    HOST,
+    OwnedElsewhere,
+    access_file,
+    announce,
+    folder_of,
+    is_announced,
+    last_port_and_key,
+    ownership,
+)
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from storage.embedded.qdrant.app import Served
+
+IDLE_S = 24 * 3600
+LOOK_ROUND_S = 1.0
+FLUSH_AFTER_S = 5.0
+STOP_PATIENCE_S = 10
+KEEP_ALIVE_S = 75  # longer than any client keeps an idle connection, so that none is cut while it is used
+BACKLOG = 256
+OWNED_ELSEWHERE = 3
+log = logging.getLogger("sightline.qdrant")
+
+
+def own(home: Path, *, idle_s: float | None = IDLE_S) -> None:
+    """Serve the index of `home` until a signal says stop, or nobody has asked anything for `idle_s`.
+
+    Args:
+        home: the home folder; the index is in `home/qdrant`.
+        idle_s: None to go on for ever.
+
+    Raises:
+        OwnedElsewhere: another process does so already.
+        Damaged: the list of collections cannot be read.
+    """
+    with ownership(home):
+        # Imported under the lock: of several that start at once, the losers leave before this second of work.
+        from storage.embedded.qdrant.app import Served
+
+        port, key = last_port_and_key(home)
+        with _listener(port) as listener, Served.opened(folder_of(home), key) as served:
+            asyncio.run(_serve(home, served, listener, idle_s))
+        log.info("the index in %s is closed", folder_of(home))
+
+
+def _listener(port: int) -> socket.socket:
+    """Return a listening socket on `port`, or on any free one where that is taken."""
+    # asyncio sends small answers at once only where the protocol is named; else each waits 40 ms for an ack
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except OSError:
+        listener.bind((HOST, 0))
+    listener.listen(BACKLOG)
+    return listener
+
+
+async def _serve(home: Path, served: "Served", listener: socket.socket, idle_s: float | None) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        served.app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=STOP_PATIENCE_S,
+    )
+    server = uvicorn.Server(config)
+    _end_on_signals(server)
+    access = announce(home, listener.getsockname()[1], served.key)
+    log.info("the index in %s is served at %s by process %d", folder_of(home), access.url, access.pid)
+    chores = asyncio.create_task(_chores(home, served, server, idle_s))
+    try:
+        # not `serve`, which would raise the signal again before the collections are closed
+        await server._serve([listener])
+    finally:
+        chores.cancel()
+        with suppress(asyncio.CancelledError):
+            await chores
+
+
+def _end_on_signals(server: "uvicorn.Server") -> None:
+    def end() -> None:
+        server.should_exit = True
+
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(kind, end)
+
+
+async def _chores(home: Path, served: "Served", server: "uvicorn.Server", idle_s: float | None) -> None:
+    """Between requests: sync what was written, build graphs, and end when nobody needs this process."""
+    builder = asyncio.create_task(served.graphs.build_when_due())
+    try:
+        while not server.should_exit:
+            await asyncio.sleep(LOOK_ROUND_S)
+            now = time.monotonic()
+            for collection in served.store.opened():
+                if now - collection.last_write_s > FLUSH_AFTER_S:
+                    collection.flush()
+            if not is_announced(home):
+                log.warning("%s no longer names this process: it ends", access_file(home))
+                server.should_exit = True
+            if idle_s is not None and now - served.activity.last_request_s > idle_s:
+                log.info("nobody asked anything for %.0f s: this process ends", idle_s)
+                server.should_exit = True
+            if builder.done():
+                builder.result()  # never ends by itself: a defect is not to go unseen
+    finally:
+        builder.cancel()
+        with suppress(asyncio.CancelledError):
+            await builder
+
+
+def main() -> None:
+    """Own the index of the home named on the command line."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    try:
+        own(Path(sys.argv[1]))
+    except OwnedElsewhere as error:
+        log.info("%s", error)
+        sys.exit(OWNED_ELSEWHERE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The universal query: nearest, recommend, discover, fusion, formula and the rest, in any nesting."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isfinite
+
+import qdrant_edge as edge
+from qdrant_client import models
+
+from storage.embedded.qdrant.answers import (
+    EnginePayloadSelector,
+    EngineVectorSelector,
+    checked_limit,
+    payload_selector,
+    refuse_shard_key,
+    scored_points,
+    vector_selector,
+)
+from storage.embedded.qdrant.engine import engine_errors
+from storage.embedded.qdrant.examples import Stage, asked, examples, points_named, prefetches
+from storage.embedded.qdrant.filters import to_filter
+from storage.embedded.qdrant.refusals import Refused
+from storage.embedded.qdrant.scoring import ScoringQuery, check_stage, scoring_query, search_params
+from storage.embedded.qdrant.target import Find, Target
+
+DEFAULT_LIMIT = 10
+MAX_DEPTH = 32
+
+
+def query_points(request: models.QueryRequest, target: Target, find: Find) -> list[models.ScoredPoint]:
+    """Return what a query finds, best first.
+
+    Points that the query or a prefetch uses as examples are left out, as on a server. Offset is ignored
+    by a random sample, whose order means nothing.
+
+    Raises:
+        Refused: the query is wrong; also what the engine refuses.
+        NotFound: an example or a collection does not exist.
+        NotSupported: it names a shard key, or has something to embed.
+        TooLarge: it asks for more than `answers.MAX_RESULTS`.
+    """
+    refuse_shard_key(request.shard_key)
+    limit = checked_limit(request.limit, DEFAULT_LIMIT, offset=request.offset or 0)
+    sampled = isinstance(request.query, models.SampleQuery) and not prefetches(request)
+    return run(
+        request,
+        target,
+        find,
+        limit=limit,
+        offset=0 if sampled else request.offset or 0,
+        with_payload=payload_selector(request.with_payload, default=False),
+        with_vector=vector_selector(request.with_vector, target.spaces),
+    )
+
+
+def run(
+    stage: models.QueryRequest | models.QueryGroupsRequest,
+    target: Target,
+    find: Find,
+    *,
+    limit: int,
+    offset: int = 0,
+    with_payload: EnginePayloadSelector = False,
+    with_vector: EngineVectorSelector = False,
+    also: models.Filter | None = None,
+) -> list[models.ScoredPoint]:
+    """Return the first `limit` of a query's ranking; of the request itself, those three fields are not read.
+
+    Args:
+        also: what the points must match besides the request's filter.
+    """
+    with engine_errors():
+        request = edge.QueryRequest(
+            limit=limit,
+            offset=offset,
+            query=_scoring(stage, target, find, limit),
+            prefetches=[_prefetch(earlier, target, find, 1) for earlier in prefetches(stage)],
+            filter=_filter(stage, target, find, also),
+            score_threshold=_threshold(stage),
+            params=search_params(stage.params),
+            with_payload=with_payload,
+            with_vector=with_vector,
+        )
+        with _formula_errors():
+            return scored_points(target.shard.query(request))
+
+
+@contextmanager
+def _formula_errors() -> Iterator[None]:
+    # What is wrong with a formula's value the engine knows, but loses: it reports the searches it cancels.
+    try:
+        yield
+    except Exception as error:
+        if not str(error).startswith("Operation cancelled"):
+            raise
+        raise Refused(
+            "the formula gives no finite number for some point: a field it names is missing there or holds "
+            "no number (see `defaults`), or it divides by zero and the like"
+        ) from error
+
+
+def _prefetch(stage: models.Prefetch, target: Target, find: Find, depth: int) -> edge.Prefetch:
+    if depth > MAX_DEPTH:
+        raise Refused(f"prefetches are nested deeper than {MAX_DEPTH} levels")
+    limit = checked_limit(stage.limit, DEFAULT_LIMIT)
+    return edge.Prefetch(
+        limit=limit,
+        query=_scoring(stage, target, find, limit),
+        prefetches=[_prefetch(earlier, target, find, depth + 1) for earlier in prefetches(stage)],
+        filter=to_filter(stage.filter),
+        score_threshold=_threshold(stage),
+        params=search_params(stage.params),
+    )
+
+
+def _scoring(stage: Stage, target: Target, find: Find, limit: int) -> ScoringQuery | None:
+    check_stage(stage)
+    query = asked(stage.query)
+    return None if query is None else scoring_query(query, examples(stage, target, find), limit)
+
+
+def _filter(stage: Stage, target: Target, find: Find, also: models.Filter | None) -> edge.Filter | None:
+    parts: list[models.Condition] = [part for part in (stage.filter, also) if part is not None]
+    if named := list(dict.fromkeys(points_named(stage, target, find))):
+        parts.append(models.Filter(must_not=models.HasIdCondition(has_id=named)))
+    return to_filter(models.Filter(must=parts)) if parts else None
+
+
+def _threshold(stage: Stage) -> float | None:
+    threshold = stage.score_threshold
+    if threshold is not None and not isfinite(threshold):
+        raise Refused(f"score_threshold must be finite, got {threshold}")
+    return threshold

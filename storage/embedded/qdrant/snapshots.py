@@ -1,0 +1,187 @@
+"""Snapshots of a collection: made, listed, downloaded, recovered, deleted.
+
+A snapshot is a tar file of this index, not a server's: `collection.json` beside the shard's files. It holds
+the collection as it is at one moment, and no graph: after a recovery, that is built again.
+"""
+
+import asyncio
+import hashlib
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from uuid import uuid4
+
+import httpx
+from pydantic import ValidationError
+from qdrant_client import models
+from starlette.requests import Request
+from starlette.responses import FileResponse
+from starlette.routing import Route
+
+from storage.embedded.qdrant.collection import Collection
+from storage.embedded.qdrant.engine import engine_errors
+from storage.embedded.qdrant.graphs import BuildFailed, Outdated, replica
+from storage.embedded.qdrant.http import Door
+from storage.embedded.qdrant.refusals import Conflict, NotFound, Refused
+from storage.embedded.qdrant.state import Stored
+from storage.embedded.qdrant.store import Store
+
+CHECKSUM = ".checksum"
+DESCRIPTION = "collection.json"
+SHARD = "shard"
+DOWNLOAD_TIMEOUT_S = 60
+
+
+def routes(store: Store, door: Door) -> Iterator[Route]:
+    """Yield what is answered about snapshots."""
+    path = "/collections/{name}/snapshots"
+
+    def act(method: str, path: str, do: Any, body: Any = None) -> Route:
+        return door.route(method, path, lambda request, body: do(store, request, body), body)
+
+    yield act("GET", path, _listed)
+    yield act("POST", path, _create)
+    yield act("PUT", f"{path}/recover", _recover, models.SnapshotRecover)
+    yield act("GET", f"{path}/{{snapshot}}", _download)
+    yield act("DELETE", f"{path}/{{snapshot}}", _delete)
+
+
+def _listed(store: Store, request: Request, _: None) -> list[models.SnapshotDescription]:
+    folder = _folder(store, store.get(request.path_params["name"]).name)
+    return [_described(path) for path in sorted(folder.glob("*.snapshot"))]
+
+
+async def _create(store: Store, request: Request, _: None) -> models.SnapshotDescription:
+    collection = store.get(request.path_params["name"])
+    folder = _folder(store, collection.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    moment = datetime.now(UTC).strftime("%Y-%m-%d-%H-%M-%S-%f")
+    path = folder / f"{collection.name}-{moment}.snapshot"
+    try:
+        async with collection.replicating, replica(store, collection, has_graph=False) as stored:
+            await asyncio.to_thread(_pack, store.shards / stored.folder, stored, path)
+    except (Outdated, BuildFailed) as error:
+        raise Conflict(f"no snapshot: {error or 'the collection changed its schema'}; try again") from error
+    return _described(path)
+
+
+def _download(store: Store, request: Request, _: None) -> FileResponse:
+    return FileResponse(_existing(store, request), media_type="application/octet-stream")
+
+
+def _delete(store: Store, request: Request, _: None) -> bool:
+    path = _existing(store, request)
+    path.unlink()
+    _checksum_file(path).unlink(missing_ok=True)
+    return True
+
+
+async def _recover(store: Store, request: Request, wanted: models.SnapshotRecover) -> bool:
+    name = request.path_params["name"]
+    unpacked = store.folder / f"recover-{uuid4().hex}"
+    try:
+        stored = await asyncio.to_thread(_unpack, wanted, unpacked)
+        target = store.shards / stored.folder
+        (unpacked / SHARD).rename(target)
+        try:
+            _require_whole(name, stored, store.shards)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    store.adopt(store.aliases.get(name, name), stored)
+    return True
+
+
+def _pack(shard: Path, stored: Stored, path: Path) -> None:
+    """Write the snapshot; it gets its name last, so whatever has that name is whole."""
+    unfinished = path.with_suffix(".new")
+    description = shard.parent / f"{shard.name}.json"
+    try:
+        description.write_text(stored.model_dump_json())
+        with tarfile.open(unfinished, "w") as tar:
+            tar.add(description, DESCRIPTION)
+            tar.add(shard, SHARD)
+        with unfinished.open("rb") as file:
+            _checksum_file(path).write_text(hashlib.file_digest(file, "sha256").hexdigest())
+        unfinished.rename(path)
+    finally:
+        description.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
+
+
+def _unpack(wanted: models.SnapshotRecover, folder: Path) -> Stored:
+    folder.mkdir(mode=0o700)
+    snapshot = folder / "snapshot"
+    _fetch(wanted, snapshot)
+    with snapshot.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if wanted.checksum is not None and wanted.checksum != found:
+        raise Refused(f"the snapshot's SHA-256 is {found}, not {wanted.checksum}")
+    try:
+        with tarfile.open(snapshot) as tar:
+            tar.extractall(folder, filter="data")
+        stored = Stored.model_validate_json((folder / DESCRIPTION).read_bytes())
+    except (tarfile.TarError, FileNotFoundError, ValidationError) as error:
+        raise Refused(
+            f"{wanted.location} is no snapshot of this index ({error}); a Qdrant server's is another format: "
+            "copy its points with `QdrantClient.migrate` instead"
+        ) from error
+    return stored.model_copy(update={"folder": uuid4().hex, "graph_points": 0})
+
+
+def _fetch(wanted: models.SnapshotRecover, target: Path) -> None:
+    parts = urlsplit(wanted.location)
+    try:
+        if parts.scheme in ("http", "https"):
+            headers = {"api-key": wanted.api_key} if wanted.api_key else {}
+            with httpx.stream("GET", wanted.location, headers=headers, timeout=DOWNLOAD_TIMEOUT_S) as answer:
+                answer.raise_for_status()
+                with target.open("wb") as file:
+                    for part in answer.iter_bytes():
+                        file.write(part)
+        else:
+            shutil.copyfile(unquote(parts.path) if parts.scheme == "file" else wanted.location, target)
+    except (httpx.HTTPError, OSError) as error:
+        raise Refused(f"cannot read the snapshot {wanted.location}: {error}") from error
+
+
+def _require_whole(name: str, stored: Stored, shards: Path) -> None:
+    probe = Collection(name, stored, shards)
+    with engine_errors():
+        _ = probe.points
+    probe.close()
+
+
+def _existing(store: Store, request: Request) -> Path:
+    folder = _folder(store, store.get(request.path_params["name"]).name)
+    name = request.path_params["snapshot"]
+    path = folder / name
+    if path.parent != folder or not name.endswith(".snapshot") or not path.is_file():
+        raise NotFound(f"there is no snapshot {name!r} of this collection")
+    return path
+
+
+def _folder(store: Store, collection: str) -> Path:
+    return store.folder / "snapshots" / collection
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_name(path.name + CHECKSUM)
+
+
+def _described(path: Path) -> models.SnapshotDescription:
+    found = path.stat()
+    made = datetime.fromtimestamp(found.st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    checksum = None
+    with suppress(FileNotFoundError):
+        checksum = _checksum_file(path).read_text()
+    return models.SnapshotDescription(
+        name=path.name, creation_time=made, size=found.st_size, checksum=checksum
+    )
