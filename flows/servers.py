@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from flows.settings import Settings
@@ -39,20 +39,23 @@ def serve(settings: Settings) -> None:
     if served is not None:
         raise ServersRun(f"the index runs already, as process {served.pid}; run: sightline stop")
     ended = threading.Event()
-    with _postgres(settings.home, ended) if has_postgres else nullcontext():
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(kind, _end)
+    with suppress(_Asked), _postgres(settings.home, ended) if has_postgres else nullcontext():
         if has_index:
-            own(settings.home, idle_s=None)
+            own(settings.home, idle_s=None)  # takes the signals over, and returns after one
         else:
-            _wait_for_signal()
+            signal.pause()
     if ended.is_set():
         raise PostgresEnded(f"Postgres has ended; its log: {postgres_log(settings.home)}")
 
 
-def _wait_for_signal() -> None:
-    asked = threading.Event()
-    for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, lambda *_: asked.set())
-    asked.wait()
+class _Asked(BaseException):
+    """A signal says stop; not an error."""
+
+
+def _end(*_: object) -> None:
+    raise _Asked
 
 
 @contextmanager

@@ -33,6 +33,7 @@ SPACES = Spaces(
 )
 INDEXES = {
     "n": edge.PayloadSchemaType.Integer,
+    "unique": edge.PayloadSchemaType.Integer,
     "tag": edge.PayloadSchemaType.Keyword,
     "f": edge.PayloadSchemaType.Float,
     "ok": edge.PayloadSchemaType.Bool,
@@ -75,7 +76,7 @@ def a_payload(rng: np.random.Generator, i: int) -> dict[str, Any]:
         "tag": [["a"], ["a", "b"], ["c", "a", "a"], []][i % 4] if i % 5 == 0 else "abcde"[i % 5],
         "ok": bool(i % 2),
         "when": when.isoformat(),
-        "place": {"lon": float(rng.uniform(-20, 20)), "lat": float(rng.uniform(-20, 20))},
+        "place": dict(zip(("lon", "lat"), rng.uniform(-20, 20, size=2).round(3).tolist(), strict=True)),
         "words": " ".join(rng.choice(WORDS, size=4)),
         "mixed": [1, 1.0, True, "1", None, [1, "x", 2.5], [], [None], {"in": 1}][i % 9],
         "rows": [{"x": int(x), "y": int(x) % 2} for x in rng.integers(0, 4, size=i % 4)],

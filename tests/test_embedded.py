@@ -131,7 +131,7 @@ def test_a_server_whose_socket_is_gone_is_replaced_and_keeps_its_rows(home: Path
 
 
 def test_a_first_use_that_was_killed_halfway_is_done_again(home: Path):
-    code = "import sys, pathlib, storage.embedded as e; e.postgres_url(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib, storage.embedded.postgres as p; p.postgres_url(pathlib.Path(sys.argv[1]))"
 
     with another_process(code, home) as starter:
         while not (unfinished := home / "postgres/data.new/global").exists() and starter.poll() is None:

@@ -140,7 +140,7 @@ def test_an_empty_clause_asks_nothing(both: Both, clause: str):
 
 
 conditions = st.sampled_from([name for name in CONDITIONS if "is empty: " not in name]).map(
-    CONDITIONS.__getitem__
+    lambda name: CONDITIONS[name]
 )
 clauses = st.none() | st.lists(conditions, max_size=3) | conditions
 filters = st.recursive(

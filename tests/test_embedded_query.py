@@ -1,14 +1,19 @@
 """Every kind of query, on the embedded index and on Qdrant's own in-memory client alike."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from qdrant_client import models
+import qdrant_edge as edge
+from qdrant_client import QdrantClient, models
 
 from storage.embedded.qdrant.answers import MAX_RESULTS
 from storage.embedded.qdrant.query import query_points
 from storage.embedded.qdrant.refusals import NotFound, NotSupported, Refused, TooLarge
+from storage.embedded.qdrant.spaces import Spaces
+from storage.embedded.qdrant.target import Target
+from storage.embedded.qdrant.vectors import to_engine
 from tests.embedded_points import (
     DIM,
     DISTANCES,
@@ -84,10 +89,18 @@ def decay(kind: type, name: str) -> Any:
     return kind(**{name: params})
 
 
+NAIVE = models.NaiveFeedbackStrategy(naive=models.NaiveFeedbackStrategyParams(a=0.8, b=0.5, c=0.3))
+
+
+def feedback(score: float) -> models.RelevanceFeedbackQuery:
+    items = [models.FeedbackItem(example=FIRST, score=score), models.FeedbackItem(example=SECOND, score=0.2)]
+    given = models.RelevanceFeedbackInput(target=V, feedback=items, strategy=NAIVE)
+    return models.RelevanceFeedbackQuery(relevance_feedback=given)
+
+
 LOOKUP = models.LookupLocation(collection="other")
 ORIGIN = models.GeoPoint(lon=1, lat=2)
 ABS_F = models.SumExpression(sum=[1.0, models.AbsExpression(abs="f")])
-NAIVE = models.NaiveFeedbackStrategy(naive=models.NaiveFeedbackStrategyParams(a=0.8, b=0.5, c=0.3))
 
 QUERIES: dict[str, dict[str, Any]] = {
     **{f"nearest by {name}": {"query": V, "using": name} for name in DISTANCES},
@@ -147,16 +160,7 @@ QUERIES: dict[str, dict[str, Any]] = {
     "context": {"query": models.ContextQuery(context=PAIRS), "using": "cos"},
     "context, one pair": {"query": models.ContextQuery(context=A_PAIR), "using": "l2"},
     "feedback": {
-        "query": models.RelevanceFeedbackQuery(
-            relevance_feedback=models.RelevanceFeedbackInput(
-                target=V,
-                feedback=[
-                    models.FeedbackItem(example=FIRST, score=0.9),
-                    models.FeedbackItem(example=SECOND, score=0.2),
-                ],
-                strategy=NAIVE,
-            )
-        ),
+        "query": feedback(0.9),
         "using": "dot",
     },
     "mmr": {
@@ -334,7 +338,7 @@ def test_an_example_from_another_collection_is_not_left_out(both: Both):
 
 def test_a_random_sample_is_of_the_size_asked_and_obeys_the_filter(both: Both):
     query = models.SampleQuery(sample=models.Sample.RANDOM)
-    request = models.QueryRequest(query=query, filter=SOME, limit=20, offset=3, with_payload=True)
+    request = models.QueryRequest(query=query, filter=SOME, limit=20, offset=200, with_payload=True)
 
     found = query_points(request, both.target, both.find)
 
@@ -366,6 +370,57 @@ def test_without_a_query_points_come_in_the_order_of_their_ids(both: Both):
     assert found == numbers[4:19]
 
 
+@pytest.mark.parametrize(
+    "idf",
+    [None, models.IdfScope.GLOBAL, models.IdfCorpusParams(corpus=models.Filter(must=value_is("ok", True)))],
+)
+def test_rare_indices_weigh_more_by_the_corpus_that_is_asked(tmp_path: Path, idf: models.IdfParams | None):
+    spaces = Spaces({}, {"bag": models.SparseVectorParams(modifier=models.Modifier.IDF)})
+    points = [
+        models.PointStruct(id=i, vector={"bag": vector}, payload={"ok": i % 3 == 0})
+        for i, point in enumerate(POINTS)
+        if (vector := point.vector.get("sparse"))
+    ]
+    local = QdrantClient(":memory:")
+    local.create_collection("points", vectors_config={}, sparse_vectors_config=dict(spaces.sparse))
+    local.upsert("points", points)
+    config = edge.EdgeConfig(sparse_vectors={"bag": edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)})
+    shard = edge.EdgeShard.create(str(tmp_path), config)
+    made = [edge.Point(point.id, to_engine(point.vector, spaces), point.payload) for point in points]
+    shard.update(edge.UpdateOperation.upsert_points(made))
+    request = models.QueryRequest(query=SPARSE, using="bag", params=models.SearchParams(idf=idf))
+
+    found = query_points(request, Target(shard, spaces), no_other)
+
+    [expected] = local.query_batch_points("points", [request])
+    assert_same_ranking(found, expected.points)
+    shard.close()
+    local.close()
+
+
+def no_other(name: str) -> Target:
+    raise NotFound(name)
+
+
+def test_a_text_query_ranks_by_the_words_of_an_index_that_scores(tmp_path: Path):
+    spaces = Spaces({"v": models.VectorParams(size=1, distance=models.Distance.DOT)}, {})
+    shard = edge.EdgeShard.create(
+        str(tmp_path), edge.EdgeConfig({"v": edge.EdgeVectorParams(1, edge.Distance.Dot)})
+    )
+    shard.update(edge.UpdateOperation.create_field_index("words", edge.TextIndexParams(scoring=True)))
+    texts = ["red house", "red red house", "green tree", "red"]
+    made = [edge.Point(i, {}, {"words": text}) for i, text in enumerate(texts)]
+    shard.update(edge.UpdateOperation.upsert_points(made))
+    params = models.Bm25Scoring(bm25=models.Bm25Params(k=1.2, b=0.75))
+
+    for text in ("red tree", models.TextQueryInput(query="red tree", scoring=params)):
+        request = models.QueryRequest(query=models.TextQuery(text=text), using="words")
+        found = query_points(request, Target(shard, spaces), no_other)
+        assert found[0].id == 2
+        assert set(ids(found)) == {0, 1, 2, 3}
+    shard.close()
+
+
 def deep_prefetch(levels: int) -> models.Prefetch:
     prefetch = models.Prefetch(query=V, using="cos")
     for _ in range(levels):
@@ -390,8 +445,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Refused], str]] = {
     "no unnamed vector": ({"query": V}, Refused, "Not existing vector name error: ''"),
     "wrong dimension": ({"query": V[:3], "using": "cos"}, Refused, "6 dimensions, got 3"),
     "empty vector": ({"query": [], "using": "cos"}, Refused, "6 dimensions, got 0"),
-    "nan": ({"query": [float("nan"), *V[1:]], "using": "cos"}, Refused, "holds nan"),
-    "too large a number": ({"query": [1e39, *V[1:]], "using": "cos"}, Refused, "32-bit"),
+    "nan": ({"query": [float("nan"), *V[1:]], "using": "cos"}, Refused, "the norm nan"),
+    "too large a number": ({"query": [1e39, *V[1:]], "using": "cos"}, Refused, "overflow"),
     "sparse where dense": ({"query": SPARSE, "using": "cos"}, Refused, "not sparse"),
     "dense where sparse": ({"query": V, "using": "sparse"}, Refused, "not dense"),
     "rows where one": ({"query": [V], "using": "cos"}, Refused, "one list of numbers"),
@@ -475,6 +530,18 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Refused], str]] = {
         Refused,
         "diversity",
     ),
+    "mmr of sparse vectors": (
+        {"query": models.NearestQuery(nearest=SPARSE, mmr=models.Mmr()), "using": "sparse"},
+        NotSupported,
+        "sparse",
+    ),
+    "feedback of nan": ({"query": feedback(float("nan")), "using": "dot"}, Refused, "finite"),
+    "weights of infinity": (
+        {"prefetch": prefetched("cos"), "query": models.RrfQuery(rrf=models.Rrf(weights=[float("inf")]))},
+        Refused,
+        "finite",
+    ),
+    "formula of too much": (formula(1e300), Refused, ""),
     "text without index": ({"query": models.TextQuery(text="red"), "using": "deep"}, Refused, "deep"),
     "text of no field": ({"query": models.TextQuery(text="red")}, Refused, "payload field"),
     "order without index": ({"query": models.OrderByQuery(order_by="deep")}, Refused, "No range index"),

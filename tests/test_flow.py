@@ -1,5 +1,7 @@
 """What Prefect adds to an ingest: a task a batch, retries for stores alone, and a page that sums it up."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from flows.batch import ingest_batch
 from flows.deps import Deps
 from flows.report import BatchReport
 from flows.rows import Run
+from storage.embedded.qdrant.client import find_index, index_client
+from storage.embedded.qdrant.client import stop as stop_index
 from tests.builders import a_folder, png
 
 Work = Callable[[Deps, Run, list], BatchReport]
@@ -26,10 +30,16 @@ def prefect() -> Iterator[None]:
 
 
 @pytest.fixture
-def shop(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def home(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "home"
+    stop_index(tmp_path / "home")
+
+
+@pytest.fixture
+def shop(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path) -> Path:
     """A source of three batches, and a home of its own for everything but Postgres."""
     monkeypatch.setenv("SIGHTLINE_DATABASE_URL", engine.url.render_as_string(hide_password=False))
-    monkeypatch.setenv("SIGHTLINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SIGHTLINE_HOME", str(home))
     monkeypatch.setenv("SIGHTLINE_BATCH_SIZE", "2")
     return a_folder(tmp_path / "my shop", {f"{n}.png": png("red", (32, 32 + n)) for n in range(5)})
 
@@ -66,6 +76,28 @@ def test_a_store_that_does_not_answer_is_asked_again(shop: Path, monkeypatch: py
     report = flows.ingest.ingest(shop)
 
     assert (report.embedded, calls) == (5, [2, 2, 2, 1])
+
+
+def test_an_index_that_is_killed_during_an_ingest_is_started_again_and_holds_everything(
+    shop: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    killed: list[int] = []
+
+    def work(deps: Deps, run: Run, rows: list) -> BatchReport:
+        owner = find_index(home)
+        assert owner is not None
+        os.kill(owner.pid, signal.SIGKILL)
+        killed.append(owner.pid)
+        return ingest_batch(deps, run, rows)
+
+    monkeypatch.setattr(flows.ingest, "ingest_batch", work)
+
+    report = flows.ingest.ingest(shop)
+
+    assert len(set(killed)) == 3
+    assert report.embedded == 5
+    with index_client(home, timeout_s=30) as client:
+        assert client.count("items").count == 5
 
 
 def test_a_bug_is_not_tried_again(shop: Path, monkeypatch: pytest.MonkeyPatch):

@@ -45,10 +45,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     stop_postgres(here / ".sightline")
 
 
-def run(command: list[str], folder: Path) -> str:
+def environment() -> dict[str, str]:
     programs = str(Path(sys.executable).parent)
-    env = os.environ | {"PATH": programs + os.pathsep + os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    return os.environ | {"PATH": programs + os.pathsep + os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+
+
+def run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -75,6 +78,22 @@ def test_the_plain_client_finds_what_the_command_finds(folder: Path):
     hits = json.loads(run(search, folder))["hits"]
     assert plain.splitlines() == [f"{hit['score']:.3f}  {hit['key']}" for hit in hits]
     assert len(hits) == 2
+
+
+def test_the_plain_client_works_in_another_process_while_an_ingest_runs(folder: Path):
+    a_folder(folder / "more", {f"{number}.png": png("blue", (64, 64)) for number in range(200)})
+    command = [sys.executable, "-m", "flows.cli", "ingest", "more", "--json"]
+
+    with subprocess.Popen(
+        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True
+    ) as ingest:
+        plain = run([sys.executable, "-c", block("python", "QdrantClient")], folder)
+        was_running = ingest.poll() is None
+        report, _ = ingest.communicate(timeout=120)
+
+    assert was_running
+    assert "apple.png" in plain
+    assert json.loads(report)["embedded"] == 200
 
 
 def test_every_setting_is_in_the_readme():

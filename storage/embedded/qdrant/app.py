@@ -1,6 +1,6 @@
 """Everything the index answers: one table of routes, in Qdrant's own words."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -29,6 +29,9 @@ from storage.embedded.qdrant.writes import Write
 COLLECTION = "/collections/{name}"
 POINTS = f"{COLLECTION}/points"
 EVERY_METHOD = ("GET", "PUT", "POST", "PATCH", "DELETE")
+DONE = models.UpdateResult(status=models.UpdateStatus.COMPLETED)
+"""Said whatever `wait` is: the engine has applied it, and its write-ahead log holds it."""
+
 Checked = Callable[[Any, Any], list[Write]]
 
 
@@ -72,46 +75,40 @@ def _service_routes(store: Store, door: Door) -> Iterator[Route]:
 
 
 def _collection_routes(store: Store, door: Door) -> Iterator[Route]:
-    def act(method: str, path: str, body: Any, do: Callable[[str, Any], Any]) -> Route:
-        return door.route(method, path, lambda request, body: do(request.path_params["name"], body), body)
+    def act(method: str, path: str, do: Callable[..., Any], body: Any = None) -> Route:
+        """Call `do` with the names in the path, in order, and with the body where there is one."""
 
-    yield door.route("GET", "/collections", lambda *_: _listed(store))
-    yield act("GET", COLLECTION, None, lambda name, _: store.get(name).info())
-    yield act("GET", f"{COLLECTION}/exists", None, lambda name, _: {"exists": store.exists(name)})
-    yield act("PUT", COLLECTION, models.CreateCollection, lambda *given: _true(store.create(*given)))
-    yield act("PATCH", COLLECTION, models.UpdateCollection, lambda *given: _true(store.update(*given)))
-    yield act("DELETE", COLLECTION, None, lambda name, _: store.delete(name))
-    yield act("GET", f"{COLLECTION}/aliases", None, lambda name, _: _aliases(store, name))
-    yield door.route("GET", "/aliases", lambda *_: _aliases(store))
-    yield door.route(
-        "POST",
-        "/collections/aliases",
-        lambda _, body: _true(store.change_aliases(body.actions)),
-        models.ChangeAliasesOperation,
-    )
-    yield act("PUT", f"{COLLECTION}/index", models.CreateFieldIndex, lambda *given: _index(store, *given))
-    yield door.route(
-        "DELETE",
-        f"{COLLECTION}/index/{{field:path}}",
-        lambda request, _: _done(
-            store.delete_index(request.path_params["name"], request.path_params["field"])
-        ),
-    )
-    yield door.route(
-        "PUT",
-        f"{COLLECTION}/vectors/{{vector}}",
-        lambda request, body: _done(
-            store.create_vector(request.path_params["name"], request.path_params["vector"], body)
-        ),
-        models.VectorNameConfig,
-    )
-    yield door.route(
-        "DELETE",
-        f"{COLLECTION}/vectors/{{vector}}",
-        lambda request, _: _done(
-            store.delete_vector(request.path_params["name"], request.path_params["vector"])
-        ),
-    )
+        def with_names(request: Request, parsed: Any) -> Any:
+            names = request.path_params.values()
+            return do(*names) if body is None else do(*names, parsed)
+
+        return door.route(method, path, with_names, body)
+
+    vector = f"{COLLECTION}/vectors/{{vector}}"
+    yield act("GET", "/collections", lambda: _listed(store))
+    yield act("GET", COLLECTION, lambda name: store.get(name).info())
+    yield act("GET", f"{COLLECTION}/exists", lambda name: {"exists": store.exists(name)})
+    yield act("PUT", COLLECTION, _then(store.create, True), models.CreateCollection)
+    yield act("PATCH", COLLECTION, _then(store.update, True), models.UpdateCollection)
+    yield act("DELETE", COLLECTION, store.delete)
+    yield act("GET", f"{COLLECTION}/aliases", lambda name: _aliases(store, name))
+    yield act("GET", "/aliases", lambda: _aliases(store))
+    aliases = _then(store.change_aliases, True)
+    yield act("POST", "/collections/aliases", aliases, models.ChangeAliasesOperation)
+    yield act("PUT", f"{COLLECTION}/index", _then(store.create_index, DONE), models.CreateFieldIndex)
+    yield act("DELETE", f"{COLLECTION}/index/{{field:path}}", _then(store.delete_index, DONE))
+    yield act("PUT", vector, _then(store.create_vector, DONE), models.VectorNameConfig)
+    yield act("DELETE", vector, _then(store.delete_vector, DONE))
+
+
+def _then(do: Callable[..., None], answer: Any) -> Callable[..., Any]:
+    """Return what answers `answer` once `do` is done."""
+
+    def act(*given: Any) -> Any:
+        do(*given)
+        return answer
+
+    return act
 
 
 def _write_routes(store: Store, door: Door) -> Iterator[Route]:
@@ -119,7 +116,7 @@ def _write_routes(store: Store, door: Door) -> Iterator[Route]:
         def write(request: Request, body: Any) -> models.UpdateResult:
             collection = store.get(request.path_params["name"])
             collection.apply(check(body, collection.spaces))
-            return _done()
+            return DONE
 
         return door.route(method, path, write, body)
 
@@ -127,7 +124,7 @@ def _write_routes(store: Store, door: Door) -> Iterator[Route]:
         collection = store.get(request.path_params["name"])
         steps = writes.batch(body, collection.spaces)
         collection.apply(writes.all_of(steps))
-        return [_done() for _ in steps]
+        return [DONE for _ in steps]
 
     yield act("PUT", POINTS, models.PointInsertOperations, writes.upsert)
     yield act("POST", f"{POINTS}/delete", models.PointsSelector, writes.delete)
@@ -141,37 +138,40 @@ def _write_routes(store: Store, door: Door) -> Iterator[Route]:
 
 
 def _read_routes(store: Store, door: Door) -> Iterator[Route]:
-    def target(name: str) -> Target:
+    def find(name: str) -> Target:
         collection = store.get(name)
         return Target(collection.shard, collection.spaces)
 
+    def found(body: models.QueryRequest, target: Target) -> QueryResponse:
+        return QueryResponse(points=query_points(body, target, find))
+
     def act(path: str, body: Any, read: Callable[[Any, Target], Any]) -> Route:
         return door.route(
-            "POST", path, lambda request, body: read(body, target(request.path_params["name"])), body
+            "POST", path, lambda request, body: read(body, find(request.path_params["name"])), body
         )
 
     yield act(POINTS, models.PointRequest, reads.retrieve)
     yield act(f"{POINTS}/scroll", models.ScrollRequest, reads.scroll)
     yield act(f"{POINTS}/count", models.CountRequest, reads.count)
     yield act(f"{COLLECTION}/facet", models.FacetRequest, reads.facet)
-    yield act(f"{POINTS}/query", models.QueryRequest, lambda *given: _found(query_points(*given, target)))
+    yield act(f"{POINTS}/query", models.QueryRequest, found)
     yield act(
         f"{POINTS}/query/batch",
         models.QueryRequestBatch,
-        lambda body, found: [_found(query_points(one, found, target)) for one in body.searches],
+        lambda body, target: [found(one, target) for one in body.searches],
     )
-    yield act(f"{POINTS}/query/groups", models.QueryGroupsRequest, lambda *given: query_groups(*given, target))
+    yield act(
+        f"{POINTS}/query/groups",
+        models.QueryGroupsRequest,
+        lambda body, target: query_groups(body, target, find),
+    )
     yield act(f"{POINTS}/search/matrix/pairs", models.SearchMatrixRequest, matrix_pairs)
     yield act(f"{POINTS}/search/matrix/offsets", models.SearchMatrixRequest, matrix_offsets)
     yield door.route(
         "GET",
         f"{POINTS}/{{id}}",
-        lambda request, _: _one(request.path_params["id"], target(request.path_params["name"])),
+        lambda request, _: _one(request.path_params["id"], find(request.path_params["name"])),
     )
-
-
-def _found(points: list[models.ScoredPoint]) -> QueryResponse:
-    return QueryResponse(points=points)
 
 
 def _one(id: str, target: Target) -> models.Record:
@@ -180,21 +180,6 @@ def _one(id: str, target: Target) -> models.Record:
     if not found:
         raise NotFound(f"no point with id {id}")
     return found[0]
-
-
-def _true(_: None) -> bool:
-    return True
-
-
-def _done(_: None = None) -> models.UpdateResult:
-    # Whatever `wait` says: the engine has applied it, and its write-ahead log holds it.
-    return models.UpdateResult(status=models.UpdateStatus.COMPLETED)
-
-
-def _index(store: Store, name: str, wanted: models.CreateFieldIndex) -> models.UpdateResult:
-    if wanted.field_schema is None:
-        raise NotSupported(f"say which type {wanted.field_name!r} has: field_schema is not guessed here")
-    return _done(store.create_index(name, wanted.field_name, wanted.field_schema))
 
 
 def _listed(store: Store) -> models.CollectionsResponse:

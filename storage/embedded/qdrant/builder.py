@@ -9,11 +9,12 @@ import pickle
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import qdrant_edge as edge
 
 PointId = int | str
-Row = tuple[PointId, object, object]
+Row = tuple[PointId, Any, dict[str, Any] | None]
 """A point's id, its vectors (a sparse one as indices and values), its payload."""
 
 LENGTH = struct.Struct("!Q")
@@ -31,7 +32,7 @@ def copy(shard: edge.EdgeShard, rows: Sequence[Row], ids: Sequence[PointId]) -> 
         shard.update(edge.UpdateOperation.delete_points(list(gone)))
 
 
-def _vectors(plain: object) -> object:
+def _vectors(plain: Any) -> Any:
     if isinstance(plain, dict):
         return {name: _vectors(part) for name, part in plain.items()}
     return edge.SparseVector(*plain) if isinstance(plain, tuple) else plain if plain is not None else {}
@@ -44,7 +45,8 @@ def main() -> None:
     acts: dict[str, Callable[..., object]] = {
         "copy": lambda rows, ids: copy(shard, rows, ids),
         "optimize": shard.optimize,
-        "close": lambda: (shard.flush(), shard.close()),
+        "flush": shard.flush,
+        "close": shard.close,
     }
     while length := sys.stdin.buffer.read(LENGTH.size):
         message = sys.stdin.buffer.read(*LENGTH.unpack(length))

@@ -41,7 +41,13 @@ def index_client(home: Path, *, timeout_s: int) -> Iterator[QdrantClient]:
     transport = _Restarting(home, access)
     # The key as a header: as `api_key` the client would warn that http is no secret, which on loopback it is.
     headers = {"api-key": access.key}
-    client = QdrantClient(access.url, headers=headers, timeout=timeout_s, transport=transport)
+    client = QdrantClient(
+        access.url,
+        headers=headers,
+        timeout=timeout_s,
+        transport=transport,
+        check_compatibility=False,  # a thread and a request, to learn that both are of this installation
+    )
     try:
         yield client
     finally:
@@ -103,7 +109,7 @@ def stop(home: Path) -> bool:
         while find(home) is not None:
             if time.monotonic() > deadline:
                 raise IndexUnavailable(
-                    f"process {access.pid} does not end; see {folder_of(home) / 'log'}, then: kill -9 {access.pid}"
+                    f"process {access.pid} does not end; its log is {folder_of(home) / 'log'}; end it with kill -9"
                 )
             time.sleep(POLL_S)
     return True

@@ -130,9 +130,7 @@ class Collection:
         return described(self.stored.config, shard, self.stored.payload_schema, status=status)
 
     def _touched(self, write: Write) -> Sequence[PointId]:
-        touched = write.ids
-        if write.where is not None:
-            touched = self.ids(write.where)
+        touched = write.ids if write.where is None else self.ids(write.where)
         if self.changed is not None:
             self.changed.update(touched)
         return touched

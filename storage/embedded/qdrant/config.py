@@ -158,7 +158,8 @@ def overlaid(defaults: Config, given: BaseModel | None) -> Config:
 
 
 def _dense(params: models.VectorParams, config: models.CreateCollection) -> edge.EdgeVectorParams:
-    own_graph = params.hnsw_config and _hnsw(overlaid(HNSW, config.hnsw_config), params.hnsw_config)
+    has_own_graph = params.hnsw_config is not None
+    own_graph = _hnsw(overlaid(HNSW, config.hnsw_config), params.hnsw_config) if has_own_graph else None
     return edge.EdgeVectorParams(
         size=params.size,
         distance=to_engine(params.distance),

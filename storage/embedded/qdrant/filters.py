@@ -142,7 +142,7 @@ def _range(bounds: models.RangeInterface) -> edge.RangeFloat | edge.RangeDateTim
             gte=_instant(bounds.gte), gt=_instant(bounds.gt), lte=_instant(bounds.lte), lt=_instant(bounds.lt)
         )
     for bound in (bounds.gte, bounds.gt, bounds.lte, bounds.lt):
-        _check_finite("a bound of a range", bound)
+        check_finite("a bound of a range", bound)
     return edge.RangeFloat(gte=bounds.gte, gt=bounds.gt, lte=bounds.lte, lt=bounds.lt)
 
 
@@ -156,7 +156,7 @@ def _box(box: models.GeoBoundingBox) -> edge.GeoBoundingBox:
 
 
 def _radius(circle: models.GeoRadius) -> edge.GeoRadius:
-    _check_finite("the radius", circle.radius)
+    check_finite("the radius", circle.radius)
     return edge.GeoRadius(_point(circle.center), circle.radius)
 
 
@@ -190,6 +190,7 @@ def _check_natural(what: str, value: int | None) -> None:
         raise Refused(f"{what} must be a number from 0 up, got {value}")
 
 
-def _check_finite(what: str, value: float | None) -> None:
+def check_finite(what: str, value: float | None) -> None:
+    """Raise Refused for NaN and infinity, which JSON has no words for but Python's parsers take."""
     if value is not None and not isfinite(value):
         raise Refused(f"{what} must be finite, got {value}")

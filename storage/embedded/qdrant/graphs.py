@@ -122,6 +122,7 @@ async def replica(store: Store, collection: Collection, *, has_graph: bool) -> A
             if has_graph:
                 await builder.ask("optimize")
                 await builder.send_changed(collection, changed)
+            await builder.ask("flush")
             await builder.ask("close")
         _require_current(collection, changed)
         points = _catch_up(path, collection, changed)

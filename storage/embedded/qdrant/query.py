@@ -18,7 +18,7 @@ from storage.embedded.qdrant.answers import (
 )
 from storage.embedded.qdrant.engine import engine_errors
 from storage.embedded.qdrant.examples import Stage, asked, examples, points_named, prefetches
-from storage.embedded.qdrant.filters import to_filter
+from storage.embedded.qdrant.filters import check_finite, to_filter
 from storage.embedded.qdrant.refusals import Refused
 from storage.embedded.qdrant.scoring import ScoringQuery, check_stage, scoring_query, search_params
 from storage.embedded.qdrant.target import Find, Target
@@ -82,7 +82,14 @@ def run(
             with_vector=with_vector,
         )
         with _formula_errors():
-            return scored_points(target.shard.query(request))
+            found = target.shard.query(request)
+    _check_scores(found)
+    return scored_points(found)
+
+
+def _check_scores(found: list[edge.ScoredPoint]) -> None:
+    if not all(isfinite(hit.score) for hit in found):
+        raise Refused("the scores overflow 32-bit floats; use smaller weights, feedback or formula numbers")
 
 
 @contextmanager
@@ -120,14 +127,13 @@ def _scoring(stage: Stage, target: Target, find: Find, limit: int) -> ScoringQue
 
 
 def _filter(stage: Stage, target: Target, find: Find, also: models.Filter | None) -> edge.Filter | None:
-    parts: list[models.Condition] = [part for part in (stage.filter, also) if part is not None]
-    if named := list(dict.fromkeys(points_named(stage, target, find))):
-        parts.append(models.Filter(must_not=models.HasIdCondition(has_id=named)))
-    return to_filter(models.Filter(must=parts)) if parts else None
+    given = [part for part in (to_filter(stage.filter), to_filter(also)) if part is not None]
+    named: set[edge.PointId] = set(points_named(stage, target, find))
+    if not named and len(given) < 2:
+        return given[0] if given else None
+    return edge.Filter(must=[*given], must_not=[edge.HasIdCondition(named)] if named else None)
 
 
 def _threshold(stage: Stage) -> float | None:
-    threshold = stage.score_threshold
-    if threshold is not None and not isfinite(threshold):
-        raise Refused(f"score_threshold must be finite, got {threshold}")
-    return threshold
+    check_finite("score_threshold", stage.score_threshold)
+    return stage.score_threshold

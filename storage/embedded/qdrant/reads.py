@@ -61,9 +61,8 @@ def scroll(request: models.ScrollRequest, target: Target) -> models.ScrollResult
             order_by=None if request.order_by is None else order_by(request.order_by),
         )
         points, following = target.shard.scroll(asked)
-    if request.order_by is not None or following is None:
-        return models.ScrollResult.model_construct(points=records(points), next_page_offset=None)
-    return models.ScrollResult.model_construct(points=records(points), next_page_offset=rest_id(following))
+    start = None if following is None else rest_id(following)
+    return models.ScrollResult.model_construct(points=records(points), next_page_offset=start)
 
 
 def count(request: models.CountRequest, target: Target) -> models.CountResult:

@@ -7,9 +7,9 @@ from qdrant_client import models
 
 from storage.embedded.qdrant.average import average
 from storage.embedded.qdrant.examples import Examples, asked, pairs, prefetches
-from storage.embedded.qdrant.filters import to_filter
+from storage.embedded.qdrant.filters import check_finite, to_filter
 from storage.embedded.qdrant.formulas import to_formula
-from storage.embedded.qdrant.refusals import Refused
+from storage.embedded.qdrant.refusals import NotSupported, Refused
 
 DEFAULT_RRF_K = 2
 DEFAULT_DIVERSITY = 0.5
@@ -72,8 +72,8 @@ def search_params(given: models.SearchParams | None) -> edge.SearchParams | None
     """Return the engine's form of search parameters; on exact or approximate search, all are the engine's."""
     if given is None:
         return None
-    if given.hnsw_ef is not None and not 1 <= given.hnsw_ef < 2**32:
-        raise Refused(f"hnsw_ef must be 1 or larger, got {given.hnsw_ef}")
+    if given.hnsw_ef is not None and not 0 <= given.hnsw_ef < 2**32:
+        raise Refused(f"hnsw_ef must be 0 or larger, got {given.hnsw_ef}")
     return edge.SearchParams(
         hnsw_ef=given.hnsw_ef,
         exact=given.exact or False,
@@ -89,6 +89,8 @@ def _mmr(mmr: models.Mmr, given: models.VectorInput, examples: Examples, limit: 
     candidates = limit if mmr.candidates_limit is None else mmr.candidates_limit
     if not 0 <= diversity <= 1:
         raise Refused(f"mmr diversity must be from 0 to 1, got {diversity}")
+    if examples.using in examples.target.spaces.sparse:
+        raise NotSupported("the embedded index has no mmr for sparse vectors")
     if not 0 <= candidates <= MAX_CANDIDATES:
         raise Refused(f"mmr candidates_limit must be from 0 to {MAX_CANDIDATES}, got {candidates}")
     return edge.Mmr(examples.vector(given), 1 - diversity, candidates, examples.using)
@@ -98,6 +100,8 @@ def _rrf(rrf: models.Rrf) -> edge.Fusion:
     k = DEFAULT_RRF_K if rrf.k is None else rrf.k
     if not 1 <= k < 2**32:
         raise Refused(f"rrf k must be 1 or larger, got {k}")
+    for weight in rrf.weights or ():
+        check_finite("a weight of the fusion", weight)
     return _fusion(edge.Fusion.Rrf(k, rrf.weights))
 
 
@@ -156,6 +160,8 @@ def _pairs(
 
 def _feedback(given: models.RelevanceFeedbackInput, examples: Examples) -> edge.FeedbackNaiveQuery:
     naive = given.strategy.naive
+    for number in (naive.a, naive.b, naive.c, *(item.score for item in given.feedback)):
+        check_finite("a number of the feedback", number)
     if naive.b < 0:
         raise Refused(f"naive feedback b must be 0 or larger, got {naive.b}")
     return edge.FeedbackNaiveQuery(

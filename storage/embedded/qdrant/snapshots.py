@@ -161,7 +161,7 @@ def _require_whole(name: str, stored: Stored, shards: Path) -> None:
 
 def _existing(store: Store, request: Request) -> Path:
     folder = _folder(store, store.get(request.path_params["name"]).name)
-    name = request.path_params["snapshot"]
+    name = str(request.path_params["snapshot"])
     path = folder / name
     if path.parent != folder or not name.endswith(".snapshot") or not path.is_file():
         raise NotFound(f"there is no snapshot {name!r} of this collection")

@@ -50,13 +50,13 @@ def read(folder: Path) -> State:
         return State.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise Damaged(
-            f"{path} cannot be read ({error.error_count()} errors); put back a copy of it, or move the folder "
-            f"{folder} away: `sightline ingest` then embeds everything again"
+            f"{path} cannot be read ({error.error_count()} errors); put back a copy of it, or move {folder} "
+            "away: `sightline ingest` then embeds everything again"
         ) from error
 
 
 def write(folder: Path, state: State) -> None:
-    """Replace the state in `folder`; returns once it is on the disk, and a crash leaves the old or the new."""
+    """Replace the state in `folder`, and sync it; a crash leaves the old one or the new."""
     write_atomically(folder / FILE, state.model_dump_json(exclude_none=True, indent=1).encode())
 
 

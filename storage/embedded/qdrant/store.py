@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,7 +12,7 @@ from qdrant_client import models
 from storage.embedded.qdrant import config, state
 from storage.embedded.qdrant.collection import Collection
 from storage.embedded.qdrant.engine import engine_errors, to_engine
-from storage.embedded.qdrant.refusals import Conflict, NotFound, Refused
+from storage.embedded.qdrant.refusals import Conflict, NotFound, NotSupported, Refused
 from storage.embedded.qdrant.state import Stored
 
 MAX_NAME_CHARS = 255
@@ -90,7 +90,7 @@ class Store:
         return stored
 
     def adopt(self, name: str, stored: Stored) -> None:
-        """Let `name` be the collection in the files of `stored` from now on; what it was before is removed."""
+        """Let `name` be the collection in the files of `stored`; what it was before is removed."""
         before = self._state.collections.get(name)
         opened = self._open.get(name)
         self._write(collections={**self._state.collections, name: stored})
@@ -119,20 +119,27 @@ class Store:
         collection = self.get(name)
         self._restate(collection, config=config.updated(collection.stored.config, change))
 
-    def change_aliases(self, actions: Sequence[models.AliasOperations]) -> None:
-        """Carry out all of `actions`, in order, or none of them.
+    def change_aliases(self, wanted: models.ChangeAliasesOperation) -> None:
+        """Carry out all actions that are wanted, in order, or none of them.
 
         Raises:
             NotFound: an alias or a collection is not there.
             Conflict: a collection has the name of a new alias.
         """
         aliases = dict(self._state.aliases)
-        for action in actions:
+        for action in wanted.actions:
             _change(aliases, action, self._state.collections)
         self._write(aliases=aliases)
 
-    def create_index(self, name: str, field: str, schema: models.PayloadFieldSchema) -> None:
-        """Index a field of the payload, by which searches can then filter fast."""
+    def create_index(self, name: str, wanted: models.CreateFieldIndex) -> None:
+        """Index a field of the payload, by which searches can then filter fast.
+
+        Raises:
+            NotSupported: the field's type is left to be guessed.
+        """
+        field, schema = wanted.field_name, wanted.field_schema
+        if schema is None:
+            raise NotSupported(f"say which type {field!r} has: field_schema is not guessed here")
         collection = self.get(name)
         with engine_errors():
             operation = edge.UpdateOperation.create_field_index(field, to_engine(schema))
@@ -213,13 +220,15 @@ def _change(aliases: dict[str, str], action: models.AliasOperations, collections
 def _new_vector(name: str, wanted: models.VectorNameConfig) -> edge.UpdateOperation:
     with engine_errors():
         if isinstance(wanted, models.SparseVectorNameConfig):
-            return edge.UpdateOperation.create_sparse_vector(name, **_arguments(wanted.sparse))
-        return edge.UpdateOperation.create_dense_vector(name, **_arguments(wanted.dense))
-
-
-def _arguments(wanted: models.DenseVectorConfig | models.SparseVectorConfig) -> dict[str, object]:
-    return {
-        field: to_engine(value)
-        for field in type(wanted).model_fields
-        if (value := getattr(wanted, field)) is not None
-    }
+            sparse = wanted.sparse
+            return edge.UpdateOperation.create_sparse_vector(
+                name, to_engine(sparse.modifier), to_engine(sparse.datatype)
+            )
+        dense = wanted.dense
+        return edge.UpdateOperation.create_dense_vector(
+            name,
+            dense.size,
+            to_engine(dense.distance),
+            to_engine(dense.multivector_config),
+            to_engine(dense.datatype),
+        )

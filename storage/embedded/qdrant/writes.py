@@ -149,7 +149,8 @@ def _point(point: models.PointStruct, spaces: Spaces) -> edge.Point:
 
 
 def _rows(batch: models.Batch) -> Iterator[models.PointStruct]:
-    vectors, payloads = batch.vectors, batch.payloads or [None] * len(batch.ids)
+    vectors: Any = batch.vectors
+    payloads: Sequence[Any] = batch.payloads or [None] * len(batch.ids)
     columns = {"": vectors} if isinstance(vectors, list) else vectors
     for name, column in (*columns.items(), ("payloads", payloads)):
         if len(column) != len(batch.ids):
