@@ -18,6 +18,9 @@ from pydantic import BaseModel, ValidationError
 from storage.embedded.qdrant.state import write_atomically
 
 HOST = "127.0.0.1"
+OWNED_ELSEWHERE = 3
+"""Exit status of an owner that found another one."""
+
 KEY_BYTES = 32
 LOCK_PATIENCE_S = 2.0
 POLL_S = 0.02

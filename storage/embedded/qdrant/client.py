@@ -13,14 +13,13 @@ from pathlib import Path
 import httpx
 from qdrant_client import QdrantClient
 
-from storage.embedded.qdrant.access import Access, access_file, find, folder_of
+from storage.embedded.qdrant.access import OWNED_ELSEWHERE, Access, access_file, find, folder_of
 from storage.embedded.server import Server, disk_bytes
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 60
 POLL_S = 0.02
 LAST_LINES = 8
-OWNED_ELSEWHERE = 3
 MAX_CONNECTIONS = 100
 
 
@@ -109,7 +108,7 @@ def stop(home: Path) -> bool:
         while find(home) is not None:
             if time.monotonic() > deadline:
                 raise IndexUnavailable(
-                    f"process {access.pid} does not end; its log is {folder_of(home) / 'log'}; end it with kill -9"
+                    f"process {access.pid} does not end: see {folder_of(home) / 'log'}; kill -9 ends it"
                 )
             time.sleep(POLL_S)
     return True

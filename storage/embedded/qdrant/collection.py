@@ -16,6 +16,7 @@ from storage.embedded.qdrant.state import Stored
 from storage.embedded.qdrant.writes import PointId, Write, require_points
 
 FLUSH_AFTER_POINTS = 20_000
+FLUSH_AFTER_S = 5.0
 PAGE = 10_000
 
 
@@ -89,8 +90,6 @@ class Collection:
             self._written += len(touched)
             self._unflushed += len(touched)
             self.last_write_s = time.monotonic()
-        if self._unflushed >= FLUSH_AFTER_POINTS:
-            self.flush()
 
     def alter(self, operation: edge.UpdateOperation) -> None:
         """Carry out a change of the schema, and sync it: the state on disk is to name it next."""
@@ -98,6 +97,12 @@ class Collection:
             self.shard.update(operation)
         self._unflushed += 1
         self.flush()
+
+    def flush_if_due(self) -> None:
+        """Sync what was written, if that is much or some time ago."""
+        is_old = time.monotonic() - self.last_write_s > FLUSH_AFTER_S
+        if is_old or self._unflushed >= FLUSH_AFTER_POINTS:
+            self.flush()
 
     def flush(self) -> None:
         """Sync what was written to the disk, so that the write-ahead log can be cut short."""

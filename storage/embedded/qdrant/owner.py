@@ -6,6 +6,7 @@ only graphs are built elsewhere, in a process of their own. Who outgrows it sets
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from storage.embedded.qdrant.access import (
     HOST,
+    OWNED_ELSEWHERE,
     OwnedElsewhere,
     access_file,
     announce,
@@ -33,11 +35,10 @@ if TYPE_CHECKING:
 
 IDLE_S = 24 * 3600
 LOOK_ROUND_S = 1.0
-FLUSH_AFTER_S = 5.0
 STOP_PATIENCE_S = 10
 KEEP_ALIVE_S = 75  # longer than any client keeps an idle connection, so that none is cut while it is used
 BACKLOG = 256
-OWNED_ELSEWHERE = 3
+GARBAGE_AFTER_OBJECTS = 100_000
 log = logging.getLogger("sightline.qdrant")
 
 
@@ -56,6 +57,9 @@ def own(home: Path, *, idle_s: float | None = IDLE_S) -> None:
         # Imported under the lock: of several that start at once, the losers leave before this second of work.
         from storage.embedded.qdrant.app import Served
 
+        # A batch of points is thousands of objects and no cycle: looking for one took a third of the parsing.
+        gc.freeze()
+        gc.set_threshold(GARBAGE_AFTER_OBJECTS)
         port, key = last_port_and_key(home)
         with _listener(port) as listener, Served.opened(folder_of(home), key) as served:
             asyncio.run(_serve(home, served, listener, idle_s))
@@ -117,8 +121,7 @@ async def _chores(home: Path, served: "Served", server: "uvicorn.Server", idle_s
             await asyncio.sleep(LOOK_ROUND_S)
             now = time.monotonic()
             for collection in served.store.opened():
-                if now - collection.last_write_s > FLUSH_AFTER_S:
-                    collection.flush()
+                collection.flush_if_due()
             if not is_announced(home):
                 log.warning("%s no longer names this process: it ends", access_file(home))
                 server.should_exit = True
