@@ -15,7 +15,15 @@ from flows.settings import Settings
 from storage import migrate
 from storage.blobs import Blobs
 from storage.embedded.postgres import postgres_url, stop_postgres
+from storage.embedded.qdrant.client import index_client
+from storage.embedded.qdrant.client import start as start_index
+from storage.embedded.qdrant.client import stop as stop_index
 from tests.fakes import ColourEncoder
+
+SERVER = os.environ.get("SIGHTLINE_TEST_QDRANT_URL")
+"""An empty Qdrant server that the tests may use, if there is one; read before the environment is cleaned."""
+
+SERVED = ["embedded", "server"] if SERVER else ["embedded"]
 
 # The same examples everywhere, and no clock: a busy machine must not decide whether a test passes.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
@@ -63,6 +71,52 @@ def vectors() -> Iterator[QdrantClient]:
     client = QdrantClient(":memory:")
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def index_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home whose embedded index is served for as long as the tests run."""
+    home = tmp_path_factory.mktemp("index home")
+    start_index(home)
+    yield home
+    stop_index(home)
+
+
+@pytest.fixture(scope="session")
+def embedded(index_home: Path) -> Iterator[QdrantClient]:
+    """A client of the embedded index; each test leaves it empty or uses names of its own."""
+    with index_client(index_home, timeout_s=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[QdrantClient]:
+    """A client of the server that the environment names."""
+    client = QdrantClient(SERVER)
+    names = [one.name for one in client.get_collections().collections]
+    if names:
+        pytest.fail(f"{SERVER} holds {names}: the tests want an empty server, for they empty it")
+    yield client
+    client.close()
+
+
+@pytest.fixture(params=SERVED)
+def served(request: pytest.FixtureRequest) -> Iterator[QdrantClient]:
+    """Whatever speaks Qdrant's REST API, empty."""
+    yield from emptied(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(params=["local mode", *SERVED])
+def any_index(request: pytest.FixtureRequest) -> Iterator[QdrantClient]:
+    """Each thing that a QdrantClient can be a client of, empty."""
+    name = "vectors" if request.param == "local mode" else request.param
+    yield from emptied(request.getfixturevalue(name))
+
+
+def emptied(client: QdrantClient) -> Iterator[QdrantClient]:
+    yield client
+    for one in client.get_collections().collections:
+        client.delete_collection(one.name)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import numpy as np
 import qdrant_edge as edge
 from qdrant_client import QdrantClient, models
 
+from storage.embedded.qdrant import engine
 from storage.embedded.qdrant.refusals import NotFound
 from storage.embedded.qdrant.spaces import Spaces
 from storage.embedded.qdrant.target import Target
@@ -32,14 +33,14 @@ SPACES = Spaces(
     sparse={"sparse": models.SparseVectorParams()},
 )
 INDEXES = {
-    "n": edge.PayloadSchemaType.Integer,
-    "unique": edge.PayloadSchemaType.Integer,
-    "tag": edge.PayloadSchemaType.Keyword,
-    "f": edge.PayloadSchemaType.Float,
-    "ok": edge.PayloadSchemaType.Bool,
-    "when": edge.PayloadSchemaType.Datetime,
-    "place": edge.PayloadSchemaType.Geo,
-    "words": edge.TextIndexParams(phrase_matching=True),
+    "n": models.PayloadSchemaType.INTEGER,
+    "unique": models.PayloadSchemaType.INTEGER,
+    "tag": models.PayloadSchemaType.KEYWORD,
+    "f": models.PayloadSchemaType.FLOAT,
+    "ok": models.PayloadSchemaType.BOOL,
+    "when": models.PayloadSchemaType.DATETIME,
+    "place": models.PayloadSchemaType.GEO,
+    "words": models.TextIndexParams(type=models.TextIndexType.TEXT, phrase_matching=True),
 }
 WORDS = ["red", "green", "blue", "old", "new", "house", "tree", "river"]
 Id = int | str
@@ -96,6 +97,7 @@ def some_points(seed: int, n: int) -> list[models.PointStruct]:
 
 
 POINTS = some_points(seed=1, n=N)
+COLLECTIONS = {"points": POINTS, "other": some_points(seed=3, n=20)}
 RNG = np.random.default_rng(2)
 V, W = RNG.normal(size=(2, DIM)).round(3).tolist()
 MULTI = a_multivector(RNG, 2)
@@ -131,7 +133,7 @@ def a_shard(path: Path, points: list[models.PointStruct], indexed: bool) -> edge
     shard = edge.EdgeShard.create(str(path), config)
     if indexed:
         for name, kind in INDEXES.items():
-            shard.update(edge.UpdateOperation.create_field_index(name, kind))
+            shard.update(edge.UpdateOperation.create_field_index(name, engine.to_engine(kind)))
     made = [edge.Point(point.id, to_engine(point.vector, SPACES), point.payload) for point in points]
     shard.update(edge.UpdateOperation.upsert_points(made))
     return shard
@@ -141,17 +143,21 @@ def a_shard(path: Path, points: list[models.PointStruct], indexed: bool) -> edge
 def opened(folder: Path, *, indexed: bool) -> Iterator[Both]:
     """Both stores with the same points; `indexed` says whether the engine has payload indexes."""
     local = QdrantClient(":memory:")
-    shards = []
-    for name, points in (("points", POINTS), ("other", some_points(seed=3, n=20))):
-        local.create_collection(
-            name, vectors_config=dict(SPACES.dense), sparse_vectors_config=dict(SPACES.sparse)
-        )
-        local.upsert(name, points)
-        shards.append(a_shard(folder / name, points, indexed=indexed))
+    fill(local)
+    shards = [a_shard(folder / name, points, indexed=indexed) for name, points in COLLECTIONS.items()]
     yield Both(Target(shards[0], SPACES), Target(shards[1], SPACES), local)
     for shard in shards:
         shard.close()
     local.close()
+
+
+def fill(client: QdrantClient) -> None:
+    """Make both collections."""
+    for name, points in COLLECTIONS.items():
+        client.create_collection(
+            name, vectors_config=dict(SPACES.dense), sparse_vectors_config=dict(SPACES.sparse)
+        )
+        client.upsert(name, points)
 
 
 def ids(points: list[models.ScoredPoint] | list[models.Record]) -> list[Id]:

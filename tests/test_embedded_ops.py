@@ -1,6 +1,6 @@
 """Whatever is done, in whatever order, the embedded index ends up holding what local mode holds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -8,8 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
-
-from storage.embedded.qdrant.client import index_client, stop
 
 Step = Callable[[QdrantClient, str], object]
 NUMBERS = st.integers(-4, 4).map(lambda number: number / 2)
@@ -26,14 +24,6 @@ NAMES = st.lists(st.sampled_from(["image", "text"]), min_size=1, max_size=2, uni
 KEYS = st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=2, unique=True)
 WHICH = st.one_of(KNOWN, WHERE)
 numbers = count()
-
-
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QdrantClient]:
-    home = tmp_path_factory.mktemp("ops")
-    with index_client(home, timeout_s=30) as client:
-        yield client
-    stop(home)
 
 
 def step(act: Callable[..., object], *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:

@@ -14,10 +14,13 @@ from storage.embedded.qdrant.refusals import NotFound, NotSupported, Refused, To
 from storage.embedded.qdrant.spaces import Spaces
 from storage.embedded.qdrant.target import Target
 from storage.embedded.qdrant.vectors import to_engine
+from tests.conftest import SERVED
 from tests.embedded_points import (
+    COLLECTIONS,
     DIM,
     DISTANCES,
     FIRST,
+    INDEXES,
     MULTI,
     POINTS,
     SECOND,
@@ -30,6 +33,7 @@ from tests.embedded_points import (
     N,
     V,
     W,
+    fill,
     ids,
     opened,
     value_is,
@@ -308,6 +312,30 @@ def test_a_query_finds_the_same_points_with_the_same_scores(both: Both, name: st
 
     [expected] = both.local.query_batch_points("points", [request])
     assert_same_ranking(found, expected.points)
+
+
+@pytest.fixture(scope="module", params=SERVED)
+def by_http(request: pytest.FixtureRequest) -> Iterator[QdrantClient]:
+    client = request.getfixturevalue(request.param)
+    fill(client)
+    for field, schema in INDEXES.items():
+        client.create_payload_index("points", field, schema)
+    yield client
+    for name in COLLECTIONS:
+        client.delete_collection(name)
+
+
+@pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning")
+@pytest.mark.parametrize("name", QUERIES)
+def test_a_query_by_http_finds_the_same_points_with_the_same_scores(
+    by_http: QdrantClient, indexed: Both, name: str
+):
+    request = models.QueryRequest(**({"limit": 12} | QUERIES[name]))
+
+    [found] = by_http.query_batch_points("points", [request])
+
+    [expected] = indexed.local.query_batch_points("points", [request])
+    assert_same_ranking(found.points, expected.points)
 
 
 def test_a_plain_list_asks_a_multivector_space_with_one_row(both: Both):

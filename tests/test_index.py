@@ -13,6 +13,12 @@ NOTHING = np.empty((0, 3), np.float32)
 X, Y, Z = unit_rows(np.eye(3))
 
 
+@pytest.fixture
+def vectors(any_index: QdrantClient) -> QdrantClient:
+    """Everything here holds of local mode, of the embedded index and of a server alike."""
+    return any_index
+
+
 def a_collection(client: QdrantClient, points: list[Point], fingerprint: str = "f1") -> str:
     name = index.create(client, model="colour", fingerprint=fingerprint, dim=3, filter_fields={})
     index.upsert(client, name, points, dim=3)
@@ -125,8 +131,9 @@ def test_a_new_payload_leaves_the_vectors_alone(vectors: QdrantClient):
 def test_a_delete_reaches_every_collection_of_ours_and_no_other(vectors: QdrantClient):
     old = a_collection(vectors, [pictured("a", X), pictured("b", Y)], "f1")
     new = a_collection(vectors, [pictured("a", X)], "f2")
-    vectors.create_collection("theirs", vectors_config={})
-    vectors.upsert("theirs", [index.models.PointStruct(id=str(an_item("a").id), vector={})])
+    dot = index.models.VectorParams(size=1, distance=index.models.Distance.DOT)
+    vectors.create_collection("theirs", vectors_config=dot)
+    vectors.upsert("theirs", [index.models.PointStruct(id=str(an_item("a").id), vector=[1.0])])
 
     index.delete(vectors, [an_item("a").id])
 

@@ -19,6 +19,9 @@ OPTIMIZERS = models.OptimizersConfig(
     indexing_threshold=200_000,  # kB: 100,000 vectors of 512 dimensions, which a scan passes in 10 ms
     flush_interval_sec=5,
 )
+WAL = models.WalConfig(wal_capacity_mb=32, wal_segments_ahead=0)
+"""A server's; here it means nothing, but `QdrantClient.migrate` passes it on."""
+
 GRAPH_FROM_KB = 1  # for the engine; whether a graph is built at all, `graph.py` decides
 BYTES_A_DIMENSION = 4
 MAX_DIMENSIONS = 65_536
@@ -111,6 +114,7 @@ def described(
             ),
             hnsw_config=overlaid(HNSW, config.hnsw_config),
             optimizer_config=overlaid(OPTIMIZERS, config.optimizers_config),
+            wal_config=overlaid(WAL, config.wal_config),
             quantization_config=config.quantization_config,
             metadata=config.metadata,
         ),
