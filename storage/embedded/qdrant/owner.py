@@ -27,6 +27,7 @@ from storage.embedded.qdrant.access import (
     last_port_and_key,
     ownership,
 )
+from storage.embedded.qdrant.state import Damaged
 
 if TYPE_CHECKING:
     import uvicorn
@@ -144,6 +145,8 @@ def main() -> None:
     except OwnedElsewhere as error:
         log.info("%s", error)
         sys.exit(OWNED_ELSEWHERE)
+    except Damaged as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
