@@ -23,7 +23,8 @@ import qdrant_edge as edge
 from storage.embedded.qdrant.builder import DONE, LENGTH, Row, copy
 from storage.embedded.qdrant.collection import Collection
 from storage.embedded.qdrant.config import OPTIMIZERS, overlaid
-from storage.embedded.qdrant.engine import engine_errors
+from storage.embedded.qdrant.engine import EngineFault, engine_errors
+from storage.embedded.qdrant.refusals import Refused
 from storage.embedded.qdrant.state import Stored
 from storage.embedded.qdrant.store import Store
 from storage.embedded.qdrant.vectors import rest_id
@@ -71,7 +72,7 @@ class Graphs:
             )
         except Outdated:
             log.info("%s: it changed while its graph was built; begun again later", collection.name)
-        except (BuildFailed, OSError) as error:
+        except (BuildFailed, EngineFault, Refused, OSError) as error:
             self._not_before[collection.name] = time.monotonic() + RETRY_S
             log.error("%s: no graph (%s); searches go on without; tried again later", collection.name, error)
 
@@ -110,6 +111,8 @@ async def replica(store: Store, collection: Collection, *, has_graph: bool) -> A
         Outdated: the collection was deleted or its schema was changed meanwhile.
         BuildFailed: the other process ended early.
     """
+    if not store.holds(collection):
+        raise Outdated
     stored = collection.stored.model_copy(update={"folder": uuid4().hex, "graph_points": 0})
     path = store.shards / stored.folder
     changed: set[PointId] = set()

@@ -62,6 +62,10 @@ class Store:
             self._open[real] = Collection(real, self._state.collections[real], self.shards)
         return self._open[real]
 
+    def holds(self, collection: Collection) -> bool:
+        """Whether `collection` has not been deleted since it was opened."""
+        return self._open.get(collection.name) is collection
+
     def opened(self) -> Iterator[Collection]:
         """Yield the collections that are in use."""
         yield from list(self._open.values())
@@ -110,6 +114,7 @@ class Store:
             aliases={alias: real for alias, real in self._state.aliases.items() if real != name},
         )
         if opened is not None:
+            opened.changed = None  # a graph that is being built is of nothing now
             opened.close()
         shutil.rmtree(self.shards / stored.folder, ignore_errors=True)
         return True
