@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCE ?=
 
-.PHONY: demo test lint types tests bench clean help
+.PHONY: demo test lint types tests bench stress help
 
 help:
 	@echo "make demo                 fetch a captioned set of pictures, ingest it, search it"
 	@echo "make demo SOURCE=folder   the same with your own pictures"
 	@echo "make test                 linters, types, import rules and tests"
-	@echo "make bench                memory and speed, measured here (minutes)"
+	@echo "make bench                memory and speed, measured here (a quarter of an hour)"
+	@echo "make stress               eight processes on one index, whose owner is killed (minutes)"
 
 demo: .venv/installed
 	@$(BIN)/sightline demo $(SOURCE)
@@ -29,6 +30,10 @@ tests: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m tests.bench.memory
+	$(BIN)/python -m tests.bench.index
+
+stress: .venv/installed
+	$(BIN)/python -m tests.bench.stress
 
 # Installing takes minutes, so it happens once, and again only when what is to be installed has changed.
 .venv/installed: pyproject.toml infra/constraints.txt

@@ -58,7 +58,7 @@ def open_catalog(settings: Settings) -> Iterator[Engine]:
 def open_index(settings: Settings) -> Iterator[QdrantClient]:
     """Open Qdrant: the server that is set, else our own index in the home folder.
 
-    This is the only place that asks which of the two it is: both are a client of Qdrant's REST API.
+    Whoever gets the client need not ask which of the two it is: both speak Qdrant's REST API.
     """
     if settings.qdrant.url is None:
         with index_client(settings.home, timeout_s=settings.qdrant.timeout_s) as client:

@@ -67,7 +67,7 @@ def engine(migrated: Engine) -> Iterator[Engine]:
 
 @pytest.fixture
 def vectors() -> Iterator[QdrantClient]:
-    """Qdrant's own in-process engine: empty, and gone with the test."""
+    """qdrant-client's local mode: empty, and gone with the test."""
     client = QdrantClient(":memory:")
     yield client
     client.close()

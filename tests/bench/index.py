@@ -34,7 +34,7 @@ QUERIES = 200
 SLOW_QUERIES = 30
 NAME = "bench"
 SHELF = models.Filter(must=[models.FieldCondition(key="shelf", match=models.MatchValue(value=7))])
-CHUNK = 32 * BATCH
+CHUNK = 8 * BATCH
 HEADER = (
     f"{'points':>8} {'index':<9} {'points/s':>9} {'2 threads':>10} {'query p50':>10} {'p99':>7} "
     f"{'filtered p50':>13} {'p99':>7}"
@@ -73,10 +73,12 @@ def measure(label: str, client: QdrantClient, points: int, *, queries: int, thre
 
 def measure_graph(client: QdrantClient, points: int) -> None:
     """Search and write while the graph is built, then search with it."""
+    while status(client) is not models.CollectionStatus.YELLOW:
+        time.sleep(0.5)  # it waits until nobody writes
     begun = time.perf_counter()
     rng = np.random.default_rng(2)
     query_s, write_s = [], []
-    while client.get_collection(NAME).indexed_vectors_count != points:
+    while status(client) is models.CollectionStatus.YELLOW:
         query_s += timed(lambda: search(client, unit(rng, 1)[0]), 10)
         write_s += timed(lambda: client.upsert(NAME, batch(rng, 0, BATCH)), 1)
         time.sleep(0.1)
@@ -87,6 +89,10 @@ def measure_graph(client: QdrantClient, points: int) -> None:
         f"\nthe graph took {seconds:.0f} s; meanwhile the slowest of {len(query_s):,} searches took "
         f"{1000 * max(query_s):.0f} ms, the slowest of {len(write_s):,} writes {1000 * max(write_s):.0f} ms\n"
     )
+
+
+def status(client: QdrantClient) -> models.CollectionStatus:
+    return client.get_collection(NAME).status
 
 
 def measure_engine(home: Path, points: int) -> None:

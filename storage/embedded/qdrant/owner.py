@@ -85,6 +85,7 @@ async def _serve(home: Path, served: "Served", listener: socket.socket, idle_s: 
 
     config = uvicorn.Config(
         served.app,
+        http="httptools",
         log_level="warning",
         access_log=False,
         lifespan="off",
