@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -15,25 +15,20 @@ from storage.embedded.account import PostgresUnavailable
 from storage.embedded.data_folder import OtherPostgresVersion
 from storage.embedded.place import Place
 from storage.embedded.postgres import postgres_url, stop_postgres
+from tests.processes import HomeAt, homes, is_gone
 
 REPOSITORY = Path(__file__).parents[1]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root meets folders that only root may enter")
 
 
 @pytest.fixture
-def home_at() -> Iterator[Callable[[Path], Path]]:
-    """Makes a folder a home whose Postgres is stopped after the test."""
-    with ExitStack() as homes:
-
-        def home_at(path: Path) -> Path:
-            homes.callback(stop_postgres, path)
-            return path
-
+def home_at() -> Iterator[HomeAt]:
+    with homes(stop_postgres) as home_at:
         yield home_at
 
 
 @pytest.fixture
-def home(tmp_path: Path, home_at: Callable[[Path], Path]) -> Path:
+def home(tmp_path: Path, home_at: HomeAt) -> Path:
     return home_at(tmp_path / "home")
 
 
@@ -61,13 +56,6 @@ def saved(home: Path) -> list[int]:
 
 def server_pid(home: Path) -> int:
     return int(Place(home).data.joinpath("postmaster.pid").read_text().split()[0])
-
-
-def is_running(process: Path) -> bool:
-    try:
-        return bool((process / "cmdline").read_bytes())  # a zombie has none
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_a_server_outlives_its_starter_and_other_processes_share_it(home: Path):
@@ -114,13 +102,13 @@ def test_committed_rows_are_found_after_the_server_was_killed(home: Path):
 
 def test_a_home_that_was_deleted_under_its_server_can_be_used_again_at_once(home: Path):
     save(home, 7)
-    orphan = Path("/proc") / str(server_pid(home))
+    orphan = server_pid(home)
     shutil.rmtree(home)
 
     save(home, 8)
 
     assert saved(home) == [8]
-    assert not is_running(orphan)
+    assert is_gone(orphan)
 
 
 def test_a_server_whose_socket_is_gone_is_replaced_and_keeps_its_rows(home: Path):
@@ -161,7 +149,7 @@ def test_processes_that_start_at_once_get_one_server(home: Path):
 
 
 @pytest.mark.parametrize("name", ["two wörds", """a,b:c@d $HOME "quoted" 'twice'""", "long/" * 40])
-def test_any_folder_can_be_a_home(name: str, tmp_path: Path, home_at: Callable[[Path], Path]):
+def test_any_folder_can_be_a_home(name: str, tmp_path: Path, home_at: HomeAt):
     home = home_at(tmp_path / name)
 
     save(home, 7)
@@ -170,9 +158,7 @@ def test_any_folder_can_be_a_home(name: str, tmp_path: Path, home_at: Callable[[
     assert (home / "postgres/data/PG_VERSION").exists()
 
 
-def test_a_socket_outside_of_a_long_home_is_private_and_goes_with_the_server(
-    tmp_path: Path, home_at: Callable[[Path], Path]
-):
+def test_a_socket_outside_of_a_long_home_is_private_and_goes_with_the_server(tmp_path: Path, home_at: HomeAt):
     home = home_at(tmp_path / ("long/" * 40))
     sockets = Place(home).sockets
 
@@ -249,7 +235,7 @@ def test_a_server_without_a_free_connection_counts_as_running(home: Path):
 
 @as_root
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv (util-linux) is not installed")
-def test_root_can_use_a_home_that_only_root_may_enter(tmp_path: Path, home_at: Callable[[Path], Path]):
+def test_root_can_use_a_home_that_only_root_may_enter(tmp_path: Path, home_at: HomeAt):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     home = home_at(closed / "home")
@@ -263,9 +249,7 @@ def test_root_can_use_a_home_that_only_root_may_enter(tmp_path: Path, home_at: C
 
 @as_root
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv (util-linux) is not installed")
-def test_nobody_but_root_can_reach_a_server_that_may_enter_what_is_roots(
-    tmp_path: Path, home_at: Callable[[Path], Path]
-):
+def test_nobody_but_root_can_reach_a_server_that_may_enter_what_is_roots(tmp_path: Path, home_at: HomeAt):
     tmp_path.chmod(0o700)
     home = home_at(tmp_path / "home")
 

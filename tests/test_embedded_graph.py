@@ -22,7 +22,7 @@ from storage.embedded.qdrant.query import query_points
 from storage.embedded.qdrant.store import Store
 from storage.embedded.qdrant.target import Target
 from tests.embedded_points import INDEXES, POINTS, SPACES, V, some_points, value_is
-from tests.test_embedded_life import wait_until
+from tests.processes import wait_until
 
 NAME = "points"
 CONFIG = models.CreateCollection(vectors=dict(SPACES.dense), sparse_vectors=dict(SPACES.sparse))

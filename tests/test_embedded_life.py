@@ -8,9 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -22,9 +21,9 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from storage.embedded.qdrant.access import Access, access_file, find
 from storage.embedded.qdrant.client import IndexUnavailable, find_index, index_client, start, stop
 from tests.bench.stress import ROLES, stress
+from tests.processes import PATIENCE_S, HomeAt, homes, is_gone, wait_until
 
 REPOSITORY = Path(__file__).parents[1]
-PATIENCE_S = 30
 NAME = "pictures"
 BATCH = 20
 NOBODY = 65534
@@ -32,19 +31,13 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be refused
 
 
 @pytest.fixture
-def home_at() -> Iterator[Callable[[Path], Path]]:
-    """Makes a folder a home whose index is stopped after the test."""
-    with ExitStack() as homes:
-
-        def home_at(path: Path) -> Path:
-            homes.callback(stop, path)
-            return path
-
+def home_at() -> Iterator[HomeAt]:
+    with homes(stop) as home_at:
         yield home_at
 
 
 @pytest.fixture
-def home(tmp_path: Path, home_at: Callable[[Path], Path]) -> Path:
+def home(tmp_path: Path, home_at: HomeAt) -> Path:
     return home_at(tmp_path / "home")
 
 
@@ -72,20 +65,6 @@ def owner(home: Path) -> Access:
     found = find(home)
     assert found is not None
     return found
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return not Path(f"/proc/{pid}/cmdline").read_bytes()  # a zombie has none
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def kill(home: Path) -> Access:
@@ -182,7 +161,7 @@ def test_a_plain_client_goes_on_after_a_restart_with_the_same_address_and_key(ho
 
 
 @pytest.mark.parametrize("name", ["two wörds", """a,b:c@d $HOME "quoted" 'twice' %41""", "long/" * 40])
-def test_any_folder_can_be_a_home(name: str, tmp_path: Path, home_at: Callable[[Path], Path]):
+def test_any_folder_can_be_a_home(name: str, tmp_path: Path, home_at: HomeAt):
     home = home_at(tmp_path / name)
 
     with index_client(home, timeout_s=30) as client:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import models
 
+from storage.embedded.qdrant import answers
 from storage.embedded.qdrant.answers import MAX_RESULTS
 from storage.embedded.qdrant.average import average
 from storage.embedded.qdrant.engine import engine_errors
@@ -458,6 +459,22 @@ def test_a_read_that_cannot_be_answered_is_refused_with_a_sentence(both: Both, n
 
     assert type(refusal.value) is kind
     assert sentence in str(refusal.value)
+
+
+def test_vectors_that_would_hold_up_all_others_are_refused(both: Both, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(answers, "MAX_NUMBERS", 1000)
+
+    def page(target: Target, limit: int, with_vector: bool | list[str]) -> int:
+        asked = models.ScrollRequest(limit=limit, with_vector=with_vector)
+        return len(scroll(asked, target).points)
+
+    with pytest.raises(TooLarge, match="read 37 points at a time"):
+        page(both.target, 100, with_vector=True)
+    with pytest.raises(TooLarge, match="of 1,000 numbers an answer"):
+        query_points(models.QueryRequest(limit=100, with_vector=True), both.target, both.find)
+    assert page(both.target, 37, with_vector=True) == 37
+    assert page(both.target, 100, with_vector=["cos"]) == 100
+    assert page(both.other, MAX_RESULTS, with_vector=True) == 20, "there are no more"
 
 
 def test_a_panic_of_the_engine_is_not_taken_for_a_bad_request(tmp_path: Path):

@@ -6,10 +6,13 @@ import qdrant_edge as edge
 from qdrant_client import models
 
 from storage.embedded.qdrant.refusals import NotSupported, Refused, TooLarge
-from storage.embedded.qdrant.spaces import Spaces
+from storage.embedded.qdrant.target import Target
 from storage.embedded.qdrant.vectors import rest_id, to_rest
 
 MAX_RESULTS = 100_000
+MAX_NUMBERS = 5_000_000
+"""In the vectors of one answer; they take half a second to write out, and nobody else is answered then."""
+
 EnginePayloadSelector = bool | list[str] | edge.PayloadSelector
 EngineVectorSelector = bool | list[str]
 
@@ -27,18 +30,30 @@ def payload_selector(asked: models.WithPayloadInterface | None, default: bool) -
             return asked
 
 
-def vector_selector(asked: models.WithVector | None, spaces: Spaces) -> EngineVectorSelector:
+def vector_selector(asked: models.WithVector | None, target: Target, most: int) -> EngineVectorSelector:
     """Return the engine's form of `with_vector`, which is false unless asked for.
+
+    Args:
+        most: how many points are asked for.
 
     Raises:
         Refused: there is no vector of such a name.
+        TooLarge: there are over `MAX_NUMBERS` numbers in them, a multivector counted as one row.
     """
-    if isinstance(asked, list):
-        for name in asked:
-            if name not in spaces.dense and name not in spaces.sparse:
-                raise Refused(f"Not existing vector name error: {name!r}")
-        return asked
-    return asked or False
+    if not asked:
+        return False
+    spaces = target.spaces
+    names = asked if isinstance(asked, list) else [*spaces.dense, *spaces.sparse]
+    for name in names:
+        if name not in spaces.dense and name not in spaces.sparse:
+            raise Refused(f"Not existing vector name error: {name!r}")
+    length = sum(spaces.dense[name].size for name in names if name in spaces.dense)
+    if most * length > MAX_NUMBERS and min(most, target.shard.info().points_count) * length > MAX_NUMBERS:
+        raise TooLarge(
+            f"the vectors of {most:,} points are over the limit of {MAX_NUMBERS:,} numbers an answer; "
+            f"read {MAX_NUMBERS // length:,} points at a time, or ask for fewer of their vectors"
+        )
+    return asked
 
 
 def checked_limit(limit: int | None, default: int, *, offset: int = 0, least: int = 1) -> int:

@@ -180,7 +180,8 @@ def _dressed(found: Groups, grouping: Grouping) -> list[models.PointGroup]:
     ids: list[edge.PointId] = list(dict.fromkeys(hit.id for hits in found.values() for hit in hits))
     with engine_errors():
         with_payload = payload_selector(request.with_payload, default=False)
-        stored = target.shard.retrieve(ids, with_payload, vector_selector(request.with_vector, target.spaces))
+        with_vector = vector_selector(request.with_vector, target, len(ids))
+        stored = target.shard.retrieve(ids, with_payload, with_vector)
     dress = {record.id: {"payload": record.payload, "vector": record.vector} for record in records(stored)}
     looked_up = _lookup(list(found), request.with_lookup, grouping.find)
     return [
@@ -205,7 +206,7 @@ def _lookup(
         stored = target.shard.retrieve(
             ids,
             payload_selector(lookup.with_payload, default=True),
-            vector_selector(lookup.with_vectors, target.spaces),
+            vector_selector(lookup.with_vectors, target, len(ids)),
         )
     return {record.id: record for record in records(stored)}
 

@@ -49,7 +49,7 @@ def query_points(request: models.QueryRequest, target: Target, find: Find) -> li
         limit=limit,
         offset=0 if sampled else request.offset or 0,
         with_payload=payload_selector(request.with_payload, default=False),
-        with_vector=vector_selector(request.with_vector, target.spaces),
+        with_vector=vector_selector(request.with_vector, target, limit),
     )
 
 

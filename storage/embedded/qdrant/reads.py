@@ -32,7 +32,7 @@ def retrieve(request: models.PointRequest, target: Target) -> list[models.Record
             target.shard.retrieve(
                 ids,
                 payload_selector(request.with_payload, default=True),
-                vector_selector(request.with_vector, target.spaces),
+                vector_selector(request.with_vector, target, len(ids)),
             )
         )
 
@@ -51,13 +51,14 @@ def scroll(request: models.ScrollRequest, target: Target) -> models.ScrollResult
             "Cannot use an `offset` when using `order_by`: page with `order_by.start_from`, "
             "and a filter that excludes the ids already seen for that value"
         )
+    limit = checked_limit(request.limit, DEFAULT_LIMIT)
     with engine_errors():
         asked = edge.ScrollRequest(
             offset=None if request.offset is None else point_id(request.offset),
-            limit=checked_limit(request.limit, DEFAULT_LIMIT),
+            limit=limit,
             filter=to_filter(request.filter),
             with_payload=payload_selector(request.with_payload, default=True),
-            with_vector=vector_selector(request.with_vector, target.spaces),
+            with_vector=vector_selector(request.with_vector, target, limit),
             order_by=None if request.order_by is None else order_by(request.order_by),
         )
         points, following = target.shard.scroll(asked)

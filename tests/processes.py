@@ -1,0 +1,36 @@
+"""Servers that outlive the test's process: made for one test, waited for, and gone afterwards."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+PATIENCE_S = 30
+
+HomeAt = Callable[[Path], Path]
+
+
+@contextmanager
+def homes(stop: Callable[[Path], object]) -> Iterator[HomeAt]:
+    """Yield what makes a folder a home, whose server `stop` stops afterwards."""
+    with ExitStack() as stops:
+
+        def home_at(path: Path) -> Path:
+            stops.callback(stop, path)
+            return path
+
+        yield home_at
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return not Path(f"/proc/{pid}/cmdline").read_bytes()  # a zombie has none
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
