@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def test_a_graph_holds_what_the_collection_held_and_finds_the_same(store: Store,
 
 def test_what_is_written_and_deleted_meanwhile_is_there_and_gone(store: Store, collection: Collection):
     expected = {point.id: point.payload for point in POINTS}
-    todo = iter(some_points(seed=9, n=400))
+    todo = cycle(some_points(seed=9, n=400))
     changes = count()
 
     def act() -> None:
