@@ -129,13 +129,14 @@ def of_status(status: Status) -> RenderableType:
 
 
 def _of_servers(servers: Sequence[Server]) -> Table:
-    table = _table("server", "address", "process", "on disk", "since")
-    for column in table.columns[2:4]:
+    table = _table("server", "address", "process", "points", "on disk", "since")
+    for column in table.columns[2:5]:
         column.justify = "right"
     for server in servers:
         since = f"{server.since.astimezone():%Y-%m-%d %H:%M:%S}"
-        size = f"{server.bytes / 1024**2:,.0f} MiB"
-        table.add_row(server.name, Text(server.address), str(server.pid), size, since)
+        size = f"{server.bytes / 1024**2:,.1f} MiB"
+        points = "" if server.points is None else f"{server.points:,}"
+        table.add_row(server.name, Text(server.address), str(server.pid), points, size, since)
     return table
 
 

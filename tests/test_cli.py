@@ -165,6 +165,7 @@ def test_status_tells_of_both_servers_and_stop_ends_them(own_servers: Path):
 
     assert servers["Postgres"]["address"] == str(own_servers / "postgres")
     assert servers["Qdrant"]["address"].startswith("http://127.0.0.1:")
+    assert (servers["Qdrant"]["points"], servers["Postgres"]["points"]) == (0, None)
     for server in servers.values():
         os.kill(server["pid"], 0)
         assert server["bytes"] > 0

@@ -116,15 +116,18 @@ def test_the_key_and_the_files_are_for_nobody_else(home: Path):
     assert len(owner(home).key) > 40
 
 
-def test_it_tells_where_it_is_since_when_and_how_large(home: Path):
+def test_it_tells_where_it_is_since_when_how_large_and_of_how_many_points(home: Path):
     assert find_index(home) is None
     access = start(home)
+    with index_client(home, timeout_s=30) as client:
+        make(client)
+        client.upsert(NAME, a_batch(1))
 
     server = find_index(home)
 
     assert (server.name, server.address, server.pid) == ("Qdrant", access.url, access.pid)
     assert datetime.now(UTC) - server.since < timedelta(minutes=1)
-    assert server.bytes > 0
+    assert (server.bytes > 0, server.points) == (True, BATCH)
 
 
 def test_an_address_whose_owner_is_gone_is_not_believed(home: Path):

@@ -20,6 +20,9 @@ class Server:
     bytes: int
     """What its files take on the disk."""
 
+    points: int | None = None
+    """How many points all its collections hold; None where there are none to hold."""
+
 
 def disk_bytes(folder: Path) -> int:
     """Return what the files below `folder` take on the disk; one that goes meanwhile counts nothing."""

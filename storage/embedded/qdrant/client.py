@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 from qdrant_client import QdrantClient
+from qdrant_client.http.exceptions import ResponseHandlingException
 
 from storage.embedded.qdrant.access import OWNED_ELSEWHERE, Access, access_file, find, folder_of
 from storage.embedded.server import Server, disk_bytes
@@ -37,20 +39,18 @@ def index_client(home: Path, *, timeout_s: int) -> Iterator[QdrantClient]:
         IndexUnavailable: it cannot be started.
     """
     access = start(home)
-    transport = _Restarting(home, access)
-    # The key as a header: as `api_key` the client would warn that http is no secret, which on loopback it is.
-    headers = {"api-key": access.key}
-    client = QdrantClient(
-        access.url,
-        headers=headers,
-        timeout=timeout_s,
-        transport=transport,
-        check_compatibility=False,  # a thread and a request, to learn that both are of this installation
-    )
+    client = _client_of(access, timeout=timeout_s, transport=_Restarting(home, access))
     try:
         yield client
     finally:
         client.close()
+
+
+def _client_of(access: Access, **options: Any) -> QdrantClient:
+    # The key as a header: as `api_key` the client would warn that http is no secret, which on loopback it is.
+    # Asking for the version takes a thread and a request, and both are of this installation.
+    headers = {"api-key": access.key}
+    return QdrantClient(access.url, headers=headers, check_compatibility=False, **options)
 
 
 class _Restarting(httpx.BaseTransport):
@@ -120,7 +120,19 @@ def find_index(home: Path) -> Server | None:
         access = find(home)
     if access is None:
         return None
-    return Server("Qdrant", access.url, access.pid, access.since, disk_bytes(folder_of(home)))
+    try:
+        points = _points(access)
+    except ResponseHandlingException:
+        return None  # it has ended since
+    return Server("Qdrant", access.url, access.pid, access.since, disk_bytes(folder_of(home)), points)
+
+
+def _points(access: Access) -> int:
+    client = _client_of(access)
+    try:
+        return sum(client.count(one.name).count for one in client.get_collections().collections)
+    finally:
+        client.close()
 
 
 def _start(home: Path) -> Access:
