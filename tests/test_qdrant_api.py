@@ -396,14 +396,13 @@ def test_a_batch_with_one_bad_operation_does_none_of_them(embedded_pictures: Qdr
     assert payloads(embedded_pictures).keys() == {1, 2, 3}
 
 
-def test_several_processes_upload_at_once(served: QdrantClient, index_home: Path):
-    served.create_collection(NAME, vectors_config=COSINE)
+def test_several_processes_upload_at_once(embedded_pictures: QdrantClient, index_home: Path):
     access = start(index_home)
     client = QdrantClient(access.url, headers={"api-key": access.key}, check_compatibility=False)
 
     client.upload_points(NAME, (a_point(id, X) for id in range(1000)), batch_size=50, parallel=2, wait=True)
 
-    assert served.count(NAME).count == 1000
+    assert embedded_pictures.count(NAME).count == 1000
     client.close()
 
 
