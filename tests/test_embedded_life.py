@@ -228,6 +228,24 @@ def test_stopping_says_whether_there_was_an_owner_and_waits_for_its_end(home: Pa
     assert not stop(home)
 
 
+def test_who_asks_while_it_is_stopped_is_answered_by_the_next_one(home: Path):
+    cut_off = []
+    with index_client(home, timeout_s=30) as client, ThreadPoolExecutor(1) as threads:
+        make(client)
+        for _ in range(4):
+            stopping = threads.submit(stop, home)
+            while not stopping.done():
+                try:
+                    assert client.collection_exists(NAME)
+                except ResponseHandlingException as error:
+                    cut_off.append(str(error))
+            assert stopping.result()
+            assert client.collection_exists(NAME)
+
+    # what was under way when the connection was closed may have been carried out: it is not sent again
+    assert not [why for why in cut_off if "disconnected" not in why and "reset" not in why]
+
+
 def test_it_ends_when_its_home_is_gone(home: Path):
     pid = start(home).pid
 

@@ -22,7 +22,6 @@ OWNED_ELSEWHERE = 3
 """Exit status of an owner that found another one."""
 
 KEY_BYTES = 32
-LOCK_PATIENCE_S = 2.0
 POLL_S = 0.02
 
 
@@ -56,6 +55,11 @@ def find(home: Path) -> Access | None:
     return known if known is not None and pid == known.pid else None
 
 
+def is_owned(home: Path) -> bool:
+    """Whether `home`'s index has an owner, be it one that listens, or that just starts or ends."""
+    return _holder(folder_of(home) / "lock") is not None
+
+
 def announce(home: Path, port: int, key: str) -> Access:
     """Tell the others where this process, which holds the lock, listens."""
     access = Access(url=f"http://{HOST}:{port}", key=key, pid=os.getpid(), since=datetime.now(UTC))
@@ -87,10 +91,10 @@ def ownership(home: Path) -> Iterator[None]:
     folder = folder_of(home)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / "lock").open("a+") as file:
-        deadline = time.monotonic() + LOCK_PATIENCE_S
-        while not _locks(file.fileno(), fcntl.LOCK_EX):  # someone may just be looking whether it is held
-            if time.monotonic() > deadline:
+        while not _locks(file.fileno(), fcntl.LOCK_EX):
+            if not _locks(file.fileno(), fcntl.LOCK_SH):
                 raise OwnedElsewhere(f"another process owns the index in {folder}")
+            fcntl.flock(file, fcntl.LOCK_UN)  # someone was just looking whether it is held
             time.sleep(POLL_S)
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -1,5 +1,6 @@
 """The client of a home's index, and starting, finding and stopping the process behind it."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import httpx
 from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException
 
-from storage.embedded.qdrant.access import OWNED_ELSEWHERE, Access, access_file, find, folder_of
+from storage.embedded.qdrant.access import OWNED_ELSEWHERE, Access, access_file, find, folder_of, is_owned
 from storage.embedded.server import Server, disk_bytes
 
 START_TIMEOUT_S = 60
@@ -64,19 +65,23 @@ class _Restarting(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send `request`, once more if no connection could be made: it was not seen by anyone then."""
+        access = self._access
         try:
-            return self._http.handle_request(self._addressed(request))
-        except httpx.ConnectError:
-            self._access = start(self._home)
-            return self._http.handle_request(self._addressed(request))
+            return self._http.handle_request(_addressed(request, access))
+        except httpx.ConnectError as error:
+            if f"[Errno {errno.ECONNREFUSED}]" not in str(error):
+                raise  # no port or file descriptor left here: that is no word on the owner
+            self._access = access = _start_another(self._home, access)
+            return self._http.handle_request(_addressed(request, access))
 
     def close(self) -> None:
         self._http.close()
 
-    def _addressed(self, request: httpx.Request) -> httpx.Request:
-        request.url = request.url.copy_with(port=httpx.URL(self._access.url).port)
-        request.headers["api-key"] = self._access.key
-        return request
+
+def _addressed(request: httpx.Request, access: Access) -> httpx.Request:
+    request.url = request.url.copy_with(port=httpx.URL(access.url).port)
+    request.headers["api-key"] = access.key
+    return request
 
 
 def start(home: Path) -> Access:
@@ -104,13 +109,7 @@ def stop(home: Path) -> bool:
             return False
         with suppress(ProcessLookupError):
             os.kill(access.pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        while find(home) is not None:
-            if time.monotonic() > deadline:
-                raise IndexUnavailable(
-                    f"process {access.pid} does not end: see {folder_of(home) / 'log'}; kill -9 ends it"
-                )
-            time.sleep(POLL_S)
+        _wait_for_end(home, access)
     return True
 
 
@@ -139,16 +138,14 @@ def _start(home: Path) -> Access:
     _refuse_local_mode(home)
     folder = folder_of(home)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    argv = [sys.executable, "-P", "-m", "storage.embedded.qdrant.owner", str(home.resolve())]
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, start_new_session=True
-        )
-    threading.Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie
+    process = _spawn(home)
     deadline = time.monotonic() + START_TIMEOUT_S
-    while (found := find(home)) is None:
-        # the loser of several that start at once leaves, and the winner is still on its way
-        if process.poll() not in (None, OWNED_ELSEWHERE):
+    # Of several that start at once one wins. The others leave, and each starter sees its own off, so that
+    # none of them comes to life after a `stop`.
+    while (found := find(home)) is None or (found.pid != process.pid and process.poll() is None):
+        if process.poll() == OWNED_ELSEWHERE and not is_owned(home):
+            process = _spawn(home)  # that one was just ending
+        elif process.poll() not in (None, OWNED_ELSEWHERE):
             raise IndexUnavailable(
                 f"the index in {folder} does not start; its log ends:\n{_last_words(folder)}"
             )
@@ -159,6 +156,33 @@ def _start(home: Path) -> Access:
             )
         time.sleep(POLL_S)
     return found
+
+
+def _spawn(home: Path) -> subprocess.Popen[bytes]:
+    folder = folder_of(home)
+    argv = [sys.executable, "-P", "-m", "storage.embedded.qdrant.owner", str(home.resolve())]
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, start_new_session=True
+        )
+    threading.Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie
+    return process
+
+
+def _start_another(home: Path, gone: Access) -> Access:
+    """Start the owner that follows `gone`, which listens no more but may still be closing its files."""
+    _wait_for_end(home, gone)
+    return start(home)
+
+
+def _wait_for_end(home: Path, access: Access) -> None:
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while (found := find(home)) is not None and found.pid == access.pid:
+        if time.monotonic() > deadline:
+            raise IndexUnavailable(
+                f"process {access.pid} does not end: see {folder_of(home) / 'log'}; kill -9 ends it"
+            )
+        time.sleep(POLL_S)
 
 
 def _last_words(folder: Path) -> str:
