@@ -19,6 +19,7 @@ from storage.embedded.qdrant.client import index_client
 from storage.embedded.qdrant.client import start as start_index
 from storage.embedded.qdrant.client import stop as stop_index
 from tests.fakes import ColourEncoder
+from tests.processes import HomeAt, homes
 
 SERVER = os.environ.get("SIGHTLINE_TEST_QDRANT_URL")
 """An empty Qdrant server that the tests may use, if there is one; read before the environment is cleaned."""
@@ -71,6 +72,18 @@ def vectors() -> Iterator[QdrantClient]:
     client = QdrantClient(":memory:")
     yield client
     client.close()
+
+
+@pytest.fixture
+def home_at() -> Iterator[HomeAt]:
+    """Makes a folder a home, whose servers are stopped after the test."""
+    with homes() as home_at:
+        yield home_at
+
+
+@pytest.fixture
+def home(tmp_path: Path, home_at: HomeAt) -> Path:
+    return home_at(tmp_path / "home")
 
 
 @pytest.fixture(scope="session")

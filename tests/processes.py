@@ -5,18 +5,22 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from storage.embedded.postgres import stop_postgres
+from storage.embedded.qdrant.client import stop as stop_index
+
 PATIENCE_S = 30
 
 HomeAt = Callable[[Path], Path]
 
 
 @contextmanager
-def homes(stop: Callable[[Path], object]) -> Iterator[HomeAt]:
-    """Yield what makes a folder a home, whose server `stop` stops afterwards."""
+def homes() -> Iterator[HomeAt]:
+    """Yield what makes a folder a home, whose servers are stopped afterwards."""
     with ExitStack() as stops:
 
         def home_at(path: Path) -> Path:
-            stops.callback(stop, path)
+            stops.callback(stop_postgres, path)
+            stops.callback(stop_index, path)
             return path
 
         yield home_at

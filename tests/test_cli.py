@@ -17,8 +17,8 @@ from sqlalchemy import Engine
 from flows.cli import main
 from storage.embedded.postgres import postgres_runs, stop_postgres
 from storage.embedded.qdrant.client import find_index
-from storage.embedded.qdrant.client import stop as stop_index
 from tests.builders import a_folder, png
+from tests.processes import HomeAt
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -87,12 +87,11 @@ def test_help_is_instant_because_it_loads_nothing_heavy():
 
 
 @pytest.fixture
-def home(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def home(engine: Engine, monkeypatch: pytest.MonkeyPatch, home: Path) -> Path:
     """A home with the tests' Postgres, emptied after the test, and an index of its own."""
     monkeypatch.setenv("SIGHTLINE_DATABASE_URL", engine.url.render_as_string(hide_password=False))
-    monkeypatch.setenv("SIGHTLINE_HOME", str(tmp_path / "home"))
-    yield tmp_path / "home"
-    stop_index(tmp_path / "home")
+    monkeypatch.setenv("SIGHTLINE_HOME", str(home))
+    return home
 
 
 def document(result: Result) -> dict:
@@ -150,14 +149,12 @@ def test_a_postgres_that_is_not_there_is_named_with_the_remedy_and_without_the_p
 
 
 @pytest.fixture
-def own_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home that uses both servers of its own, and whose servers are stopped after the test."""
-    home = tmp_path / "own home"
+def own_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home_at: HomeAt) -> Path:
+    """A home that uses both servers of its own."""
+    home = home_at(tmp_path / "own home")
     monkeypatch.setenv("SIGHTLINE_HOME", str(home))
     monkeypatch.delenv("SIGHTLINE_DATABASE_URL", raising=False)
-    yield home
-    stop_index(home)
-    stop_postgres(home)
+    return home
 
 
 def test_status_tells_of_both_servers_and_stop_ends_them(own_servers: Path):

@@ -15,21 +15,10 @@ from storage.embedded.account import PostgresUnavailable
 from storage.embedded.data_folder import OtherPostgresVersion
 from storage.embedded.place import Place
 from storage.embedded.postgres import postgres_url, stop_postgres
-from tests.processes import HomeAt, homes, is_gone
+from tests.processes import HomeAt, is_gone
 
 REPOSITORY = Path(__file__).parents[1]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root meets folders that only root may enter")
-
-
-@pytest.fixture
-def home_at() -> Iterator[HomeAt]:
-    with homes(stop_postgres) as home_at:
-        yield home_at
-
-
-@pytest.fixture
-def home(tmp_path: Path, home_at: HomeAt) -> Path:
-    return home_at(tmp_path / "home")
 
 
 @contextmanager

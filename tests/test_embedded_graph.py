@@ -15,7 +15,7 @@ from qdrant_client import models
 
 from storage.embedded.qdrant import graphs, reads, writes
 from storage.embedded.qdrant.access import find
-from storage.embedded.qdrant.client import index_client, stop
+from storage.embedded.qdrant.client import index_client
 from storage.embedded.qdrant.collection import Collection
 from storage.embedded.qdrant.graphs import BuildFailed, Graphs, Outdated, build, is_due
 from storage.embedded.qdrant.query import query_points
@@ -230,9 +230,8 @@ def test_a_failed_build_is_told_and_not_tried_again_at_once(
     assert collection.points == len(POINTS)
 
 
-def test_an_owner_builds_by_itself_and_survives_a_kill_in_the_middle(tmp_path: Path):
+def test_an_owner_builds_by_itself_and_survives_a_kill_in_the_middle(home: Path):
     rng = np.random.default_rng(0)
-    home = tmp_path / "home"
     with index_client(home, timeout_s=30) as client:
         client.create_collection(
             NAME,
@@ -252,4 +251,3 @@ def test_an_owner_builds_by_itself_and_survives_a_kill_in_the_middle(tmp_path: P
         assert client.get_collection(NAME).status == "green"
         assert client.query_points(NAME, rows[7].tolist(), limit=1).points[0].id == 7
         assert len(list((home / "qdrant" / "shards").iterdir())) == 1
-    stop(home)

@@ -21,24 +21,13 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from storage.embedded.qdrant.access import Access, access_file, find
 from storage.embedded.qdrant.client import IndexUnavailable, find_index, index_client, start, stop
 from tests.bench.stress import ROLES, stress
-from tests.processes import PATIENCE_S, HomeAt, homes, is_gone, wait_until
+from tests.processes import PATIENCE_S, HomeAt, is_gone, wait_until
 
 REPOSITORY = Path(__file__).parents[1]
 NAME = "pictures"
 BATCH = 20
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be refused as another user")
-
-
-@pytest.fixture
-def home_at() -> Iterator[HomeAt]:
-    with homes(stop) as home_at:
-        yield home_at
-
-
-@pytest.fixture
-def home(tmp_path: Path, home_at: HomeAt) -> Path:
-    return home_at(tmp_path / "home")
 
 
 def make(client: QdrantClient) -> None:

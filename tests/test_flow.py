@@ -17,7 +17,6 @@ from flows.deps import Deps
 from flows.report import BatchReport
 from flows.rows import Run
 from storage.embedded.qdrant.client import find_index, index_client
-from storage.embedded.qdrant.client import stop as stop_index
 from tests.builders import a_folder, png
 
 Work = Callable[[Deps, Run, list], BatchReport]
@@ -27,12 +26,6 @@ Work = Callable[[Deps, Run, list], BatchReport]
 def prefect() -> Iterator[None]:
     with prefect_test_harness():
         yield
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "home"
-    stop_index(tmp_path / "home")
 
 
 @pytest.fixture

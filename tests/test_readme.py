@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from flows.settings import PREFIX, Qdrant, Settings
-from storage.embedded.postgres import stop_postgres
-from storage.embedded.qdrant.client import stop as stop_index
 from tests.builders import a_folder, png
+from tests.processes import homes
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -40,9 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "leaf.txt": "a green leaf",
         },
     )
-    yield here
-    stop_index(here / ".sightline")
-    stop_postgres(here / ".sightline")
+    with homes() as home_at:
+        home_at(here / ".sightline")
+        yield here
 
 
 def environment() -> dict[str, str]:

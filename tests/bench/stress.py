@@ -29,9 +29,9 @@ ROLES = ("ingest", "ingest", "ingest", "delete", "search", "search", "scroll", "
 NAME = "stress"
 DIM = 64
 BATCH = 50
-Answer = TypeVar("Answer")
 IDS_A_WRITER = 2_000
 SLOTS = 10
+Answer = TypeVar("Answer")
 
 
 @dataclass(slots=True)
