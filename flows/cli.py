@@ -63,6 +63,7 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one
 @click.option(
     "--delete-missing", is_flag=True, help="Delete what SOURCE had in an earlier run and has no longer."
 )
+@click.option("--revive", is_flag=True, help="Take in again what `sightline delete` has deleted.")
 @as_json_option
 @click.pass_obj
 def ingest(
@@ -73,6 +74,7 @@ def ingest(
     limit: int | None,
     dry_run: bool,
     delete_missing: bool,
+    revive: bool,
     as_json: bool,
 ) -> None:
     """Take in SOURCE: a folder of pictures, or a manifest (.jsonl, .csv, .parquet).
@@ -89,7 +91,7 @@ def ingest(
     if dry_run:
         chosen = None if langs is None else split_langs(langs)
         with open_catalog(settings) as engine:
-            request = intake.Request(source, name, chosen, limit, delete_missing)
+            request = intake.Request(source, name, chosen, limit, delete_missing, revive)
             report = intake.dry_run(engine, settings, request)
         _print(report.as_json(), as_json, lambda: tables.of_ingest(report))
         return
@@ -97,7 +99,7 @@ def ingest(
     from flows.ingest import ingest as ingest_flow
 
     try:
-        report = ingest_flow(source, name, langs, limit, delete_missing)
+        report = ingest_flow(source, name, langs, limit, delete_missing, revive)
     except intake.TooManyRejects as error:
         failed = error.report
         _print(failed.as_json(), as_json, lambda: tables.of_ingest(failed))
@@ -153,6 +155,42 @@ def search(
             gallery.write_text(render(gallery_page(deps, results, settings.limits)), encoding="utf-8")
             click.echo(f"gallery: {gallery}", err=True)
     _print(results.as_json(), as_json, lambda: tables.of_results(results))
+
+
+@main.command(short_help="Delete items for good, with a receipt.")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.option("--source", help="Only items of this source; without a KEY, all of them.")
+@click.option("--where", multiple=True, metavar="K=V", help="Only items with this metadata; may be repeated.")
+@click.option("--dry-run", is_flag=True, help="Say how many would go, and delete nothing.")
+@as_json_option
+def delete(
+    keys: tuple[str, ...], source: str | None, where: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
+    """Delete the items with these KEYs, or of a source, or with some metadata; all that is given must hold.
+
+    Their points go from every collection, and their pictures unless another item shares them. They stay
+    deleted when their source still has them, until it is ingested with --revive. The receipt, in the
+    folder `receipts` of the home, lists what went where; --json prints it.
+    """
+    if not keys and source is None and not where:
+        raise click.UsageError("name a KEY, a --source or --where K=V: without any, it would be everything")
+    settings = load_settings()
+    from flows import tables
+    from flows.deletes import count_selected, delete_items
+    from flows.deps import open_stores
+    from storage.catalog import Selection
+
+    selection = Selection(keys, source, _pairs(where))
+    with open_stores(settings) as stores:
+        if dry_run:
+            found = count_selected(stores, selection)
+            _print({"would_delete": found}, as_json, lambda: tables.of_dry_delete(found))
+            return
+        receipt = delete_items(stores, selection, settings.home / "receipts", for_s=settings.retry_for_s)
+    if as_json:
+        click.echo(receipt.path.read_text("utf-8"), nl=False)
+        return
+    tables.show(tables.of_receipt(receipt))
 
 
 @main.command(short_help="Show what is stored and how the last runs went.")

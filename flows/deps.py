@@ -1,30 +1,37 @@
 """The composition root: the only place that opens models, pools and clients."""
 
+import ssl
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from qdrant_client import QdrantClient
-from sqlalchemy import Engine, create_engine
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from embedding.encoder import Encoder, load_encoder
-from flows.settings import Settings
+from flows.retries import first_line, is_transient, persist
+from flows.settings import Qdrant, Settings
 from storage import migrate
 from storage.blobs import Blobs
+from storage.database import address_of, open_engine
 from storage.embedded.postgres import find_postgres, postgres_url
 from storage.embedded.qdrant.client import find_index, index_client
 from storage.embedded.server import Server
 
-CONNECT_TIMEOUT_S = 10
+
+class StoreUnavailable(RuntimeError):
+    """A store did not answer in time, however often it was asked; nothing half-done counts as done."""
 
 
 @dataclass(frozen=True, slots=True)
-class Deps:
-    """What a step needs from outside, passed as an argument and never imported."""
+class Stores:
+    """Everything at rest, passed as an argument and never imported."""
 
-    encoder: Encoder
     engine: Engine
     sessions: sessionmaker[Session]
     vectors: QdrantClient
@@ -32,24 +39,60 @@ class Deps:
     """None where pictures are not kept."""
 
 
+@dataclass(frozen=True, slots=True)
+class Deps(Stores):
+    """What a step needs that makes vectors as well."""
+
+    encoder: Encoder
+
+
+@contextmanager
+def open_stores(settings: Settings) -> Iterator[Stores]:
+    """Open the stores that `settings` name, and close them on the way out."""
+    with open_catalog(settings) as engine, open_index(settings) as vectors:
+        yield Stores(engine, sessionmaker(engine), vectors, open_blobs(settings))
+
+
 @contextmanager
 def open_deps(settings: Settings) -> Iterator[Deps]:
     """Open the stores and the model that `settings` name, and close them on the way out."""
-    with open_catalog(settings) as engine, open_index(settings) as vectors:
-        encoder = load_encoder(settings.model, device=settings.device)
-        yield Deps(encoder, engine, sessionmaker(engine), vectors, open_blobs(settings))
+    with open_stores(settings) as stores:
+        yield with_model(stores, settings)
+
+
+def with_model(stores: Stores, settings: Settings) -> Deps:
+    """Return `stores` with the model that `settings` name."""
+    encoder = load_encoder(settings.model, device=settings.device)
+    return Deps(stores.engine, stores.sessions, stores.vectors, stores.blobs, encoder)
 
 
 @contextmanager
 def open_catalog(settings: Settings) -> Iterator[Engine]:
-    """Open Postgres, brought to the newest schema: the server that is set, else our own."""
+    """Open Postgres, brought to the newest schema: the server that is set, else our own.
+
+    Raises:
+        StoreUnavailable: it does not answer, now or while it is in use.
+    """
+    with open_database(settings) as engine:
+        persist(partial(_migrate, engine), for_s=settings.retry_for_s)
+        yield engine
+
+
+@contextmanager
+def open_database(settings: Settings) -> Iterator[Engine]:
+    """Open Postgres as it is; see `open_catalog`."""
     given = settings.database_url
     url = given.get_secret_value() if given else postgres_url(settings.home)
-    engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT_S})
+    engine = open_engine(url, timeout_s=settings.database_timeout_s)
     try:
-        with engine.begin() as connection:
-            migrate.upgrade(connection)
         yield engine
+    except DBAPIError as error:
+        if not is_transient(error):
+            raise
+        remedy = "is the server of SIGHTLINE_DATABASE_URL running?" if given else "see its log with --debug"
+        raise StoreUnavailable(
+            f"Postgres at {address_of(engine)} does not answer ({first_line(error)}); {remedy}"
+        ) from error
     finally:
         engine.dispose()
 
@@ -59,19 +102,50 @@ def open_index(settings: Settings) -> Iterator[QdrantClient]:
     """Open Qdrant: the server that is set, else our own index in the home folder.
 
     Whoever gets the client need not ask which of the two it is: both speak Qdrant's REST API.
+
+    Raises:
+        StoreUnavailable: it does not answer, now or while it is in use.
     """
-    if settings.qdrant.url is None:
-        with index_client(settings.home, timeout_s=settings.qdrant.timeout_s) as client:
+    url = settings.qdrant.url
+    own = index_client(settings.home, timeout_s=settings.qdrant.timeout_s)
+    try:
+        with own if url is None else _server(url, settings.qdrant) as client:
             yield client
-        return
+    except (ResponseHandlingException, UnexpectedResponse) as error:
+        if not is_transient(error):
+            raise
+        where = url or f"{settings.home} (our own)"
+        remedy = (
+            "is the server of SIGHTLINE_QDRANT__URL running?" if url else "the next command starts it again"
+        )
+        raise StoreUnavailable(
+            f"Qdrant at {where} does not answer ({first_line(error)}); {remedy}"
+        ) from error
+
+
+@contextmanager
+def _server(url: str, settings: Qdrant) -> Iterator[QdrantClient]:
     # whoever cannot be asked for a version cannot be asked for anything, and that error says it better
     warnings.filterwarnings("ignore", message="Failed to obtain server version", category=UserWarning)
-    key = settings.qdrant.api_key.get_secret_value() if settings.qdrant.api_key else None
-    client = QdrantClient(settings.qdrant.url, api_key=key, timeout=settings.qdrant.timeout_s)
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    trusted = _certificates(settings) if url.startswith("https:") else True
+    client = QdrantClient(url, api_key=key, timeout=settings.timeout_s, verify=trusted)
     try:
         yield client
     finally:
         client.close()
+
+
+def _certificates(settings: Qdrant) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=settings.ca_file)
+    if settings.client_certificate is not None:
+        context.load_cert_chain(settings.client_certificate)
+    return context
+
+
+def _migrate(engine: Engine) -> None:
+    with engine.begin() as connection:
+        migrate.upgrade(connection)
 
 
 def embedded_servers(settings: Settings) -> list[Server]:

@@ -1,7 +1,8 @@
 """What a person is told when something fails: one line that names the thing and the remedy."""
 
-from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
-from sqlalchemy.exc import OperationalError
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from flows.retries import first_line
 
 MAX_ANSWER_BYTES = 200
 OWN_PACKAGES = ("flows.", "embedding.", "storage.")
@@ -14,27 +15,16 @@ def explain(error: Exception) -> str:
     'keys.txt: No such file or directory'
     """
     if type(error).__module__.startswith(OWN_PACKAGES):
-        return _first_line(error)
+        return first_line(error)
     match error:
-        case OperationalError():
-            return (
-                f"Postgres did not answer ({_first_line(error.orig)}); "
-                "is the server of SIGHTLINE_DATABASE_URL running?"
-            )
-        case ResponseHandlingException():
-            return (
-                f"Qdrant did not answer ({_first_line(error)}); "
-                "is the server of SIGHTLINE_QDRANT__URL running? "
-                "Our own, without that setting, is started by the next command"
-            )
         case UnexpectedResponse():
             return (
-                f"Qdrant refused a request ({_first_line(error)}): {_said(error)}; "
+                f"Qdrant refused a request ({first_line(error)}): {_said(error)}; "
                 "are its version and key right?"
             )
         case OSError(filename=str() as name, strerror=str() as why):
             return f"{name}: {why}"
-    return f"{type(error).__name__}: {_first_line(error)}; run `sightline --debug …` for the traceback"
+    return f"{type(error).__name__}: {first_line(error)}; run `sightline --debug …` for the traceback"
 
 
 def _said(error: UnexpectedResponse) -> str:
@@ -42,8 +32,3 @@ def _said(error: UnexpectedResponse) -> str:
         return str(error.structured()["status"]["error"])
     except (ValueError, KeyError, TypeError):  # whatever answered is no Qdrant
         return error.content[:MAX_ANSWER_BYTES].decode(errors="replace")
-
-
-def _first_line(error: BaseException | None) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -1,23 +1,16 @@
 """The ingest flow: Prefect around `intake`; a task a batch, and nothing but Prefect's business."""
 
-import logging
 import re
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
-from prefect import State, Task, flow, task
+from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
 from prefect.runtime import flow_run
-from qdrant_client.http.exceptions import ResponseHandlingException
-from sqlalchemy.exc import OperationalError
 
-from flows.batch import ingest_batch
 from flows.deps import open_deps
 from flows.intake import Request, ingest_source
 from flows.progress import progress_bar
@@ -25,31 +18,13 @@ from flows.report import BatchReport, IngestReport, as_markdown
 from flows.settings import load_settings, split_langs
 from storage.source import count_rows
 
-TRANSIENT = (ResponseHandlingException, OperationalError)
-log = logging.getLogger(__name__)
-
-
-def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Retry when a store could not be reached; never when a record is wrong."""
-    error = state.result(raise_on_failure=False)
-    if isinstance(error, TRANSIENT):
-        log.warning("a store did not answer (%s); trying this batch again", type(error).__name__)
-        return True
-    return False
-
 
 def carry_out(work: Callable[[], BatchReport]) -> BatchReport:
     """Do `work`; as one argument that cannot be looked into, it costs Prefect nothing to pass on."""
     return work()
 
 
-carry_out_step = task(
-    name="ingest batch",
-    retries=3,
-    retry_delay_seconds=[1, 5, 25],
-    retry_condition_fn=is_transient,
-    cache_policy=NO_CACHE,
-)(carry_out)
+carry_out_step = task(name="ingest batch", cache_policy=NO_CACHE)(carry_out)
 
 
 @flow(name="ingest")
@@ -59,18 +34,19 @@ def ingest(
     langs: str | None = None,
     limit: int | None = None,
     delete_missing: bool = False,
+    revive: bool = False,
 ) -> IngestReport:
     """Embed and store every record of a folder or manifest; run it again to pick up changes."""
     settings = load_settings()
     chosen = None if langs is None else split_langs(langs)
-    request = Request(location, name, chosen, limit, delete_missing)
+    request = Request(location, name, chosen, limit, delete_missing, revive)
     total = min(count_rows(location), limit or sys.maxsize)
     with open_deps(settings) as deps, progress_bar(f"ingest {location.name}", total) as advance:
         report = ingest_source(
             deps,
             settings,
             request,
-            step=lambda deps, run, rows: carry_out_step(partial(ingest_batch, deps, run, rows)),
+            step=carry_out_step,
             prefect_run_id=UUID(flow_run.id) if flow_run.id else None,
             advance=advance,
         )

@@ -1,29 +1,39 @@
 """Taking in a whole source: name it, lock it, batch it, put the run on record. Knows no Prefect."""
 
-import sys
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from flows.batch import ingest_batch
 from flows.deps import Deps
 from flows.maintain import delete_missing, finish_deletes
 from flows.report import COUNTS, BatchReport, IngestReport, as_report
+from flows.retries import is_transient, persist
 from flows.rows import Row, Run, fetch_rows, plan_rows
 from flows.settings import Settings
 from storage import catalog, index, registry, runs
+from storage.locks import Lock, source_lock
 from storage.records import Ignored
 from storage.source import read_source, source_name
 
-Step = Callable[[Deps, Run, list[Row]], BatchReport]
+Result = TypeVar("Result")
+Step = Callable[[Callable[[], BatchReport]], BatchReport]
+"""Carries out the work on one batch; the flow's is a Prefect task."""
+
+
+log = logging.getLogger(__name__)
 
 
 class EmptySource(ValueError):
@@ -51,6 +61,7 @@ class Request:
     langs: tuple[str, ...] | None = None
     limit: int | None = None
     delete_missing: bool = False
+    revive: bool = False
 
 
 def ingest_source(
@@ -58,20 +69,21 @@ def ingest_source(
     settings: Settings,
     request: Request,
     *,
-    step: Step = ingest_batch,
+    step: Step = lambda work: work(),
     prefect_run_id: UUID | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> IngestReport:
     """Take in every record of a source; run it again to pick up changes.
 
     Args:
-        step: what carries out a batch; the flow passes the task made from `ingest_batch`.
+        step: what carries out the work on a batch.
         advance: told how many rows each batch had.
 
     Raises:
         BadSource: the location is no folder of pictures and no manifest.
         EmptySource: there is nothing in it; nothing is deleted for it either.
-        SourceBusy: another run reads this source.
+        Busy: another process writes this source, or has all sources for itself.
+        RunClosed: the lock was lost with its connection, and another run began meanwhile.
         OtherLocation: the default name belongs to a source that was read elsewhere.
         ModelMismatch: the collection was made by another model.
         TooManyRejects: the share of rejects is above `settings.max_reject_share`.
@@ -79,24 +91,43 @@ def ingest_source(
     rows = read_source(request.location)
     with deps.sessions() as session:
         source = name_of(session, request)
-    with catalog.source_lock(deps.engine, source):
-        collection = open_collection(deps, settings)
+    with source_lock(deps.engine, source) as lock:
+        steadily = partial(persist_locked, lock, settings.retry_for_s)
+        collection = steadily(partial(open_collection, deps, settings))
         run = new_run(source, collection.name, collection.dim, settings, request)
-        with recorded(deps, run, request, prefect_run_id) as record:
+        with recorded(deps, run, request, prefect_run_id, for_s=settings.retry_for_s) as record:
             for batch in batches(records_of(rows, record.besides), request.limit, settings.batch_size):
-                record.done += step(deps, run, batch)
+                record.done += step(partial(steadily, partial(ingest_batch, deps, run, batch)))
                 advance(len(batch))
             if not record.done.counts["read"]:
                 raise EmptySource(f"{request.location}: no record in it; is it the right folder or file?")
             refuse_mostly_bad(record.report("failed"), settings.max_reject_share)
-            if request.limit is None:
-                with deps.sessions.begin() as session:
-                    runs.resolve_rejects(session, run.id, source)
-            if request.delete_missing:
-                record.besides["deleted"] = delete_missing(deps, source, run.id)
-            finish_deletes(deps, source)
+            steadily(partial(finish, deps, run, request, record.besides))
             report = record.report("completed")
     return report
+
+
+def persist_locked(lock: Lock, for_s: float, work: Callable[[], Result]) -> Result:
+    """Return what `work` returns, tried again for a while; each attempt makes sure of the lock first."""
+
+    def attempt() -> Result:
+        lock.keep()
+        return work()
+
+    return persist(attempt, for_s=for_s)
+
+
+def finish(deps: Deps, run: Run, request: Request, besides: Counter[str]) -> None:
+    """Do what only a run that has read its source to the end can do; safe to repeat."""
+    with deps.sessions.begin() as session:
+        runs.require_running(session, run.id)
+        if request.limit is None:
+            runs.resolve_rejects(session, run.id, run.source)
+    if request.delete_missing:
+        for many in delete_missing(deps, run):
+            besides["deleted"] += many
+    for _ in finish_deletes(deps, run.source):
+        pass
 
 
 def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestReport:
@@ -122,7 +153,7 @@ def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestRepor
 def new_run(source: str, collection: str, dim: int, settings: Settings, request: Request) -> Run:
     """Return a run that has not begun yet."""
     langs = settings.langs if request.langs is None else request.langs
-    return Run(uuid4(), source, collection, dim, langs, settings.limits)
+    return Run(uuid4(), source, collection, dim, langs, settings.limits, request.revive)
 
 
 def name_of(session: Session, request: Request) -> str:
@@ -193,27 +224,45 @@ class RunRecord:
 
 
 @contextmanager
-def recorded(deps: Deps, run: Run, request: Request, prefect_run_id: UUID | None) -> Iterator[RunRecord]:
+def recorded(
+    deps: Deps, run: Run, request: Request, prefect_run_id: UUID | None, *, for_s: float
+) -> Iterator[RunRecord]:
     """Keep a row in `runs`, from before the first record until after the last, or the error."""
     record = RunRecord(run)
-    location = str(request.location.resolve())
     with deps.sessions.begin() as session:
-        runs.start_run(session, run.id, "ingest", run.source, location, prefect_run_id)
+        runs.start_run(
+            session,
+            run.id,
+            "ingest",
+            source=run.source,
+            location=str(request.location.resolve()),
+            options={"langs": list(run.langs)},
+            prefect_run_id=prefect_run_id,
+        )
     try:
         yield record
-    finally:
-        error = sys.exception()
-        report = record.report("failed" if error else "completed")
-        counts = report.as_json()
-        with deps.sessions.begin() as session:
-            runs.end_run(
-                session,
-                run.id,
-                report.outcome,
-                counts={name: counts[name] for name in COUNTS} | {"reasons": report.reasons},
-                seconds=report.stages | {"total": report.seconds},
-                error=f"{type(error).__name__}: {error}" if error else None,
-            )
+    except BaseException as error:
+        try:
+            _end(deps, record.report("failed"), f"{type(error).__name__}: {error}")
+        except DBAPIError as second:
+            if not is_transient(second):
+                raise
+            log.warning("the run stays open on record, as Postgres does not answer; the next one closes it")
+        raise
+    persist(partial(_end, deps, record.report("completed"), None), for_s=for_s)
+
+
+def _end(deps: Deps, report: IngestReport, error: str | None) -> None:
+    counts = report.as_json()
+    with deps.sessions.begin() as session:
+        runs.end_run(
+            session,
+            report.run,
+            report.outcome,
+            counts={name: counts[name] for name in COUNTS} | {"reasons": report.reasons},
+            seconds=report.stages | {"total": report.seconds},
+            error=error,
+        )
 
 
 def records_of(rows: Iterator[Row | Ignored], besides: Counter[str]) -> Iterator[Row]:

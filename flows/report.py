@@ -11,9 +11,11 @@ COUNTS = (
     "embedded",
     "updated",
     "rejected",
+    "still_deleted",
     "deleted",
     "ignored",
     "truncated",
+    "reused",
 )
 
 
@@ -22,7 +24,7 @@ class BatchReport:
     """What became of one batch, as counts; never arrays, so that Prefect can carry it."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    """`read` = `unchanged` + `embedded` + `updated` + `rejected`; the rest of `COUNTS` besides."""
+    """By `COUNTS`; `read` is the sum of `unchanged`, `embedded`, `updated`, `rejected`, `still_deleted`."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     """Rejects by reason code."""
@@ -38,7 +40,7 @@ class BatchReport:
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """One run in numbers: `read` = `unchanged` + `embedded` + `updated` + `rejected`."""
+    """One run in numbers; `read` is the sum of the five that follow it."""
 
     run: UUID
     source: str
@@ -48,9 +50,15 @@ class IngestReport:
     embedded: int
     updated: int
     rejected: int
+    still_deleted: int
+    """Their source has them, and somebody asked to delete them."""
+
     deleted: int
     ignored: int
     truncated: int
+    reused: int
+    """Pictures whose vector was there already, or came from the same bytes in the same batch."""
+
     reasons: dict[str, int]
     seconds: float
     stages: dict[str, float]

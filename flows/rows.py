@@ -30,6 +30,8 @@ class Run:
     dim: int
     langs: tuple[str, ...]
     limits: Limits
+    revive: bool = False
+    """Whether items that somebody asked to delete are taken in again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Planned:
     known: Mapping[UUID, Stored]
     plan: Plan
     rejects: tuple[Rejected, ...]
+    still_deleted: int
+    """Records that somebody asked to delete: their source still has them, and they stay deleted."""
 
     def without(self, bad: Mapping[UUID, Rejected]) -> "Planned":
         """Return the plan less the records that proved bad."""
@@ -74,6 +78,7 @@ class Planned:
             embedded=len(self.plan.embed),
             updated=len(self.plan.update),
             rejected=len(self.rejects),
+            still_deleted=self.still_deleted,
         )
         return BatchReport(counts, Counter(reject.reason for reject in self.rejects))
 
@@ -91,10 +96,12 @@ def plan_rows(
     """Decide what the records of a batch need; the run's claims are all that is written."""
     catalog.meet(session, run.id, {item_id(run.source, bad.key) for bad in rejects if bad.key is not None})
     unique, twice = first_of_each(session, run, fetched)
+    kept_out = set() if run.revive else catalog.asked_to_delete(session, unique)
+    unique = {id: one for id, one in unique.items() if id not in kept_out}
     known = catalog.stored(session, run.collection, unique)
     marked = {id: entry.mark for id, entry in known.items() if entry.mark}
     plan = plan_batch({id: one.digest for id, one in unique.items()}, marked)
-    return Planned(unique, known, plan, (*rejects, *twice))
+    return Planned(unique, known, plan, (*rejects, *twice), len(kept_out))
 
 
 def chosen(record: Record, langs: Sequence[str]) -> Record:

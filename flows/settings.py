@@ -32,6 +32,10 @@ class Qdrant(BaseModel, frozen=True, extra="forbid"):
     url: str | None = Field(None, description="A Qdrant server; unset: an index in the home folder.")
     api_key: SecretStr | None = Field(None, description="The server's key.")
     timeout_s: int = Field(30, gt=0, description="Seconds to wait for one request.")
+    ca_file: Path | None = Field(None, description="Certificates that an https server is checked against.")
+    client_certificate: Path | None = Field(
+        None, description="What we show to a server that asks, with its key."
+    )
     filter_fields: dict[str, FieldType] = Field(
         {}, description='Metadata fields that get an index, such as {"year": "integer"}.'
     )
@@ -51,7 +55,9 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="A Postgres server; unset: one of our own in the home folder."
     )
+    database_timeout_s: int = Field(60, gt=0, description="Seconds that one statement may take.")
     qdrant: Qdrant = Qdrant()
+    retry_for_s: float = Field(60, ge=0, description="Seconds to keep trying a store that does not answer.")
     model: str = Field("starter", description="starter, a folder, or a model's name on the hub.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     langs: Annotated[tuple[str, ...], NoDecode] = Field(

@@ -1,11 +1,12 @@
 """Reports as tables that line up in a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flows.deletes import Receipt
 from flows.evaluate import Evaluation
 from flows.report import COUNTS, IngestReport
 from flows.search import Results
@@ -35,11 +36,13 @@ def of_ingest(report: IngestReport) -> RenderableType:
         "updated": "words about them changed, vectors stay",
         "ignored": "files that are neither pictures nor beside one",
         "truncated": "texts longer than the model reads",
+        "still_deleted": "deleted by request; --revive takes them in again",
+        "reused": "pictures with a vector already, which cost the model nothing",
     }
     for name in COUNTS:
         count = getattr(report, name)
         if count or name in ("read", "unchanged", "embedded", "rejected"):
-            table.add_row(name, f"{count:,}", notes.get(name, ""))
+            table.add_row(name.replace("_", " "), f"{count:,}", notes.get(name, ""))
     for reason, count in report.reasons.items():
         table.add_row(f"  {reason}", f"{count:,}", "")
     busy = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.stages.items() if seconds >= 0.05)
@@ -66,6 +69,30 @@ def of_rejects(rejects: Sequence[Reject]) -> RenderableType:
     for reject in rejects:
         table.add_row(Text(reject.source), Text(reject.place), reject.reason, Text(reject.message))
     return Group(table, Text(f"{len(rejects):,} open; fix them at the source and ingest it again"))
+
+
+def of_dry_delete(found: Mapping[str, int]) -> RenderableType:
+    """Return how many items a delete would take, by source."""
+    if not found:
+        return Text("Nothing to delete.")
+    table = _table("items", "source", numbers=1)
+    for source, many in found.items():
+        table.add_row(f"{many:,}", Text(source))
+    return Group(table, Text("a dry run: nothing was deleted"))
+
+
+def of_receipt(receipt: Receipt) -> RenderableType:
+    """Return what a delete took, in numbers."""
+    table = _table("count", "deleted", numbers=1)
+    table.add_row(f"{receipt.items:,}", "items")
+    for collection, many in sorted(receipt.points.items()):
+        table.add_row(f"{many:,}", f"points in {collection}")
+    table.add_row(f"{receipt.marks:,}", "marks")
+    for fate, many in sorted(receipt.pictures.items()):
+        table.add_row(f"{many:,}", f"pictures: {fate}")
+    if receipt.rejects:
+        table.add_row(f"{receipt.rejects:,}", "rejects")
+    return Group(table, Text(f"receipt: {receipt.path}"))
 
 
 def of_evaluation(evaluation: Evaluation) -> RenderableType:
@@ -115,7 +142,7 @@ def of_status(status: Status) -> RenderableType:
         runs.add_row(
             f"{run.started.astimezone():%Y-%m-%d %H:%M:%S}",
             run.flow,
-            Text(run.source),
+            Text(run.source or ""),
             run.outcome,
             *counts,
             "" if seconds is None else f"{seconds:.1f}",

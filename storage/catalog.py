@@ -1,24 +1,28 @@
 """Items, marks and rejects in Postgres. Functions take a Session and never commit: the caller does."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Engine, Table, and_, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from storage.records import Digest, Item, Picture, Text
+from storage.records import Digest, Item, Picture, Text, readings
 from storage.schema import ItemRow, MarkRow, SeenRow
 
 UNUSABLE = ""
 """The place of a claim by a row that could not be taken in: a good row of the same key takes it over."""
 
 
-class SourceBusy(RuntimeError):
-    """Another run reads the same source; two at once would undo each other's work."""
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A living item whose picture has a vector."""
+
+    id: UUID
+    content_hash: str
+    picture: Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +31,6 @@ class Stored:
 
     mark: Digest | None
     picture: Picture | None
-
-
-@contextmanager
-def source_lock(engine: Engine, source: str) -> Iterator[None]:
-    """Hold the right to write `source`; Postgres gives it back when this process dies.
-
-    Raises:
-        SourceBusy: another process holds it.
-    """
-    key = func.hashtextextended(f"sightline source {source}", 0)
-    with engine.connect() as connection:
-        if not connection.scalar(select(func.pg_try_advisory_lock(key))):
-            raise SourceBusy(f"source {source!r} is being ingested by another run; wait until it has ended")
-        connection.commit()
-        try:
-            yield
-        finally:
-            connection.execute(select(func.pg_advisory_unlock(key)))
-            connection.commit()
 
 
 def meet(session: Session, run_id: UUID, ids: Iterable[UUID]) -> None:
@@ -94,10 +79,34 @@ def stored(session: Session, collection: str, ids: Iterable[UUID]) -> dict[UUID,
     }
 
 
+def asked_to_delete(session: Session, ids: Iterable[UUID]) -> set[UUID]:
+    """Return those of `ids` that somebody asked to delete: they stay deleted though their source has them."""
+    statement = select(ItemRow.id).where(ItemRow.id.in_(list(ids)), ItemRow.deletion == "asked")
+    return set(session.scalars(statement))
+
+
+def embedded_twins(session: Session, collection: str, shas: Iterable[str]) -> dict[str, Twin]:
+    """Return, by SHA-256, an item whose picture has these bytes and a vector in `collection`, if any has."""
+    marked = and_(
+        MarkRow.item_id == ItemRow.id,
+        MarkRow.collection == collection,
+        MarkRow.content_hash == ItemRow.content_hash,
+    )
+    statement = (
+        select(ItemRow)
+        .join(MarkRow, marked)
+        .where(ItemRow.image_sha256.in_(sorted(shas)), ItemRow.deleted.is_(None))
+        .order_by(ItemRow.image_sha256, ItemRow.id)
+        .distinct(ItemRow.image_sha256)
+    )
+    pairs = ((row, _picture(row)) for row in session.scalars(statement))
+    return {picture.sha256: Twin(row.id, row.content_hash, picture) for row, picture in pairs if picture}
+
+
 def save_items(session: Session, items: Mapping[UUID, tuple[Item, Digest]]) -> None:
     """Insert items, or replace those already there; saving the same items again changes nothing.
 
-    An item that was deleted and comes again lives again.
+    An item that was deleted lives again.
     """
     if not items:
         return
@@ -105,7 +114,7 @@ def save_items(session: Session, items: Mapping[UUID, tuple[Item, Digest]]) -> N
     # the table, not the class: an attribute `metadata` of the class is SQLAlchemy's own
     statement = insert(cast(Table, ItemRow.__table__)).values(rows)
     changed = {name: statement.excluded[name] for name in rows[0] if name not in ("id", "source", "key")}
-    alive = {"updated": func.now(), "deleted": None}
+    alive = {"updated": func.now(), "deleted": None, "deletion": None, "cleared": None}
     session.execute(statement.on_conflict_do_update(index_elements=[ItemRow.id], set_={**changed, **alive}))
 
 
@@ -131,6 +140,61 @@ def mark_embedded(session: Session, collection: str, digests: Mapping[UUID, Dige
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which items are meant: those that satisfy all that is given, of what is given at least one thing."""
+
+    keys: tuple[str, ...] = ()
+    source: str | None = None
+    where: Mapping[str, str] = field(default_factory=dict)
+    """Metadata, as `search --where` takes it."""
+
+
+def sources_of(session: Session, selection: Selection) -> dict[str, int]:
+    """Return how many living items are selected, by source, in order of name."""
+    many = select(ItemRow.source, func.count()).where(*_selected(selection), ItemRow.deleted.is_(None))
+    return dict(session.execute(many.group_by(ItemRow.source).order_by(ItemRow.source)).tuples().all())
+
+
+def sources_of_keys(session: Session, selection: Selection) -> dict[str, dict[str, bool]]:
+    """Return for each of the selection's keys the sources that have it, and whether it is alive there."""
+    found = select(ItemRow.key, ItemRow.source, ItemRow.deleted.is_(None)).where(*_selected(selection))
+    sources: dict[str, dict[str, bool]] = {}
+    for key, source, alive in session.execute(found.order_by(ItemRow.key, ItemRow.source)).tuples():
+        sources.setdefault(key, {})[source] = alive
+    return sources
+
+
+def sources_with_uncleared(session: Session, selection: Selection) -> set[str]:
+    """Return the sources with interrupted deletes: those of the selection's keys, or its own, or all."""
+    statement = select(ItemRow.source).where(ItemRow.deleted.is_not(None), ItemRow.cleared.is_(None))
+    own = Selection(selection.keys, selection.source)
+    if own.keys or own.source is not None:
+        statement = statement.where(*_selected(own))
+    return set(session.scalars(statement.distinct()))
+
+
+def selected(session: Session, selection: Selection, limit: int) -> list[UUID]:
+    """Return up to `limit` living items of the selection, in id order."""
+    statement = select(ItemRow.id).where(*_selected(selection), ItemRow.deleted.is_(None))
+    return list(session.scalars(statement.order_by(ItemRow.id).limit(limit)))
+
+
+def _selected(selection: Selection) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if selection.keys:
+        conditions.append(ItemRow.key.in_(selection.keys))
+    if selection.source is not None:
+        conditions.append(ItemRow.source == selection.source)
+    for name, value in selection.where.items():
+        ways = [ItemRow.meta.contains({name: one}) for one in readings(value)]
+        ways += [ItemRow.meta.contains({name: [one]}) for one in readings(value)]
+        conditions.append(or_(*ways))
+    if not conditions:
+        raise ValueError("an empty selection would be everything")
+    return conditions
+
+
 def missing_from_run(session: Session, source: str, run_id: UUID, limit: int) -> list[UUID]:
     """Return up to `limit` living items of `source` that the run has not met, in id order."""
     statement = select(ItemRow.id).where(_not_met(source, run_id)).order_by(ItemRow.id).limit(limit)
@@ -142,21 +206,22 @@ def count_missing(session: Session, source: str, run_id: UUID) -> int:
     return session.scalar(select(func.count()).select_from(ItemRow).where(_not_met(source, run_id))) or 0
 
 
-def tombstone(session: Session, ids: Sequence[UUID]) -> None:
-    """Mark items as deleted; from here on no search shows them, whatever Qdrant still holds."""
-    session.execute(update(ItemRow).where(ItemRow.id.in_(ids)).values(deleted=func.now()))
+def tombstone(session: Session, ids: Sequence[UUID], *, asked: bool) -> None:
+    """Mark items as deleted; from here on no search shows them, whatever Qdrant still holds.
+
+    Args:
+        asked: somebody wants them gone for good; else they are missing from their source, and may come back.
+    """
+    why = "asked" if asked else "missing"
+    session.execute(update(ItemRow).where(ItemRow.id.in_(ids)).values(deleted=func.now(), deletion=why))
 
 
-def deleted_with_marks(session: Session, source: str, limit: int) -> list[UUID]:
-    """Return up to `limit` deleted items of `source` whose points may still be there, in id order."""
-    marked = exists().where(MarkRow.item_id == ItemRow.id)
-    statement = (
-        select(ItemRow.id)
-        .where(ItemRow.source == source, ItemRow.deleted.is_not(None), marked)
-        .order_by(ItemRow.id)
-        .limit(limit)
-    )
-    return list(session.scalars(statement))
+def uncleared(session: Session, source: str | None, limit: int) -> list[UUID]:
+    """Return up to `limit` deleted items, of `source` or of all, that still leave something, in id order."""
+    statement = select(ItemRow.id).where(ItemRow.deleted.is_not(None), ItemRow.cleared.is_(None))
+    if source is not None:
+        statement = statement.where(ItemRow.source == source)
+    return list(session.scalars(statement.order_by(ItemRow.id).limit(limit)))
 
 
 def release(session: Session, run_id: UUID, ids: Iterable[UUID]) -> None:
@@ -183,9 +248,26 @@ def unreferenced_blobs(session: Session, ids: Sequence[UUID]) -> list[str]:
     return sorted(sha for sha in session.scalars(statement.except_(living)) if sha)
 
 
-def drop_marks(session: Session, ids: Sequence[UUID]) -> None:
-    """Forget that `ids` have points anywhere. Call it after the points are gone."""
+def clear(session: Session, ids: Sequence[UUID]) -> dict[UUID, int]:
+    """Forget all of deleted items but that they are deleted. Call it after points and blobs are gone.
+
+    Returns:
+        How many marks each of them had.
+    """
+    many = select(MarkRow.item_id, func.count()).where(MarkRow.item_id.in_(ids)).group_by(MarkRow.item_id)
+    marks = dict(session.execute(many).tuples().all())
     session.execute(delete(MarkRow).where(MarkRow.item_id.in_(ids)))
+    nothing: dict[str, object] = dict.fromkeys(("image_sha256", "uri", "width", "height", "format"))
+    nothing |= {"texts": [], "metadata": {}, "content_hash": "", "record_hash": "", "cleared": func.now()}
+    table = cast(Table, ItemRow.__table__)
+    session.execute(table.update().where(table.c.id.in_(ids), table.c.deleted.is_not(None)).values(nothing))
+    return marks
+
+
+def tombstones(session: Session, ids: Sequence[UUID]) -> dict[UUID, Item]:
+    """Return the deleted items among `ids`, as far as they are not cleared."""
+    rows = session.scalars(select(ItemRow).where(ItemRow.id.in_(ids), ItemRow.deleted.is_not(None)))
+    return {row.id: _item(row) for row in rows}
 
 
 def items_by_id(session: Session, ids: Iterable[UUID]) -> dict[UUID, Item]:
@@ -208,6 +290,12 @@ def embedded_items(session: Session, collection: str, keys: Sequence[str] | None
         statement = statement.where(ItemRow.key.in_(keys))
     for row in session.scalars(statement.execution_options(yield_per=1000)):
         yield _item(row)
+
+
+def referenced(session: Session, shas: Sequence[str]) -> set[str]:
+    """Return those of `shas` that are the picture of a living item."""
+    statement = select(ItemRow.image_sha256).where(ItemRow.image_sha256.in_(shas), ItemRow.deleted.is_(None))
+    return {sha for sha in session.scalars(statement) if sha}
 
 
 def counts(session: Session) -> dict[str, int]:

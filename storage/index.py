@@ -1,7 +1,7 @@
 """Vectors in Qdrant: one collection a model, named after its fingerprint, searched through one alias."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
-from storage.records import Hit, Item
+from storage.records import Digest, Hit, Item, readings
 
 ALIAS = "items"
 Space = Literal["image", "text"]
@@ -46,6 +46,9 @@ class Point:
     """What is stored for one item: a vector for its picture, a row for each embedded text."""
 
     item: Item
+    digest: Digest
+    """Kept in the payload, so that Postgres and Qdrant can be compared."""
+
     image: NDArray[np.float32] | None
     """Shape (dim,), unit length; None without a picture."""
 
@@ -149,23 +152,39 @@ def upsert(client: QdrantClient, collection: str, points: Sequence[Point], *, di
         client.upsert(collection, [_struct(point) for point in points], wait=True)
 
 
-def overwrite_payloads(client: QdrantClient, collection: str, items: Iterable[Item]) -> None:
+def overwrite_payloads(
+    client: QdrantClient, collection: str, items: Mapping[UUID, tuple[Item, Digest]]
+) -> None:
     """Replace the payloads of points whose vectors stay as they are."""
     steps = [
         models.OverwritePayloadOperation(
-            overwrite_payload=models.SetPayload(payload=item.payload, points=[str(item.id)])
+            overwrite_payload=models.SetPayload(payload=_payload(item, digest), points=[str(id)])
         )
-        for item in items
+        for id, (item, digest) in sorted(items.items())
     ]
     if steps:
         client.batch_update_points(collection, steps, wait=True)
 
 
-def delete(client: QdrantClient, ids: Sequence[UUID]) -> None:
-    """Remove the points of `ids` from every collection of ours, whatever its state."""
-    for known in client.get_collections().collections:
-        if known.name.startswith(f"{ALIAS}__"):
-            client.delete(known.name, [str(id) for id in ids], wait=True)
+def collections(client: QdrantClient) -> list[str]:
+    """Return the names of all collections of ours, whatever their state, in order."""
+    names = (known.name for known in client.get_collections().collections)
+    return sorted(name for name in names if name.startswith(f"{ALIAS}__"))
+
+
+def delete(client: QdrantClient, ids: Sequence[UUID]) -> dict[UUID, list[str]]:
+    """Remove the points of `ids` from every collection of ours, whatever its state.
+
+    Returns:
+        By id, the collections that had a point of it.
+    """
+    wanted: list[Any] = [str(id) for id in ids]
+    held: dict[UUID, list[str]] = {}
+    for name in collections(client):
+        for point in client.retrieve(name, wanted, with_payload=False):
+            held.setdefault(UUID(str(point.id)), []).append(name)
+        client.delete(name, wanted, wait=True)
+    return held
 
 
 def search(
@@ -197,6 +216,23 @@ def search(
     ).points
     hits = [Hit(UUID(str(point.id)), point.score, _best_text(point.vector, query)) for point in found]
     return sorted(hits, key=lambda hit: (-hit.score, hit.id))
+
+
+def picture_vectors(
+    client: QdrantClient, collection: str, content_hashes: Mapping[UUID, str]
+) -> dict[UUID, NDArray[np.float32]]:
+    """Return the picture vectors, each of shape (dim,), of those points that have the content asked for."""
+    if not content_hashes:
+        return {}
+    found = client.retrieve(
+        collection, list(map(str, content_hashes)), with_payload=["content_hash"], with_vectors=["image"]
+    )
+    return {
+        id: np.asarray(point.vector["image"], np.float32)
+        for point in found
+        if isinstance(point.vector, dict) and "image" in point.vector
+        if (point.payload or {}).get("content_hash") == content_hashes[id := UUID(str(point.id))]
+    }
 
 
 def image_vectors(client: QdrantClient, collection: str) -> Iterator[tuple[UUID, NDArray[np.float32]]]:
@@ -252,7 +288,19 @@ def _struct(point: Point) -> models.PointStruct:
         vectors["image"] = point.image.tolist()
     if len(point.texts):
         vectors["text"] = point.texts.tolist()
-    return models.PointStruct(id=str(point.item.id), vector=vectors, payload=point.item.payload)
+    payload = _payload(point.item, point.digest)
+    return models.PointStruct(id=str(point.item.id), vector=vectors, payload=payload)
+
+
+def _payload(item: Item, digest: Digest) -> dict[str, Any]:
+    return {
+        "source": item.source,
+        "key": item.key,
+        "text": item.short_text,
+        "metadata": dict(item.metadata),
+        "content_hash": digest.content,
+        "record_hash": digest.record,
+    }
 
 
 def _best_text(vectors: object, query: NDArray[np.float32]) -> int | None:
@@ -269,13 +317,10 @@ def _filter(where: Mapping[str, str]) -> models.Filter | None:
 def _condition(field: str, value: str) -> models.Filter:
     """Match `value` as a string and, where it reads as one, as a number or a truth value."""
     path = field if field in PAYLOAD_FIELDS or field.startswith("metadata.") else metadata_path(field)
-    ways: list[models.Condition] = [
-        models.FieldCondition(key=path, match=models.MatchValue(value=value)),
-    ]
-    if value in ("true", "false"):
-        ways.append(models.FieldCondition(key=path, match=models.MatchValue(value=value == "true")))
-    elif re.fullmatch(r"-?\d{1,18}", value):
-        ways.append(models.FieldCondition(key=path, match=models.MatchValue(value=int(value))))
-    if re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", value):
-        ways.append(models.FieldCondition(key=path, range=models.Range(gte=float(value), lte=float(value))))
+    ways: list[models.Condition] = []
+    for one in readings(value):
+        if not isinstance(one, float):
+            ways.append(models.FieldCondition(key=path, match=models.MatchValue(value=one)))
+        if isinstance(one, int | float) and not isinstance(one, bool):
+            ways.append(models.FieldCondition(key=path, range=models.Range(gte=one, lte=one)))
     return models.Filter(should=ways)

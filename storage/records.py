@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,16 +106,6 @@ class Item:
         texts = self.embedded_texts or tuple(text.text for text in self.texts) or ("",)
         return texts[0][:SHORT_TEXT_CHARS]
 
-    @property
-    def payload(self) -> dict[str, Any]:
-        """What its Qdrant point carries beside the vectors."""
-        return {
-            "source": self.source,
-            "key": self.key,
-            "text": self.short_text,
-            "metadata": dict(self.metadata),
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Digest:
@@ -142,6 +133,21 @@ def digest_of(record: Record, image_sha256: str | None) -> Digest:
 
 def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def readings(value: str) -> list[str | int | float | bool]:
+    """Return what `value`, typed by a person, may be in metadata: a string, a truth value, a number.
+
+    >>> readings("7")
+    ['7', 7]
+    """
+    if value in ("true", "false"):
+        return [value, value == "true"]
+    if re.fullmatch(r"-?\d{1,18}", value):
+        return [value, int(value)]
+    if re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", value):
+        return [value, float(value)]
+    return [value]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,16 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from storage.records import Rejected, item_id
 from storage.schema import RejectRow, RunRow, SeenRow
+
+
+class RunClosed(RuntimeError):
+    """Another run has closed this one as crashed, and may have written since: this one must stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +24,8 @@ class Run:
 
     id: UUID
     flow: str
-    source: str
-    location: str
+    source: str | None
+    location: str | None
     started: datetime
     ended: datetime | None
     outcome: str
@@ -48,13 +52,21 @@ class Reject:
 
 
 def start_run(
-    session: Session, run_id: UUID, flow: str, source: str, location: str, prefect_run_id: UUID | None
+    session: Session,
+    run_id: UUID,
+    flow: str,
+    *,
+    source: str | None = None,
+    location: str | None = None,
+    options: dict[str, Any] | None = None,
+    prefect_run_id: UUID | None = None,
 ) -> None:
     """Open a run; earlier runs of `source` that never ended are closed as crashed.
 
-    The caller holds the source's lock, so a run that says it is running cannot be.
+    The caller holds the source's lock, or for a run over all sources the lone one, so that a run that says
+    it is running cannot be.
     """
-    unended = RunRow.source == source, RunRow.outcome == "running"
+    unended = RunRow.source.is_not_distinct_from(source), RunRow.outcome == "running"
     crashed = update(RunRow).where(*unended).values(outcome="crashed", ended=func.now()).returning(RunRow.id)
     ids = list(session.scalars(crashed))
     session.execute(delete(SeenRow).where(SeenRow.run_id.in_(ids)))
@@ -64,12 +76,27 @@ def start_run(
             flow=flow,
             source=source,
             location=location,
+            options=options or {},
             prefect_run_id=prefect_run_id,
             outcome="running",
             counts={},
             seconds={},
         )
     )
+
+
+def require_running(session: Session, run_id: UUID) -> None:
+    """Make sure, for as long as the transaction lasts, that this run is the one that may write.
+
+    Raises:
+        RunClosed: it lost its lock, and another run of the same source began.
+    """
+    outcome = session.scalar(select(RunRow.outcome).where(RunRow.id == run_id).with_for_update(read=True))
+    if outcome != "running":
+        raise RunClosed(
+            "this run lost its connection to Postgres, and another run of the same source has begun; "
+            "what this one has not done, that one does"
+        )
 
 
 def end_run(
@@ -92,8 +119,8 @@ def end_run(
 
 def last_location(session: Session, source: str) -> str | None:
     """Return where the latest run of `source` read it."""
-    latest = select(RunRow.location).where(RunRow.source == source).order_by(RunRow.started.desc()).limit(1)
-    return session.scalar(latest)
+    read = RunRow.source == source, RunRow.location.is_not(None)
+    return session.scalar(select(RunRow.location).where(*read).order_by(RunRow.started.desc()).limit(1))
 
 
 def recent_runs(session: Session, limit: int) -> list[Run]:
@@ -161,6 +188,12 @@ def open_rejects(session: Session) -> list[Reject]:
         )
         for row in rows
     ]
+
+
+def forget_rejects(session: Session, items: Sequence[tuple[str, str]]) -> int:
+    """Remove what is on record of the rows of these sources and keys; return how many there were."""
+    pairs = tuple_(RejectRow.source, RejectRow.key).in_(items)
+    return len(session.execute(delete(RejectRow).where(pairs).returning(RejectRow.id)).all())
 
 
 def reject_counts(session: Session) -> dict[str, int]:

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, DateTime, ForeignKey, Index, MetaData, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Index, MetaData, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -41,7 +41,13 @@ class ItemRow(Base):
         CheckConstraint("image_sha256 ~ '^[0-9a-f]{64}$'", name="image_sha256_is_hex"),
         CheckConstraint("(image_sha256 is null) = (uri is null)", name="a_picture_has_a_uri"),
         Index(None, "source"),
+        CheckConstraint(
+            "case when deleted is null then deletion is null and cleared is null"
+            " else deletion is not null and deletion in ('asked', 'missing') end",
+            name="deletion_is_known",
+        ),
         Index(None, "image_sha256"),
+        Index("ix_items_uncleared", "id", postgresql_where=text("deleted is not null and cleared is null")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -59,6 +65,13 @@ class ItemRow(Base):
     created: Mapped[datetime] = mapped_column(server_default=text("now()"))
     updated: Mapped[datetime] = mapped_column(server_default=text("now()"))
     deleted: Mapped[datetime | None]
+    """From here on a tombstone."""
+
+    deletion: Mapped[str | None]
+    """Why: `asked` for by a person, or `missing` from its source, where it may come back."""
+
+    cleared: Mapped[datetime | None]
+    """When all that the item left was gone: points, blob, marks and its own texts."""
 
 
 class ModelRow(Base):
@@ -111,8 +124,11 @@ class RunRow(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     flow: Mapped[str]
-    source: Mapped[str]
-    location: Mapped[str]
+    source: Mapped[str | None]
+    location: Mapped[str | None]
+    options: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    """What was asked for, as far as a later run must ask the same."""
+
     prefect_run_id: Mapped[UUID | None]
     started: Mapped[datetime] = mapped_column(server_default=text("now()"))
     ended: Mapped[datetime | None]
@@ -126,6 +142,7 @@ class RejectRow(Base):
     """A row of a source that could not be taken in; the same place failing again updates it."""
 
     __tablename__ = "rejects"
+    __table_args__ = (Index("ix_rejects_open", "source", postgresql_where=text("resolved is null")),)
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     """Derived from source and place."""
@@ -154,6 +171,15 @@ class SeenRow(Base):
     run_id: Mapped[UUID] = mapped_column(primary_key=True)
     item_id: Mapped[UUID] = mapped_column(primary_key=True)
     place: Mapped[str]
+
+
+class PerceptualHashRow(Base):
+    """What a picture looks like, in 64 bits; worked out once, when near duplicates are first asked for."""
+
+    __tablename__ = "perceptual_hashes"
+
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    phash: Mapped[int] = mapped_column(BigInteger)
 
 
 class EvaluationRow(Base):

@@ -62,7 +62,10 @@ def engine(migrated: Engine) -> Iterator[Engine]:
     yield migrated
     with migrated.begin() as connection:
         connection.execute(
-            text("truncate items, marks, rejects, runs, models, collections, evaluations, seen cascade")
+            text(
+                "truncate items, marks, rejects, runs, models, collections, evaluations, seen,"
+                " perceptual_hashes cascade"
+            )
         )
 
 
@@ -135,7 +138,7 @@ def emptied(client: QdrantClient) -> Iterator[QdrantClient]:
 @pytest.fixture
 def deps(engine: Engine, vectors: QdrantClient, tmp_path: Path) -> Deps:
     """The real stores, and a model whose vectors can be worked out by hand."""
-    return Deps(ColourEncoder(), engine, sessionmaker(engine), vectors, Blobs(str(tmp_path / "blobs")))
+    return Deps(engine, sessionmaker(engine), vectors, Blobs(str(tmp_path / "blobs")), ColourEncoder())
 
 
 @pytest.fixture

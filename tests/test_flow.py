@@ -12,6 +12,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from sqlalchemy import Engine
 
 import flows.ingest
+import flows.intake
 from flows.batch import ingest_batch
 from flows.deps import Deps
 from flows.report import BatchReport
@@ -64,7 +65,7 @@ def test_a_run_leaves_one_task_a_batch_and_one_page_that_sums_it_up(shop: Path):
 def test_a_store_that_does_not_answer_is_asked_again(shop: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
     gone = ResponseHandlingException(ConnectionError("refused"))
-    monkeypatch.setattr(flows.ingest, "ingest_batch", failing_once(gone, calls))
+    monkeypatch.setattr(flows.intake, "ingest_batch", failing_once(gone, calls))
 
     report = flows.ingest.ingest(shop)
 
@@ -83,7 +84,7 @@ def test_an_index_that_is_killed_during_an_ingest_is_started_again_and_holds_eve
         killed.append(owner.pid)
         return ingest_batch(deps, run, rows)
 
-    monkeypatch.setattr(flows.ingest, "ingest_batch", work)
+    monkeypatch.setattr(flows.intake, "ingest_batch", work)
 
     report = flows.ingest.ingest(shop)
 
@@ -95,7 +96,7 @@ def test_an_index_that_is_killed_during_an_ingest_is_started_again_and_holds_eve
 
 def test_a_bug_is_not_tried_again(shop: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
-    monkeypatch.setattr(flows.ingest, "ingest_batch", failing_once(ValueError("a bug"), calls))
+    monkeypatch.setattr(flows.intake, "ingest_batch", failing_once(ValueError("a bug"), calls))
 
     with pytest.raises(ValueError, match="a bug"):
         flows.ingest.ingest(shop)

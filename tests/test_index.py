@@ -6,11 +6,12 @@ from qdrant_client import QdrantClient
 from embedding.encoder import unit_rows
 from storage import index
 from storage.index import Point
-from storage.records import Item
+from storage.records import Digest, Item
 from tests.builders import an_item
 
 NOTHING = np.empty((0, 3), np.float32)
 X, Y, Z = unit_rows(np.eye(3))
+DIGEST = Digest("content", "record")
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def a_collection(client: QdrantClient, points: list[Point], fingerprint: str = "
 
 
 def pictured(key: str, image: NDArray[np.float32], **metadata: object) -> Point:
-    return Point(an_item(key, texts=(), sha256="0" * 64, metadata=metadata), image, NOTHING)
+    return Point(an_item(key, texts=(), sha256="0" * 64, metadata=metadata), DIGEST, image, NOTHING)
 
 
 def found(client: QdrantClient, query: NDArray[np.float32], using: index.Space = "image", **rest: object):
@@ -63,7 +64,7 @@ def test_the_closest_comes_first_and_equals_are_in_the_order_of_their_ids(vector
 
 def test_an_item_is_as_close_as_its_best_text_and_the_hit_says_which_that_is(vectors: QdrantClient):
     item = an_item("a", texts=("x", "y", "z"))
-    a_collection(vectors, [Point(item, None, np.stack([X, Y, Z]))])
+    a_collection(vectors, [Point(item, DIGEST, None, np.stack([X, Y, Z]))])
 
     [hit] = index.search(vectors, Z, using="text", limit=1)
 
@@ -72,7 +73,7 @@ def test_an_item_is_as_close_as_its_best_text_and_the_hit_says_which_that_is(vec
 
 
 def test_an_item_without_a_picture_is_not_found_as_one(vectors: QdrantClient):
-    text_only = Point(an_item("t", texts=("x",)), None, X[None])
+    text_only = Point(an_item("t", texts=("x",)), DIGEST, None, X[None])
     a_collection(vectors, [text_only, pictured("p", Y)])
 
     assert found(vectors, X, "image") == [an_item("p").id]
@@ -80,7 +81,7 @@ def test_an_item_without_a_picture_is_not_found_as_one(vectors: QdrantClient):
 
 
 def test_a_point_that_lost_its_text_is_no_longer_found_by_it(vectors: QdrantClient):
-    name = a_collection(vectors, [Point(an_item("a", texts=("x",)), Y, X[None])])
+    name = a_collection(vectors, [Point(an_item("a", texts=("x",)), DIGEST, Y, X[None])])
 
     index.upsert(vectors, name, [pictured("a", Y)], dim=3)
 
@@ -122,7 +123,8 @@ def test_hits_below_the_least_score_are_left_out(vectors: QdrantClient):
 def test_a_new_payload_leaves_the_vectors_alone(vectors: QdrantClient):
     name = a_collection(vectors, [pictured("a", X, price=1)])
 
-    index.overwrite_payloads(vectors, name, [an_item("a", texts=(), metadata={"price": 2})])
+    item = an_item("a", texts=(), metadata={"price": 2})
+    index.overwrite_payloads(vectors, name, {item.id: (item, DIGEST)})
 
     assert found(vectors, X, where={"price": "2"}) == [an_item("a").id]
     assert found(vectors, X, where={"price": "1"}) == []
@@ -159,7 +161,11 @@ def test_a_search_by_alias_sees_the_old_collection_until_the_switch(vectors: Qdr
             "length 4, but the collection holds 3",
         ),
         (pictured("cat", np.array([np.nan, 0, 1], np.float32)), ValueError, "cat: a vector holds NaN"),
-        (Point(an_item("cat", texts=("a", "b")), None, X[None]), ValueError, "cat: 1 rows for 2 texts"),
+        (
+            Point(an_item("cat", texts=("a", "b")), DIGEST, None, X[None]),
+            ValueError,
+            "cat: 1 rows for 2 texts",
+        ),
     ],
 )
 def test_a_bad_point_is_named_and_the_whole_batch_stays_out(
@@ -175,7 +181,7 @@ def test_a_bad_point_is_named_and_the_whole_batch_stays_out(
 
 def test_every_picture_vector_can_be_read_back_over_several_pages(vectors: QdrantClient):
     points = [pictured(f"{number}", X) for number in range(1001)]
-    points.append(Point(an_item("text only", texts=("x",)), None, Y[None]))
+    points.append(Point(an_item("text only", texts=("x",)), DIGEST, None, Y[None]))
     name = a_collection(vectors, points)
 
     read = dict(index.image_vectors(vectors, name))
@@ -186,8 +192,15 @@ def test_every_picture_vector_can_be_read_back_over_several_pages(vectors: Qdran
 
 def test_the_payload_holds_what_people_filter_on(vectors: QdrantClient):
     item: Item = an_item("a", texts=("a cat",), metadata={"price": 2})
-    name = a_collection(vectors, [Point(item, None, X[None])])
+    name = a_collection(vectors, [Point(item, DIGEST, None, X[None])])
 
     [record] = vectors.retrieve(name, [str(item.id)])
 
-    assert record.payload == {"source": "test", "key": "a", "text": "a cat", "metadata": {"price": 2}}
+    assert record.payload == {
+        "source": "test",
+        "key": "a",
+        "text": "a cat",
+        "metadata": {"price": 2},
+        "content_hash": "content",
+        "record_hash": "record",
+    }

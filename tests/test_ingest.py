@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -14,6 +15,7 @@ from flows.report import BatchReport, IngestReport
 from flows.rows import Run
 from flows.settings import Limits, Settings
 from storage import catalog, index, runs
+from storage.locks import Busy, source_lock
 from storage.records import Text, item_id
 from tests.builders import a_folder, a_manifest, a_record, png
 from tests.fakes import ColourEncoder
@@ -388,6 +390,8 @@ def test_a_batch_that_is_tried_again_is_not_its_own_duplicate(deps: Deps, settin
     collection = intake.open_collection(deps, settings)
     run = Run(uuid4(), "test", collection.name, 3, ("en",), Limits(10**6, 5))
     rows = [a_record("a", texts=["red"]), a_record("b", texts=["blue"])]
+    with deps.sessions.begin() as session:
+        runs.start_run(session, run.id, "ingest", source="test")
 
     first, second = (ingest_batch(deps, run, rows) for _ in range(2))
 
@@ -446,7 +450,7 @@ def test_a_run_that_died_is_closed_by_the_next(deps: Deps, settings: Settings, t
     folder = a_folder(tmp_path / "shop", {"a.png": png("red")})
     dead = uuid4()
     with deps.sessions.begin() as session:
-        runs.start_run(session, dead, "ingest", "shop", str(folder), None)
+        runs.start_run(session, dead, "ingest", source="shop", location=str(folder))
         catalog.claim(session, dead, {item_id("shop", "a.png"): "a.png"})
 
     ingest(deps, settings, folder)
@@ -482,7 +486,7 @@ def test_another_model_is_refused_before_anything_is_written(deps: Deps, setting
 def test_two_runs_of_one_source_never_overlap(deps: Deps, settings: Settings, tmp_path: Path):
     folder = a_folder(tmp_path / "shop", {"a.png": png("red")})
 
-    with catalog.source_lock(deps.engine, "shop"), pytest.raises(catalog.SourceBusy, match="'shop' is being"):
+    with source_lock(deps.engine, "shop"), pytest.raises(Busy, match="'shop' is being"):
         ingest(deps, settings, folder)
 
     ingest(deps, settings, folder)
@@ -518,9 +522,10 @@ def test_the_step_is_called_once_a_batch_and_the_bar_moves_with_it(
     sizes: list[int] = []
     moved: list[int] = []
 
-    def step(deps: Deps, run: Run, rows: list) -> BatchReport:
-        sizes.append(len(rows))
-        return ingest_batch(deps, run, rows)
+    def step(work: Callable[[], BatchReport]) -> BatchReport:
+        report = work()
+        sizes.append(report.counts["read"])
+        return report
 
     ingest_source(deps, settings, Request(manifest), step=step, advance=moved.append)
 

@@ -89,7 +89,7 @@ def test_the_plain_client_finds_the_same_with_the_alias_and_the_encoder(shop: De
 
 def test_what_postgres_says_is_deleted_is_not_shown_whatever_qdrant_still_holds(shop: Deps):
     with shop.sessions.begin() as session:
-        catalog.tombstone(session, [item_id("shop", "rose.png")])
+        catalog.tombstone(session, [item_id("shop", "rose.png")], asked=False)
 
     assert "rose.png" not in keys(shop, Query(text="red"))
 

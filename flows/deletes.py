@@ -1,0 +1,157 @@
+"""Deleting what somebody wants gone: tombstones, everything they leave, and a receipt."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+from uuid import UUID, uuid4
+
+from flows.deps import Stores
+from flows.maintain import DELETE_BATCH, Gone, clear_deleted, finish_deletes
+from flows.retries import persist
+from storage import catalog, runs
+from storage.catalog import Selection
+from storage.locks import source_lock
+
+
+class NoSuchItem(LookupError):
+    """A key that was named is in no source, or in several; nothing was deleted."""
+
+
+@dataclass(slots=True)
+class Receipt:
+    """What went, in numbers; the file beside it lists every item."""
+
+    path: Path
+    items: int = 0
+    points: Counter[str] = field(default_factory=Counter)
+    """Points removed, by collection."""
+
+    marks: int = 0
+    rejects: int = 0
+    pictures: Counter[str] = field(default_factory=Counter)
+    """Pictures by what became of them."""
+
+    def add(self, gone: list[Gone]) -> None:
+        self.items += len(gone)
+        self.points.update(name for one in gone for name in one.collections)
+        self.marks += sum(one.marks for one in gone)
+        self.pictures.update(one.picture for one in gone if one.picture)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "items": self.items,
+            "points": dict(sorted(self.points.items())),
+            "marks": self.marks,
+            "rejects": self.rejects,
+            "pictures": dict(sorted(self.pictures.items())),
+        }
+
+
+def count_selected(stores: Stores, selection: Selection) -> dict[str, int]:
+    """Return how many living items a delete would take, by source.
+
+    Raises:
+        NoSuchItem: a key is in no source, or in several.
+    """
+    with stores.sessions() as session:
+        if selection.keys:
+            _require_each_once(selection, catalog.sources_of_keys(session, selection))
+        return catalog.sources_of(session, selection)
+
+
+def delete_items(stores: Stores, selection: Selection, folder: Path, *, for_s: float) -> Receipt:
+    """Delete what is selected, for good; run it again after a crash, and it takes up where it was.
+
+    Args:
+        folder: gets the receipt.
+        for_s: how long a store that does not answer is asked again.
+
+    Raises:
+        NoSuchItem: a key is in no source, or in several.
+        Busy: another process writes one of the sources; those before it in order of name are done.
+    """
+    sources = set(count_selected(stores, selection))
+    with stores.sessions() as session:
+        sources |= catalog.sources_with_uncleared(session, selection)
+    with _receipt(folder, selection) as (receipt, add):
+        for source in sorted(sources):
+            with source_lock(stores.engine, source) as lock:
+                run_id = uuid4()
+                with stores.sessions.begin() as session:
+                    runs.start_run(session, run_id, "delete", source=source, options=_asked(selection))
+                before = receipt.items
+                part = Selection(selection.keys, source, selection.where)
+                while step := persist(partial(_delete_some, stores, part, run_id), for_s=for_s):
+                    add(*step)
+                    lock.keep()
+                counts = {"deleted": receipt.items - before}
+                with stores.sessions.begin() as session:
+                    runs.end_run(session, run_id, "completed", counts=counts, seconds={})
+    return receipt
+
+
+def _delete_some(stores: Stores, selection: Selection, run_id: UUID) -> tuple[list[Gone], int] | None:
+    """Delete one batch; return what went and how many rejects with it, or None when nothing is left."""
+    with stores.sessions.begin() as session:
+        runs.require_running(session, run_id)
+        ids = catalog.selected(session, selection, DELETE_BATCH)
+        catalog.tombstone(session, ids, asked=True)
+    if not ids:
+        unfinished = next(finish_deletes(stores, selection.source), None)
+        return None if unfinished is None else (unfinished, 0)
+    gone = clear_deleted(stores, ids)
+    with stores.sessions.begin() as session:
+        rejects = runs.forget_rejects(session, [(one.source, one.key) for one in gone])
+    return gone, rejects
+
+
+@contextmanager
+def _receipt(folder: Path, selection: Selection) -> Iterator[tuple[Receipt, Any]]:
+    """Write the receipt item by item; it gets its name at the end, so that whatever has it is whole."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    now = datetime.now(UTC)
+    path = folder / f"delete-{now:%Y-%m-%dT%H-%M-%S}-{uuid4().hex[:8]}.json"
+    receipt = Receipt(path)
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("x", encoding="utf-8") as file:
+        head = {"asked": _asked(selection), "at": now.isoformat(timespec="seconds")}
+        file.write(json.dumps(head, ensure_ascii=False)[:-1] + ', "items": [')
+
+        def add(gone: list[Gone], rejects: int) -> None:
+            _append(file, gone, first=receipt.items == 0)
+            receipt.add(gone)
+            receipt.rejects += rejects
+
+        yield receipt, add
+        file.write(f'\n], "totals": {json.dumps(receipt.as_json())}}}\n')
+    unfinished.rename(path)
+
+
+def _append(file: TextIO, gone: list[Gone], *, first: bool) -> None:
+    for position, one in enumerate(gone):
+        file.write(("" if first and position == 0 else ",") + "\n")
+        file.write(json.dumps(one.as_json(), ensure_ascii=False))
+    file.flush()
+
+
+def _asked(selection: Selection) -> dict[str, Any]:
+    return {"keys": list(selection.keys), "source": selection.source, "where": dict(selection.where)}
+
+
+def _require_each_once(selection: Selection, found: dict[str, dict[str, bool]]) -> None:
+    if missing := [key for key in selection.keys if key not in found]:
+        where = f" in source {selection.source!r}" if selection.source else ""
+        raise NoSuchItem(f"no item has the key {missing[0]!r}{where}; nothing was deleted")
+    for key in selection.keys:
+        living = [source for source, alive in found[key].items() if alive]
+        if len(living) > 1:
+            raise NoSuchItem(
+                f"key {key!r} is in the sources {', '.join(living)}; say which with --source; "
+                "nothing was deleted"
+            )
