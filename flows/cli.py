@@ -205,6 +205,80 @@ def status(as_json: bool) -> None:
     _print(now.as_json(), as_json, lambda: tables.of_status(now))
 
 
+class Percent(click.ParamType[float]):
+    """A share such as `5%`; the sign may be left out."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            share = float(str(value).removesuffix("%")) / 100
+        except ValueError:
+            self.fail(f"{value!r} is no percentage; write one such as 5%", param, ctx)
+        if not 0 <= share <= 1:
+            self.fail(f"{value!r} is not between 0% and 100%", param, ctx)
+        return share
+
+
+max_delete_option = click.option(
+    "--max-delete", type=Percent(), default="5%", show_default=True, help="Refuse to delete a larger share."
+)
+yes_option = click.option("--yes", is_flag=True, help="Delete however many there are.")
+
+
+@main.command(short_help="Compare Postgres and Qdrant, and mend what differs.")
+@click.option("--repair", is_flag=True, help="Mend what differs, and compare again until nothing does.")
+@max_delete_option
+@yes_option
+@as_json_option
+@click.pass_context
+def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as_json: bool) -> None:
+    """Compare Postgres and Qdrant record by record: id, content and model; and look for lost pictures.
+
+    Without --repair nothing is changed. Exit code 1 says that they differ, or that not all could be mended.
+    """
+    settings = load_settings()
+    from flows import reconcile as stores_compared
+    from flows import tables
+    from flows.deps import open_stores, with_model
+    from flows.progress import progress_bar
+    from storage import catalog
+
+    with open_stores(settings) as stores:
+        with stores.sessions() as session:
+            total = catalog.counts(session)["items"]
+        with progress_bar("compare", total) as advance:
+            if repair:
+                deps = with_model(stores, settings)
+                mended = stores_compared.repair(
+                    deps, settings, max_delete=max_delete, yes=yes, advance=advance
+                )
+                _print(mended.as_json(), as_json, lambda: tables.of_mended(mended))
+                damage = mended.after.damage
+            else:
+                report = stores_compared.reconcile(stores, advance=advance)
+                _print(report.as_json(), as_json, lambda: tables.of_differences(report))
+                damage = report.damage
+    ctx.exit(1 if damage else 0)
+
+
+@main.command(short_help="Remove pictures that nothing needs any more.")
+@click.option("--dry-run", is_flag=True, help="Count them, and remove nothing.")
+@max_delete_option
+@yes_option
+@as_json_option
+def purge(dry_run: bool, max_delete: float, yes: bool, as_json: bool) -> None:
+    """Remove kept pictures that no item has, and files that a crash left half-written."""
+    settings = load_settings()
+    from flows import tables
+    from flows.deps import open_stores
+    from flows.purge import purge as remove_orphans
+
+    with open_stores(settings) as stores:
+        purged = remove_orphans(stores, max_delete=max_delete, yes=yes, dry_run=dry_run)
+    _print(purged.as_json(), as_json, lambda: tables.of_purge(purged, dry_run=dry_run))
+
+
 @main.command(short_help="List what could not be taken in, and why.")
 @as_json_option
 def rejects(as_json: bool) -> None:

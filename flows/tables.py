@@ -8,6 +8,8 @@ from rich.text import Text
 
 from flows.deletes import Receipt
 from flows.evaluate import Evaluation
+from flows.purge import Purged
+from flows.reconcile import Mended, Report
 from flows.report import COUNTS, IngestReport
 from flows.search import Results
 from flows.status import Status
@@ -69,6 +71,69 @@ def of_rejects(rejects: Sequence[Reject]) -> RenderableType:
     for reject in rejects:
         table.add_row(Text(reject.source), Text(reject.place), reject.reason, Text(reject.message))
     return Group(table, Text(f"{len(rejects):,} open; fix them at the source and ingest it again"))
+
+
+MEANINGS = {
+    "missing": "items whose point is gone from Qdrant",
+    "stray": "points that no living item has",
+    "stale": "points made from other content than Postgres has",
+    "wrong_vectors": "points with a vector too many or too few",
+    "missing_picture": "pictures whose bytes are gone",
+    "other_model": "collections of another model than Postgres says",
+    "no_alias": "the alias that searches go through does not lead to the active collection",
+    "pending": "items that an ingest has not finished; the next one does, and so does --repair",
+}
+
+
+def of_differences(report: Report) -> RenderableType:
+    """Return how the stores differ, with some examples."""
+    compared = Text(
+        f"compared {report.items:,} items with {report.points:,} points, and {report.pictures:,} pictures"
+    )
+    if not report.work:
+        return Group(compared, Text("They agree."))
+    examples = _table("for example", "source", "key", "id")
+    for one in report.examples:
+        examples.add_row(
+            one.kind.replace("_", " "), Text(one.source or ""), Text(one.key or ""), Text(one.id)
+        )
+    remedy = "mend them with: sightline reconcile --repair" if report.damage else ""
+    return Group(
+        compared,
+        Text(""),
+        of_counts(report),
+        Text(""),
+        examples,
+        *([Text(""), Text(remedy)] if remedy else []),
+    )
+
+
+def of_mended(mended: Mended) -> RenderableType:
+    """Return what a repair found, and what it left."""
+    parts: list[RenderableType] = [of_counts(mended.before)]
+    if mended.after.work:
+        parts += [Text("not mended:"), of_counts(mended.after), *(Text(why) for why in mended.unmended)]
+    else:
+        rounds = f" in {mended.rounds} round{'s' * (mended.rounds > 1)}" if mended.rounds else ""
+        parts.append(Text(f"They agree now: mended{rounds}." if rounds else "They agree."))
+    return Group(*parts)
+
+
+def of_counts(report: Report) -> RenderableType:
+    """Return the differences of `report` in numbers."""
+    table = _table("count", "what", "", numbers=1)
+    for kind, meaning in MEANINGS.items():
+        if report.counts[kind]:
+            table.add_row(f"{report.counts[kind]:,}", kind.replace("_", " "), meaning)
+    return table
+
+
+def of_purge(purged: Purged, *, dry_run: bool) -> RenderableType:
+    """Return what a purge removed, or would remove."""
+    verb = "would be removed" if dry_run else "removed"
+    return Text(
+        f"{purged.orphans:,} of {purged.pictures:,} pictures and {purged.unfinished:,} unfinished files {verb}."
+    )
 
 
 def of_dry_delete(found: Mapping[str, int]) -> RenderableType:

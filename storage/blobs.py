@@ -1,12 +1,19 @@
 """Picture bytes by their SHA-256: a folder, or whatever else fsspec reaches."""
 
 import os
+import re
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+
+PREFIXES = tuple(f"{number:02x}" for number in range(256))
+"""All that a SHA-256 can begin with."""
+
+PART = ".part"
+NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class Blobs:
@@ -45,12 +52,32 @@ class Blobs:
         if self._files.exists(path := self._path(sha256)):
             self._files.rm_file(path)
 
+    def names(self, prefix: str) -> set[str]:
+        """Return the SHA-256 of every blob that starts with `prefix`, two hexadecimal digits."""
+        folder = f"{self._root}/{prefix}"
+        if not self._files.exists(folder):
+            return set()
+        names = (path.rsplit("/", 1)[-1] for path in self._files.find(folder))
+        return {name for name in names if NAME.fullmatch(name)}
+
+    def unfinished(self, prefix: str) -> list[str]:
+        """Return the paths of files below `prefix` that a crash left half-written; nobody may be writing."""
+        folder = f"{self._root}/{prefix}"
+        if not isinstance(self._files, LocalFileSystem) or not self._files.exists(folder):
+            return []
+        return sorted(path for path in self._files.find(folder) if path.endswith(PART))
+
+    def remove_unfinished(self, prefix: str) -> None:
+        """Remove what `unfinished` tells of."""
+        for path in self.unfinished(prefix):
+            self._files.rm_file(path)
+
     def _path(self, sha256: str) -> str:
         return f"{self._root}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
-    with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as part:
+    with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=PART, delete=False) as part:
         part.write(data)
         part.flush()
         os.fsync(part.fileno())

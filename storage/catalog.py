@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from storage.differences import Kept
 from storage.records import Digest, Item, Picture, Text, readings
 from storage.schema import ItemRow, MarkRow, SeenRow
 
@@ -290,6 +291,73 @@ def embedded_items(session: Session, collection: str, keys: Sequence[str] | None
         statement = statement.where(ItemRow.key.in_(keys))
     for row in session.scalars(statement.execution_options(yield_per=1000)):
         yield _item(row)
+
+
+def kept(
+    session: Session,
+    collection: str,
+    *,
+    after: UUID | None = None,
+    limit: int | None = None,
+    ids: Sequence[UUID] | None = None,
+) -> list[Kept]:
+    """Return living items in id order, each with what its mark in `collection` says.
+
+    Args:
+        after: only those with a greater id.
+        ids: only these.
+    """
+    marked = and_(MarkRow.item_id == ItemRow.id, MarkRow.collection == collection)
+    statement = (
+        select(
+            ItemRow.id,
+            ItemRow.source,
+            ItemRow.key,
+            ItemRow.content_hash,
+            ItemRow.record_hash,
+            MarkRow.content_hash,
+            MarkRow.record_hash,
+            ItemRow.image_sha256.is_not(None),
+            func.jsonb_path_exists(ItemRow.texts, text("'$[*] ? (@.embedded == true)'")),
+        )
+        .outerjoin(MarkRow, marked)
+        .where(ItemRow.deleted.is_(None))
+        .order_by(ItemRow.id)
+        .limit(limit)
+    )
+    if after is not None:
+        statement = statement.where(ItemRow.id > after)
+    if ids is not None:
+        statement = statement.where(ItemRow.id.in_(ids))
+    return [
+        Kept(id, source, key, Digest(content, record), Digest(mark, marked_record) if mark else None, *has)
+        for id, source, key, content, record, mark, marked_record, *has in session.execute(statement)
+    ]
+
+
+def items_with_digests(session: Session, ids: Sequence[UUID]) -> dict[UUID, tuple[Item, Digest]]:
+    """Return the living items among `ids`, each with what its point is to be made from, in id order."""
+    statement = select(ItemRow).where(ItemRow.id.in_(ids), ItemRow.deleted.is_(None)).order_by(ItemRow.id)
+    return {
+        row.id: (_item(row), Digest(row.content_hash, row.record_hash)) for row in session.scalars(statement)
+    }
+
+
+def pictures_between(session: Session, low: str, high: str) -> dict[str, Picture]:
+    """Return the pictures of living items by SHA-256, from `low` on and before `high`; one item for each."""
+    statement = (
+        select(ItemRow)
+        .where(ItemRow.image_sha256 >= low, ItemRow.image_sha256 < high, ItemRow.deleted.is_(None))
+        .order_by(ItemRow.image_sha256, ItemRow.id)
+        .distinct(ItemRow.image_sha256)
+    )
+    pictures = (_picture(row) for row in session.scalars(statement))
+    return {picture.sha256: picture for picture in pictures if picture}
+
+
+def drop_marks(session: Session, collection: str, ids: Sequence[UUID]) -> None:
+    """Take back what is promised of `ids` in `collection`."""
+    session.execute(delete(MarkRow).where(MarkRow.collection == collection, MarkRow.item_id.in_(ids)))
 
 
 def referenced(session: Session, shas: Sequence[str]) -> set[str]:

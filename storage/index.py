@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
+from storage.differences import Held, PointId, order
 from storage.records import Digest, Hit, Item, readings
 
 ALIAS = "items"
 Space = Literal["image", "text"]
 PAYLOAD_FIELDS = {"source": models.PayloadSchemaType.KEYWORD, "key": models.PayloadSchemaType.KEYWORD}
+SCROLL_PAGE = 1000
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -98,7 +100,7 @@ def active(client: QdrantClient) -> Collection | None:
     """Return the collection that the alias names, or None before the first ingest."""
     for alias in client.get_aliases().aliases:
         if alias.alias_name == ALIAS:
-            return _describe(client, alias.collection_name)
+            return describe(client, alias.collection_name)
     return None
 
 
@@ -187,6 +189,79 @@ def delete(client: QdrantClient, ids: Sequence[UUID]) -> dict[UUID, list[str]]:
     return held
 
 
+def held(client: QdrantClient, collection: str, ids: Sequence[UUID] | None = None) -> Iterator[Held]:
+    """Yield every point of `collection`, or those of `ids`, in id order; no vector is read.
+
+    Args:
+        collection: one that isn't there holds no point.
+    """
+    if not client.collection_exists(collection):
+        return
+    having = {
+        space: _Ids(_scroll(client, collection, ids, having=space, payload=False))
+        for space in ("image", "text")
+    }
+    for point in _scroll(client, collection, ids, having=None, payload=["content_hash", "record_hash"]):
+        id = _point_id(point)
+        yield Held(id, _digest(point.payload or {}), having["image"].has(id), having["text"].has(id))
+
+
+class _Ids:
+    """Ids in order, asked about in order."""
+
+    def __init__(self, points: Iterator[models.Record]) -> None:
+        self._ids = (_point_id(point) for point in points)
+        self._next = next(self._ids, None)
+
+    def has(self, id: PointId) -> bool:
+        while self._next is not None and order(self._next) < order(id):
+            self._next = next(self._ids, None)
+        return self._next == id
+
+
+def _scroll(
+    client: QdrantClient,
+    collection: str,
+    ids: Sequence[UUID] | None,
+    *,
+    having: Space | None,
+    payload: list[str] | bool,
+) -> Iterator[models.Record]:
+    must: list[models.Condition] = []
+    if ids is not None:
+        must.append(models.HasIdCondition(has_id=[str(id) for id in ids]))
+    if having is not None:
+        must.append(models.HasVectorCondition(has_vector=having))
+    offset: Any = None
+    while True:
+        points, offset = client.scroll(
+            collection,
+            scroll_filter=models.Filter(must=must) if must else None,
+            limit=SCROLL_PAGE,
+            offset=offset,
+            with_payload=payload,
+            with_vectors=False,
+        )
+        yield from points
+        if offset is None:
+            return
+
+
+def _point_id(point: models.Record) -> PointId:
+    return point.id if isinstance(point.id, int) else UUID(str(point.id))
+
+
+def _digest(payload: Mapping[str, Any]) -> Digest | None:
+    content, record = payload.get("content_hash"), payload.get("record_hash")
+    return Digest(content, record) if isinstance(content, str) and isinstance(record, str) else None
+
+
+def remove(client: QdrantClient, collection: str, ids: Sequence[PointId]) -> None:
+    """Remove the points of `ids` from one collection."""
+    wanted: list[Any] = [id if isinstance(id, int) else str(id) for id in ids]
+    client.delete(collection, wanted, wait=True)
+
+
 def search(
     client: QdrantClient,
     query: NDArray[np.float32],
@@ -256,7 +331,8 @@ def metadata_path(field: str) -> str:
     return 'metadata."' + field.replace('"', '\\"') + '"'
 
 
-def _describe(client: QdrantClient, name: str) -> Collection:
+def describe(client: QdrantClient, name: str) -> Collection:
+    """Return what the collection says of itself."""
     info = client.get_collection(name)
     made_by = info.config.metadata or {}
     return Collection(

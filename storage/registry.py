@@ -1,6 +1,7 @@
 """Models and collections in Postgres. Functions take a Session and never commit: the caller does."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -40,6 +41,21 @@ def marks_by_collection(session: Session) -> dict[str, int]:
     """Return how many points each collection should hold."""
     statement = select(MarkRow.collection, func.count()).group_by(MarkRow.collection)
     return dict(session.execute(statement.order_by(MarkRow.collection)).tuples().all())
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A collection, as Postgres has it."""
+
+    name: str
+    fingerprint: str
+    state: str
+
+
+def known_collections(session: Session) -> list[Known]:
+    """Return all collections, in order of name."""
+    rows = session.scalars(select(CollectionRow).order_by(CollectionRow.name))
+    return [Known(row.name, row.fingerprint, row.state) for row in rows]
 
 
 def active_collection(session: Session) -> str | None:

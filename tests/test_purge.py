@@ -1,0 +1,46 @@
+"""A purge removes what nobody needs, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.deps import Deps
+from flows.intake import Request, ingest_source
+from flows.purge import Purged, TooManyOrphans, purge
+from flows.settings import Settings
+from tests.builders import a_folder, png
+
+ORPHAN = "0" * 64
+
+
+def kept(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def blobs(deps: Deps, settings: Settings, tmp_path: Path) -> Path:
+    """Two pictures that are needed, one that is not, and a file that a crash left."""
+    files = {"red.png": png("red"), "blue.png": png("blue")}
+    ingest_source(deps, settings, Request(a_folder(tmp_path / "shop", files)))
+    deps.blobs.put(ORPHAN, b"not needed")
+    a_folder(tmp_path / "blobs", {"00/00/.half.part": b"half"})
+    return tmp_path / "blobs"
+
+
+def test_what_no_item_needs_goes_and_the_rest_stays(deps: Deps, blobs: Path):
+    assert purge(deps, max_delete=0.5, yes=False, dry_run=True) == Purged(3, 1, 1)
+    assert kept(blobs) == 4
+
+    purge(deps, max_delete=0.5, yes=False, dry_run=False)
+
+    assert kept(blobs) == 2
+    assert purge(deps, max_delete=0, yes=False, dry_run=False) == Purged(2, 0, 0)
+
+
+def test_a_purge_of_most_pictures_is_refused(deps: Deps, blobs: Path):
+    with pytest.raises(TooManyOrphans, match="1 of 3 pictures"):
+        purge(deps, max_delete=0.05, yes=False, dry_run=False)
+
+    assert kept(blobs) == 4
+    purge(deps, max_delete=0.05, yes=True, dry_run=False)
+    assert kept(blobs) == 2
