@@ -262,6 +262,30 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
     ctx.exit(1 if damage else 0)
 
 
+@main.command(short_help="List items that show the same picture.")
+@click.option("--near", is_flag=True, help="Also pictures that only look alike: resized, re-encoded, edited.")
+@as_json_option
+def duplicates(near: bool, as_json: bool) -> None:
+    """List groups of items whose pictures have the same bytes.
+
+    With --near, also pictures that look alike, told by a perceptual hash; the first time that reads every
+    picture, and later only new ones.
+    """
+    settings = load_settings()
+    from flows import tables
+    from flows.deps import open_stores
+    from flows.duplicates import look_alikes, same_bytes
+    from flows.progress import progress_bar
+
+    with open_stores(settings) as stores:
+        if near:
+            with progress_bar("look at pictures") as advance:
+                groups = look_alikes(stores, settings.limits, advance=advance)
+        else:
+            groups = same_bytes(stores)
+    _print(groups.as_json(), as_json, lambda: tables.of_groups(groups))
+
+
 @main.command(short_help="Remove pictures that nothing needs any more.")
 @click.option("--dry-run", is_flag=True, help="Count them, and remove nothing.")
 @max_delete_option
@@ -279,10 +303,24 @@ def purge(dry_run: bool, max_delete: float, yes: bool, as_json: bool) -> None:
     _print(purged.as_json(), as_json, lambda: tables.of_purge(purged, dry_run=dry_run))
 
 
-@main.command(short_help="List what could not be taken in, and why.")
+reason_option = click.option("--reason", metavar="CODE", help="Only rejects with this reason code.")
+of_source_option = click.option("--source", metavar="NAME", help="Only rejects of this source.")
+
+
+@main.group(short_help="List what could not be taken in, and why.", invoke_without_command=True)
+@reason_option
+@of_source_option
 @as_json_option
-def rejects(as_json: bool) -> None:
-    """List the records that could not be taken in, each with its reason and what to do."""
+@click.pass_context
+def rejects(ctx: click.Context, reason: str | None, source: str | None, as_json: bool) -> None:
+    """List the records that could not be taken in, each with its reason and what to do.
+
+    Once they are mended at their source, `sightline rejects retry` tries just those again.
+    """
+    if ctx.invoked_subcommand is not None:
+        if reason or source or as_json:
+            raise click.UsageError(f"put the options after {ctx.invoked_subcommand!r}")
+        return
     settings = load_settings()
     from sqlalchemy.orm import Session
 
@@ -291,8 +329,29 @@ def rejects(as_json: bool) -> None:
     from storage.runs import open_rejects
 
     with open_catalog(settings) as engine, Session(engine) as session:
-        found = open_rejects(session)
+        found = open_rejects(session, reason=reason, source=source)
     _print({"rejects": [reject.as_json() for reject in found]}, as_json, lambda: tables.of_rejects(found))
+
+
+@rejects.command(short_help="Try again what could not be taken in.")
+@reason_option
+@of_source_option
+@as_json_option
+@click.pass_context
+def retry(ctx: click.Context, reason: str | None, source: str | None, as_json: bool) -> None:
+    """Read the sources of open rejects again, and try those records alone.
+
+    What passes is taken in and resolved. Exit code 1 says that a source could not be read.
+    """
+    settings = load_settings()
+    from flows import tables
+    from flows.deps import open_deps
+    from flows.retry import retry_rejects
+
+    with open_deps(settings) as deps:
+        done = retry_rejects(deps, settings, reason=reason, source=source)
+    _print({"sources": [one.as_json() for one in done]}, as_json, lambda: tables.of_retries(done))
+    ctx.exit(1 if any(one.problem for one in done) else 0)
 
 
 @main.command(short_help="Measure how well texts and pictures find each other.")

@@ -53,6 +53,18 @@ class TooManyRejects(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class Only:
+    """Which rows of a source are tried again, and why: those at these places, or with these keys."""
+
+    places: frozenset[str]
+    keys: frozenset[str]
+    reason: str | None
+
+    def has(self, row: Row) -> bool:
+        return row.place in self.places or (row.key is not None and row.key in self.keys)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a person or a schedule asks for."""
 
@@ -62,6 +74,7 @@ class Request:
     limit: int | None = None
     delete_missing: bool = False
     revive: bool = False
+    only: Only | None = None
 
 
 def ingest_source(
@@ -96,12 +109,13 @@ def ingest_source(
         collection = steadily(partial(open_collection, deps, settings))
         run = new_run(source, collection.name, collection.dim, settings, request)
         with recorded(deps, run, request, prefect_run_id, for_s=settings.retry_for_s) as record:
-            for batch in batches(records_of(rows, record.besides), request.limit, settings.batch_size):
+            wanted = records_of(rows, record.besides, request.only)
+            for batch in batches(wanted, request.limit, settings.batch_size):
                 record.done += step(partial(steadily, partial(ingest_batch, deps, run, batch)))
                 advance(len(batch))
-            if not record.done.counts["read"]:
-                raise EmptySource(f"{request.location}: no record in it; is it the right folder or file?")
-            refuse_mostly_bad(record.report("failed"), settings.max_reject_share)
+            if request.only is None:
+                refuse_empty(record.report("failed"), request)
+                refuse_mostly_bad(record.report("failed"), settings.max_reject_share)
             steadily(partial(finish, deps, run, request, record.besides))
             report = record.report("completed")
     return report
@@ -122,7 +136,8 @@ def finish(deps: Deps, run: Run, request: Request, besides: Counter[str]) -> Non
     with deps.sessions.begin() as session:
         runs.require_running(session, run.id)
         if request.limit is None:
-            runs.resolve_rejects(session, run.id, run.source)
+            reason = request.only.reason if request.only else None
+            runs.resolve_rejects(session, run.id, run.source, reason)
     if request.delete_missing:
         for many in delete_missing(deps, run):
             besides["deleted"] += many
@@ -233,7 +248,7 @@ def recorded(
         runs.start_run(
             session,
             run.id,
-            "ingest",
+            "retry" if request.only else "ingest",
             source=run.source,
             location=str(request.location.resolve()),
             options={"langs": list(run.langs)},
@@ -265,12 +280,14 @@ def _end(deps: Deps, report: IngestReport, error: str | None) -> None:
         )
 
 
-def records_of(rows: Iterator[Row | Ignored], besides: Counter[str]) -> Iterator[Row]:
+def records_of(
+    rows: Iterator[Row | Ignored], besides: Counter[str], only: Only | None = None
+) -> Iterator[Row]:
     """Yield what became a record or a reject, and count what did neither in `besides`."""
     for row in rows:
         if isinstance(row, Ignored):
             besides["ignored"] += 1
-        else:
+        elif only is None or only.has(row):
             yield row
 
 
@@ -279,6 +296,12 @@ def batches(rows: Iterator[Row], limit: int | None, size: int) -> Iterator[list[
     wanted = islice(rows, limit)
     while batch := list(islice(wanted, size)):
         yield batch
+
+
+def refuse_empty(report: IngestReport, request: Request) -> None:
+    """Raise `EmptySource` if nothing was read."""
+    if not report.read:
+        raise EmptySource(f"{request.location}: no record in it; is it the right folder or file?")
 
 
 def refuse_mostly_bad(report: IngestReport, max_share: float) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from flows.deps import embedded_servers, open_catalog, open_index
 from flows.settings import Settings
-from storage import catalog, index, registry, runs
+from storage import catalog, duplicates, index, registry, runs
 from storage.embedded.qdrant.client import IndexUnavailable
 from storage.embedded.server import Server
 
@@ -24,6 +24,10 @@ class Status:
     """The model that is set; the collection's own may be another."""
 
     items: dict[str, int]
+    shared_pictures: int
+    """Pictures that more than one item has: they are kept and embedded once."""
+
+    sharing_items: int
     points: dict[str, int]
     """Marks by collection: how many points Postgres knows of."""
 
@@ -47,10 +51,13 @@ def read_status(settings: Settings) -> Status:
     """Look at Postgres, and at Qdrant if it can be reached; no model is loaded."""
     collection, problem = _look_at_index(settings)
     with open_catalog(settings) as engine, Session(engine) as session:
+        shared, sharing = duplicates.count_copies(session)
         return Status(
             home=str(settings.home.resolve()),
             model=settings.model,
             items=catalog.counts(session),
+            shared_pictures=shared,
+            sharing_items=sharing,
             points=registry.marks_by_collection(session),
             collection=collection,
             collection_problem=problem,

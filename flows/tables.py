@@ -7,10 +7,12 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.deletes import Receipt
+from flows.duplicates import Groups
 from flows.evaluate import Evaluation
 from flows.purge import Purged
 from flows.reconcile import Mended, Report
 from flows.report import COUNTS, IngestReport
+from flows.retry import Retry
 from flows.search import Results
 from flows.status import Status
 from storage.embedded.server import Server
@@ -70,7 +72,35 @@ def of_rejects(rejects: Sequence[Reject]) -> RenderableType:
     table = _table("source", "place", "reason", "what to do")
     for reject in rejects:
         table.add_row(Text(reject.source), Text(reject.place), reject.reason, Text(reject.message))
-    return Group(table, Text(f"{len(rejects):,} open; fix them at the source and ingest it again"))
+    remedy = "fix them at the source, then run: sightline rejects retry"
+    return Group(table, Text(f"{len(rejects):,} open; {remedy}"))
+
+
+def of_retries(retries: Sequence[Retry]) -> RenderableType:
+    """Return what became of the rejects that were tried again, by source."""
+    if not retries:
+        return Text("No open rejects.")
+    table = _table("tried", "resolved", "open", "source", "", numbers=3)
+    for retry in retries:
+        numbers = (f"{number:,}" for number in (retry.tried, retry.tried - retry.open, retry.open))
+        table.add_row(*numbers, Text(retry.source), Text(retry.problem or ""))
+    return table
+
+
+def of_groups(found: Groups) -> RenderableType:
+    """Return the items that show the same picture, group by group."""
+    table = _table("group", "source", "key", "picture", numbers=1)
+    for number, group in enumerate(found.groups, start=1):
+        for position, copy in enumerate(group):
+            first = f"{number:,}" if position == 0 else ""
+            table.add_row(first, Text(copy.source), Text(copy.key), copy.sha256[:12])
+    many = sum(map(len, found.groups))
+    says = "look alike" if found.near else "have the same bytes"
+    parts: list[RenderableType] = [table] if found.groups else []
+    parts.append(Text(f"{many:,} pictures in {len(found.groups):,} groups {says}."))
+    if found.unreadable:
+        parts.append(Text(f"{found.unreadable:,} pictures could not be had; see: sightline reconcile"))
+    return Group(*parts)
 
 
 MEANINGS = {
@@ -132,7 +162,8 @@ def of_purge(purged: Purged, *, dry_run: bool) -> RenderableType:
     """Return what a purge removed, or would remove."""
     verb = "would be removed" if dry_run else "removed"
     return Text(
-        f"{purged.orphans:,} of {purged.pictures:,} pictures and {purged.unfinished:,} unfinished files {verb}."
+        f"{purged.orphans:,} of {purged.pictures:,} pictures and {purged.unfinished:,} unfinished files "
+        f"{verb}."
     )
 
 
@@ -188,6 +219,8 @@ def of_status(status: Status) -> RenderableType:
     about.add_row("home", Text(status.home))
     about.add_row("items", f"{items['items']:,} in {items['sources']:,} sources")
     about.add_row("", f"{items['with_picture']:,} with a picture, {items['with_text']:,} with texts")
+    if status.shared_pictures:
+        about.add_row("", f"{status.sharing_items:,} items share {status.shared_pictures:,} pictures")
     if status.collection_problem:
         about.add_row("collection", Text(status.collection_problem))
     elif status.collection is None:

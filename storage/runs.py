@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, select, tuple_, update
+from sqlalchemy import ColumnElement, delete, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -123,6 +123,13 @@ def last_location(session: Session, source: str) -> str | None:
     return session.scalar(select(RunRow.location).where(*read).order_by(RunRow.started.desc()).limit(1))
 
 
+def last_options(session: Session, source: str) -> dict[str, Any]:
+    """Return what was asked for when `source` was last read."""
+    read = RunRow.source == source, RunRow.location.is_not(None)
+    last = select(RunRow.options).where(*read).order_by(RunRow.started.desc()).limit(1)
+    return session.scalar(last) or {}
+
+
 def recent_runs(session: Session, limit: int) -> list[Run]:
     """Return the latest runs, newest first."""
     rows = session.scalars(select(RunRow).order_by(RunRow.started.desc(), RunRow.id).limit(limit))
@@ -144,7 +151,10 @@ def recent_runs(session: Session, limit: int) -> list[Run]:
 
 
 def save_rejects(session: Session, run_id: UUID, source: str, rejects: Sequence[Rejected]) -> None:
-    """Put rows on record that could not be taken in; a place that failed before keeps one row."""
+    """Put rows on record that could not be taken in; a row that failed before keeps its entry.
+
+    A record is known again by its place, and by its key where it has moved since the earlier run.
+    """
     if not rejects:
         return
     rows = [
@@ -159,22 +169,25 @@ def save_rejects(session: Session, run_id: UUID, source: str, rejects: Sequence[
             set_=changed | {"last_seen": func.now(), "resolved": None},
         )
     )
+    keys = {reject.key for reject in rejects if reject.key is not None}
+    moved = RejectRow.source == source, RejectRow.key.in_(keys), RejectRow.run_id != run_id
+    session.execute(update(RejectRow).where(*moved, RejectRow.resolved.is_(None)).values(resolved=func.now()))
 
 
-def resolve_rejects(session: Session, run_id: UUID, source: str) -> None:
-    """Close the rejects of `source` that this run, which read all of it, did not meet again."""
-    session.execute(
-        update(RejectRow)
-        .where(RejectRow.source == source, RejectRow.run_id != run_id, RejectRow.resolved.is_(None))
-        .values(resolved=func.now())
-    )
+def resolve_rejects(session: Session, run_id: UUID, source: str, reason: str | None = None) -> None:
+    """Close the rejects of `source` that this run, which tried all of them, did not meet again.
+
+    Args:
+        reason: only those that were open for this reason were tried.
+    """
+    tried = RejectRow.source == source, RejectRow.run_id != run_id, *_open(reason)
+    session.execute(update(RejectRow).where(*tried).values(resolved=func.now()))
 
 
-def open_rejects(session: Session) -> list[Reject]:
-    """Return every open reject, by source and place."""
-    rows = session.scalars(
-        select(RejectRow).where(RejectRow.resolved.is_(None)).order_by(RejectRow.source, RejectRow.place)
-    )
+def open_rejects(session: Session, *, reason: str | None = None, source: str | None = None) -> list[Reject]:
+    """Return the open rejects, by source and place."""
+    wanted = _open(reason) if source is None else [RejectRow.source == source, *_open(reason)]
+    rows = session.scalars(select(RejectRow).where(*wanted).order_by(RejectRow.source, RejectRow.place))
     return [
         Reject(
             row.source,
@@ -188,6 +201,10 @@ def open_rejects(session: Session) -> list[Reject]:
         )
         for row in rows
     ]
+
+
+def _open(reason: str | None) -> list[ColumnElement[bool]]:
+    return [RejectRow.resolved.is_(None), *([] if reason is None else [RejectRow.reason == reason])]
 
 
 def forget_rejects(session: Session, items: Sequence[tuple[str, str]]) -> int:

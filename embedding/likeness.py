@@ -1,0 +1,60 @@
+"""Pictures that look alike, without a model: resized, re-encoded or slightly edited copies."""
+
+from collections.abc import Sequence
+
+import imagehash
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+NEAR = 4
+"""Bits of 64 in which the hashes of near duplicates may differ; copies of other sizes differ in 0 to 4."""
+
+LEAST_BITS = 3
+"""A hash with fewer bits is that of a picture without detail, which all look alike to it."""
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """Return the picture's pHash (Zauner, 2010), in [0, 2**64): similar pictures differ in few bits."""
+    return int(str(imagehash.phash(image)), 16)
+
+
+def near_groups(hashes: Sequence[int]) -> list[list[int]]:
+    """Return which of `hashes` belong together: chains in which neighbours differ in at most `NEAR` bits.
+
+    Cut into `NEAR` + 1 parts, two hashes that differ in so few bits have one part in common, so that only
+    those are compared that share a part.
+
+    Returns:
+        Positions in `hashes`, in groups of two or more; each in order, the groups by their first.
+    """
+    unique, which = np.unique(np.array(hashes, np.uint64), return_inverse=True)
+    detailed = np.bitwise_count(unique) >= LEAST_BITS
+    left, right = _near_pairs(unique)
+    both = detailed[left] & detailed[right]
+    edges = coo_matrix((np.ones(both.sum(), np.int8), (left[both], right[both])), (len(unique),) * 2)
+    labels = connected_components(edges, directed=False)[1] if len(unique) else np.empty(0, int)
+    members: dict[int, list[int]] = {}
+    for position, value in enumerate(which):
+        if detailed[value]:
+            members.setdefault(int(labels[value]), []).append(position)
+    return sorted(group for group in members.values() if len(group) > 1)
+
+
+def _near_pairs(unique: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the positions of all pairs that differ in at most `NEAR` bits, some of them more than once."""
+    lefts, rights = [np.empty(0, np.intp)], [np.empty(0, np.intp)]
+    width = -(-64 // (NEAR + 1))
+    for shift in range(0, 64, width):
+        part = (unique >> np.uint64(shift)) & np.uint64(2**width - 1)
+        by_part = np.argsort(part, kind="stable")
+        starts = np.flatnonzero(np.diff(part[by_part], prepend=part[by_part][:1] + np.uint64(1)))
+        for bucket in np.split(by_part, starts[1:] if len(starts) else []):
+            for position, one in enumerate(bucket[:-1]):
+                others = bucket[position + 1 :]
+                near = others[np.bitwise_count(unique[one] ^ unique[others]) <= NEAR]
+                lefts.append(np.full(len(near), one, np.intp))
+                rights.append(near)
+    return np.concatenate(lefts), np.concatenate(rights)

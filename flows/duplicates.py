@@ -1,0 +1,94 @@
+"""Which items show the same picture, or nearly the same."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from embedding.images import BadImage, decode_image
+from embedding.likeness import near_groups, perceptual_hash
+from flows.deps import Stores
+from flows.rows import picture_bytes
+from flows.settings import Limits
+from storage import duplicates
+from storage.duplicates import Copy
+from storage.source import FetchError
+
+BATCH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Items that belong together, group by group."""
+
+    near: bool
+    """Whether they look alike, or have the same bytes."""
+
+    groups: tuple[tuple[Copy, ...], ...]
+    unreadable: int = 0
+    """Pictures that could not be had, and were left out."""
+
+    def as_json(self) -> dict[str, Any]:
+        groups = [
+            [{"source": c.source, "key": c.key, "id": str(c.id), "sha256": c.sha256} for c in group]
+            for group in self.groups
+        ]
+        return {"near": self.near, "groups": groups, "unreadable": self.unreadable}
+
+
+def same_bytes(stores: Stores) -> Groups:
+    """Return the items that share a picture's bytes with another."""
+    with stores.sessions() as session:
+        copies = duplicates.copies(session)
+    return Groups(False, tuple(tuple(group) for _, group in groupby(copies, key=lambda copy: copy.sha256)))
+
+
+def look_alikes(stores: Stores, limits: Limits, *, advance: Callable[[int], None] = lambda _: None) -> Groups:
+    """Return the items whose pictures look alike, those with the same bytes among them.
+
+    What a picture looks like is worked out once and kept, so that the next call costs little.
+
+    Args:
+        advance: told how many pictures have been looked at.
+    """
+    unreadable = _hash_new(stores, limits, advance)
+    with stores.sessions() as session:
+        hashes = duplicates.hashes(session)
+        shas = list(hashes)
+        found = []
+        for group in near_groups(list(hashes.values())):
+            found.append(duplicates.items_with(session, [shas[position] for position in group]))
+        grouped = {copy.sha256 for group in found for copy in group}
+        same = groupby(duplicates.copies(session), key=lambda copy: copy.sha256)
+        found += [list(group) for sha256, group in same if sha256 not in grouped]
+    return Groups(True, tuple(map(tuple, _in_order(found))), unreadable)
+
+
+def _hash_new(stores: Stores, limits: Limits, advance: Callable[[int], None]) -> int:
+    after, unreadable = "", 0
+    while True:
+        with stores.sessions() as session:
+            pictures = duplicates.unhashed(session, after, BATCH)
+        if not pictures:
+            return unreadable
+        hashes = {}
+        for sha256, uri in pictures.items():
+            try:
+                image = decode_image(_bytes(stores, sha256, uri, limits), name=uri).image
+            except (BadImage, FetchError, FileNotFoundError):
+                unreadable += 1  # `reconcile` tells which pictures are gone
+            else:
+                hashes[sha256] = perceptual_hash(image)
+        with stores.sessions.begin() as session:
+            duplicates.save_hashes(session, hashes)
+        advance(len(pictures))
+        after = max(pictures)
+
+
+def _bytes(stores: Stores, sha256: str, uri: str, limits: Limits) -> bytes:
+    return picture_bytes(uri, limits) if stores.blobs is None else stores.blobs.get(sha256)
+
+
+def _in_order(groups: Iterable[list[Copy]]) -> list[list[Copy]]:
+    own = (sorted(group, key=lambda copy: (copy.source, copy.key)) for group in groups)
+    return sorted(own, key=lambda group: (group[0].source, group[0].key))

@@ -1,0 +1,66 @@
+"""Trying again what could not be taken in, and only that."""
+
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from flows.deps import Deps
+from flows.intake import Only, Request, ingest_source
+from flows.settings import Settings
+from storage import runs
+from storage.runs import Reject
+from storage.source import BadSource
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """What became of the open rejects of one source."""
+
+    source: str
+    tried: int
+    open: int
+    """How many of them are open still."""
+
+    problem: str | None = None
+    """Why none could be tried, in a sentence."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def retry_rejects(
+    deps: Deps, settings: Settings, *, reason: str | None = None, source: str | None = None
+) -> list[Retry]:
+    """Read the sources of open rejects again, and try those rows alone; what passes is resolved.
+
+    A row is known again by its place or by its key; one that its source no longer has is resolved as well.
+    All rows with the key of a reject are tried, so that of two with one key still the first counts.
+
+    Args:
+        reason: only rejects with this code.
+        source: only those of this source.
+
+    Raises:
+        Busy: another process writes one of the sources; those before it in order of name are done.
+    """
+    with deps.sessions() as session:
+        rejects = runs.open_rejects(session, reason=reason, source=source)
+    grouped = groupby(rejects, key=lambda reject: reject.source)
+    return [_retry(deps, settings, name, list(group), reason) for name, group in grouped]
+
+
+def _retry(deps: Deps, settings: Settings, source: str, rejects: list[Reject], reason: str | None) -> Retry:
+    with deps.sessions() as session:
+        location = runs.last_location(session, source)
+        langs = runs.last_options(session, source).get("langs")
+    keys = frozenset(reject.key for reject in rejects if reject.key is not None)
+    only = Only(frozenset(reject.place for reject in rejects), keys, reason)
+    request = Request(Path(location or ""), source, None if langs is None else tuple(langs), None, only=only)
+    try:
+        ingest_source(deps, settings, request)
+    except BadSource as error:
+        return Retry(source, len(rejects), len(rejects), str(error))
+    with deps.sessions() as session:
+        still = {reject.place for reject in runs.open_rejects(session, source=source)}
+    return Retry(source, len(rejects), sum(reject.place in still for reject in rejects))
