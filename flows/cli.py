@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 from rich.console import Console
@@ -284,6 +284,53 @@ def duplicates(near: bool, as_json: bool) -> None:
         else:
             groups = same_bytes(stores)
     _print(groups.as_json(), as_json, lambda: tables.of_groups(groups))
+
+
+@main.command(short_help="Write a backup of everything.")
+@click.argument("target")
+@click.option(
+    "--pictures",
+    type=click.Choice(["copy", "reference"]),
+    default="copy",
+    show_default=True,
+    help="Copy pictures, or leave them where they are kept.",
+)
+@as_json_option
+def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -> None:
+    """Write Postgres, the index and the pictures below TARGET, a folder or an fsspec URL.
+
+    Each backup gets a folder of its own, with checksums; pictures are kept once for all of them.
+    """
+    settings = load_settings()
+    from flows import tables
+    from flows.backup import backup as write_backup
+    from flows.deps import open_stores
+    from flows.progress import progress_bar
+
+    with open_stores(settings.with_time()) as stores, progress_bar("copy pictures") as advance:
+        made = write_backup(stores, target, settings.home, pictures=pictures, advance=advance)
+    _print(made.as_json(), as_json, lambda: tables.of_backup(made))
+
+
+@main.command(short_help="Fill an empty home from a backup.")
+@click.argument("location")
+@as_json_option
+@click.pass_context
+def restore(ctx: click.Context, location: str, as_json: bool) -> None:
+    """Check the backup at LOCATION, restore it into an empty home or empty servers, and compare the stores.
+
+    LOCATION is one backup, or the folder of several: then the latest. Exit code 1 says that the restored
+    stores differ.
+    """
+    settings = load_settings()
+    from flows import tables
+    from flows.progress import progress_bar
+    from flows.restore import restore as fill
+
+    with progress_bar("check pictures") as advance:
+        restored = fill(settings.with_time(), location, advance=advance)
+    _print(restored.as_json(), as_json, lambda: tables.of_restored(restored))
+    ctx.exit(1 if restored.report.damage else 0)
 
 
 @main.command(short_help="Remove pictures that nothing needs any more.")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validat
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "SIGHTLINE_"
+LONG_REQUEST_S = 3600
 FieldType = Literal["keyword", "integer", "float", "bool", "geo", "datetime", "text", "uuid"]
 """The kinds of payload index that Qdrant knows."""
 
@@ -75,6 +76,11 @@ class Settings(BaseSettings):
     @property
     def limits(self) -> Limits:
         return Limits(self.max_picture_bytes, self.fetch_timeout_s)
+
+    def with_time(self) -> "Settings":
+        """Return these settings for work whose single requests take long, such as a snapshot."""
+        slow = self.qdrant.model_copy(update={"timeout_s": max(self.qdrant.timeout_s, LONG_REQUEST_S)})
+        return self.model_copy(update={"qdrant": slow})
 
     @field_validator("langs", mode="before")
     @classmethod

@@ -6,12 +6,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flows.backup import Made
 from flows.deletes import Receipt
 from flows.duplicates import Groups
 from flows.evaluate import Evaluation
 from flows.purge import Purged
 from flows.reconcile import Mended, Report
 from flows.report import COUNTS, IngestReport
+from flows.restore import Restored
 from flows.retry import Retry
 from flows.search import Results
 from flows.status import Status
@@ -85,6 +87,31 @@ def of_retries(retries: Sequence[Retry]) -> RenderableType:
         numbers = (f"{number:,}" for number in (retry.tried, retry.tried - retry.open, retry.open))
         table.add_row(*numbers, Text(retry.source), Text(retry.problem or ""))
     return table
+
+
+def of_backup(made: Made) -> RenderableType:
+    """Return what a backup holds."""
+    manifest = made.manifest
+    table = _table("MiB", "file", numbers=1)
+    for file in manifest.files:
+        table.add_row(f"{file.bytes / 2**20:,.1f}", file.name)
+    how = "copied" if manifest.pictures == "copy" else "left where they are"
+    parts: list[RenderableType] = [table, Text(f"{manifest.items:,} items; pictures {how}")]
+    if manifest.lost_pictures:
+        parts.append(Text(f"{manifest.lost_pictures:,} pictures were gone before; see: sightline reconcile"))
+    return Group(*parts, Text(f"backup: {made.location}"))
+
+
+def of_restored(restored: Restored) -> RenderableType:
+    """Return what was restored, and how the stores compare."""
+    parts: list[RenderableType] = [
+        Text(f"restored {restored.location}, made {restored.manifest.made:%c} UTC")
+    ]
+    if not restored.has_vectors:
+        parts.append(
+            Text("its vectors fit another kind of Qdrant: sightline reconcile --repair embeds again")
+        )
+    return Group(*parts, of_differences(restored.report))
 
 
 def of_groups(found: Groups) -> RenderableType:

@@ -355,6 +355,17 @@ def pictures_between(session: Session, low: str, high: str) -> dict[str, Picture
     return {picture.sha256: picture for picture in pictures if picture}
 
 
+def living_pictures(session: Session) -> Iterator[str]:
+    """Yield the SHA-256 of every picture of a living item, in order, a thousand in memory."""
+    statement = (
+        select(ItemRow.image_sha256)
+        .where(ItemRow.image_sha256.is_not(None), ItemRow.deleted.is_(None))
+        .distinct()
+        .order_by(ItemRow.image_sha256)
+    )
+    yield from (sha for sha in session.scalars(statement.execution_options(yield_per=1000)) if sha)
+
+
 def drop_marks(session: Session, collection: str, ids: Sequence[UUID]) -> None:
     """Take back what is promised of `ids` in `collection`."""
     session.execute(delete(MarkRow).where(MarkRow.collection == collection, MarkRow.item_id.in_(ids)))

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
@@ -260,6 +261,36 @@ def remove(client: QdrantClient, collection: str, ids: Sequence[PointId]) -> Non
     """Remove the points of `ids` from one collection."""
     wanted: list[Any] = [id if isinstance(id, int) else str(id) for id in ids]
     client.delete(collection, wanted, wait=True)
+
+
+def save_snapshot(client: QdrantClient, collection: str, path: Path) -> None:
+    """Write `collection` as it is now to `path`, as a snapshot of the server's own kind."""
+    snapshot = client.create_snapshot(collection, wait=True)
+    if snapshot is None:
+        raise RuntimeError(f"Qdrant made no snapshot of {collection}, and gave no reason")
+    api = client.http.client
+    url = f"{api.host.rstrip('/')}/collections/{collection}/snapshots/{snapshot.name}"
+    try:
+        # the generated client would hold the whole file in memory
+        with api._client.stream("GET", url) as answer, path.open("wb") as file:
+            answer.raise_for_status()
+            for part in answer.iter_bytes():
+                file.write(part)
+    finally:
+        client.delete_snapshot(collection, snapshot.name, wait=True)
+
+
+def load_snapshot(client: QdrantClient, collection: str, path: Path) -> None:
+    """Make `collection` what the snapshot in `path` holds, whether or not it is there."""
+    with path.open("rb") as file:
+        client.http.snapshots_api.recover_from_uploaded_snapshot(
+            collection, wait=True, priority=models.SnapshotPriority.SNAPSHOT, snapshot=file
+        )
+
+
+def server_kind(client: QdrantClient) -> str:
+    """Return what kind of server answers: its snapshots fit no other kind."""
+    return client.info().title.split()[0]
 
 
 def search(

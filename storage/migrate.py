@@ -4,16 +4,22 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, func, select
 
 
-def upgrade(connection: Connection) -> None:
-    """Run every migration that `connection`'s database has not had yet.
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Run every migration up to `revision` that `connection`'s database has not had yet.
 
     Of several processes that start at once one migrates and the others wait; the caller commits.
     """
     connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended("sightline migrations", 0))))
-    command.upgrade(_config(connection), "head")
+    command.upgrade(_config(connection), revision)
+
+
+def revision_of(connection: Connection) -> str | None:
+    """Return the last migration that `connection`'s database has had; None before the first."""
+    return MigrationContext.configure(connection).get_current_revision()
 
 
 def _config(connection: Connection) -> Config:

@@ -85,6 +85,12 @@ def start_run(
     )
 
 
+def close_all(session: Session) -> None:
+    """Close runs that a backup took along as running: where it is restored, none of them runs."""
+    running = RunRow.outcome == "running"
+    session.execute(update(RunRow).where(running).values(outcome="crashed", ended=func.now()))
+
+
 def require_running(session: Session, run_id: UUID) -> None:
     """Make sure, for as long as the transaction lasts, that this run is the one that may write.
 

@@ -19,6 +19,7 @@ from uuid import uuid4
 import httpx
 from pydantic import ValidationError
 from qdrant_client import models
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.routing import Route
@@ -47,6 +48,7 @@ def routes(store: Store, door: Door) -> Iterator[Route]:
     yield act("GET", path, _listed)
     yield act("POST", path, _create)
     yield act("PUT", f"{path}/recover", _recover, models.SnapshotRecover)
+    yield act("POST", f"{path}/upload", _upload)
     yield act("GET", f"{path}/{{snapshot}}", _download)
     yield act("DELETE", f"{path}/{{snapshot}}", _delete)
 
@@ -97,6 +99,23 @@ async def _recover(store: Store, request: Request, wanted: models.SnapshotRecove
         shutil.rmtree(unpacked, ignore_errors=True)
     store.adopt(store.aliases.get(name, name), stored)
     return True
+
+
+async def _upload(store: Store, request: Request, _: None) -> bool:
+    """Recover from the file `snapshot` of a form; it goes to disk as it comes."""
+    path = store.folder / f"upload-{uuid4().hex}"
+    async with request.form(max_files=1, max_fields=0) as form:
+        upload = form.get("snapshot")
+        if not isinstance(upload, UploadFile):
+            raise Refused("send the snapshot as the file `snapshot` of a form")
+        try:
+            with path.open("xb") as file:
+                await asyncio.to_thread(shutil.copyfileobj, upload.file, file)
+            checksum = request.query_params.get("checksum")
+            wanted = models.SnapshotRecover(location=str(path), checksum=checksum)
+            return await _recover(store, request, wanted)
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _pack(shard: Path, stored: Stored, path: Path) -> None:

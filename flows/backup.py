@@ -1,0 +1,260 @@
+"""Backups: Postgres, the index and the pictures in one place, with checksums; and back."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+from fsspec.core import url_to_fs
+from pydantic import BaseModel, ValidationError
+
+from flows.deps import Stores
+from storage import catalog, dump, index, registry, runs
+from storage.blobs import PREFIXES, Blobs
+from storage.dump import Dump
+from storage.locks import Lock, lone_lock
+
+MANIFEST = "manifest.json"
+MANIFEST_SUM = "manifest.sha256"
+PICTURES = "pictures"
+PICTURE_LIST = "pictures.txt"
+FORMAT = 1
+Mode = Literal["copy", "reference"]
+Advance = Callable[[int], None]
+
+
+class BadBackup(ValueError):
+    """There is no whole backup there; nothing was restored."""
+
+
+class File(BaseModel, frozen=True):
+    """One file of a backup."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Snapshot(BaseModel, frozen=True):
+    """One collection of a backup."""
+
+    collection: str
+    file: str
+    points: int
+
+
+class Manifest(BaseModel, frozen=True):
+    """What a backup holds; written last, so that whatever has one is complete."""
+
+    format: Literal[1]
+    made: datetime
+    postgres: Dump
+    index: str
+    """What kind of server the snapshots fit."""
+
+    snapshots: tuple[Snapshot, ...]
+    pictures: Mode
+    items: int
+    lost_pictures: int
+    """Pictures that were gone before the backup was made."""
+
+    files: tuple[File, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A backup that was made."""
+
+    location: str
+    manifest: Manifest
+
+    def as_json(self) -> dict[str, Any]:
+        return {"location": self.location} | self.manifest.model_dump(mode="json")
+
+
+def backup(
+    stores: Stores,
+    target: str,
+    scratch: Path,
+    *,
+    pictures: Mode = "copy",
+    advance: Advance = lambda _: None,
+) -> Made:
+    """Write a backup into a new folder below `target`; no earlier one is changed.
+
+    Pictures are kept once below `target`, whichever backups need them. They are copied before everything
+    else, beside running ingests; only the rest, which takes less long, needs that nobody writes.
+
+    Args:
+        target: a folder, or an fsspec URL.
+        scratch: a local folder with room for the dump and the largest snapshot.
+        pictures: `reference` leaves them where they are.
+        advance: told how many pictures have been copied.
+
+    Raises:
+        Busy: another process writes.
+        DumpFailed: Postgres' own tool failed.
+    """
+    if pictures == "copy":
+        _copy_pictures(stores, target, advance)
+    with lone_lock(stores.engine) as lock, _recorded(stores):
+        now = datetime.now(UTC)
+        name = f"{now:%Y-%m-%dT%H-%M-%SZ}-{uuid4().hex[:4]}"
+        if pictures == "copy":
+            _copy_pictures(stores, target, advance)
+        with scratch_folder(scratch) as folder:
+            manifest = _write(stores, folder, now, pictures, lock)
+            files, root = url_to_fs(target)
+            files.makedirs(f"{root}/{name}", exist_ok=False)
+            for one in manifest.files:
+                files.put_file(str(folder / one.name), f"{root}/{name}/{one.name}")
+            content = manifest.model_dump_json(indent=2).encode()
+            files.pipe_file(f"{root}/{name}/{MANIFEST_SUM}", hashlib.sha256(content).hexdigest().encode())
+            files.pipe_file(f"{root}/{name}/{MANIFEST}", content)
+    return Made(f"{target.rstrip('/')}/{name}", manifest)
+
+
+def read_manifest(location: str) -> tuple[str, Manifest]:
+    """Return where the backup at `location` is, and what it holds: itself, or the latest below it.
+
+    Raises:
+        BadBackup: there is none, or its manifest cannot be read.
+    """
+    files, root = url_to_fs(location)
+    if not files.exists(f"{root}/{MANIFEST}"):
+        below = sorted(files.glob(f"{root}/*/{MANIFEST}"))
+        if not below:
+            raise BadBackup(f"{location}: there is no complete backup, as none has a {MANIFEST}")
+        name = below[-1].rsplit("/", 2)[-2]
+        location, root = f"{location.rstrip('/')}/{name}", f"{root}/{name}"
+    content = files.cat_file(f"{root}/{MANIFEST}")
+    digest = hashlib.sha256(content).hexdigest().encode()
+    if not files.exists(f"{root}/{MANIFEST_SUM}") or files.cat_file(f"{root}/{MANIFEST_SUM}") != digest:
+        raise BadBackup(f"{location}: its {MANIFEST} is damaged; use another backup")
+    try:
+        return location, Manifest.model_validate_json(content)
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
+        raise BadBackup(f"{location}: its {MANIFEST} is of another release of Sightline ({why})") from error
+
+
+def fetch_checked(location: str, manifest: Manifest, folder: Path, *, advance: Advance) -> None:
+    """Copy the files of a backup into `folder`, and check them and the pictures against their checksums.
+
+    Raises:
+        BadBackup: a file is missing or damaged, or a picture is.
+    """
+    files, root = url_to_fs(location)
+    for one in manifest.files:
+        path = folder / one.name
+        try:
+            files.get_file(f"{root}/{one.name}", str(path))
+        except FileNotFoundError as error:
+            raise BadBackup(f"{location}: {one.name} is missing; use another backup") from error
+        if _described(path) != one:
+            raise BadBackup(f"{location}: {one.name} is damaged; use another backup")
+    if manifest.pictures == "copy":
+        kept = kept_pictures(location)
+        for sha256 in picture_list(folder):
+            try:
+                found = hashlib.sha256(kept.get(sha256)).hexdigest()
+            except FileNotFoundError as error:
+                raise BadBackup(f"{location}: picture {sha256} is missing; use another backup") from error
+            if found != sha256:
+                raise BadBackup(f"{location}: picture {sha256} is damaged; use another backup")
+            advance(1)
+
+
+def kept_pictures(location: str) -> Blobs:
+    """Return the pictures beside the backup at `location`."""
+    return Blobs(f"{location.rstrip('/').rsplit('/', 1)[0]}/{PICTURES}")
+
+
+def picture_list(folder: Path) -> Iterator[str]:
+    """Yield the SHA-256 of each picture that the backup fetched into `folder` needs."""
+    with (folder / PICTURE_LIST).open() as file:
+        yield from (line.strip() for line in file)
+
+
+def _write(stores: Stores, folder: Path, now: datetime, pictures: Mode, lock: Lock) -> Manifest:
+    made = dump.dump(stores.engine, folder)
+    lost = 0
+    with stores.sessions() as session, (folder / PICTURE_LIST).open("w") as file:
+        items = catalog.counts(session)["items"]
+        known = registry.known_collections(session)
+        for sha256 in catalog.living_pictures(session):
+            if stores.blobs is not None and not stores.blobs.has(sha256):
+                lost += 1
+            else:
+                file.write(f"{sha256}\n")
+    snapshots = []
+    for one in known:
+        if not stores.vectors.collection_exists(one.name):
+            continue
+        lock.keep()
+        file_name = f"{one.name}.snapshot"
+        index.save_snapshot(stores.vectors, one.name, folder / file_name)
+        points = stores.vectors.count(one.name, exact=True).count
+        snapshots.append(Snapshot(collection=one.name, file=file_name, points=points))
+    names = [*made.files, PICTURE_LIST, *(one.file for one in snapshots)]
+    return Manifest(
+        format=FORMAT,
+        made=now,
+        postgres=made,
+        index=index.server_kind(stores.vectors),
+        snapshots=tuple(snapshots),
+        pictures=pictures if stores.blobs is not None else "reference",
+        items=items,
+        lost_pictures=lost,
+        files=tuple(_described(folder / name) for name in names),
+    )
+
+
+def _copy_pictures(stores: Stores, target: str, advance: Advance) -> None:
+    """Copy the pictures that are not below `target` yet."""
+    if stores.blobs is None:
+        return
+    kept = Blobs(f"{target.rstrip('/')}/{PICTURES}")
+    for prefix in PREFIXES:
+        for sha256 in sorted(stores.blobs.names(prefix) - kept.names(prefix)):
+            try:
+                kept.put(sha256, stores.blobs.get(sha256))
+            except FileNotFoundError:
+                continue  # deleted meanwhile; what is missing in the end, the manifest counts
+            advance(1)
+
+
+@contextmanager
+def _recorded(stores: Stores) -> Iterator[None]:
+    run_id, outcome = uuid4(), "failed"
+    with stores.sessions.begin() as session:
+        runs.start_run(session, run_id, "backup")
+    try:
+        yield
+        outcome = "completed"
+    finally:
+        with stores.sessions.begin() as session:
+            runs.end_run(session, run_id, outcome, counts={}, seconds={})
+
+
+@contextmanager
+def scratch_folder(scratch: Path) -> Iterator[Path]:
+    """Yield a new folder below `scratch`, gone afterwards."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="backup-", dir=scratch))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _described(path: Path) -> File:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return File(name=path.name, bytes=path.stat().st_size, sha256=digest)
