@@ -153,7 +153,12 @@ def first_of_each(
 
 def picture_bytes(uri: str, limits: Limits) -> bytes:
     """Return the bytes at `uri`, as `fetch` does, within `limits`."""
-    return fetch(uri, max_bytes=limits.max_picture_bytes, timeout_s=limits.fetch_timeout_s)
+    return fetch(
+        uri,
+        max_bytes=limits.max_picture_bytes,
+        timeout_s=limits.fetch_timeout_s,
+        private_redirects=limits.private_redirects,
+    )
 
 
 def _second(record: Record, first_place: str) -> Rejected:

@@ -21,6 +21,7 @@ class Limits:
 
     max_picture_bytes: int
     fetch_timeout_s: float
+    private_redirects: bool = False
 
 
 class BadSettings(ValueError):
@@ -71,11 +72,14 @@ class Settings(BaseSettings):
     keep_pictures: bool = Field(True, description="Whether picture bytes are kept, or their URI alone.")
     max_picture_bytes: int = Field(64 * 2**20, gt=0, description="Larger picture files are rejected.")
     fetch_timeout_s: float = Field(30, gt=0, description="Seconds to wait for one picture behind a URL.")
+    private_redirects: bool = Field(
+        False, description="Whether a redirect may lead to this machine or into a private network."
+    )
     max_reject_share: float = Field(0.5, ge=0, le=1, description="A run with more rejects than this fails.")
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.max_picture_bytes, self.fetch_timeout_s)
+        return Limits(self.max_picture_bytes, self.fetch_timeout_s, self.private_redirects)
 
     def with_time(self) -> "Settings":
         """Return these settings for work whose single requests take long, such as a snapshot."""

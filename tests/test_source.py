@@ -727,6 +727,16 @@ class Answers(BaseHTTPRequestHandler):
                     return
             case "round":
                 self._answer(302, Location="/round")
+            case "away":
+                self._answer(302, Location=f"http://localhost:{self.server.server_port}/picture")
+            case "here":
+                self._answer(302, Location="/picture")
+            case "file":
+                self._answer(302, Location="file:///etc/passwd")
+            case "mapped":
+                self._answer(302, Location=f"http://[::ffff:127.0.0.1]:{self.server.server_port}/picture")
+            case "metadata":
+                self._answer(302, Location="http://169.254.169.254/latest")
             case "silent":
                 self.over.wait(30)
             case status:
@@ -813,6 +823,16 @@ def test_a_url_is_fetched():
         assert fetch(f"{url}/picture", **LIMITS) == PICTURE
 
 
+def test_a_redirect_is_followed_on_the_same_host_and_elsewhere_when_that_is_allowed():
+    with a_web_server() as url:
+        assert fetch(f"{url}/here", **LIMITS) == PICTURE
+        assert fetch(f"{url}/away", **LIMITS, private_redirects=True) == PICTURE
+
+
+def test_a_password_in_a_url_is_not_repeated():
+    assert "secret" not in str(the_refusal("http://me:secret@127.0.0.1:1/a.png"))
+
+
 def test_an_answer_without_end_is_read_up_to_the_limit():
     with a_web_server() as url:
         assert the_refusal(f"{url}/endless").reason == "too_large"
@@ -825,7 +845,11 @@ def test_an_answer_without_end_is_read_up_to_the_limit():
         ("410", "missing_file", "HTTP 410"),
         ("403", "unreachable", "HTTP 403 Forbidden; does it need a login"),
         ("503", "unreachable", "HTTP 503"),
-        ("round", "unreachable", "redirected in circles; correct the URL"),
+        ("round", "unreachable", "redirected more than 10 times"),
+        ("away", "private_address", "redirected to localhost, a private address"),
+        ("mapped", "private_address", "a private address"),
+        ("metadata", "private_address", "redirected to 169.254.169.254, a private address"),
+        ("file", "private_address", "redirected to file:, which is not followed"),
         ("silent", "unreachable", "no full answer within 0.1 s"),
     ],
 )

@@ -3,24 +3,19 @@
 import errno
 import os
 import stat
-from typing import Any
 
 import aiohttp
-from fsspec import filesystem
-from fsspec.asyn import sync
 from fsspec.core import url_to_fs
 
 from storage.source.validate import printable
-
-CHUNK_BYTES = 1 << 16
-GONE = (404, 410)
+from storage.source.web import PrivateAddress, read_url
 
 
 class FetchError(ValueError):
     """The bytes of this picture cannot be had; the next one may be fine.
 
     Attributes:
-        reason: `missing_file`, `too_large` or `unreachable`.
+        reason: `missing_file`, `too_large`, `private_address` or `unreachable`.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -28,19 +23,20 @@ class FetchError(ValueError):
         self.reason = reason
 
 
-def fetch(uri: str, *, max_bytes: int, timeout_s: float) -> bytes:
+def fetch(uri: str, *, max_bytes: int, timeout_s: float, private_redirects: bool = False) -> bytes:
     """Return the bytes at `uri`; none is a fine answer here, an empty file is refused when it is decoded.
 
     Args:
         uri: an absolute path, or a URL that fsspec knows, as in `Record.image`.
         max_bytes: no more than one byte beyond this is read.
         timeout_s: for the whole of an HTTP answer; other protocols have limits of their own.
+        private_redirects: whether an http redirect to another host may lead into a private network.
 
     Raises:
         FetchError: whatever it is that keeps the bytes from being read.
     """
     if uri.lower().startswith(("http://", "https://")):
-        content = _from_web(uri, max_bytes + 1, timeout_s)
+        content = _from_web(uri, max_bytes + 1, timeout_s, private_redirects)
     elif "://" in uri and not uri.startswith("/"):
         content = _from_store(uri, max_bytes + 1)
     else:
@@ -66,41 +62,31 @@ def _from_disk(path: str, limit: int) -> bytes:
         raise FetchError("unreachable", why) from error
 
 
-def _from_web(url: str, limit: int, timeout_s: float) -> bytes:
-    files = filesystem("http")
+def _from_web(url: str, limit: int, timeout_s: float, private_redirects: bool) -> bytes:
     try:
-        content: bytes = sync(files.loop, _body, files, url, limit, timeout_s)
+        return read_url(url, limit=limit, timeout_s=timeout_s, private_redirects=private_redirects)
     except FileNotFoundError as error:
         raise FetchError("missing_file", f"{url}: {error}; correct the URL or remove the row") from error
     except TimeoutError as error:
         why = f"{url}: no full answer within {timeout_s:g} s; try again, or raise the time limit"
         raise FetchError("unreachable", why) from error
-    except aiohttp.TooManyRedirects as error:
-        raise FetchError("unreachable", f"{url}: redirected in circles; correct the URL") from error
     except aiohttp.ClientResponseError as error:
         why = f"{url}: HTTP {error.status} {error.message}; does it need a login, or a later try?"
         raise FetchError("unreachable", why) from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
+        if (private := _private(error)) is not None:
+            why = f"{url}: {private}; correct the URL, or set SIGHTLINE_PRIVATE_REDIRECTS=true"
+            raise FetchError("private_address", why) from error
         why = f"{url}: {type(error).__name__} ({error}); check the URL and the network"
         raise FetchError("unreachable", why) from error
-    return content
 
 
-async def _body(files: Any, url: str, limit: int, timeout_s: float) -> bytes:
-    """Return at most `limit` bytes; fsspec's own `open` asks twice, and hides a dead host behind a 404."""
-    session: aiohttp.ClientSession = await files.set_session()
-    timeout = aiohttp.ClientTimeout(total=timeout_s)
-    headers = {"Accept-Encoding": "identity"}
-    async with session.get(url, timeout=timeout, headers=headers) as answer:
-        if answer.status in GONE:
-            raise FileNotFoundError(f"HTTP {answer.status} {answer.reason}")
-        answer.raise_for_status()
-        content = bytearray()
-        async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
-            content += chunk
-            if len(content) >= limit:
-                break
-        return bytes(content[:limit])
+def _private(error: BaseException) -> PrivateAddress | None:
+    """Return the refusal behind `error`: what a resolver raises comes wrapped."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, PrivateAddress):
+        cause = cause.__cause__
+    return cause
 
 
 def _from_store(url: str, limit: int) -> bytes:
