@@ -61,7 +61,7 @@ def is_storable(text: str) -> bool:
 
 
 def printable(text: str, max_chars: int = MAX_RAW_CHARS) -> str:
-    r"""Return `text` cut to `max_chars`, without passwords in URLs; what cannot be stored is shown by its code.
+    r"""Return `text` cut to `max_chars`, without passwords in URLs; the unstorable is shown by its code.
 
     >>> printable("http://me:secret@host/a.png")
     'http://***@host/a.png'

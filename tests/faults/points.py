@@ -1,0 +1,141 @@
+"""The kill points: places in the write path, by name, where a process is ended with SIGKILL."""
+
+import importlib
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Literal
+
+import httpx
+
+
+@dataclass(frozen=True, slots=True)
+class KillPoint:
+    """Before or after the `nth` call of something in the write path."""
+
+    name: str
+    target: str
+    """`module:attribute`, where the attribute may be one of a class."""
+
+    when: Literal["before", "after"]
+    nth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class HalfARequest:
+    """Half of a request to Qdrant has been sent: the `nth` one to a path that ends so."""
+
+    name: str
+    path: str
+    nth: int = 1
+
+
+FIRST_INGEST = (
+    KillPoint("before the collection is made", "storage.index:create", "before"),
+    KillPoint("the collection without its indexes", "qdrant_client:QdrantClient.create_collection", "after"),
+    KillPoint("between two payload indexes", "qdrant_client:QdrantClient.create_payload_index", "after"),
+    KillPoint("before the alias", "storage.index:activate", "before"),
+    HalfARequest("in the middle of the alias switch", "/collections/aliases"),
+    KillPoint("the alias has moved, Postgres does not know", "storage.index:activate", "after"),
+    KillPoint("the collection on record, not committed", "storage.registry:activate_collection", "after"),
+    KillPoint("before the run is on record", "storage.runs:start_run", "before"),
+    KillPoint("the run on record, not committed", "storage.runs:start_run", "after"),
+    KillPoint("the first batch is read", "flows.batch:fetch_rows", "after"),
+    KillPoint("the first keys are claimed, not committed", "storage.catalog:claim", "after"),
+    KillPoint("half a blob", "os:replace", "before", 2),
+    KillPoint("after the first blob", "storage.blobs:Blobs.put", "after"),
+    KillPoint("after all blobs of a batch, before its items", "storage.catalog:save_items", "before"),
+    KillPoint("the items are written, not committed", "storage.catalog:save_items", "after"),
+    KillPoint("after the items, before the model", "flows.batch:embed_all", "before"),
+    KillPoint("in the middle of embedding", "embedding.encoder:SentenceEncoder.images", "after"),
+    KillPoint("embedded, nothing in Qdrant", "storage.index:upsert", "before"),
+    HalfARequest("in the middle of a Qdrant write", "/points"),
+    HalfARequest("in the middle of the last Qdrant write", "/points", 3),
+    KillPoint("after the points, before the marks", "storage.index:upsert", "after"),
+    KillPoint("the marks are written, not committed", "storage.catalog:mark_embedded", "after"),
+    KillPoint("one batch is done", "flows.batch:fetch_rows", "before", 2),
+    KillPoint("in the middle of the second batch", "flows.batch:embed_all", "after", 2),
+    KillPoint("the last points, before their marks", "storage.catalog:mark_embedded", "before", 3),
+    KillPoint("all batches are done", "flows.intake:finish", "before"),
+    KillPoint("rejects are resolved, not committed", "storage.runs:resolve_rejects", "after"),
+    KillPoint("before the run is closed", "storage.runs:end_run", "before"),
+    KillPoint("the run is closed, not committed", "storage.runs:end_run", "after"),
+)
+"""While a source is taken in for the first time."""
+
+SECOND_INGEST = (
+    KillPoint("before payloads are replaced", "storage.index:overwrite_payloads", "before"),
+    HalfARequest("in the middle of new payloads", "/points/batch"),
+    KillPoint("payloads are new, marks are old", "storage.catalog:mark_embedded", "before"),
+    KillPoint("the tombstones are written, not committed", "storage.catalog:tombstone", "after"),
+    KillPoint("tombstones, and points that answer", "storage.index:delete", "before"),
+    HalfARequest("in the middle of deleting points", "/points/delete"),
+    KillPoint("the points are gone, the pictures are not", "storage.index:delete", "after"),
+    KillPoint("a picture is gone, its tombstone says it has one", "storage.blobs:Blobs.delete", "after"),
+    KillPoint("the tombstones are cleared, not committed", "storage.catalog:clear", "after"),
+)
+"""While changes, new records and deletes are taken in."""
+
+ALL = {point.name: point for point in (*FIRST_INGEST, *SECOND_INGEST)}
+
+
+def arm(name: str) -> None:
+    """Have this process end itself at the kill point `name`."""
+    point = ALL[name]
+    if isinstance(point, HalfARequest):
+        _arm_request(point)
+        return
+    module_name, path = point.target.split(":")
+    owner: Any = importlib.import_module(module_name)
+    *classes, attribute = path.split(".")
+    for part in classes:
+        owner = getattr(owner, part)
+    setattr(owner, attribute, _killing(getattr(owner, attribute), point))
+
+
+def _killing(real: Callable[..., Any], point: KillPoint) -> Callable[..., Any]:
+    calls = 0
+
+    @wraps(real)
+    def call(*args: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == point.nth and point.when == "before":
+            die()
+        result = real(*args, **named)
+        if calls == point.nth:
+            die()
+        return result
+
+    return call
+
+
+def _arm_request(point: HalfARequest) -> None:
+    real, calls = httpx.HTTPTransport.handle_request, 0
+
+    def handle(self: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
+        nonlocal calls
+        if request.method != "GET" and request.url.path.endswith(point.path):
+            calls += 1
+            if calls == point.nth:
+                _send_half(request)
+                die()
+        return real(self, request)
+
+    httpx.HTTPTransport.handle_request = handle  # type: ignore[method-assign]
+
+
+def _send_half(request: httpx.Request) -> None:
+    body = request.read()
+    lines = [f"{request.method} {request.url.raw_path.decode()} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in request.headers.items()]
+    with socket.create_connection((request.url.host, request.url.port or 80), timeout=10) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode() + body[: len(body) // 2])
+
+
+def die() -> None:
+    """End this process as `kill -9` does."""
+    os.kill(os.getpid(), signal.SIGKILL)
