@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCE ?=
+# Each worker has a Postgres and an index of its own.
+ON_ALL_CORES := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test lint types tests bench stress help
+.PHONY: demo test lint types tests test-faults bench stress help
 
 help:
 	@echo "make demo                 fetch a captioned set of pictures, ingest it, search it"
 	@echo "make demo SOURCE=folder   the same with your own pictures"
 	@echo "make test                 linters, types, import rules and tests"
+	@echo "make test-faults          every fault at many more moments (a quarter of an hour)"
 	@echo "make bench                memory and speed, measured here (a quarter of an hour)"
 	@echo "make stress               eight processes on one index, whose owner is killed (minutes)"
 
@@ -26,7 +29,10 @@ types: .venv/installed
 	$(BIN)/mypy
 
 tests: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest $(ON_ALL_CORES)
+
+test-faults: .venv/installed
+	$(BIN)/pytest $(ON_ALL_CORES) -m "" tests/faults
 
 bench: .venv/installed
 	$(BIN)/python -m tests.bench.memory

@@ -7,8 +7,8 @@ from psycopg.abc import PQGen
 from sqlalchemy import Engine, create_engine, event
 
 CONNECT_TIMEOUT_S = 10
-GRACE_S = 5
-"""How much longer than the server the client waits, so that the server can say itself what was too slow."""
+PATIENCE = 1.25
+"""How many times as long as the server the client waits, so that the server can say what was too slow."""
 
 SERVER_OPTIONS = (
     "-c statement_timeout={ms} -c lock_timeout={ms} -c idle_in_transaction_session_timeout={idle}"
@@ -26,7 +26,7 @@ def open_engine(url: str, *, timeout_s: float) -> Engine:
     The server's own limit doesn't help where the network goes silent, so that each wait for an answer has
     one too, a little longer; whoever overruns it gets an `OperationalError` and a closed connection.
     """
-    limited = _limited(timeout_s + GRACE_S)
+    limited = _limited(timeout_s * PATIENCE)
     engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
     limits = SERVER_OPTIONS.format(ms=round(timeout_s * 1000), idle=IDLE_S * 1000)
 
