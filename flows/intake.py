@@ -24,7 +24,7 @@ from flows.retries import is_transient, persist
 from flows.rows import Row, Run, fetch_rows, plan_rows
 from flows.settings import Settings
 from storage import catalog, index, registry, runs
-from storage.locks import Lock, source_lock
+from storage.locks import Lock, collection_lock, source_lock
 from storage.records import Ignored
 from storage.source import read_source, source_name
 
@@ -193,18 +193,9 @@ def open_collection(deps: Deps, settings: Settings) -> index.Collection:
     """Return the collection that searches go to, made for the encoder's model if there is none yet."""
     encoder = deps.encoder
     if index.active(deps.vectors) is None:
-        name = index.collection_name(encoder.fingerprint)
-        if not deps.vectors.collection_exists(name):
-            with deps.sessions.begin() as session:
-                registry.forget_marks(session, name)
-        index.create(
-            deps.vectors,
-            model=encoder.name,
-            fingerprint=encoder.fingerprint,
-            dim=encoder.dim,
-            filter_fields=settings.qdrant.filter_fields,
-        )
-        index.activate(deps.vectors, name)
+        with collection_lock(deps.engine):
+            if index.active(deps.vectors) is None:  # nobody has made it while we waited
+                _make_collection(deps, settings)
     collection = index.collection_of(deps.vectors, encoder.fingerprint, encoder.name)
     with deps.sessions.begin() as session:
         registry.activate_collection(
@@ -215,6 +206,23 @@ def open_collection(deps: Deps, settings: Settings) -> index.Collection:
             dim=encoder.dim,
         )
     return collection
+
+
+def _make_collection(deps: Deps, settings: Settings) -> None:
+    """Make the collection of the encoder's model, and let searches go to it; finishes what a crash left."""
+    encoder = deps.encoder
+    name = index.collection_name(encoder.fingerprint)
+    if not deps.vectors.collection_exists(name):
+        with deps.sessions.begin() as session:
+            registry.forget_marks(session, name)
+    index.create(
+        deps.vectors,
+        model=encoder.name,
+        fingerprint=encoder.fingerprint,
+        dim=encoder.dim,
+        filter_fields=settings.qdrant.filter_fields,
+    )
+    index.activate(deps.vectors, name)
 
 
 @dataclass(slots=True)

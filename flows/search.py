@@ -11,7 +11,7 @@ from flows.gallery import Card, Page
 from flows.rows import picture_bytes
 from flows.settings import Limits
 from storage import catalog, index
-from storage.records import Hit, Item
+from storage.records import Digest, Hit, Item
 from storage.source import FetchError
 
 Find = Literal["images", "texts"]
@@ -95,9 +95,14 @@ def search(deps: Deps, query: Query) -> Results:
         where=query.where,
     )
     with deps.sessions() as session:
-        items = catalog.items_by_id(session, [hit.id for hit in hits])
-    found = tuple(Found(hit, items[hit.id]) for hit in hits if hit.id in items)
+        items = catalog.items_with_digests(session, [hit.id for hit in hits])
+    found = tuple(Found(hit, _as_matched(hit, *items[hit.id])) for hit in hits if hit.id in items)
     return Results(query, deps.encoder.name, collection.points, found)
+
+
+def _as_matched(hit: Hit, item: Item, digest: Digest) -> Item:
+    """Return the item that the score is of: while `item` is replacing another, the point is the other's."""
+    return item if hit.digest == digest else hit.point
 
 
 def gallery_page(deps: Deps, results: Results, limits: Limits) -> Page:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from storage.differences import Held, PointId, order
-from storage.records import Digest, Hit, Item, readings
+from storage.records import Digest, Hit, Item, Text, readings
 
 ALIAS = "items"
 Space = Literal["image", "text"]
@@ -72,25 +72,24 @@ def create(
     dim: int,
     filter_fields: Mapping[str, str],
 ) -> str:
-    """Create the collection of a model unless it is there, with its payload indexes; return its name.
+    """Create the collection of a model, and its payload indexes, unless they are there; return its name.
 
     Args:
         filter_fields: metadata fields that searches filter on, each with its type. The indexes are made
             before the first upload, because Qdrant builds its graph with them in mind.
     """
     name = collection_name(fingerprint)
-    if client.collection_exists(name):
-        return name
-    cosine = models.Distance.COSINE
-    max_sim = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
-    client.create_collection(
-        name,
-        vectors_config={
-            "image": models.VectorParams(size=dim, distance=cosine),
-            "text": models.VectorParams(size=dim, distance=cosine, multivector_config=max_sim),
-        },
-        metadata={"model": model, "fingerprint": fingerprint, "dim": dim},
-    )
+    if not client.collection_exists(name):
+        cosine = models.Distance.COSINE
+        max_sim = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
+        client.create_collection(
+            name,
+            vectors_config={
+                "image": models.VectorParams(size=dim, distance=cosine),
+                "text": models.VectorParams(size=dim, distance=cosine, multivector_config=max_sim),
+            },
+            metadata={"model": model, "fingerprint": fingerprint, "dim": dim},
+        )
     own = {metadata_path(field): models.PayloadSchemaType(type) for field, type in filter_fields.items()}
     for field, schema in (PAYLOAD_FIELDS | own).items():
         client.create_payload_index(name, field, schema, wait=True)
@@ -318,9 +317,9 @@ def search(
         score_threshold=min_score,
         query_filter=_filter(where or {}),
         with_vectors=["text"],
-        with_payload=False,
+        with_payload=True,
     ).points
-    hits = [Hit(UUID(str(point.id)), point.score, _best_text(point.vector, query)) for point in found]
+    hits = [_hit(point, query) for point in found]
     return sorted(hits, key=lambda hit: (-hit.score, hit.id))
 
 
@@ -408,6 +407,19 @@ def _payload(item: Item, digest: Digest) -> dict[str, Any]:
         "content_hash": digest.content,
         "record_hash": digest.record,
     }
+
+
+def _hit(point: models.ScoredPoint, query: NDArray[np.float32]) -> Hit:
+    payload = point.payload or {}
+    text = str(payload.get("text", ""))
+    item = Item(
+        source=str(payload.get("source", "")),
+        key=str(payload.get("key", "")),
+        texts=(Text(text),) if text else (),
+        metadata=payload.get("metadata") or {},
+    )
+    best = _best_text(point.vector, query)
+    return Hit(UUID(str(point.id)), point.score, best, item, _digest(payload))
 
 
 def _best_text(vectors: object, query: NDArray[np.float32]) -> int | None:

@@ -79,6 +79,18 @@ def lone_lock(engine: Engine) -> Iterator[Lock]:
 
 
 @contextmanager
+def collection_lock(engine: Engine) -> Iterator[None]:
+    """Hold the right to make or switch collections; waits for whoever has it, who needs it for a moment."""
+    with engine.connect() as connection:
+        try:
+            connection.execute(select(func.pg_advisory_lock(_number("sightline collections"))))
+            connection.commit()
+            yield
+        finally:
+            connection.invalidate()
+
+
+@contextmanager
 def _held(engine: Engine, wanted: tuple[tuple[Function[bool], str], ...]) -> Iterator[Lock]:
     with engine.connect() as connection:
         lock = Lock(connection, wanted)

@@ -156,5 +156,11 @@ class Hit:
 
     id: UUID
     score: float
-    best_text: int | None = None
+    best_text: int | None
     """Which of the item's embedded texts is closest to the query; None when it has none."""
+
+    point: Item
+    """The item as its point has it: without its picture, and of its texts only the short one."""
+
+    digest: Digest | None
+    """What the point was made from: while an item is being replaced, Postgres has another one already."""

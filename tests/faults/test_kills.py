@@ -114,6 +114,7 @@ def check(stores: Stores, expected: set[str], pictures: int) -> None:
     assert {str(point.id) for point in points} == items.keys()
     assert len(points) == len(items) == marks
     assert (running, rejects) == (0, ["bad.png"])
+    assert stores.vectors.get_collection(index.ALIAS).payload_schema.keys() == {"source", "key"}
     for point in points:
         found = stores.vectors.query_points(index.ALIAS, query=point.vector["image"], using="image", limit=20)
         assert str(point.id) in {hit.id for hit in found.points if hit.score > 0.999}
