@@ -271,12 +271,6 @@ def tombstones(session: Session, ids: Sequence[UUID]) -> dict[UUID, Item]:
     return {row.id: _item(row) for row in rows}
 
 
-def items_by_id(session: Session, ids: Iterable[UUID]) -> dict[UUID, Item]:
-    """Return the living items among `ids`."""
-    statement = select(ItemRow).where(ItemRow.id.in_(list(ids)), ItemRow.deleted.is_(None))
-    return {row.id: _item(row) for row in session.scalars(statement)}
-
-
 def embedded_items(session: Session, collection: str, keys: Sequence[str] | None = None) -> Iterator[Item]:
     """Yield the living items with a point in `collection`, in id order, a thousand rows in memory.
 

@@ -87,7 +87,7 @@ def collection_lock(engine: Engine) -> Iterator[None]:
             connection.commit()
             yield
         finally:
-            connection.invalidate()
+            _give_back(connection)
 
 
 @contextmanager
@@ -98,7 +98,16 @@ def _held(engine: Engine, wanted: tuple[tuple[Function[bool], str], ...]) -> Ite
             lock.take()
             yield lock
         finally:
-            connection.invalidate()  # ends the session and so the locks, also where the network is gone
+            _give_back(connection)
+
+
+def _give_back(connection: Connection) -> None:
+    try:
+        connection.rollback()
+        connection.execute(select(func.pg_advisory_unlock_all()))
+        connection.commit()
+    except DBAPIError:
+        connection.invalidate()  # the session is gone, or ends now, and its locks with it
 
 
 def _number(name: str) -> Function[int]:

@@ -29,8 +29,8 @@ def keys_found(deps: Deps, query: str, using: index.Space = "image") -> list[str
     [vector] = deps.encoder.texts([query])
     hits = index.search(deps.vectors, vector, using=using, limit=100)
     with deps.sessions() as session:
-        items = catalog.items_by_id(session, [hit.id for hit in hits])
-    return [items[hit.id].key for hit in hits]
+        items = catalog.items_with_digests(session, [hit.id for hit in hits])
+    return [items[hit.id][0].key for hit in hits]
 
 
 def rejects(deps: Deps) -> dict[str, str]:
@@ -134,7 +134,7 @@ def test_a_picture_that_moved_keeps_its_vector_and_what_is_known_of_it(
     report = ingest(deps, settings, a_manifest(manifest, [{"key": "a", "image": "new.png"}]))
 
     with deps.sessions() as session:
-        [item] = catalog.items_by_id(session, [item_id("shop", "a")]).values()
+        [(item, _)] = catalog.items_with_digests(session, [item_id("shop", "a")]).values()
     assert report.updated == 1
     assert item.picture is not None
     assert (item.picture.uri, item.picture.width, item.picture.format) == (
@@ -150,7 +150,7 @@ def test_texts_in_other_languages_are_kept_but_not_embedded(deps: Deps, settings
     ingest(deps, settings, folder)
 
     with deps.sessions() as session:
-        [item] = catalog.items_by_id(session, [item_id("shop", "a.png")]).values()
+        [(item, _)] = catalog.items_with_digests(session, [item_id("shop", "a.png")]).values()
     assert set(item.texts) == {Text("red"), Text("rot", "de", embedded=False), Text("crimson", "en")}
     assert deps.encoder.seen_texts == list(item.embedded_texts)
 

@@ -1,0 +1,95 @@
+"""Whatever bytes come in: the reader and the picture gate answer, or refuse with an error of their own."""
+
+import json
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from embedding.images import BadImage, decode_image
+from flows.rows import fetch_all
+from flows.settings import Limits
+from storage.records import Record, Rejected
+from storage.source import BadSource, read_source
+
+EXAMPLES = 150
+LIMITS = Limits(10**6, 1)
+
+
+def a_picture(kind: str) -> bytes:
+    buffer = BytesIO()
+    Image.effect_noise((24, 18), 60).convert("P" if kind == "GIF" else "RGB").save(buffer, kind)
+    return buffer.getvalue()
+
+
+PICTURES = {kind: a_picture(kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")}
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+columns = st.sampled_from(["key", "text", "texts", "image", "price", "", "metadata"])
+rows = st.dictionaries(columns, json_values | st.text(max_size=20), max_size=5)
+lines = rows.map(lambda row: json.dumps(row).encode()) | st.binary(max_size=60)
+
+
+def read_all(name: str, data: bytes) -> list:
+    """Read a manifest as an ingest does, and fetch what its rows name."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder).resolve() / name
+        path.write_bytes(data)
+        try:
+            found = list(read_source(path))
+        except BadSource:
+            return []
+        records = [row for row in found if isinstance(row, Record)]
+        fetched, rejected = fetch_all([one for one in records if _is_local(one)], LIMITS)
+        assert len(fetched) + len(rejected) == sum(map(_is_local, records))
+        return found
+
+
+def _is_local(record: Record) -> bool:
+    return record.image is None or "://" not in record.image
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.lists(lines, max_size=6))
+def test_each_line_of_any_jsonl_is_a_record_or_a_reject(written: list[bytes]):
+    data = b"\n".join(line.replace(b"\n", b" ") for line in written)
+
+    found = read_all("any.jsonl", data)
+
+    assert len(found) == sum(bool(line.replace(b"\n", b" ").strip()) for line in written)
+    assert all(isinstance(row, Record | Rejected) for row in found)
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.binary(max_size=300) | st.text(max_size=200).map(str.encode))
+@pytest.mark.parametrize("name", ["any.csv", "any.parquet", "any.ndjson"])
+def test_any_bytes_are_read_or_refused_as_a_source(name: str, data: bytes):
+    head = b"key,text,image\n" if name.endswith(".csv") else b""
+
+    assert all(isinstance(row, Record | Rejected) for row in read_all(name, head + data))
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.data())
+@pytest.mark.parametrize("kind", PICTURES)
+def test_any_change_to_a_picture_gives_a_picture_or_a_refusal(kind: str, data: st.DataObject):
+    picture = bytearray(PICTURES[kind])
+    places = st.integers(0, len(picture) - 1)
+    for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=12)):
+        picture[place] = value
+    cut = data.draw(st.none() | places)
+    added = data.draw(st.binary(max_size=40))
+
+    with suppress(BadImage):
+        decoded = decode_image(bytes(picture[:cut]) + added, name="any")
+        assert decoded.image.mode == "RGB"
+        assert decoded.image.size == (decoded.width, decoded.height)

@@ -1,0 +1,82 @@
+"""No password and no key gets into what is printed, logged or kept."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from storage.embedded.qdrant.access import find
+from tests.builders import a_folder, a_manifest, png
+from tests.tiny_clip import write_tiny_clip
+
+PASSWORD = "hunter2-is-secret"
+
+
+@pytest.fixture
+def environment(engine: Engine, index_home: Path, tmp_path: Path) -> dict[str, str]:
+    """Servers by URL: a password in the one, a key for the other, and Prefect's own records in the home."""
+    access = find(index_home)
+    url = engine.url.set(password=PASSWORD)
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+        "HOME": str(tmp_path / "user"),
+        "SIGHTLINE_HOME": str(tmp_path / "home"),
+        "SIGHTLINE_DATABASE_URL": url.render_as_string(hide_password=False),
+        "SIGHTLINE_QDRANT__URL": access.url,
+        "SIGHTLINE_QDRANT__API_KEY": access.key,
+        "SIGHTLINE_MODEL": str(write_tiny_clip(tmp_path / "model")),
+        "SIGHTLINE_RETRY_FOR_S": "0",
+        "SIGHTLINE_FETCH_TIMEOUT_S": "1",
+    }
+
+
+def test_no_password_and_no_key_is_printed_logged_or_kept(
+    engine: Engine, environment: dict[str, str], tmp_path: Path
+):
+    picture = f"http://someone:{PASSWORD}@127.0.0.1:1/a.png"
+    rows = [{"key": "a", "text": "red"}, {"key": "b", "image": picture}, {"key": "c", "image": "c.png"}]
+    manifest = a_manifest(tmp_path / "source" / "shop.jsonl", rows)
+    a_folder(tmp_path / "source", {"c.png": png("red")})
+    key = environment["SIGHTLINE_QDRANT__API_KEY"]
+    dead = engine.url.set(host="127.0.0.1", port=1, password=PASSWORD, query={})
+    broken = {"SIGHTLINE_DATABASE_URL": dead.render_as_string(hide_password=False)}
+    odd = {"SIGHTLINE_DATABASE_URL": f"postgresql+nothing://me:{PASSWORD}@host/x"}
+    no_url = {"SIGHTLINE_DATABASE_URL": f"me:{PASSWORD}@host/x"}
+    away = {"SIGHTLINE_QDRANT__URL": "http://127.0.0.1:1"}
+
+    said = [
+        sightline({**environment, **other}, "--debug", *arguments)
+        for other, arguments in [
+            ({}, ["ingest", manifest]),
+            ({}, ["rejects", "--json"]),
+            ({}, ["status", "--json"]),
+            ({}, ["backup", tmp_path / "home" / "backups"]),
+            (broken, ["status"]),
+            (odd, ["status"]),
+            (no_url, ["status"]),
+            (away, ["search", "red"]),
+        ]
+    ]
+
+    assert "unreachable" in said[1]
+    for answer in said:
+        assert PASSWORD not in answer
+        assert key not in answer
+    for path in (tmp_path / "home").rglob("*"):
+        if path.is_file() and path.name != "postgres.dump":
+            data = path.read_bytes()
+            assert PASSWORD.encode() not in data, path
+            assert key.encode() not in data, path
+    with engine.connect() as connection:
+        for table in ("runs", "rejects", "models", "collections"):
+            kept = connection.scalars(text(f"select t::text from {table} t where true")).all()
+            assert PASSWORD not in str(kept)
+
+
+def sightline(environment: dict[str, str], *arguments: object) -> str:
+    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
