@@ -37,6 +37,7 @@ test-faults: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m tests.bench.memory
 	$(BIN)/python -m tests.bench.index
+	$(BIN)/python -m tests.bench.reconcile
 
 stress: .venv/installed
 	$(BIN)/python -m tests.bench.stress

@@ -47,16 +47,16 @@ class Deps(Stores):
 
 
 @contextmanager
-def open_stores(settings: Settings) -> Iterator[Stores]:
-    """Open the stores that `settings` name, and close them on the way out."""
-    with open_catalog(settings) as engine, open_index(settings) as vectors:
+def open_stores(settings: Settings, *, wait_s: float = 0) -> Iterator[Stores]:
+    """Open the stores that `settings` name, and close them on the way out; see `open_catalog`."""
+    with open_catalog(settings, wait_s=wait_s) as engine, open_index(settings) as vectors:
         yield Stores(engine, sessionmaker(engine), vectors, open_blobs(settings))
 
 
 @contextmanager
-def open_deps(settings: Settings) -> Iterator[Deps]:
-    """Open the stores and the model that `settings` name, and close them on the way out."""
-    with open_stores(settings) as stores:
+def open_deps(settings: Settings, *, wait_s: float = 0) -> Iterator[Deps]:
+    """Open the stores and the model that `settings` name, and close them afterwards; see `open_catalog`."""
+    with open_stores(settings, wait_s=wait_s) as stores:
         yield with_model(stores, settings)
 
 
@@ -67,14 +67,17 @@ def with_model(stores: Stores, settings: Settings) -> Deps:
 
 
 @contextmanager
-def open_catalog(settings: Settings) -> Iterator[Engine]:
+def open_catalog(settings: Settings, *, wait_s: float = 0) -> Iterator[Engine]:
     """Open Postgres, brought to the newest schema: the server that is set, else our own.
+
+    Args:
+        wait_s: how long to try a server that does not answer yet; a person at a terminal is told at once.
 
     Raises:
         StoreUnavailable: it does not answer, now or while it is in use.
     """
     with open_database(settings) as engine:
-        persist(partial(_migrate, engine), for_s=settings.retry_for_s)
+        persist(partial(_migrate, engine), for_s=wait_s)
         yield engine
 
 

@@ -41,7 +41,10 @@ def ingest(
     chosen = None if langs is None else split_langs(langs)
     request = Request(location, name, chosen, limit, delete_missing, revive)
     total = min(count_rows(location), limit or sys.maxsize)
-    with open_deps(settings) as deps, progress_bar(f"ingest {location.name}", total) as advance:
+    with (
+        open_deps(settings, wait_s=settings.retry_for_s) as deps,
+        progress_bar(f"ingest {location.name}", total) as advance,
+    ):
         report = ingest_source(
             deps,
             settings,

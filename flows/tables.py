@@ -167,13 +167,13 @@ def of_differences(report: Report) -> RenderableType:
 
 def of_mended(mended: Mended) -> RenderableType:
     """Return what a repair found, and what it left."""
-    parts: list[RenderableType] = [of_counts(mended.before)]
+    if not mended.before.work:
+        return of_differences(mended.before)
     if mended.after.work:
-        parts += [Text("not mended:"), of_counts(mended.after), *(Text(why) for why in mended.unmended)]
+        rest = [Text("not mended:"), of_counts(mended.after), *(Text(why) for why in mended.unmended)]
     else:
-        rounds = f" in {mended.rounds} round{'s' * (mended.rounds > 1)}" if mended.rounds else ""
-        parts.append(Text(f"They agree now: mended{rounds}." if rounds else "They agree."))
-    return Group(*parts)
+        rest = [Text("Mended: they agree now.")]
+    return Group(of_counts(mended.before), *rest)
 
 
 def of_counts(report: Report) -> RenderableType:

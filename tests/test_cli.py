@@ -142,7 +142,7 @@ def test_a_postgres_that_is_not_there_is_named_with_the_remedy_and_without_the_p
     result = sightline("status")
 
     assert result.exit_code == 1
-    assert "Postgres did not answer" in result.stderr
+    assert "Postgres at 127.0.0.1:1/none does not answer" in result.stderr
     assert "SIGHTLINE_DATABASE_URL" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert "hunter2" not in result.output

@@ -70,7 +70,7 @@ def shop(tmp_path: Path) -> Path:
 
 
 def ingest(settings: Settings, folder: Path) -> IngestReport:
-    with open_stores(settings) as stores:
+    with open_stores(settings, wait_s=settings.retry_for_s) as stores:
         deps = Deps(stores.engine, stores.sessions, stores.vectors, stores.blobs, ColourEncoder())
         return ingest_source(deps, settings, Request(folder))
 
