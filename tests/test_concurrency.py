@@ -66,7 +66,7 @@ def test_a_run_that_lost_its_lock_to_another_writes_nothing_more(
         with deps.sessions.begin() as session:
             session.execute(
                 text(
-                    "select pg_terminate_backend(pid) from pg_locks"
+                    "select pg_terminate_backend(pid, 10000) from pg_locks"
                     " where locktype = 'advisory' and pid != pg_backend_pid()"
                 )
             )
@@ -85,7 +85,7 @@ def test_a_lock_that_was_lost_to_nobody_is_taken_again(deps: Deps):
     with source_lock(deps.engine, "shop") as lock:
         with deps.sessions.begin() as session:
             session.execute(
-                text("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory'")
+                text("select pg_terminate_backend(pid, 10000) from pg_locks where locktype = 'advisory'")
             )
 
         lock.keep()

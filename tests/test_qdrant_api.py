@@ -628,7 +628,6 @@ def test_a_malformed_request_is_refused_with_a_sentence(http: httpx.Client, body
         ("GET", "/telemetry"),
         ("GET", "/snapshots"),
         ("POST", "/collections/x/cluster"),
-        ("POST", "/collections/x/snapshots/upload"),
         ("POST", "/collections/x/points/search"),
         ("PUT", "/collections/x/shards"),
         ("GET", "/none"),

@@ -3,16 +3,25 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from qdrant_client import QdrantClient
 from sqlalchemy import Engine, text
 
 from storage.embedded.qdrant.access import find
 from tests.builders import a_folder, a_manifest, png
+from tests.conftest import emptied
 from tests.tiny_clip import write_tiny_clip
 
 PASSWORD = "hunter2-is-secret"
+
+
+@pytest.fixture
+def an_empty_index(embedded: QdrantClient) -> Iterator[None]:
+    for _ in emptied(embedded):
+        yield
 
 
 @pytest.fixture
@@ -33,6 +42,7 @@ def environment(engine: Engine, index_home: Path, tmp_path: Path) -> dict[str, s
     }
 
 
+@pytest.mark.usefixtures("an_empty_index")
 def test_no_password_and_no_key_is_printed_logged_or_kept(
     engine: Engine, environment: dict[str, str], tmp_path: Path
 ):
