@@ -52,11 +52,11 @@ def retry_rejects(
 
 def _retry(deps: Deps, settings: Settings, source: str, rejects: list[Reject], reason: str | None) -> Retry:
     with deps.sessions() as session:
-        location = runs.last_location(session, source)
-        langs = runs.last_options(session, source).get("langs")
+        location, options = runs.last_read(session, source) or ("", {})
+    langs = options.get("langs")
     keys = frozenset(reject.key for reject in rejects if reject.key is not None)
     only = Only(frozenset(reject.place for reject in rejects), keys, reason)
-    request = Request(Path(location or ""), source, None if langs is None else tuple(langs), None, only=only)
+    request = Request(Path(location), source, None if langs is None else tuple(langs), None, only=only)
     try:
         ingest_source(deps, settings, request)
     except BadSource as error:

@@ -1,24 +1,29 @@
 """Reports as tables that line up in a terminal."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flows.backup import Made
-from flows.deletes import Receipt
-from flows.duplicates import Groups
-from flows.evaluate import Evaluation
-from flows.purge import Purged
-from flows.reconcile import Mended, Report
 from flows.report import COUNTS, IngestReport
-from flows.restore import Restored
-from flows.retry import Retry
-from flows.search import Results
-from flows.status import Status
 from storage.embedded.server import Server
 from storage.runs import Reject
+
+if TYPE_CHECKING:  # each command brings its own; a search need not wait for what the others need
+    from flows.backup import Made
+    from flows.deletes import Receipt
+    from flows.duplicates import Groups
+    from flows.evaluate import Evaluation
+    from flows.purge import Purged
+    from flows.reconcile import Mended, Report
+    from flows.restore import Restored
+    from flows.retry import Retry
+    from flows.search import Results
+    from flows.status import Status
 
 PLAIN_WIDTH = 120
 """How wide tables are where there is no terminal to ask."""

@@ -197,11 +197,8 @@ def held(client: QdrantClient, collection: str, ids: Sequence[UUID] | None = Non
     """
     if not client.collection_exists(collection):
         return
-    having = {
-        space: _Ids(_scroll(client, collection, ids, having=space, payload=False))
-        for space in ("image", "text")
-    }
-    for point in _scroll(client, collection, ids, having=None, payload=["content_hash", "record_hash"]):
+    having = {space: _Ids(_scroll(client, collection, ids, having=space)) for space in ("image", "text")}
+    for point in _scroll(client, collection, ids, payload=["content_hash", "record_hash"]):
         id = _point_id(point)
         yield Held(id, _digest(point.payload or {}), having["image"].has(id), having["text"].has(id))
 
@@ -222,10 +219,11 @@ class _Ids:
 def _scroll(
     client: QdrantClient,
     collection: str,
-    ids: Sequence[UUID] | None,
+    ids: Sequence[UUID] | None = None,
     *,
-    having: Space | None,
-    payload: list[str] | bool,
+    having: Space | None = None,
+    payload: list[str] | bool = False,
+    vectors: list[str] | bool = False,
 ) -> Iterator[models.Record]:
     must: list[models.Condition] = []
     if ids is not None:
@@ -240,7 +238,7 @@ def _scroll(
             limit=SCROLL_PAGE,
             offset=offset,
             with_payload=payload,
-            with_vectors=False,
+            with_vectors=vectors,
         )
         yield from points
         if offset is None:
@@ -342,16 +340,9 @@ def picture_vectors(
 
 def image_vectors(client: QdrantClient, collection: str) -> Iterator[tuple[UUID, NDArray[np.float32]]]:
     """Yield id and picture vector of every point that has one, in pages of a thousand."""
-    offset: Any = None
-    while True:
-        points, offset = client.scroll(
-            collection, limit=1000, offset=offset, with_vectors=["image"], with_payload=False
-        )
-        for point in points:
-            if isinstance(point.vector, dict) and "image" in point.vector:
-                yield UUID(str(point.id)), np.asarray(point.vector["image"], np.float32)
-        if offset is None:
-            return
+    for point in _scroll(client, collection, vectors=["image"]):
+        if isinstance(point.vector, dict) and "image" in point.vector:
+            yield UUID(str(point.id)), np.asarray(point.vector["image"], np.float32)
 
 
 def metadata_path(field: str) -> str:

@@ -125,15 +125,16 @@ def end_run(
 
 def last_location(session: Session, source: str) -> str | None:
     """Return where the latest run of `source` read it."""
-    read = RunRow.source == source, RunRow.location.is_not(None)
-    return session.scalar(select(RunRow.location).where(*read).order_by(RunRow.started.desc()).limit(1))
+    read = last_read(session, source)
+    return None if read is None else read[0]
 
 
-def last_options(session: Session, source: str) -> dict[str, Any]:
-    """Return what was asked for when `source` was last read."""
+def last_read(session: Session, source: str) -> tuple[str, dict[str, Any]] | None:
+    """Return where `source` was read last, and what was asked for then; None if it never was."""
     read = RunRow.source == source, RunRow.location.is_not(None)
-    last = select(RunRow.options).where(*read).order_by(RunRow.started.desc()).limit(1)
-    return session.scalar(last) or {}
+    last = select(RunRow.location, RunRow.options).where(*read).order_by(RunRow.started.desc()).limit(1)
+    row = session.execute(last).first()
+    return None if row is None else (row.location, row.options)
 
 
 def recent_runs(session: Session, limit: int) -> list[Run]:
