@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -15,10 +16,12 @@ from fsspec.core import url_to_fs
 from pydantic import BaseModel, ValidationError
 
 from flows.deps import Stores
-from storage import catalog, dump, index, registry, runs
+from flows.ledger import recorded
+from flows.retries import Held, held
+from storage import catalog, dump, index, registry
 from storage.blobs import PREFIXES, Blobs
 from storage.dump import Dump
-from storage.locks import Lock, lone_lock
+from storage.locks import lone_lock
 
 MANIFEST = "manifest.json"
 MANIFEST_SUM = "manifest.sha256"
@@ -84,6 +87,7 @@ def backup(
     scratch: Path,
     *,
     pictures: Mode = "copy",
+    for_s: float = 0,
     advance: Advance = lambda _: None,
 ) -> Made:
     """Write a backup into a new folder below `target`; no earlier one is changed.
@@ -95,6 +99,7 @@ def backup(
         target: a folder, or an fsspec URL.
         scratch: a local folder with room for the dump and the largest snapshot.
         pictures: `reference` leaves them where they are.
+        for_s: how long a store that does not answer is asked again.
         advance: told how many pictures have been copied.
 
     Raises:
@@ -103,7 +108,7 @@ def backup(
     """
     if pictures == "copy":
         _copy_pictures(stores, target, advance)
-    with lone_lock(stores.engine) as lock, _recorded(stores):
+    with held(lone_lock(stores.engine), for_s=for_s) as lock, recorded(stores.sessions, lock, "backup"):
         now = datetime.now(UTC)
         name = f"{now:%Y-%m-%dT%H-%M-%SZ}-{uuid4().hex[:4]}"
         if pictures == "copy":
@@ -182,7 +187,7 @@ def picture_list(folder: Path) -> Iterator[str]:
         yield from (line.strip() for line in file)
 
 
-def _write(stores: Stores, folder: Path, now: datetime, pictures: Mode, lock: Lock) -> Manifest:
+def _write(stores: Stores, folder: Path, now: datetime, pictures: Mode, lock: Held) -> Manifest:
     made = dump.dump(stores.engine, folder)
     lost = 0
     with stores.sessions() as session, (folder / PICTURE_LIST).open("w") as file:
@@ -197,9 +202,8 @@ def _write(stores: Stores, folder: Path, now: datetime, pictures: Mode, lock: Lo
     for one in known:
         if not stores.vectors.collection_exists(one.name):
             continue
-        lock.keep()
         file_name = f"{one.name}.snapshot"
-        index.save_snapshot(stores.vectors, one.name, folder / file_name)
+        lock.persist(partial(index.save_snapshot, stores.vectors, one.name, folder / file_name))
         points = stores.vectors.count(one.name, exact=True).count
         snapshots.append(Snapshot(collection=one.name, file=file_name, points=points))
     names = [*made.files, PICTURE_LIST, *(one.file for one in snapshots)]
@@ -228,19 +232,6 @@ def _copy_pictures(stores: Stores, target: str, advance: Advance) -> None:
             except FileNotFoundError:
                 continue  # deleted meanwhile; what is missing in the end, the manifest counts
             advance(1)
-
-
-@contextmanager
-def _recorded(stores: Stores) -> Iterator[None]:
-    run_id, outcome = uuid4(), "failed"
-    with stores.sessions.begin() as session:
-        runs.start_run(session, run_id, "backup")
-    try:
-        yield
-        outcome = "completed"
-    finally:
-        with stores.sessions.begin() as session:
-            runs.end_run(session, run_id, outcome, counts={}, seconds={})
 
 
 @contextmanager

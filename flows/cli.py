@@ -308,7 +308,14 @@ def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -
     from flows.progress import progress_bar
 
     with open_stores(settings.with_time()) as stores, progress_bar("copy pictures") as advance:
-        made = write_backup(stores, target, settings.home, pictures=pictures, advance=advance)
+        made = write_backup(
+            stores,
+            target,
+            settings.home,
+            pictures=pictures,
+            for_s=settings.retry_for_s,
+            advance=advance,
+        )
     _print(made.as_json(), as_json, lambda: tables.of_backup(made))
 
 

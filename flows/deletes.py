@@ -2,9 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,15 @@ from typing import Any, TextIO
 from uuid import UUID, uuid4
 
 from flows.deps import Stores
+from flows.ledger import Account, recorded
 from flows.maintain import DELETE_BATCH, Gone, clear_deleted, finish_deletes
-from flows.retries import persist
+from flows.retries import Held, held, persist
 from storage import catalog, runs
 from storage.catalog import Selection
 from storage.locks import source_lock
+
+Add = Callable[[list[Gone], int], None]
+"""Puts items that went, and the number of rejects that went with them, on the receipt."""
 
 
 class NoSuchItem(LookupError):
@@ -76,24 +80,34 @@ def delete_items(stores: Stores, selection: Selection, folder: Path, *, for_s: f
         NoSuchItem: a key is in no source, or in several.
         Busy: another process writes one of the sources; those before it in order of name are done.
     """
+    sources = persist(partial(_sources, stores, selection), for_s=for_s)
+    with _receipt(folder, selection) as (receipt, add):
+        for source in sources:
+            with held(source_lock(stores.engine, source), for_s=for_s) as lock:
+                _delete_in(stores, replace(selection, source=source), lock, receipt, add)
+    return receipt
+
+
+def _sources(stores: Stores, selection: Selection) -> list[str]:
+    """Return the sources of what is selected, and of what an earlier delete has left half done."""
     sources = set(count_selected(stores, selection))
     with stores.sessions() as session:
-        sources |= catalog.sources_with_uncleared(session, selection)
-    with _receipt(folder, selection) as (receipt, add):
-        for source in sorted(sources):
-            with source_lock(stores.engine, source) as lock:
-                run_id = uuid4()
-                with stores.sessions.begin() as session:
-                    runs.start_run(session, run_id, "delete", source=source, options=_asked(selection))
-                before = receipt.items
-                part = Selection(selection.keys, source, selection.where)
-                while step := persist(partial(_delete_some, stores, part, run_id), for_s=for_s):
-                    add(*step)
-                    lock.keep()
-                counts = {"deleted": receipt.items - before}
-                with stores.sessions.begin() as session:
-                    runs.end_run(session, run_id, "completed", counts=counts, seconds={})
-    return receipt
+        return sorted(sources | catalog.sources_with_uncleared(session, selection))
+
+
+def _delete_in(stores: Stores, selection: Selection, lock: Held, receipt: Receipt, add: Add) -> None:
+    """Delete what is selected of one source."""
+    before = receipt.items
+
+    def account() -> Account:
+        return Account({"deleted": receipt.items - before})
+
+    asked = _asked(selection)
+    with recorded(
+        stores.sessions, lock, "delete", account=account, source=selection.source, options=asked
+    ) as run_id:
+        while step := lock.persist(partial(_delete_some, stores, selection, run_id)):
+            add(*step)
 
 
 def _delete_some(stores: Stores, selection: Selection, run_id: UUID) -> tuple[list[Gone], int] | None:
@@ -112,7 +126,7 @@ def _delete_some(stores: Stores, selection: Selection, run_id: UUID) -> tuple[li
 
 
 @contextmanager
-def _receipt(folder: Path, selection: Selection) -> Iterator[tuple[Receipt, Any]]:
+def _receipt(folder: Path, selection: Selection) -> Iterator[tuple[Receipt, Add]]:
     """Write the receipt item by item; it gets its name at the end, so that whatever has it is whole."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     now = datetime.now(UTC)

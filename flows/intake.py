@@ -1,39 +1,32 @@
 """Taking in a whole source: name it, lock it, batch it, put the run on record. Knows no Prefect."""
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
 from uuid import UUID, uuid4
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from flows.batch import ingest_batch
 from flows.deps import Deps
+from flows.ledger import Account, recorded
 from flows.maintain import delete_missing, finish_deletes
 from flows.report import COUNTS, BatchReport, IngestReport, as_report
-from flows.retries import is_transient, persist
+from flows.retries import held, persist
 from flows.rows import Row, Run, fetch_rows, plan_rows
 from flows.settings import Settings
 from storage import catalog, index, registry, runs
-from storage.locks import Lock, collection_lock, source_lock
+from storage.locks import collection_lock, source_lock
 from storage.records import Ignored
 from storage.source import read_source, source_name
 
-Result = TypeVar("Result")
 Step = Callable[[Callable[[], BatchReport]], BatchReport]
 """Carries out the work on one batch; the flow's is a Prefect task."""
-
-
-log = logging.getLogger(__name__)
 
 
 class EmptySource(ValueError):
@@ -102,33 +95,36 @@ def ingest_source(
         TooManyRejects: the share of rejects is above `settings.max_reject_share`.
     """
     rows = read_source(request.location)
-    with deps.sessions() as session:
-        source = name_of(session, request)
-    with source_lock(deps.engine, source) as lock:
-        steadily = partial(persist_locked, lock, settings.retry_for_s)
-        collection = steadily(partial(open_collection, deps, settings))
+    source = persist(partial(_name_of, deps, request), for_s=settings.retry_for_s)
+    with held(source_lock(deps.engine, source), for_s=settings.retry_for_s) as lock:
+        collection = lock.persist(partial(open_collection, deps, settings))
         run = new_run(source, collection.name, collection.dim, settings, request)
-        with recorded(deps, run, request, prefect_run_id, for_s=settings.retry_for_s) as record:
+        record = RunRecord(run)
+        with recorded(
+            deps.sessions,
+            lock,
+            "retry" if request.only else "ingest",
+            account=record.account,
+            run_id=run.id,
+            source=run.source,
+            location=str(request.location.resolve()),
+            options={"langs": list(run.langs)},
+            prefect_run_id=prefect_run_id,
+        ):
             wanted = records_of(rows, record.besides, request.only)
             for batch in batches(wanted, request.limit, settings.batch_size):
-                record.done += step(partial(steadily, partial(ingest_batch, deps, run, batch)))
+                record.done += step(partial(lock.persist, partial(ingest_batch, deps, run, batch)))
                 advance(len(batch))
             if request.only is None:
                 refuse_empty(record.report("failed"), request)
                 refuse_mostly_bad(record.report("failed"), settings.max_reject_share)
-            steadily(partial(finish, deps, run, request, record.besides))
-            report = record.report("completed")
-    return report
+            lock.persist(partial(finish, deps, run, request, record.besides))
+    return record.report("completed")
 
 
-def persist_locked(lock: Lock, for_s: float, work: Callable[[], Result]) -> Result:
-    """Return what `work` returns, tried again for a while; each attempt makes sure of the lock first."""
-
-    def attempt() -> Result:
-        lock.keep()
-        return work()
-
-    return persist(attempt, for_s=for_s)
+def _name_of(deps: Deps, request: Request) -> str:
+    with deps.sessions() as session:
+        return name_of(session, request)
 
 
 def finish(deps: Deps, run: Run, request: Request, besides: Counter[str]) -> None:
@@ -245,46 +241,12 @@ class RunRecord:
             seconds=perf_counter() - self.started,
         )
 
-
-@contextmanager
-def recorded(
-    deps: Deps, run: Run, request: Request, prefect_run_id: UUID | None, *, for_s: float
-) -> Iterator[RunRecord]:
-    """Keep a row in `runs`, from before the first record until after the last, or the error."""
-    record = RunRecord(run)
-    with deps.sessions.begin() as session:
-        runs.start_run(
-            session,
-            run.id,
-            "retry" if request.only else "ingest",
-            source=run.source,
-            location=str(request.location.resolve()),
-            options={"langs": list(run.langs)},
-            prefect_run_id=prefect_run_id,
-        )
-    try:
-        yield record
-    except BaseException as error:
-        try:
-            _end(deps, record.report("failed"), f"{type(error).__name__}: {error}")
-        except DBAPIError as second:
-            if not is_transient(second):
-                raise
-            log.warning("the run stays open on record, as Postgres does not answer; the next one closes it")
-        raise
-    persist(partial(_end, deps, record.report("completed"), None), for_s=for_s)
-
-
-def _end(deps: Deps, report: IngestReport, error: str | None) -> None:
-    counts = report.as_json()
-    with deps.sessions.begin() as session:
-        runs.end_run(
-            session,
-            report.run,
-            report.outcome,
-            counts={name: counts[name] for name in COUNTS} | {"reasons": report.reasons},
-            seconds=report.stages | {"total": report.seconds},
-            error=error,
+    def account(self) -> Account:
+        report = self.report("running")
+        counts = report.as_json()
+        return Account(
+            {name: counts[name] for name in COUNTS} | {"reasons": report.reasons},
+            report.stages | {"total": report.seconds},
         )
 
 

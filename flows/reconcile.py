@@ -7,17 +7,18 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from embedding.images import BadImage, decode_image
 from flows.batch import Seen, embed_all
 from flows.deps import Deps, Stores
 from flows.intake import open_collection
+from flows.ledger import Account, recorded
 from flows.maintain import finish_deletes
-from flows.retries import persist
+from flows.retries import held
 from flows.rows import picture_bytes
 from flows.settings import Limits, Settings
-from storage import catalog, index, registry, runs
+from storage import catalog, index, registry
 from storage.blobs import PREFIXES
 from storage.differences import Difference, Held, Kept, compare, judge, order
 from storage.locks import lone_lock
@@ -148,27 +149,22 @@ def repair(
         Busy: another process writes.
         ModelMismatch: the collection that searches go to was made by another model than the one that is set.
     """
-    with lone_lock(deps.engine) as lock:
-        run_id = uuid4()
-        with deps.sessions.begin() as session:
-            runs.start_run(session, run_id, "reconcile")
-        outcome, counts = "failed", Counter[str]()
-        try:
-            before = after = reconcile(deps, advance=advance)
-            counts = before.counts
-            _refuse_many_deletes(before, max_delete, yes=yes)
-            rounds, unmended = 0, set[str]()
-            while after.work and rounds < MAX_ROUNDS:
-                lock.keep()
-                unmended = persist(partial(_mend, deps, settings), for_s=settings.retry_for_s)
-                rounds, last = rounds + 1, after.work
-                after = reconcile(deps)
-                if after.work >= last:
-                    break
-            outcome = "completed" if not after.damage else "failed"
-        finally:
-            with deps.sessions.begin() as session:
-                runs.end_run(session, run_id, outcome, counts=dict(counts), seconds={})
+    account = Account()
+    with (
+        held(lone_lock(deps.engine), for_s=settings.retry_for_s) as lock,
+        recorded(deps.sessions, lock, "reconcile", account=lambda: account),
+    ):
+        before = after = lock.persist(partial(reconcile, deps, advance=advance))
+        account.counts = dict(before.counts)
+        _refuse_many_deletes(before, max_delete, yes=yes)
+        rounds, unmended = 0, set[str]()
+        while after.work and rounds < MAX_ROUNDS:
+            unmended = lock.persist(partial(_mend, deps, settings))
+            rounds, last = rounds + 1, after.work
+            after = lock.persist(partial(reconcile, deps))
+            if after.work >= last:
+                break
+        account.outcome = "failed" if after.damage else "completed"
     return Mended(before, after, rounds, tuple(sorted(unmended)))
 
 

@@ -1,12 +1,17 @@
 """The one place that tries again: when a store did not answer, never when a record is wrong."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 from sqlalchemy.exc import DBAPIError, OperationalError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential_jitter
+
+from storage.locks import Lock
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15
@@ -31,6 +36,40 @@ def persist(work: Callable[[], Result], *, for_s: float) -> Result:
         reraise=True,
     )
     return attempts(work)
+
+
+@contextmanager
+def held(lock: Lock, *, for_s: float) -> "Iterator[Held]":
+    """Take `lock`, and give it back in the end; work under it is tried again for `for_s` seconds.
+
+    Raises:
+        Busy: another process holds it.
+    """
+    try:
+        persist(lock.keep, for_s=for_s)
+        yield Held(lock, for_s)
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lock that is held, and how long a store that does not answer is asked again under it."""
+
+    lock: Lock
+    for_s: float
+
+    def persist(self, work: Callable[[], Result]) -> Result:
+        """Return what `work`, which is safe to repeat, returns; each attempt makes sure of the lock first.
+
+        Raises:
+            Busy: the lock was lost with its connection, and another process holds it now.
+        """
+        return persist(partial(self._attempt, work), for_s=self.for_s)
+
+    def _attempt(self, work: Callable[[], Result]) -> Result:
+        self.lock.keep()
+        return work()
 
 
 def is_transient(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ PATIENCE = 1.25
 
 SERVER_OPTIONS = (
     "-c statement_timeout={ms} -c lock_timeout={ms} -c idle_in_transaction_session_timeout={idle}"
+    " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 )
 IDLE_S = 600
 """A process that hangs inside a transaction keeps its locks no longer than this."""

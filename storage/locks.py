@@ -2,12 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from typing import Self
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, DateTime, Engine, Integer, Row, column, func, select, table
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.functions import Function
 
 STORES = "sightline stores"
+LOST_MS = 5000
+"""How long to wait for the end of a session that has lost its client."""
+
+ACTIVITY = table("pg_stat_activity", column("pid", Integer), column("backend_start", DateTime(timezone=True)))
+OWN_SESSION = select(ACTIVITY.c.pid, ACTIVITY.c.backend_start).where(ACTIVITY.c.pid == func.pg_backend_pid())
 
 
 class Busy(RuntimeError):
@@ -17,65 +24,83 @@ class Busy(RuntimeError):
 class Lock:
     """Advisory locks of one Postgres session; Postgres gives them back when this process dies."""
 
-    def __init__(self, connection: Connection, wanted: tuple[tuple[Function[bool], str], ...]) -> None:
-        self._connection = connection
+    def __init__(self, engine: Engine, wanted: tuple[tuple[Function[bool], str], ...]) -> None:
+        self._engine = engine
         self._wanted = wanted
+        self._connection: Connection | None = None
+        self._session: Row[tuple[int, datetime]] | None = None
 
-    def take(self) -> None:
-        """Take all of it.
+    def __enter__(self) -> Self:
+        self.keep()
+        return self
 
-        Raises:
-            Busy: another process holds a part of it.
-        """
-        for attempt, why in self._wanted:
-            if not self._connection.scalar(select(attempt)):
-                raise Busy(why)
-        self._connection.commit()  # the locks are the session's, not the transaction's
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def keep(self) -> None:
-        """Make sure that it is still held: with the connection it was lost, and is taken anew.
+        """Take it, or make sure that it is still held: with the connection it was lost, and is taken anew.
 
         In between another process may have written: whoever depends on that not being so has to look.
 
         Raises:
-            Busy: another process holds it now.
-            OperationalError: Postgres does not answer.
+            Busy: another process holds a part of it.
+            OperationalError: Postgres does not answer; call this again.
         """
+        if self._connection is not None:
+            try:
+                self._connection.scalar(select(1))
+                self._connection.commit()
+                return
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+            self.release()
+        self._take()
+
+    def release(self) -> None:
+        """Give it back, if it is held."""
+        if self._connection is not None:
+            _give_back(self._connection)
+            self._connection.close()
+            self._connection = None
+
+    def _take(self) -> None:
+        connection = self._connection = self._engine.connect()
         try:
-            self._connection.scalar(select(1))
-            self._connection.commit()
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-            self._connection.rollback()
-            self.take()
+            self._end_lost_session(connection)
+            self._session = connection.execute(OWN_SESSION).one()
+            for attempt, why in self._wanted:
+                if not connection.scalar(select(attempt)):
+                    raise Busy(why)
+            connection.commit()  # the locks are the session's, not the transaction's
+        except BaseException:
+            self.release()
+            raise
+
+    def _end_lost_session(self, connection: Connection) -> None:
+        """End the session that the lock was held by before: its server may not know yet that we are gone."""
+        if self._session is not None:
+            pid, start = self._session
+            lost = ACTIVITY.c.pid == pid, ACTIVITY.c.backend_start == start
+            connection.execute(select(func.pg_terminate_backend(ACTIVITY.c.pid, LOST_MS)).where(*lost))
 
 
-@contextmanager
-def source_lock(engine: Engine, source: str) -> Iterator[Lock]:
-    """Hold the right to write `source`, while others may write other sources.
+def source_lock(engine: Engine, source: str) -> Lock:
+    """Return the right to write `source`, while others may write other sources.
 
-    Raises:
-        Busy: another process writes this source, or has all sources for itself.
+    It is busy while another process writes this source, or has all sources for itself.
     """
     shared = func.pg_try_advisory_lock_shared(_number(STORES))
     own = func.pg_try_advisory_lock(_number(f"sightline source {source}"))
     repaired = "the stores are being repaired, backed up or restored; wait until that has ended"
     written = f"source {source!r} is being written by another run; wait until it has ended"
-    with _held(engine, ((shared, repaired), (own, written))) as lock:
-        yield lock
+    return Lock(engine, ((shared, repaired), (own, written)))
 
 
-@contextmanager
-def lone_lock(engine: Engine) -> Iterator[Lock]:
-    """Hold the right to write anything, alone.
-
-    Raises:
-        Busy: another process writes.
-    """
+def lone_lock(engine: Engine) -> Lock:
+    """Return the right to write anything, alone; it is busy while another process writes."""
     alone = func.pg_try_advisory_lock(_number(STORES))
-    with _held(engine, ((alone, "an ingest or another repair is running; wait until it has ended"),)) as lock:
-        yield lock
+    return Lock(engine, ((alone, "an ingest or another repair is running; wait until it has ended"),))
 
 
 @contextmanager
@@ -86,17 +111,6 @@ def collection_lock(engine: Engine) -> Iterator[None]:
             connection.execute(select(func.pg_advisory_lock(_number("sightline collections"))))
             connection.commit()
             yield
-        finally:
-            _give_back(connection)
-
-
-@contextmanager
-def _held(engine: Engine, wanted: tuple[tuple[Function[bool], str], ...]) -> Iterator[Lock]:
-    with engine.connect() as connection:
-        lock = Lock(connection, wanted)
-        try:
-            lock.take()
-            yield lock
         finally:
             _give_back(connection)
 

@@ -61,28 +61,28 @@ def start_run(
     options: dict[str, Any] | None = None,
     prefect_run_id: UUID | None = None,
 ) -> None:
-    """Open a run; earlier runs of `source` that never ended are closed as crashed.
+    """Open a run, once; earlier runs of `source` that never ended are closed as crashed.
 
     The caller holds the source's lock, or for a run over all sources the lone one, so that a run that says
     it is running cannot be.
     """
-    unended = RunRow.source.is_not_distinct_from(source), RunRow.outcome == "running"
+    earlier = RunRow.source.is_not_distinct_from(source), RunRow.id != run_id
+    unended = *earlier, RunRow.outcome == "running"
     crashed = update(RunRow).where(*unended).values(outcome="crashed", ended=func.now()).returning(RunRow.id)
     ids = list(session.scalars(crashed))
     session.execute(delete(SeenRow).where(SeenRow.run_id.in_(ids)))
-    session.add(
-        RunRow(
-            id=run_id,
-            flow=flow,
-            source=source,
-            location=location,
-            options=options or {},
-            prefect_run_id=prefect_run_id,
-            outcome="running",
-            counts={},
-            seconds={},
-        )
-    )
+    row = {
+        "id": run_id,
+        "flow": flow,
+        "source": source,
+        "location": location,
+        "options": options or {},
+        "prefect_run_id": prefect_run_id,
+        "outcome": "running",
+        "counts": {},
+        "seconds": {},
+    }
+    session.execute(insert(RunRow).values(row).on_conflict_do_nothing())
 
 
 def close_all(session: Session) -> None:

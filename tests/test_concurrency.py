@@ -1,13 +1,17 @@
 """Several at once: ingests of different sources, of the same source, and searches in between."""
 
+import os
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from qdrant_client import QdrantClient
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from flows.deps import Deps
 from flows.intake import Request, ingest_source
@@ -92,6 +96,22 @@ def test_a_lock_that_was_lost_to_nobody_is_taken_again(deps: Deps):
 
         with pytest.raises(Busy), lone_lock(deps.engine):
             pass
+
+
+def test_a_lock_is_taken_again_from_a_session_whose_server_does_not_know_that_it_is_lost(deps: Deps):
+    with_lock: list[psycopg.Connection[Any]] = []
+    event.listen(deps.engine, "checkout", lambda connection, *_: with_lock.append(connection), once=True)
+    with source_lock(deps.engine, "shop") as lock:
+        ours = with_lock[0].pgconn.socket
+        one, other = socket.socketpair()
+        with socket.socket(fileno=os.dup(ours)), one, other:
+            os.dup2(one.fileno(), ours)
+            other.shutdown(socket.SHUT_RDWR)
+
+            lock.keep()
+
+            with pytest.raises(Busy), lone_lock(deps.engine):
+                pass
 
 
 def test_a_search_during_an_ingest_never_fails_and_never_shows_half_a_record(

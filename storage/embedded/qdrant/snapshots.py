@@ -1,7 +1,8 @@
 """Snapshots of a collection: made, listed, downloaded, recovered, deleted.
 
 A snapshot is a tar file of this index, not a server's: `collection.json` beside the shard's files. It holds
-the collection as it is at one moment, and no graph: after a recovery, that is built again.
+the collection as it is at one moment, and no graph: after a recovery, that is built again. It is compressed,
+as the engine keeps files of a size that an empty collection has already.
 """
 
 import asyncio
@@ -124,7 +125,7 @@ def _pack(shard: Path, stored: Stored, path: Path) -> None:
     description = shard.parent / f"{shard.name}.json"
     try:
         description.write_text(stored.model_dump_json())
-        with tarfile.open(unfinished, "w") as tar:
+        with tarfile.open(unfinished, "w:gz", compresslevel=1) as tar:
             tar.add(description, DESCRIPTION)
             tar.add(shard, SHARD)
         with unfinished.open("rb") as file:
