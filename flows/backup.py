@@ -62,6 +62,9 @@ class Manifest(BaseModel, frozen=True):
     """What kind of server the snapshots fit."""
 
     snapshots: tuple[Snapshot, ...]
+    active: str | None
+    """The collection that searches go to."""
+
     pictures: Mode
     items: int
     lost_pictures: int
@@ -193,6 +196,7 @@ def _write(stores: Stores, folder: Path, now: datetime, pictures: Mode, lock: He
     with stores.sessions() as session, (folder / PICTURE_LIST).open("w") as file:
         items = catalog.counts(session)["items"]
         known = registry.known_collections(session)
+        active = registry.active_collection(session)
         for sha256 in catalog.living_pictures(session):
             if stores.blobs is not None and not stores.blobs.has(sha256):
                 lost += 1
@@ -213,6 +217,7 @@ def _write(stores: Stores, folder: Path, now: datetime, pictures: Mode, lock: He
         postgres=made,
         index=index.server_kind(stores.vectors),
         snapshots=tuple(snapshots),
+        active=active,
         pictures=pictures if stores.blobs is not None else "reference",
         items=items,
         lost_pictures=lost,

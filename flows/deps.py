@@ -85,8 +85,11 @@ def open_catalog(settings: Settings, *, wait_s: float = 0) -> Iterator[Engine]:
 def open_database(settings: Settings) -> Iterator[Engine]:
     """Open Postgres as it is; see `open_catalog`."""
     given = settings.database_url
-    url = given.get_secret_value() if given else postgres_url(settings.home)
-    engine = open_engine(url, timeout_s=settings.database_timeout_s)
+    if given:
+        engine = open_engine(given.get_secret_value(), timeout_s=settings.database_timeout_s)
+    else:
+        own = partial(postgres_url, settings.home)  # starts it: nobody else would, if it died meanwhile
+        engine = open_engine(own(), timeout_s=settings.database_timeout_s, before_connecting=own)
     try:
         yield engine
     except DBAPIError as error:

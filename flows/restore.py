@@ -17,7 +17,7 @@ from flows.backup import (
 from flows.deps import Stores, open_blobs, open_database, open_index
 from flows.reconcile import Report, reconcile
 from flows.settings import Settings
-from storage import dump, index, registry, runs
+from storage import dump, index, runs
 from storage.dump import NotEmpty
 
 
@@ -66,10 +66,11 @@ def restore(settings: Settings, location: str, *, advance: Advance = lambda _: N
             if has_vectors:
                 for one in manifest.snapshots:
                     index.load_snapshot(vectors, one.collection, folder / one.file)
+            if manifest.active is not None and vectors.collection_exists(manifest.active):
+                index.activate(vectors, manifest.active)
             dump.restore(engine, folder, manifest.postgres)
             with stores.sessions.begin() as session:
                 runs.close_all(session)
-            _point_alias(stores)
             return Restored(location, manifest, has_vectors, reconcile(stores))
 
 
@@ -78,10 +79,3 @@ def _require_empty(stores: Stores, manifest: Manifest) -> None:
     ours = {one.collection for one in manifest.snapshots}
     if foreign := set(index.collections(stores.vectors)) - ours:
         raise NotEmpty(f"Qdrant holds {', '.join(sorted(foreign))} already; restore into an empty one")
-
-
-def _point_alias(stores: Stores) -> None:
-    with stores.sessions() as session:
-        active = registry.active_collection(session)
-    if active is not None and stores.vectors.collection_exists(active):
-        index.activate(stores.vectors, active)

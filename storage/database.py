@@ -1,5 +1,6 @@
 """Postgres, over connections that never wait for ever."""
 
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -21,7 +22,9 @@ POLL_S = 0.1
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 
 
-def open_engine(url: str, *, timeout_s: float) -> Engine:
+def open_engine(
+    url: str, *, timeout_s: float, before_connecting: Callable[[], object] = lambda: None
+) -> Engine:
     """Return an engine whose statements end within `timeout_s`, by the server's clock or by ours.
 
     The server's own limit doesn't help where the network goes silent, so that each wait for an answer has
@@ -33,6 +36,7 @@ def open_engine(url: str, *, timeout_s: float) -> Engine:
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Any, _record: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        before_connecting()
         # the server takes the last of two: whoever sets a limit of its own in the URL keeps it
         options = f"{limits} {named.pop('options', '')}".strip()
         defaults: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT_S} | KEEPALIVES

@@ -79,7 +79,56 @@ SECOND_INGEST = (
 )
 """While changes, new records and deletes are taken in."""
 
-ALL = {point.name: point for point in (*FIRST_INGEST, *SECOND_INGEST)}
+DELETE = (
+    KillPoint("a delete: before its tombstones", "storage.catalog:tombstone", "before"),
+    KillPoint("a delete: its tombstones, not committed", "storage.catalog:tombstone", "after"),
+    KillPoint("a delete: tombstones, and points that answer", "storage.index:delete", "before"),
+    HalfARequest("a delete: in the middle of deleting points", "/points/delete"),
+    KillPoint("a delete: the points are gone, the pictures are not", "storage.index:delete", "after"),
+    KillPoint("a delete: the pictures are gone", "storage.blobs:Blobs.delete", "after"),
+    KillPoint("a delete: cleared, not committed", "storage.catalog:clear", "after"),
+    KillPoint("a delete: rejects forgotten, not committed", "storage.runs:forget_rejects", "after"),
+    KillPoint("a delete: done, its receipt without its name", "pathlib:Path.rename", "before"),
+)
+"""While items are deleted because somebody asked for it."""
+
+REPAIR = (
+    KillPoint("a repair: before the first picture is fetched again", "storage.blobs:Blobs.put", "before"),
+    KillPoint("a repair: a picture is back", "storage.blobs:Blobs.put", "after"),
+    KillPoint("a repair: the alias is back", "storage.index:activate", "after"),
+    KillPoint("a repair: strays are still there", "storage.index:remove", "before"),
+    KillPoint("a repair: strays are gone", "storage.index:remove", "after"),
+    KillPoint("a repair: embedded, not written", "storage.index:upsert", "before"),
+    HalfARequest("a repair: in the middle of lost points", "/points"),
+    KillPoint("a repair: lost points are back", "storage.index:upsert", "after"),
+    KillPoint("a repair: payloads are right again", "storage.index:overwrite_payloads", "after"),
+    KillPoint("a repair: before the second comparison", "flows.reconcile:reconcile", "before", 2),
+    KillPoint("a repair: before it is closed", "storage.runs:end_run", "before"),
+)
+"""While what differs between the stores is mended."""
+
+BACKUP = (
+    KillPoint("a backup: the first picture is copied", "storage.blobs:Blobs.put", "after"),
+    KillPoint("a backup: Postgres is dumped", "storage.dump:dump", "after"),
+    KillPoint("a backup: before a snapshot", "storage.index:save_snapshot", "before"),
+    KillPoint("a backup: after a snapshot", "storage.index:save_snapshot", "after"),
+    KillPoint("a backup: some files are written", "fsspec.spec:AbstractFileSystem.pipe_file", "before"),
+    KillPoint("a backup: all but its manifest", "fsspec.spec:AbstractFileSystem.pipe_file", "before", 2),
+)
+"""While everything is written to another place."""
+
+RESTORE = (
+    KillPoint("a restore: checked, nothing written", "flows.restore:fetch_checked", "after"),
+    KillPoint("a restore: one picture is back", "storage.blobs:Blobs.put", "after"),
+    HalfARequest("a restore: in the middle of a snapshot", "/snapshots/upload"),
+    KillPoint("a restore: the collection is back", "storage.index:load_snapshot", "after"),
+    KillPoint("a restore: before Postgres", "storage.dump:restore", "before"),
+    KillPoint("a restore: before Postgres' tool", "storage.dump:_run", "before"),
+)
+"""While empty stores are filled from a backup."""
+
+EVERYWHERE = (*FIRST_INGEST, *SECOND_INGEST, *DELETE, *REPAIR, *BACKUP, *RESTORE)
+ALL = {point.name: point for point in EVERYWHERE}
 
 
 def arm(name: str) -> None:

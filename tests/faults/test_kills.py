@@ -5,25 +5,39 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
-from qdrant_client import QdrantClient
-from sqlalchemy import Engine, text
+from qdrant_client import QdrantClient, models
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import sessionmaker
 
-from flows.deps import Stores
+from embedding.encoder import Encoder, load_encoder
+from flows.backup import BadBackup, fetch_checked, read_manifest
+from flows.deps import Deps, Stores
+from flows.intake import Request, ingest_source
 from flows.purge import purge
 from flows.reconcile import reconcile
+from flows.settings import Settings
 from storage import index
 from storage.blobs import Blobs
 from storage.embedded.qdrant.access import find
 from tests.builders import a_folder, png
 from tests.conftest import emptied
-from tests.faults.points import FIRST_INGEST, SECOND_INGEST
+from tests.faults.points import (
+    BACKUP,
+    DELETE,
+    FIRST_INGEST,
+    REPAIR,
+    RESTORE,
+    SECOND_INGEST,
+    HalfARequest,
+    KillPoint,
+)
 from tests.tiny_clip import write_tiny_clip
 
 Sightline = Callable[..., int]
@@ -42,6 +56,11 @@ def prefect_url() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_clip(tmp_path_factory.mktemp("tiny clip"))
+
+
+@pytest.fixture(scope="module")
+def encoder(model: Path) -> Encoder:
+    return load_encoder(str(model), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +86,31 @@ def stores(engine: Engine, embedded: QdrantClient, tmp_path: Path) -> Iterator[S
 
 
 @pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    return a_folder(tmp_path / "shop", GOOD | CAPTIONS | {"bad.png": b"no picture"})
+
+
+@pytest.fixture
+def ingested(stores: Stores, encoder: Encoder, model: Path, shop: Path, tmp_path: Path) -> Path:
+    """The same shop, taken in by this process."""
+    deps = Deps(stores.engine, stores.sessions, stores.vectors, stores.blobs, encoder)
+    settings = Settings(home=tmp_path / "home", model=str(model), batch_size=BATCH)
+    ingest_source(deps, settings, Request(shop))
+    return shop
+
+
+@pytest.fixture
+def empty_database(engine: Engine) -> Iterator[Engine]:
+    """Another database of the same server."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("create database restored"))
+        other = create_engine(engine.url.set(database="restored"))
+        yield other
+        other.dispose()
+        connection.execute(text("drop database restored with (force)"))
+
+
+@pytest.fixture
 def sightline(
     victims: subprocess.Popen[str], engine: Engine, index_home: Path, model: Path, tmp_path: Path
 ) -> Sightline:
@@ -81,10 +125,10 @@ def sightline(
         "SIGHTLINE_BATCH_SIZE": str(BATCH),
     }
 
-    def run(*arguments: object, kill: str | None = None) -> int:
+    def run(*arguments: object, kill: str | None = None, **elsewhere: str) -> int:
         order = {
             "arguments": [str(argument) for argument in arguments],
-            "environment": environment,
+            "environment": environment | elsewhere,
             "kill": kill,
             "log": str(tmp_path / "log"),
         }
@@ -124,29 +168,102 @@ def check(stores: Stores, expected: set[str], pictures: int) -> None:
     assert len(kept) == pictures
 
 
-@pytest.mark.parametrize("point", FIRST_INGEST, ids=lambda point: point.name)
-def test_a_first_ingest_that_dies_is_finished_by_the_next(
-    stores: Stores, sightline: Sightline, tmp_path: Path, point
-):
-    shop = a_folder(tmp_path / "shop", GOOD | CAPTIONS | {"bad.png": b"no picture"})
+def break_everything(stores: Stores) -> None:
+    """Lose a picture, two points and the alias, change a payload, and add a point that nobody knows."""
+    collection = index.active(stores.vectors).name
+    points, _ = stores.vectors.scroll(collection, limit=20, with_vectors=["image"])
+    stores.vectors.delete(collection, [points[0].id, points[1].id], wait=True)
+    stores.vectors.set_payload(collection, {"record_hash": "old"}, points=[points[2].id], wait=True)
+    stray = models.PointStruct(id=str(uuid4()), vector={"image": points[0].vector["image"]}, payload={})
+    stores.vectors.upsert(collection, [stray], wait=True)
+    gone = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=index.ALIAS))
+    stores.vectors.update_collection_aliases(change_aliases_operations=[gone])
+    with stores.sessions() as session:
+        stores.blobs.delete(session.scalar(text("select image_sha256 from items where key = '5.png'")))
 
+
+def named(points: Sequence[KillPoint | HalfARequest]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("point", points, ids=lambda point: point.name)
+
+
+@named(FIRST_INGEST)
+def test_a_first_ingest_that_dies_is_finished_by_the_next(
+    stores: Stores, sightline: Sightline, shop: Path, point
+):
     assert sightline("ingest", shop, kill=point.name) == -signal.SIGKILL
     sightline("ingest", shop)
 
     check(stores, set(GOOD), pictures=8)
 
 
-@pytest.mark.parametrize("point", SECOND_INGEST, ids=lambda point: point.name)
+@named(SECOND_INGEST)
 def test_an_ingest_of_changes_and_deletes_that_dies_is_finished_by_the_next(
-    stores: Stores, sightline: Sightline, tmp_path: Path, point
+    stores: Stores, sightline: Sightline, ingested: Path, point
 ):
-    shop = a_folder(tmp_path / "shop", GOOD | CAPTIONS | {"bad.png": b"no picture"})
-    sightline("ingest", shop)
-    (shop / "3.png").unlink()
-    (shop / "copy.png").unlink()
-    a_folder(shop, {"1.txt": "another", "2.json": '{"year": 1999}', "new.png": png("blue")})
+    (ingested / "3.png").unlink()
+    (ingested / "copy.png").unlink()
+    a_folder(ingested, {"1.txt": "another", "2.json": '{"year": 1999}', "new.png": png("blue")})
 
-    assert sightline("ingest", shop, "--delete-missing", kill=point.name) == -signal.SIGKILL
-    sightline("ingest", shop, "--delete-missing")
+    assert sightline("ingest", ingested, "--delete-missing", kill=point.name) == -signal.SIGKILL
+    sightline("ingest", ingested, "--delete-missing")
 
     check(stores, {*GOOD, "new.png"} - {"3.png", "copy.png"}, pictures=8)
+
+
+@named(DELETE)
+def test_a_delete_that_dies_is_finished_by_the_next_and_what_it_took_stays_away(
+    stores: Stores, sightline: Sightline, ingested: Path, point
+):
+    assert sightline("delete", "3.png", "copy.png", kill=point.name) == -signal.SIGKILL
+    sightline("delete", "3.png", "copy.png")
+    sightline("ingest", ingested)
+
+    check(stores, set(GOOD) - {"3.png", "copy.png"}, pictures=7)
+
+
+@pytest.mark.usefixtures("ingested")
+@named(REPAIR)
+def test_a_repair_that_dies_is_finished_by_the_next(stores: Stores, sightline: Sightline, point):
+    break_everything(stores)
+
+    assert sightline("reconcile", "--repair", "--yes", kill=point.name) == -signal.SIGKILL
+    sightline("reconcile", "--repair", "--yes")
+
+    check(stores, set(GOOD), pictures=8)
+
+
+@pytest.mark.usefixtures("ingested")
+@named(BACKUP)
+def test_a_backup_that_dies_is_none_and_the_next_is_whole(
+    stores: Stores, sightline: Sightline, tmp_path: Path, point
+):
+    target, fetched = str(tmp_path / "backups"), tmp_path / "fetched"
+
+    assert sightline("backup", target, kill=point.name) == -signal.SIGKILL
+    with pytest.raises(BadBackup):
+        read_manifest(target)
+    sightline("backup", target)
+
+    fetched.mkdir()
+    fetch_checked(*read_manifest(target), fetched, advance=lambda _: None)
+    check(stores, set(GOOD), pictures=8)
+
+
+@pytest.mark.usefixtures("ingested")
+@named(RESTORE)
+def test_a_restore_that_dies_is_done_again(
+    stores: Stores, sightline: Sightline, empty_database: Engine, tmp_path: Path, point
+):
+    sightline("backup", tmp_path / "backups")
+    for name in index.collections(stores.vectors):
+        stores.vectors.delete_collection(name)
+    elsewhere = {
+        "SIGHTLINE_HOME": str(tmp_path / "other"),
+        "SIGHTLINE_DATABASE_URL": empty_database.url.render_as_string(hide_password=False),
+    }
+
+    assert sightline("restore", tmp_path / "backups", kill=point.name, **elsewhere) == -signal.SIGKILL
+    sightline("restore", tmp_path / "backups", **elsewhere)
+
+    blobs = Blobs(str(tmp_path / "other" / "pictures"))
+    check(Stores(empty_database, sessionmaker(empty_database), stores.vectors, blobs), set(GOOD), pictures=8)

@@ -4,6 +4,7 @@ With `--serve MODEL` it reads orders as JSON lines from standard input and forks
 spares importing the model's libraries every time; each fork is a whole run of the command line.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -34,9 +35,10 @@ def run(order: dict[str, Any]) -> int:
 
 def serve(model: str) -> None:
     """Fork a process for each order, and tell how it ended: the signal as a negative number."""
-    import flows.ingest
-    import flows.tables  # noqa: F401 (imported once, for all forks)
     from embedding.encoder import load_encoder
+
+    for path in sorted((Path(__file__).parents[2] / "flows").glob("*.py")):
+        importlib.import_module(f"flows.{path.stem}")  # once, for all forks
 
     load_encoder(model, device="cpu")  # for what it imports
     for line in sys.stdin:
