@@ -101,9 +101,9 @@ def of_backup(made: Made) -> RenderableType:
     for file in manifest.files:
         table.add_row(f"{file.bytes / 2**20:,.1f}", file.name)
     how = "copied" if manifest.pictures == "copy" else "left where they are"
-    parts: list[RenderableType] = [table, Text(f"{manifest.items:,} items; pictures {how}")]
+    parts: list[RenderableType] = [table, Text(f"{_many(manifest.items, 'item')}; pictures {how}")]
     if manifest.lost_pictures:
-        parts.append(Text(f"{manifest.lost_pictures:,} pictures were gone before; see: sightline reconcile"))
+        parts.append(Text(f"{_many(manifest.lost_pictures, 'picture')} gone; see: sightline reconcile"))
     return Group(*parts, Text(f"backup: {made.location}"))
 
 
@@ -129,9 +129,9 @@ def of_groups(found: Groups) -> RenderableType:
     many = sum(map(len, found.groups))
     says = "look alike" if found.near else "have the same bytes"
     parts: list[RenderableType] = [table] if found.groups else []
-    parts.append(Text(f"{many:,} pictures in {len(found.groups):,} groups {says}."))
+    parts.append(Text(f"{many:,} pictures in {_many(len(found.groups), 'group')} {says}."))
     if found.unreadable:
-        parts.append(Text(f"{found.unreadable:,} pictures could not be had; see: sightline reconcile"))
+        parts.append(Text(f"{_many(found.unreadable, 'picture')} could not be had; see: sightline reconcile"))
     return Group(*parts)
 
 
@@ -150,7 +150,8 @@ MEANINGS = {
 def of_differences(report: Report) -> RenderableType:
     """Return how the stores differ, with some examples."""
     compared = Text(
-        f"compared {report.items:,} items with {report.points:,} points, and {report.pictures:,} pictures"
+        f"compared {_many(report.items, 'item')} with {_many(report.points, 'point')}, "
+        f"and {_many(report.pictures, 'picture')}"
     )
     if not report.work:
         return Group(compared, Text("They agree."))
@@ -194,7 +195,8 @@ def of_purge(purged: Purged, *, dry_run: bool) -> RenderableType:
     """Return what a purge removed, or would remove."""
     verb = "would be removed" if dry_run else "removed"
     return Text(
-        f"{purged.orphans:,} of {purged.pictures:,} pictures and {purged.unfinished:,} unfinished files "
+        f"{purged.orphans:,} of {_many(purged.pictures, 'picture')} and "
+        f"{_many(purged.unfinished, 'unfinished file')} "
         f"{verb}."
     )
 
@@ -295,6 +297,10 @@ def _of_servers(servers: Sequence[Server]) -> Table:
         points = "" if server.points is None else f"{server.points:,}"
         table.add_row(server.name, Text(server.address), str(server.pid), points, size, since)
     return table
+
+
+def _many(count: int, name: str) -> str:
+    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
 
 
 def _table(*columns: str, numbers: int = 0) -> Table:

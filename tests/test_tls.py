@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 from pydantic import SecretStr
-from qdrant_client import QdrantClient
 from sqlalchemy import Engine
 
 from flows.deps import StoreUnavailable, open_database, open_index
@@ -69,7 +68,7 @@ def tls_in_front_of(host: str, port: int) -> Iterator[int]:
 
 
 @pytest.fixture
-def https(embedded: QdrantClient, index_home: Path) -> Iterator[str]:
+def https(index_home: Path) -> Iterator[str]:
     where = urlsplit(find(index_home).url)
     with tls_in_front_of(where.hostname, where.port) as port:
         yield f"https://127.0.0.1:{port}"
