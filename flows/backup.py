@@ -27,6 +27,7 @@ MANIFEST = "manifest.json"
 MANIFEST_SUM = "manifest.sha256"
 PICTURES = "pictures"
 PICTURE_LIST = "pictures.txt"
+SCRATCH = ".scratch-"
 FORMAT = 1
 Mode = Literal["copy", "reference"]
 Advance = Callable[[int], None]
@@ -243,11 +244,16 @@ def _copy_pictures(stores: Stores, target: str, advance: Advance) -> None:
 def scratch_folder(scratch: Path) -> Iterator[Path]:
     """Yield a new folder below `scratch`, gone afterwards."""
     scratch.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="backup-", dir=scratch))
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=scratch))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def left_scratch(scratch: Path) -> list[Path]:
+    """Return the folders that `scratch_folder` has made and that are still there; nobody may be in one."""
+    return sorted(scratch.glob(f"{SCRATCH}*"))
 
 
 def _described(path: Path) -> File:

@@ -346,14 +346,14 @@ def restore(ctx: click.Context, location: str, as_json: bool) -> None:
 @yes_option
 @as_json_option
 def purge(dry_run: bool, max_delete: float, yes: bool, as_json: bool) -> None:
-    """Remove kept pictures that no item has, and files that a crash left half-written."""
+    """Remove kept pictures that no item has, and files and scratch folders that a crash left."""
     settings = load_settings()
     from flows import tables
     from flows.deps import open_stores
     from flows.purge import purge as remove_orphans
 
     with open_stores(settings) as stores:
-        purged = remove_orphans(stores, max_delete=max_delete, yes=yes, dry_run=dry_run)
+        purged = remove_orphans(stores, settings.home, max_delete=max_delete, yes=yes, dry_run=dry_run)
     _print(purged.as_json(), as_json, lambda: tables.of_purge(purged, dry_run=dry_run))
 
 

@@ -1,12 +1,15 @@
 """Removing what nothing refers to any more."""
 
+import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from flows.backup import left_scratch
 from flows.deps import Stores
 from flows.maintain import finish_deletes
 from storage import catalog
-from storage.blobs import PREFIXES, Blobs
+from storage.blobs import PREFIXES
 from storage.locks import lone_lock
 
 
@@ -25,16 +28,17 @@ class Purged:
     """Those that no living item has."""
 
     unfinished: int
-    """Files that a crash left half-written."""
+    """Files and scratch folders that a crash left behind."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def purge(stores: Stores, *, max_delete: float, yes: bool, dry_run: bool) -> Purged:
-    """Remove pictures that no living item has, and files that a crash left half-written.
+def purge(stores: Stores, home: Path, *, max_delete: float, yes: bool, dry_run: bool) -> Purged:
+    """Remove pictures that no living item has, and what a crash left half-written.
 
     Args:
+        home: where backups and restores have their scratch folders.
         max_delete: the share of all pictures that may be removed, in [0, 1].
         yes: remove however many there are.
 
@@ -42,10 +46,8 @@ def purge(stores: Stores, *, max_delete: float, yes: bool, dry_run: bool) -> Pur
         TooManyOrphans: more would go.
         Busy: another process writes.
     """
-    if stores.blobs is None:
-        return Purged(0, 0, 0)
     with lone_lock(stores.engine) as lock:
-        found = _count(stores, stores.blobs)
+        found = _count(stores, home)
         if dry_run:
             return found
         if found.orphans > max_delete * found.pictures and not yes:
@@ -56,21 +58,26 @@ def purge(stores: Stores, *, max_delete: float, yes: bool, dry_run: bool) -> Pur
             )
         for _ in finish_deletes(stores, None):
             lock.keep()
-        for prefix in PREFIXES:
-            lock.keep()
-            for sha256 in sorted(_orphans(stores, stores.blobs.names(prefix))):
-                stores.blobs.delete(sha256)
-            stores.blobs.remove_unfinished(prefix)
+        for folder in left_scratch(home):
+            shutil.rmtree(folder)
+        if stores.blobs is not None:
+            for prefix in PREFIXES:
+                lock.keep()
+                for sha256 in sorted(_orphans(stores, stores.blobs.names(prefix))):
+                    stores.blobs.delete(sha256)
+                stores.blobs.remove_unfinished(prefix)
     return found
 
 
-def _count(stores: Stores, blobs: Blobs) -> Purged:
-    pictures = orphans = unfinished = 0
-    for prefix in PREFIXES:
-        names = blobs.names(prefix)
-        pictures += len(names)
-        orphans += len(_orphans(stores, names))
-        unfinished += len(blobs.unfinished(prefix))
+def _count(stores: Stores, home: Path) -> Purged:
+    pictures = orphans = 0
+    unfinished = len(left_scratch(home))
+    if stores.blobs is not None:
+        for prefix in PREFIXES:
+            names = stores.blobs.names(prefix)
+            pictures += len(names)
+            orphans += len(_orphans(stores, names))
+            unfinished += len(stores.blobs.unfinished(prefix))
     return Purged(pictures, orphans, unfinished)
 
 

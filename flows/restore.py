@@ -16,9 +16,11 @@ from flows.backup import (
 )
 from flows.deps import Stores, open_blobs, open_database, open_index
 from flows.reconcile import Report, reconcile
+from flows.retries import held
 from flows.settings import Settings
 from storage import dump, index, runs
 from storage.dump import NotEmpty
+from storage.locks import lone_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,17 @@ def restore(settings: Settings, location: str, *, advance: Advance = lambda _: N
     Raises:
         BadBackup: there is none, or it is damaged.
         NotEmpty: there is something in the stores.
+        Busy: another process writes.
         DumpFailed: Postgres' own tool failed.
     """
     location, manifest = read_manifest(location)
     with scratch_folder(settings.home) as folder:
         fetch_checked(location, manifest, folder, advance=advance)
-        with open_database(settings) as engine, open_index(settings) as vectors:
+        with (
+            open_database(settings) as engine,
+            held(lone_lock(engine), for_s=settings.retry_for_s),
+            open_index(settings) as vectors,
+        ):
             stores = Stores(engine, sessionmaker(engine), vectors, open_blobs(settings))
             _require_empty(stores, manifest)
             if stores.blobs is not None and manifest.pictures == "copy":

@@ -144,7 +144,7 @@ def sightline(
     return run
 
 
-def check(stores: Stores, expected: set[str], pictures: int) -> None:
+def check(stores: Stores, home: Path, expected: set[str], pictures: int) -> None:
     """Everything that is good is searchable, once; nothing else is; the stores agree; no blob too many."""
     with stores.sessions() as session:
         items = dict(
@@ -163,7 +163,8 @@ def check(stores: Stores, expected: set[str], pictures: int) -> None:
         found = stores.vectors.query_points(index.ALIAS, query=point.vector["image"], using="image", limit=20)
         assert str(point.id) in {hit.id for hit in found.points if hit.score > 0.999}
     assert reconcile(stores).work == 0
-    purge(stores, max_delete=1, yes=True, dry_run=False)
+    purge(stores, home, max_delete=1, yes=True, dry_run=False)
+    assert not list(home.glob(".*"))
     kept = [path for path in (Path(stores.blobs._root)).rglob("*") if path.is_file()]
     assert len(kept) == pictures
 
@@ -188,17 +189,17 @@ def named(points: Sequence[KillPoint | HalfARequest]) -> pytest.MarkDecorator:
 
 @named(FIRST_INGEST)
 def test_a_first_ingest_that_dies_is_finished_by_the_next(
-    stores: Stores, sightline: Sightline, shop: Path, point
+    stores: Stores, sightline: Sightline, shop: Path, tmp_path: Path, point
 ):
     assert sightline("ingest", shop, kill=point.name) == -signal.SIGKILL
     sightline("ingest", shop)
 
-    check(stores, set(GOOD), pictures=8)
+    check(stores, tmp_path / "home", set(GOOD), pictures=8)
 
 
 @named(SECOND_INGEST)
 def test_an_ingest_of_changes_and_deletes_that_dies_is_finished_by_the_next(
-    stores: Stores, sightline: Sightline, ingested: Path, point
+    stores: Stores, sightline: Sightline, ingested: Path, tmp_path: Path, point
 ):
     (ingested / "3.png").unlink()
     (ingested / "copy.png").unlink()
@@ -207,29 +208,31 @@ def test_an_ingest_of_changes_and_deletes_that_dies_is_finished_by_the_next(
     assert sightline("ingest", ingested, "--delete-missing", kill=point.name) == -signal.SIGKILL
     sightline("ingest", ingested, "--delete-missing")
 
-    check(stores, {*GOOD, "new.png"} - {"3.png", "copy.png"}, pictures=8)
+    check(stores, tmp_path / "home", {*GOOD, "new.png"} - {"3.png", "copy.png"}, pictures=8)
 
 
 @named(DELETE)
 def test_a_delete_that_dies_is_finished_by_the_next_and_what_it_took_stays_away(
-    stores: Stores, sightline: Sightline, ingested: Path, point
+    stores: Stores, sightline: Sightline, ingested: Path, tmp_path: Path, point
 ):
     assert sightline("delete", "3.png", "copy.png", kill=point.name) == -signal.SIGKILL
     sightline("delete", "3.png", "copy.png")
     sightline("ingest", ingested)
 
-    check(stores, set(GOOD) - {"3.png", "copy.png"}, pictures=7)
+    check(stores, tmp_path / "home", set(GOOD) - {"3.png", "copy.png"}, pictures=7)
 
 
 @pytest.mark.usefixtures("ingested")
 @named(REPAIR)
-def test_a_repair_that_dies_is_finished_by_the_next(stores: Stores, sightline: Sightline, point):
+def test_a_repair_that_dies_is_finished_by_the_next(
+    stores: Stores, sightline: Sightline, tmp_path: Path, point
+):
     break_everything(stores)
 
     assert sightline("reconcile", "--repair", "--yes", kill=point.name) == -signal.SIGKILL
     sightline("reconcile", "--repair", "--yes")
 
-    check(stores, set(GOOD), pictures=8)
+    check(stores, tmp_path / "home", set(GOOD), pictures=8)
 
 
 @pytest.mark.usefixtures("ingested")
@@ -246,7 +249,7 @@ def test_a_backup_that_dies_is_none_and_the_next_is_whole(
 
     fetched.mkdir()
     fetch_checked(*read_manifest(target), fetched, advance=lambda _: None)
-    check(stores, set(GOOD), pictures=8)
+    check(stores, tmp_path / "home", set(GOOD), pictures=8)
 
 
 @pytest.mark.usefixtures("ingested")
@@ -266,4 +269,5 @@ def test_a_restore_that_dies_is_done_again(
     sightline("restore", tmp_path / "backups", **elsewhere)
 
     blobs = Blobs(str(tmp_path / "other" / "pictures"))
-    check(Stores(empty_database, sessionmaker(empty_database), stores.vectors, blobs), set(GOOD), pictures=8)
+    other = Stores(empty_database, sessionmaker(empty_database), stores.vectors, blobs)
+    check(other, tmp_path / "other", set(GOOD), pictures=8)
