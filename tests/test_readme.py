@@ -8,11 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from flows.settings import PREFIX, Qdrant, Settings
 from tests.builders import a_folder, png
+from tests.faults import test_proxy, test_servers
+from tests.faults.points import BACKUP, DELETE, EVERYWHERE, FIRST_INGEST, REPAIR, RESTORE, SECOND_INGEST
+from tests.faults.proxy import How
+from tests.faults.test_proxy import STORES
 from tests.processes import homes
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +105,20 @@ def test_every_setting_is_in_the_readme():
 
     assert [name for name in sorted(names) if f"`{name}`" not in README] == []
     assert [name for name in Qdrant.model_fields if f"__{name.upper()}`" not in README] == []
+
+
+def test_the_readme_counts_the_faults_that_are_tried():
+    groups = (len(FIRST_INGEST) + len(SECOND_INGEST), len(DELETE), len(REPAIR), len(BACKUP), len(RESTORE))
+    breaks = len(STORES) * len(get_args(How))
+
+    assert "{} of an ingest, {} of a delete, {} of a repair, {} of a backup, {} of".format(*groups) in README
+    assert f"| {len(EVERYWHERE)} points |" in README
+    assert f"| {breaks * test_proxy.SEEDS} times |" in README
+    assert f"| {breaks} times |" in README
+    assert f"| {len(test_servers.FIND) * test_servers.SEEDS} times |" in README
+    more = breaks * (test_proxy.MORE_SEEDS - test_proxy.SEEDS)
+    servers = len(test_servers.FIND) * (test_servers.MORE_SEEDS - test_servers.SEEDS)
+    assert f"adds {more} broken connections and {servers} killed servers" in README
 
 
 def test_the_gate_runs_the_test_command_of_the_readme():
