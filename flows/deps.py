@@ -1,7 +1,6 @@
 """The composition root: the only place that opens models, pools and clients."""
 
 import ssl
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,11 +130,12 @@ def open_index(settings: Settings) -> Iterator[QdrantClient]:
 
 @contextmanager
 def _server(url: str, settings: Qdrant) -> Iterator[QdrantClient]:
-    # whoever cannot be asked for a version cannot be asked for anything, and that error says it better
-    warnings.filterwarnings("ignore", message="Failed to obtain server version", category=UserWarning)
     key = settings.api_key.get_secret_value() if settings.api_key else None
     trusted = _certificates(settings) if url.startswith("https:") else True
-    client = QdrantClient(url, api_key=key, timeout=settings.timeout_s, verify=trusted)
+    # it would ask for the version in a thread that nobody waits for, and warn where the first request fails
+    client = QdrantClient(
+        url, api_key=key, timeout=settings.timeout_s, verify=trusted, check_compatibility=False
+    )
     try:
         yield client
     finally:

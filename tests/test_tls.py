@@ -20,9 +20,6 @@ from flows.settings import Qdrant, Settings
 from storage.embedded.qdrant.access import find
 from tests.faults.proxy import a_proxy
 
-# the client asks for the server's version in a thread of its own, which may outlive what it warns of
-pytestmark = pytest.mark.filterwarnings("ignore:Failed to obtain server version")
-
 OURS = trustme.CA()
 SOMEBODYS = trustme.CA()
 
