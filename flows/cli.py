@@ -399,11 +399,17 @@ def retry(ctx: click.Context, reason: str | None, source: str | None, as_json: b
     """
     settings = load_settings()
     from flows import tables
-    from flows.deps import open_deps
+    from flows.deps import open_stores, with_model
     from flows.retry import retry_rejects
+    from storage.runs import open_rejects
 
-    with open_deps(settings) as deps:
-        done = retry_rejects(deps, settings, reason=reason, source=source)
+    with open_stores(settings) as stores:
+        with stores.sessions() as session:
+            found = open_rejects(session, reason=reason, source=source)
+        if found:  # or there is no need for the model
+            done = retry_rejects(with_model(stores, settings), settings, reason=reason, source=source)
+        else:
+            done = []
     _print({"sources": [one.as_json() for one in done]}, as_json, lambda: tables.of_retries(done))
     ctx.exit(1 if any(one.problem for one in done) else 0)
 

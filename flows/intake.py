@@ -244,10 +244,8 @@ class RunRecord:
     def account(self) -> Account:
         report = self.report("running")
         counts = report.as_json()
-        return Account(
-            {name: counts[name] for name in COUNTS} | {"reasons": report.reasons},
-            report.stages | {"total": report.seconds},
-        )
+        shown = {name: counts[name] for name in COUNTS} | {"reasons": report.reasons}
+        return Account(shown, dict(report.stages))
 
 
 def records_of(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -40,7 +41,7 @@ def recorded(
     options: dict[str, Any] | None = None,
     prefect_run_id: UUID | None = None,
 ) -> Iterator[UUID]:
-    """Keep a run on record, whether or not it gets to its end; yield its id.
+    """Keep a run on record with how long it took, whether or not it gets to its end; yield its id.
 
     Args:
         held: the lock of `source`, or the lone one for a run over all sources.
@@ -48,6 +49,7 @@ def recorded(
         options: what was asked for, as far as a later run must ask the same.
     """
     own = uuid4() if run_id is None else run_id
+    started = perf_counter()
 
     def begin() -> None:
         with sessions.begin() as session:
@@ -61,23 +63,21 @@ def recorded(
                 prefect_run_id=prefect_run_id,
             )
 
+    def end(done: Account, outcome: str, error: str | None) -> None:
+        seconds = done.seconds | {"total": round(perf_counter() - started, 3)}
+        with sessions.begin() as session:
+            runs.end_run(session, own, outcome, counts=done.counts, seconds=seconds, error=error)
+
     held.persist(begin)
     try:
         yield own
     except BaseException as error:
         try:
-            _end(sessions, own, account(), "failed", f"{type(error).__name__}: {error}")
+            end(account(), "failed", f"{type(error).__name__}: {error}")
         except DBAPIError as second:
             if not is_transient(second):
                 raise
             log.warning("the run stays open on record, as Postgres does not answer; the next one closes it")
         raise
     done = account()
-    held.persist(partial(_end, sessions, own, done, done.outcome, None))
-
-
-def _end(
-    sessions: sessionmaker[Session], run_id: UUID, account: Account, outcome: str, error: str | None
-) -> None:
-    with sessions.begin() as session:
-        runs.end_run(session, run_id, outcome, counts=account.counts, seconds=account.seconds, error=error)
+    held.persist(partial(end, done, done.outcome, None))

@@ -110,7 +110,7 @@ def of_backup(made: Made) -> RenderableType:
 def of_restored(restored: Restored) -> RenderableType:
     """Return what was restored, and how the stores compare."""
     parts: list[RenderableType] = [
-        Text(f"restored {restored.location}, made {restored.manifest.made:%c} UTC")
+        Text(f"restored {restored.location}, made {restored.manifest.made:%Y-%m-%d %H:%M:%S} UTC")
     ]
     if not restored.has_vectors:
         parts.append(
@@ -245,6 +245,9 @@ def of_evaluation(evaluation: Evaluation) -> RenderableType:
     return Group(table, *(Text(note) for note in notes))
 
 
+RUN_COUNTS = ("read", "embedded", "rejected", "deleted")
+
+
 def of_status(status: Status) -> RenderableType:
     """Return what is stored, what is open and how the last runs went."""
     about = _table("", "")
@@ -267,9 +270,11 @@ def of_status(status: Status) -> RenderableType:
         )
     open_rejects = ", ".join(f"{count:,} {reason}" for reason, count in status.rejects.items())
     about.add_row("rejects", open_rejects or "none open")
-    runs = _table("started", "flow", "source", "outcome", "read", "embedded", "rejected", "seconds")
+    runs = _table("started", "flow", "source", "outcome", *RUN_COUNTS, "seconds")
+    for column in runs.columns[4:]:
+        column.justify = "right"
     for run in status.runs:
-        counts = (f"{run.counts.get(name, 0):,}" for name in ("read", "embedded", "rejected"))
+        counts = (f"{run.counts[name]:,}" if name in run.counts else "" for name in RUN_COUNTS)
         seconds = run.seconds.get("total")
         runs.add_row(
             f"{run.started.astimezone():%Y-%m-%d %H:%M:%S}",

@@ -11,7 +11,7 @@ from flows.deletes import NoSuchItem, count_selected, delete_items
 from flows.deps import Deps
 from flows.intake import Request, ingest_source
 from flows.settings import Settings
-from storage import index
+from storage import index, runs
 from storage.catalog import Selection
 from storage.locks import Busy, source_lock
 from storage.records import item_id
@@ -40,6 +40,12 @@ def blobs(tmp_path: Path) -> int:
 def living(deps: Deps) -> set[str]:
     with deps.sessions() as session:
         return set(session.scalars(text("select key from items where deleted is null")))
+
+
+def last_run(deps: Deps) -> tuple[str, str, dict[str, int]]:
+    with deps.sessions() as session:
+        [run] = runs.recent_runs(session, 1)
+    return run.flow, run.outcome, run.counts
 
 
 @pytest.fixture
@@ -179,11 +185,13 @@ def test_a_delete_that_was_interrupted_is_finished_by_the_next(
         with pytest.raises(KeyboardInterrupt):
             delete(deps, tmp_path, "a.png")
     assert points(deps) == {"a.png", "b.png", "c.png"}
+    assert last_run(deps) == ("delete", "failed", {"deleted": 0})
 
     receipt = delete(deps, tmp_path, "a.png")
 
     assert receipt.items == 1
     assert points(deps) == {"b.png", "c.png"}
+    assert last_run(deps) == ("delete", "completed", {"deleted": 1})
 
 
 def _crash(*_: object) -> None:
