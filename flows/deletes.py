@@ -116,13 +116,12 @@ def _delete_some(stores: Stores, selection: Selection, run_id: UUID) -> tuple[li
         runs.require_running(session, run_id)
         ids = catalog.selected(session, selection, DELETE_BATCH)
         catalog.tombstone(session, ids, asked=True)
-    if not ids:
-        unfinished = next(finish_deletes(stores, selection.source), None)
-        return None if unfinished is None else (unfinished, 0)
-    gone = clear_deleted(stores, ids)
-    with stores.sessions.begin() as session:
-        rejects = runs.forget_rejects(session, [(one.source, one.key) for one in gone])
-    return gone, rejects
+        items = catalog.tombstones(session, ids).values()
+        rejects = runs.forget_rejects(session, [(item.source, item.key) for item in items])
+    if ids:
+        return clear_deleted(stores, ids), rejects
+    unfinished = next(finish_deletes(stores, selection.source), None)
+    return None if unfinished is None else (unfinished, 0)
 
 
 @contextmanager

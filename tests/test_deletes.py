@@ -176,10 +176,11 @@ def test_a_delete_during_an_ingest_of_the_same_source_is_refused(deps: Deps, tmp
     assert len(living(deps)) == 3
 
 
-@pytest.mark.usefixtures("shop")
 def test_a_delete_that_was_interrupted_is_finished_by_the_next(
-    deps: Deps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    deps: Deps, settings: Settings, tmp_path: Path, shop: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    a_folder(shop, {"a.png": b"no picture"})
+    ingest(deps, settings, shop)
     with monkeypatch.context() as crashing:
         crashing.setattr(maintain.index, "delete", _crash)
         with pytest.raises(KeyboardInterrupt):
@@ -191,6 +192,8 @@ def test_a_delete_that_was_interrupted_is_finished_by_the_next(
 
     assert receipt.items == 1
     assert points(deps) == {"b.png", "c.png"}
+    with deps.sessions() as session:
+        assert runs.open_rejects(session) == []
     assert last_run(deps) == ("delete", "completed", {"deleted": 1})
 
 
