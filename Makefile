@@ -11,7 +11,7 @@ help:
 	@echo "make demo                 fetch a captioned set of pictures, ingest it, search it"
 	@echo "make demo SOURCE=folder   the same with your own pictures"
 	@echo "make test                 linters, types, import rules and tests"
-	@echo "make test-faults          every fault, and far more moments (a quarter of an hour)"
+	@echo "make test-faults          every fault, and far more moments (ten minutes)"
 	@echo "make bench                memory and speed, measured here (a quarter of an hour)"
 	@echo "make stress               eight processes on one index, whose owner is killed (minutes)"
 
