@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -198,11 +199,13 @@ def _write(stores: Stores, folder: Path, now: datetime, pictures: Mode, lock: He
         items = catalog.counts(session)["items"]
         known = registry.known_collections(session)
         active = registry.active_collection(session)
-        for sha256 in catalog.living_pictures(session):
-            if stores.blobs is not None and not stores.blobs.has(sha256):
-                lost += 1
-            else:
-                file.write(f"{sha256}\n")
+        for prefix, shas in groupby(catalog.living_pictures(session), key=lambda sha256: sha256[:2]):
+            there = None if stores.blobs is None else stores.blobs.names(prefix)
+            for sha256 in shas:
+                if there is None or sha256 in there:
+                    file.write(f"{sha256}\n")
+                else:
+                    lost += 1
     snapshots = []
     for one in known:
         if not stores.vectors.collection_exists(one.name):

@@ -106,22 +106,22 @@ def _delete_in(stores: Stores, selection: Selection, lock: Held, receipt: Receip
     with recorded(
         stores.sessions, lock, "delete", account=account, source=selection.source, options=asked
     ) as run_id:
-        while step := lock.persist(partial(_delete_some, stores, selection, run_id)):
-            add(*step)
+        while buried := lock.persist(partial(_bury, stores, selection, run_id)):
+            ids, rejects = buried
+            add(lock.persist(partial(clear_deleted, stores, ids)), rejects)
+        while unfinished := lock.persist(lambda: next(finish_deletes(stores, selection.source), [])):
+            add(unfinished, 0)
 
 
-def _delete_some(stores: Stores, selection: Selection, run_id: UUID) -> tuple[list[Gone], int] | None:
-    """Delete one batch; return what went and how many rejects with it, or None when nothing is left."""
+def _bury(stores: Stores, selection: Selection, run_id: UUID) -> tuple[list[UUID], int] | None:
+    """Write the tombstones of one batch; return its ids and how many rejects went, None with nothing left."""
     with stores.sessions.begin() as session:
         runs.require_running(session, run_id)
         ids = catalog.selected(session, selection, DELETE_BATCH)
         catalog.tombstone(session, ids, asked=True)
         items = catalog.tombstones(session, ids).values()
         rejects = runs.forget_rejects(session, [(item.source, item.key) for item in items])
-    if ids:
-        return clear_deleted(stores, ids), rejects
-    unfinished = next(finish_deletes(stores, selection.source), None)
-    return None if unfinished is None else (unfinished, 0)
+    return (ids, rejects) if ids else None
 
 
 @contextmanager

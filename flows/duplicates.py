@@ -8,11 +8,10 @@ from typing import Any
 from embedding.images import BadImage, decode_image
 from embedding.likeness import near_groups, perceptual_hash
 from flows.deps import Stores
-from flows.rows import picture_bytes
+from flows.rows import kept_picture
 from flows.settings import Limits
 from storage import duplicates
 from storage.duplicates import Copy
-from storage.source import FetchError
 
 BATCH = 200
 
@@ -73,20 +72,15 @@ def _hash_new(stores: Stores, limits: Limits, advance: Callable[[int], None]) ->
             return unreadable
         hashes = {}
         for sha256, uri in pictures.items():
+            data = kept_picture(stores, sha256, uri, limits)
             try:
-                image = decode_image(_bytes(stores, sha256, uri, limits), name=uri).image
-            except (BadImage, FetchError, FileNotFoundError):
-                unreadable += 1  # `reconcile` tells which pictures are gone
-            else:
-                hashes[sha256] = perceptual_hash(image)
+                hashes[sha256] = perceptual_hash(decode_image(data or b"", name=uri).image)
+            except BadImage:
+                unreadable += 1  # also where it is gone: `reconcile` tells which those are
         with stores.sessions.begin() as session:
             duplicates.save_hashes(session, hashes)
         advance(len(pictures))
         after = max(pictures)
-
-
-def _bytes(stores: Stores, sha256: str, uri: str, limits: Limits) -> bytes:
-    return picture_bytes(uri, limits) if stores.blobs is None else stores.blobs.get(sha256)
 
 
 def _in_order(groups: Iterable[list[Copy]]) -> list[list[Copy]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -22,7 +22,7 @@ from storage import catalog, index, registry
 from storage.blobs import PREFIXES
 from storage.differences import Difference, Held, Kept, compare, judge, order
 from storage.locks import lone_lock
-from storage.records import Item
+from storage.records import Item, Picture
 from storage.registry import Known
 from storage.source import FetchError
 
@@ -122,11 +122,12 @@ def reconcile(stores: Stores, *, advance: Advance = lambda _: None) -> Report:
     if active is not None and searched != active:
         report.add("no_alias", active, collection=active)
     for name in sorted({one.name for one in known} | set(index.collections(stores.vectors))):
-        _compare_models(stores, known, name, report)
+        if any(one.name == name and is_of_another_model(stores, one) for one in known):
+            report.add("other_model", name, collection=name)
         for found in confirmed(stores, name, name == active, report, advance):
             report.add(found.kind, str(found.id), collection=name, kept=found.kept)
-    for sha256 in missing_pictures(stores, report):
-        report.add("missing_picture", sha256)
+    for picture in missing_pictures(stores, report):
+        report.add("missing_picture", picture.sha256)
     return report
 
 
@@ -206,15 +207,16 @@ def second_look(
     return sorted([*foreign, *(one for one in found if one is not None)], key=lambda one: order(one.id))
 
 
-def missing_pictures(stores: Stores, report: Report) -> Iterator[str]:
-    """Yield the SHA-256 of each picture that a living item has and the blob store has not, in order."""
+def missing_pictures(stores: Stores, report: Report) -> Iterator[Picture]:
+    """Yield each picture that a living item has and the blob store has not, by SHA-256."""
     if stores.blobs is None:
         return
     for prefix in PREFIXES:
         with stores.sessions() as session:
-            wanted = catalog.pictures_between(session, prefix, _after(prefix))
+            wanted = catalog.pictures_starting(session, prefix)
         report.pictures += len(wanted)
-        yield from sorted(wanted.keys() - stores.blobs.names(prefix)) if wanted else ()
+        lost = wanted.keys() - stores.blobs.names(prefix) if wanted else ()
+        yield from (wanted[sha256] for sha256 in sorted(lost))
 
 
 def _pages(stores: Stores, collection: str) -> Iterator[list[Kept]]:
@@ -229,12 +231,11 @@ def _pages(stores: Stores, collection: str) -> Iterator[list[Kept]]:
         after = page[-1].id
 
 
-def _compare_models(stores: Stores, known: Iterable[Known], name: str, report: Report) -> None:
-    said = next((one.fingerprint for one in known if one.name == name), None)
-    if said is None or not stores.vectors.collection_exists(name):
-        return
-    if index.describe(stores.vectors, name).fingerprint != said:
-        report.add("other_model", name, collection=name)
+def is_of_another_model(stores: Stores, known: Known) -> bool:
+    """Whether a collection says that another model made it than Postgres says."""
+    if not stores.vectors.collection_exists(known.name):
+        return False
+    return index.describe(stores.vectors, known.name).fingerprint != known.fingerprint
 
 
 def _refuse_many_deletes(report: Report, max_delete: float, *, yes: bool) -> None:
@@ -277,9 +278,7 @@ def _drop_collections_of_other_models(deps: Deps) -> None:
     with deps.sessions() as session:
         known = registry.known_collections(session)
     for one in known:
-        report = Report()
-        _compare_models(deps, [one], one.name, report)
-        if report.counts["other_model"]:
+        if is_of_another_model(deps, one):
             deps.vectors.delete_collection(one.name)
             with deps.sessions.begin() as session:
                 registry.forget_marks(session, one.name)
@@ -366,17 +365,10 @@ def _mend_pictures(stores: Stores, limits: Limits) -> set[str]:
     if stores.blobs is None:
         return set()
     unmended = set()
-    for sha256 in missing_pictures(stores, Report()):
-        with stores.sessions() as session:
-            picture = catalog.pictures_between(session, sha256, _after(sha256)).get(sha256)
-        data = _from_source(sha256, picture.uri, limits) if picture else None
+    for picture in missing_pictures(stores, Report()):
+        data = _from_source(picture.sha256, picture.uri, limits)
         if data is not None:
-            stores.blobs.put(sha256, data)
-        elif picture is not None:
-            unmended.add(f"picture {sha256[:12]}…: its bytes are gone, here and at {picture.uri}")
+            stores.blobs.put(picture.sha256, data)
+        else:
+            unmended.add(f"picture {picture.sha256[:12]}…: its bytes are gone, here and at {picture.uri}")
     return unmended
-
-
-def _after(digits: str) -> str:
-    """Return what is greater than all that starts with `digits`, and smaller than whatever comes after."""
-    return digits + "g"

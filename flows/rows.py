@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from flows.deps import Stores
 from flows.report import BatchReport
 from flows.settings import Limits
 from storage import catalog
@@ -159,6 +160,14 @@ def picture_bytes(uri: str, limits: Limits) -> bytes:
         timeout_s=limits.fetch_timeout_s,
         private_redirects=limits.private_redirects,
     )
+
+
+def kept_picture(stores: Stores, sha256: str, uri: str, limits: Limits) -> bytes | None:
+    """Return an item's picture from where pictures are kept, else from its source; None where it is gone."""
+    try:
+        return picture_bytes(uri, limits) if stores.blobs is None else stores.blobs.get(sha256)
+    except (FileNotFoundError, FetchError):
+        return None
 
 
 def _second(record: Record, first_place: str) -> Rejected:

@@ -8,11 +8,10 @@ from typing import Any, Literal
 from embedding.images import decode_image
 from flows.deps import Deps
 from flows.gallery import Card, Page
-from flows.rows import picture_bytes
+from flows.rows import kept_picture
 from flows.settings import Limits
 from storage import catalog, index
 from storage.records import Digest, Hit, Item
-from storage.source import FetchError
 
 Find = Literal["images", "texts"]
 SPACES: dict[Find, index.Space] = {"images": "image", "texts": "text"}
@@ -115,7 +114,7 @@ def gallery_page(deps: Deps, results: Results, limits: Limits) -> Page:
             one.hit.score,
             one.text,
             one.item.picture.uri if one.item.picture else None,
-            _picture_bytes(deps, one.item, limits),
+            _picture_of(deps, one.item, limits),
         )
         for one in results.found
     )
@@ -123,13 +122,6 @@ def gallery_page(deps: Deps, results: Results, limits: Limits) -> Page:
     return Page(query.text, query_picture, query.find, results.model, results.points, cards)
 
 
-def _picture_bytes(deps: Deps, item: Item, limits: Limits) -> bytes | None:
-    """Return the picture from where it is kept, else from its source; None where it is gone."""
-    if item.picture is None:
-        return None
-    try:
-        if deps.blobs is not None:
-            return deps.blobs.get(item.picture.sha256)
-        return picture_bytes(item.picture.uri, limits)
-    except (FileNotFoundError, FetchError):
-        return None
+def _picture_of(deps: Deps, item: Item, limits: Limits) -> bytes | None:
+    picture = item.picture
+    return None if picture is None else kept_picture(deps, picture.sha256, picture.uri, limits)

@@ -38,10 +38,6 @@ class Blobs:
         else:
             self._files.pipe_file(path, data)
 
-    def has(self, sha256: str) -> bool:
-        """Whether there is such a blob."""
-        return bool(self._files.exists(self._path(sha256)))
-
     def get(self, sha256: str) -> bytes:
         """Return the bytes stored under `sha256`.
 

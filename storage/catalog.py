@@ -337,11 +337,12 @@ def items_with_digests(session: Session, ids: Sequence[UUID]) -> dict[UUID, tupl
     }
 
 
-def pictures_between(session: Session, low: str, high: str) -> dict[str, Picture]:
-    """Return the pictures of living items by SHA-256, from `low` on and before `high`; one item for each."""
+def pictures_starting(session: Session, prefix: str) -> dict[str, Picture]:
+    """Return the pictures of living items by SHA-256, those that start with `prefix`; one item for each."""
+    after = prefix + "g"  # the digits end with f
     statement = (
         select(ItemRow)
-        .where(ItemRow.image_sha256 >= low, ItemRow.image_sha256 < high, ItemRow.deleted.is_(None))
+        .where(ItemRow.image_sha256 >= prefix, ItemRow.image_sha256 < after, ItemRow.deleted.is_(None))
         .order_by(ItemRow.image_sha256, ItemRow.id)
         .distinct(ItemRow.image_sha256)
     )

@@ -5,12 +5,26 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from sqlalchemy import URL
+
 from storage.embedded.postgres import stop_postgres
+from storage.embedded.qdrant.access import Access
 from storage.embedded.qdrant.client import stop as stop_index
 
 PATIENCE_S = 30
 
 HomeAt = Callable[[Path], Path]
+
+
+def environment_of(home: Path, database: URL, access: Access, model: Path) -> dict[str, str]:
+    """Return the variables with which a command uses these stores and this model."""
+    return {
+        "SIGHTLINE_HOME": str(home),
+        "SIGHTLINE_DATABASE_URL": database.render_as_string(hide_password=False),
+        "SIGHTLINE_QDRANT__URL": access.url,
+        "SIGHTLINE_QDRANT__API_KEY": access.key,
+        "SIGHTLINE_MODEL": str(model),
+    }
 
 
 @contextmanager

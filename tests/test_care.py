@@ -16,6 +16,7 @@ from storage import index
 from storage.embedded.qdrant.access import find
 from tests.builders import a_folder, png
 from tests.conftest import emptied
+from tests.processes import environment_of
 from tests.tiny_clip import write_tiny_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
@@ -36,12 +37,8 @@ def home(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """A home on the tests' Postgres and their index."""
-    access = find(index_home)
-    monkeypatch.setenv("SIGHTLINE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("SIGHTLINE_DATABASE_URL", engine.url.render_as_string(hide_password=False))
-    monkeypatch.setenv("SIGHTLINE_QDRANT__URL", access.url)
-    monkeypatch.setenv("SIGHTLINE_QDRANT__API_KEY", access.key)
-    monkeypatch.setenv("SIGHTLINE_MODEL", str(model))
+    for name, value in environment_of(tmp_path / "home", engine.url, find(index_home), model).items():
+        monkeypatch.setenv(name, value)
     yield from emptied(embedded)
 
 

@@ -1,6 +1,5 @@
 """No statement takes for ever, whoever is to blame: the query, a lock, or the network."""
 
-import socket
 from collections.abc import Iterator
 
 import pytest
@@ -9,19 +8,14 @@ from sqlalchemy.exc import OperationalError
 
 from flows.retries import is_transient
 from storage.database import address_of, open_engine
-from tests.faults.proxy import Proxy, a_proxy
+from tests.faults.proxy import Proxy, a_proxy, to_postgres
 
 LIMIT_S = 0.4
 
 
 @pytest.fixture
 def proxy(engine: Engine) -> Iterator[Proxy]:
-    def to_postgres() -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(f"{engine.url.query['host']}/.s.PGSQL.5432")
-        return connection
-
-    with a_proxy(to_postgres) as proxy:
+    with a_proxy(to_postgres(engine)) as proxy:
         yield proxy
 
 

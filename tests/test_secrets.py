@@ -13,6 +13,7 @@ from sqlalchemy import Engine, text
 from storage.embedded.qdrant.access import find
 from tests.builders import a_folder, a_manifest, png
 from tests.conftest import emptied
+from tests.processes import environment_of
 from tests.tiny_clip import write_tiny_clip
 
 PASSWORD = "hunter2-is-secret"
@@ -27,16 +28,11 @@ def an_empty_index(embedded: QdrantClient) -> Iterator[None]:
 @pytest.fixture
 def environment(engine: Engine, index_home: Path, tmp_path: Path) -> dict[str, str]:
     """Servers by URL: a password in the one, a key for the other, and Prefect's own records in the home."""
-    access = find(index_home)
-    url = engine.url.set(password=PASSWORD)
+    model = write_tiny_clip(tmp_path / "model")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
         "HOME": str(tmp_path / "user"),
-        "SIGHTLINE_HOME": str(tmp_path / "home"),
-        "SIGHTLINE_DATABASE_URL": url.render_as_string(hide_password=False),
-        "SIGHTLINE_QDRANT__URL": access.url,
-        "SIGHTLINE_QDRANT__API_KEY": access.key,
-        "SIGHTLINE_MODEL": str(write_tiny_clip(tmp_path / "model")),
+        **environment_of(tmp_path / "home", engine.url.set(password=PASSWORD), find(index_home), model),
         "SIGHTLINE_RETRY_FOR_S": "0",
         "SIGHTLINE_FETCH_TIMEOUT_S": "1",
     }

@@ -1,7 +1,6 @@
 """Encrypted connections: to a Qdrant server behind TLS, and to a Postgres that has to offer it."""
 
 import asyncio
-import socket
 import ssl
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from sqlalchemy import Engine
 from flows.deps import StoreUnavailable, open_database, open_index
 from flows.settings import Qdrant, Settings
 from storage.embedded.qdrant.access import find
-from tests.faults.proxy import a_proxy
+from tests.faults.proxy import a_proxy, to_postgres
 
 OURS = trustme.CA()
 SOMEBODYS = trustme.CA()
@@ -119,12 +118,7 @@ def test_qdrant_with_a_certificate_of_an_unknown_authority_is_told_nothing(
 
 
 def test_postgres_that_offers_no_tls_is_refused_where_the_url_asks_for_it(engine: Engine):
-    def to_postgres() -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(f"{engine.url.query['host']}/.s.PGSQL.5432")
-        return connection
-
-    with a_proxy(to_postgres) as proxy:  # libpq asks for no TLS on a socket in the file system
+    with a_proxy(to_postgres(engine)) as proxy:  # libpq asks for no TLS on a socket in the file system
         over_tcp = engine.url.set(host="127.0.0.1", port=proxy.port, query={"sslmode": "require"})
         url = SecretStr(over_tcp.render_as_string(hide_password=False))
         with (

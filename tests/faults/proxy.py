@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 
+from sqlalchemy import Engine
+
 How = Literal["refuse", "reset", "stall", "cut"]
 BLOCK = 4096
 POLL_S = 0.02
@@ -96,6 +98,17 @@ class Proxy:
     @property
     def _is_broken(self) -> bool:
         return time.monotonic() < self._until
+
+
+def to_postgres(engine: Engine) -> Callable[[], socket.socket]:
+    """Return what connects to the socket of the tests' Postgres."""
+
+    def connect() -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(f"{engine.url.query['host']}/.s.PGSQL.{engine.url.query['port']}")
+        return connection
+
+    return connect
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from tests.faults.points import (
     HalfARequest,
     KillPoint,
 )
+from tests.processes import environment_of
 from tests.tiny_clip import write_tiny_clip
 
 Sightline = Callable[..., int]
@@ -115,15 +116,8 @@ def sightline(
     victims: subprocess.Popen[str], engine: Engine, index_home: Path, model: Path, tmp_path: Path
 ) -> Sightline:
     """Runs the command line in a process of its own, and returns how it ended."""
-    access = find(index_home)
-    environment = {
-        "SIGHTLINE_HOME": str(tmp_path / "home"),
-        "SIGHTLINE_DATABASE_URL": engine.url.render_as_string(hide_password=False),
-        "SIGHTLINE_QDRANT__URL": access.url,
-        "SIGHTLINE_QDRANT__API_KEY": access.key,
-        "SIGHTLINE_MODEL": str(model),
-        "SIGHTLINE_BATCH_SIZE": str(BATCH),
-    }
+    environment = environment_of(tmp_path / "home", engine.url, find(index_home), model)
+    environment["SIGHTLINE_BATCH_SIZE"] = str(BATCH)
 
     def run(*arguments: object, kill: str | None = None, **elsewhere: str) -> int:
         order = {

@@ -21,7 +21,7 @@ from storage.embedded.qdrant.access import find
 from tests.builders import a_folder, png
 from tests.conftest import SERVER, emptied
 from tests.fakes import ColourEncoder
-from tests.faults.proxy import How, Proxy, a_proxy
+from tests.faults.proxy import How, Proxy, a_proxy, to_postgres
 
 SEEDS = 3
 MORE_SEEDS = 40
@@ -34,17 +34,12 @@ STORES = ["postgres", "qdrant"]
 def proxies(engine: Engine, embedded: QdrantClient, index_home: Path) -> Iterator[dict[str, Proxy]]:
     """Between us and the real Postgres, and between us and the embedded index or the server that is set."""
 
-    def to_postgres() -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(f"{engine.url.query['host']}/.s.PGSQL.{engine.url.port or 5432}")
-        return connection
-
     def to_qdrant() -> socket.socket:
         where = urlsplit(SERVER or find(index_home).url)
         return socket.create_connection((where.hostname, where.port), timeout=5)
 
     for _ in emptied(embedded):
-        with a_proxy(to_postgres) as postgres, a_proxy(to_qdrant) as qdrant:
+        with a_proxy(to_postgres(engine)) as postgres, a_proxy(to_qdrant) as qdrant:
             yield {"postgres": postgres, "qdrant": qdrant}
 
 
