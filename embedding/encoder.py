@@ -1,7 +1,9 @@
 """From texts and pictures to unit vectors of one space."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,15 +13,29 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from embedding.fingerprint import fingerprint_of
+from embedding.preparation import Features, Preparation
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from torch import Tensor
 
 Vectors = NDArray[np.float32]
 
 HUB_TIMEOUT_S = 5.0
-BATCH_SIZE = 64
-"""How many inputs the model sees at once, however many it is given; records may have many texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class AtOnce:
+    """How much the model sees at once, however much it is given."""
+
+    pictures: int
+    texts: int
+    tokens: int
+    """Of the texts, with what fills up the shorter ones."""
+
+
+ON_CPU = AtOnce(pictures=8, texts=64, tokens=1024)  # more than these do not fit its caches, and are slower
+ELSEWHERE = AtOnce(pictures=256, texts=256, tokens=16_384)
 
 
 class Encoder(Protocol):
@@ -41,7 +57,14 @@ class Encoder(Protocol):
 
     def texts(self, texts: Sequence[str]) -> Vectors: ...
 
-    def images(self, images: Sequence[Image.Image]) -> Vectors: ...
+    def images(self, images: Sequence[Image.Image]) -> Vectors:
+        """Take upright RGB pictures, and prepare them here and now."""
+
+    @property
+    def preparation(self) -> Preparation:
+        """What `prepared` wants to be done to a picture before; workers can do it."""
+
+    def prepared(self, pictures: Sequence[Features]) -> Vectors: ...
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Say of each text whether the model reads only its beginning."""
@@ -143,8 +166,12 @@ class SentenceEncoder:
     """The `Encoder` over a sentence-transformers model; on CUDA it computes in bfloat16."""
 
     def __init__(self, name: str, model: "SentenceTransformer") -> None:
+        from embedding.pictures import PictureInput
+
         self.name = name
         self.model = model.eval()
+        self._pictures = PictureInput(model)
+        self._at_once = ON_CPU if model.device.type == "cpu" else ELSEWHERE
 
     @cached_property
     def dim(self) -> int:
@@ -154,28 +181,58 @@ class SentenceEncoder:
     def fingerprint(self) -> str:
         return fingerprint_of(self.model)
 
+    @property
+    def preparation(self) -> Preparation:
+        return self._pictures.preparation
+
     def texts(self, texts: Sequence[str]) -> Vectors:
-        return self._encode(texts)
+        """Embed `texts` in the order of their lengths, so that little is filled up; rows are in their own."""
+        if not texts:
+            return np.empty((0, self.dim), np.float32)
+        longest = self.model.max_seq_length or sys.maxsize
+        lengths = [min(length, longest) for length in self._lengths(texts)]
+        chunks = list(chunks_by_length(lengths, self._at_once))
+        with self._precision():
+            rows = [self._encoded([texts[place] for place in chunk]) for chunk in chunks]
+        return _in_order(rows, chunks)
 
     def images(self, images: Sequence[Image.Image]) -> Vectors:
-        return self._encode(images)
+        return self.prepared([self.preparation(image) for image in images])
+
+    def prepared(self, pictures: Sequence[Features]) -> Vectors:
+        if not pictures:
+            return np.empty((0, self.dim), np.float32)
+        import torch
+
+        chunks = list(self._pictures.chunks(pictures, self._at_once.pictures))
+        with torch.inference_mode(), self._precision():
+            # no row is fetched before the last chunk is on its way: a GPU computes while the next one is made
+            rows = [
+                self._embedded(self._pictures.features([pictures[place] for place in chunk]))
+                for chunk in chunks
+            ]
+        return _in_order(rows, chunks)
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Count tokens with the model's own tokenizer; False for all where it states no limit."""
         limit = self.model.max_seq_length
-        if limit is None or not texts:
-            return [False] * len(texts)
-        tokens = self.model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-        return [len(row) > limit for row in tokens]
+        return [limit is not None and length > limit for length in self._lengths(texts)]
 
-    def _encode(self, inputs: Sequence[Any]) -> Vectors:
-        if not inputs:
-            return np.empty((0, self.dim), np.float32)
-        with self._precision():
-            rows = self.model.encode(
-                list(inputs), batch_size=BATCH_SIZE, convert_to_tensor=True, show_progress_bar=False
-            )
-        return unit_rows(rows.float().cpu().numpy())
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has, before any is cut."""
+        if not texts:
+            return []
+        tokens = self.model.tokenizer(list(texts), truncation=False, verbose=False)
+        return [len(row) for row in tokens["input_ids"]]
+
+    def _encoded(self, texts: list[str]) -> "Tensor":
+        return self.model.encode(
+            texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False
+        )
+
+    def _embedded(self, features: dict[str, Any]) -> "Tensor":
+        rows: Tensor = self.model(features)["sentence_embedding"]
+        return rows[:, : self.model.truncate_dim]
 
     def _precision(self) -> AbstractContextManager[Any]:
         import torch
@@ -183,6 +240,30 @@ class SentenceEncoder:
         if self.model.device.type == "cuda":
             return torch.autocast("cuda", torch.bfloat16)
         return nullcontext()
+
+
+def chunks_by_length(lengths: Sequence[int], at_once: AtOnce) -> Iterator[list[int]]:
+    """Yield the places of texts, longest first, in chunks that are filled up little and fit `at_once`."""
+    chunk: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        most = max(1, min(at_once.texts, at_once.tokens // max(1, lengths[chunk[0]]))) if chunk else 1
+        if chunk and len(chunk) >= most:
+            yield chunk
+            chunk = []
+        chunk.append(place)
+    if chunk:
+        yield chunk
+
+
+def _in_order(rows: "Sequence[Tensor]", chunks: Sequence[Sequence[int]]) -> Vectors:
+    """Return the rows of all chunks as unit rows, each at its place."""
+    import torch
+
+    places = [place for chunk in chunks for place in chunk]
+    found = unit_rows(torch.cat(list(rows)).float().cpu().numpy())
+    ordered = np.empty_like(found)
+    ordered[places] = found
+    return ordered
 
 
 def unit_rows(rows: NDArray[np.floating]) -> Vectors:

@@ -42,15 +42,19 @@ class BadImage(ValueError):
 
     Attributes:
         reason: a code to count by: `empty_file`, `not_a_picture`, `damaged_picture`,
-            `too_many_pixels`, `too_small`, `extreme_shape` or `unsupported_pixels`.
+            `too_many_pixels`, `too_small`, `extreme_shape`, `unsupported_pixels` or `crashed_decoder`.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)  # both, or it could not be pickled back from a worker process
+    def __init__(self, reason: str, name: str, problem: str) -> None:
+        super().__init__(reason, name, problem)  # all, or it could not be pickled back from a worker process
         self.reason = reason
 
+    def of(self, name: str) -> "BadImage":
+        """Return the same problem as that of another record with these bytes."""
+        return BadImage(self.reason, name, self.args[2])
+
     def __str__(self) -> str:
-        return str(self.args[1])
+        return f"{self.args[1]}: {self.args[2]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ def decode_image(data: bytes, *, name: str) -> Decoded:
         BadImage: the only exception that any bytes can cause.
     """
     if not data:
-        raise BadImage("empty_file", f"{name}: the file is empty; fetch or export it again")
+        raise BadImage("empty_file", name, "the file is empty; fetch or export it again")
     _hush_pillow()
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as opened:
@@ -113,13 +117,13 @@ def _check_size(size: tuple[int, int], name: str) -> None:
     if short * long > MAX_PIXELS:
         raise _too_large(shape, name)
     if short < MIN_SIDE:
-        raise BadImage("too_small", f"{name}: {shape} show nothing; supply {MIN_SIDE} or more a side")
+        raise BadImage("too_small", name, f"{shape} show nothing; supply {MIN_SIDE} or more a side")
     if long > MAX_ASPECT * short:
-        raise BadImage("extreme_shape", f"{name}: {shape}, a side over {MAX_ASPECT} times the other; crop it")
+        raise BadImage("extreme_shape", name, f"{shape}, a side over {MAX_ASPECT} times the other; crop it")
 
 
 def _too_large(size: str, name: str) -> BadImage:
-    return BadImage("too_many_pixels", f"{name}: {size} is over {MAX_PIXELS:,}; resize it at the source")
+    return BadImage("too_many_pixels", name, f"{size} is over {MAX_PIXELS:,}; resize it at the source")
 
 
 def _pixels_in(error: Image.DecompressionBombError) -> str:
@@ -132,7 +136,7 @@ def _check_pixels(opened: ImageFile.ImageFile, name: str) -> None:
     if opened.mode in EIGHT_BIT or (opened.mode in SIXTEEN_BIT and _fills_sixteen_bits(opened)):
         return
     what = f"the brightness of its pixels (mode {opened.mode}) is not defined"
-    raise BadImage("unsupported_pixels", f"{name}: {what}; export it with 8 bits a channel")
+    raise BadImage("unsupported_pixels", name, f"{what}; export it with 8 bits a channel")
 
 
 def _fills_sixteen_bits(opened: ImageFile.ImageFile) -> bool:
@@ -143,6 +147,8 @@ def _fills_sixteen_bits(opened: ImageFile.ImageFile) -> bool:
 
 
 def _decoded(opened: ImageFile.ImageFile) -> Decoded:
+    size = opened.size
+    opened.draft(None, (KEEP_SIDE, KEEP_SIDE))  # a JPEG of twice these sides or more comes at half its size
     opened.load()  # this frame only, and all of it, or it raises
     whole = _eight_bit(opened)
     image = _over_white(whole.reduce(max(1, min(whole.size) // KEEP_SIDE)))  # or a batch fills the memory
@@ -150,7 +156,7 @@ def _decoded(opened: ImageFile.ImageFile) -> Decoded:
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     image.info.clear()  # profiles and tags, which would only travel between processes
-    width, height = opened.size[::-1] if orientation >= 5 else opened.size
+    width, height = size[::-1] if orientation >= 5 else size
     # Pillow's name for a phone's JPEG with a preview or a depth map behind it is MPO.
     return Decoded(image, width, height, "JPEG" if opened.format == "MPO" else str(opened.format))
 
@@ -191,7 +197,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 def _unreadable(data: bytes, name: str, error: BaseException) -> BadImage:
     if not SIGNATURE.match(data):
         found = f"not a picture, it starts with {data[:16]!r}"
-        return BadImage("not_a_picture", f"{name}: {found}; supply one of {', '.join(FORMATS)}")
+        return BadImage("not_a_picture", name, f"{found}; supply one of {', '.join(FORMATS)}")
     # Pillow's message for an unreadable header holds an address in memory, new every time.
     cause = "header" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
-    return BadImage("damaged_picture", f"{name}: damaged or cut short ({cause}); fetch or export it again")
+    return BadImage("damaged_picture", name, f"damaged or cut short ({cause}); fetch or export it again")

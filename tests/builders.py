@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from storage.records import Item, Picture, Record, Text
@@ -14,9 +15,20 @@ from tests.fakes import PALETTE
 
 def png(colour: str = "red", size: tuple[int, int] = (16, 16)) -> bytes:
     """A picture of one colour; another size is another file."""
+    return encoded(Image.new("RGB", size, PALETTE[colour]), "PNG")
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
     buffer = BytesIO()
-    Image.new("RGB", size, PALETTE[colour]).save(buffer, "PNG")
+    image.save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def noise(size: tuple[int, int] = (48, 32)) -> Image.Image:
+    """A picture with as much detail as there can be, the same for the same size."""
+    width, height = size
+    rows = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(rows)
 
 
 def a_record(key: str = "cat", *, texts: Sequence[str] = ("a cat",), image: str | None = None) -> Record:

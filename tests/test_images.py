@@ -18,25 +18,15 @@ from PIL import Image
 
 from embedding import images
 from embedding.images import FORMATS, BadImage, decode_image
+from tests.builders import encoded, noise
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)
 GREY = (128, 128, 128)
 SIZE = (48, 32)
 
 
-def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
 def plain(mode: str, colour: Any, size: tuple[int, int] = SIZE) -> Image.Image:
     return Image.new(mode, size, colour)
-
-
-def noise(size: tuple[int, int] = SIZE) -> Image.Image:
-    values = np.random.default_rng(7).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(values)
 
 
 def png(
@@ -270,6 +260,47 @@ def test_a_large_picture_is_reduced_and_tells_the_size_it_had(size: tuple[int, i
     assert decoded.image.getpixel((9, 9)) == GREY
 
 
+@pytest.mark.parametrize(
+    ("size", "kept"),
+    [
+        pytest.param((1279, 1500), (1279, 1500), id="not twice as large"),
+        pytest.param((1281, 2000), (641, 1000), id="twice as large"),
+        pytest.param((2000, 2100), (1000, 1050), id="three times: JPEGs are halved, and halved again"),
+        pytest.param((2600, 2600), (650, 650), id="four times"),
+        pytest.param((11000, 5400), (1375, 675), id="eight times"),
+    ],
+)
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_and_tells_the_size_it_had(
+    size: tuple[int, int], kept: tuple[int, int]
+):
+    data = encoded(plain("RGB", RED, size), "JPEG")
+
+    decoded = decode_image(data, name="photo.jpg")
+
+    assert (decoded.width, decoded.height) == size
+    assert decoded.image.size == kept
+    assert decoded.image.getpixel((9, 9)) == pytest.approx(RED, abs=6)
+
+
+def test_a_large_jpeg_that_lies_on_its_side_tells_its_upright_size():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(plain("RGB", RED, (2600, 1300)), "JPEG", exif=exif)
+
+    decoded = decode_image(data, name="phone.jpg")
+
+    assert (decoded.width, decoded.height) == (1300, 2600)
+    assert decoded.image.size == (650, 1300)
+
+
+def test_a_large_jpeg_that_ends_too_early_is_refused_as_well():
+    whole = encoded(noise((1400, 1400)), "JPEG")
+
+    for share in (0.5, 0.9, 0.99):
+        with pytest.raises(BadImage, match="damaged or cut short"):
+            decode_image(whole[: int(share * len(whole))], name="photo.jpg")
+
+
 BAD = {
     "empty": (b"", "empty_file", "the file is empty"),
     "a web page": (b"<html>404</html>", "not_a_picture", "starts with b'<html>404</html>'"),
@@ -479,7 +510,7 @@ def test_pillows_settings_are_left_alone():
 
 
 def test_a_refusal_survives_the_way_back_from_a_worker_process():
-    refusal = BadImage("too_small", "cat.png: 1x1 pixels show nothing")
+    refusal = BadImage("too_small", "cat.png", "1x1 pixels show nothing")
 
     returned = pickle.loads(pickle.dumps(refusal))
 
