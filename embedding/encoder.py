@@ -66,6 +66,10 @@ class Encoder(Protocol):
 
     def prepared(self, pictures: Sequence[Features]) -> Vectors: ...
 
+    @property
+    def pictures_at_once(self) -> int:
+        """How many pictures the model sees at once, however many it is given."""
+
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Say of each text whether the model reads only its beginning."""
 
@@ -184,6 +188,10 @@ class SentenceEncoder:
     @property
     def preparation(self) -> Preparation:
         return self._pictures.preparation
+
+    @property
+    def pictures_at_once(self) -> int:
+        return self._at_once.pictures
 
     def texts(self, texts: Sequence[str]) -> Vectors:
         """Embed `texts` in the order of their lengths, so that little is filled up; rows are in their own."""

@@ -1,120 +1,176 @@
-"""One batch from source rows to searchable points. Plain functions; safe to repeat at any point."""
+"""The steps that take a batch from source rows to searchable points, one function each.
 
-import time
+Each can be repeated at any point: ids are derived and every write is an upsert. Vectors are written before
+the marks that say so, so that a crash between the two leaves work that the next run repeats, never a mark
+that promises a vector nobody wrote.
+"""
+
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from embedding.encoder import Encoder
-from embedding.images import BadImage, Decoded, decode_image
+from embedding.images import BadImage
+from embedding.stream import Clock
 from flows.deps import Deps
+from flows.pictures import Pictures, Shown
 from flows.report import BatchReport
-from flows.rows import Fetched, Row, Run, fetch_rows, plan_rows, rejected
+from flows.rows import Fetched, Known, Planned, Read, Run, look_up, plan_rows
 from storage import catalog, index, runs
 from storage.catalog import Twin
 from storage.index import Point
-from storage.records import Digest, Item, Picture, Rejected
+from storage.records import Digest, Item, Picture
 
 
-def ingest_batch(deps: Deps, run: Run, rows: Sequence[Row]) -> BatchReport:
-    """Embed and store one batch. Ids are derived and every write is an upsert, so repeating it is safe.
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A batch of which it is known what the stores have; its new pictures are being decoded."""
 
-    Vectors are written before the marks that say so: a crash between the two leaves work that the next
-    run repeats, never a mark that promises a vector nobody wrote.
+    read: Read
+    known: Known
+    pictures: Mapping[str, Shown]
+    """By SHA-256, those of the records that would be embedded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A batch whose records are in Postgres, and whose points are not."""
+
+    planned: Planned
+    fresh: Mapping[UUID, Item]
+    """Items to be embedded."""
+
+    updated: Mapping[UUID, Item]
+    """Items whose payload is replaced."""
+
+    digests: Mapping[UUID, Digest]
+    pictures: Mapping[str, Shown]
+    truncated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A batch whose points are ready to be written."""
+
+    kept: Kept
+    points: list[Point]
+    shown: int
+    """Pictures that the model was shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run, and what the steps of all its batches share."""
+
+    deps: Deps
+    run: Run
+    pictures: Pictures
+    clock: Clock
+
+
+def look(job: Job, read: Read) -> Looked:
+    """Find out what is known of a batch, and have its new pictures decoded."""
+    deps, run = job.deps, job.run
+    with job.clock("plan"):
+        with deps.sessions() as session:
+            known = look_up(session, run, read)
+            wanted = [one for one in read.fetched if known.wants_model(one.item_id(run.source), one)]
+            shas = {one.sha256 for one in wanted if one.sha256}
+            under_way = job.pictures.under_way(shas)  # before the marks are read, or one could slip through
+            twins = catalog.embedded_twins(session, run.collection, shas - under_way.keys())
+        stored = with_vectors(deps, run.collection, twins)
+        known_pictures = under_way | stored
+        new = job.pictures.show(one for one in wanted if one.sha256 not in known_pictures)
+    return Looked(read, known, known_pictures | new)
+
+
+def keep(job: Job, looked: Looked) -> Kept:
+    """Wait for the pictures of a batch, decide, and write to the blobs and to Postgres.
 
     Raises:
         RunClosed: another run has taken this one for dead; nothing was written.
     """
-    stages: Counter[str] = Counter()
-    with _timed(stages, "read"):
-        fetched, unread = fetch_rows(run, rows)
-    with _timed(stages, "plan"), deps.sessions.begin() as session:
+    deps, run = job.deps, job.run
+    bad = refused(looked.pictures)
+    with job.clock("store"), deps.sessions.begin() as session:
         runs.require_running(session, run.id)
-        planned = plan_rows(session, run, fetched, unread)
-        to_embed = {id: planned.records[id] for id in planned.plan.embed}
-        shas = {one.sha256 for one in to_embed.values() if one.sha256}
-        twins = catalog.embedded_twins(session, run.collection, shas)
-    with _timed(stages, "decode"):
-        pictures = kept_pictures(deps, run.collection, twins)
-        bad = decode_new(to_embed, pictures)
-    planned = planned.without(bad)
-    fresh = {id: as_item(run.source, planned.records[id], pictures) for id in planned.plan.embed}
-    updated = {id: planned.updated_item(run.source, id) for id in planned.plan.update}
-    digests = {id: planned.records[id].digest for id in fresh | updated}
-    with _timed(stages, "store"), deps.sessions.begin() as session:
-        runs.require_running(session, run.id)
+        planned = plan_rows(session, run, looked.read, looked.known, bad)
+        fresh = {id: as_item(run.source, planned.records[id], looked.pictures) for id in planned.plan.embed}
+        updated = {id: planned.updated_item(run.source, id) for id in planned.plan.update}
+        digests = {id: planned.records[id].digest for id in fresh | updated}
         keep_pictures(deps, session, (planned.records[id] for id in fresh))
         catalog.save_items(session, {id: (item, digests[id]) for id, item in (fresh | updated).items()})
         runs.save_rejects(session, run.id, run.source, planned.rejects)
-        catalog.release(session, run.id, bad)
-    with _timed(stages, "embed"):
-        points, truncated = embed_all(deps.encoder, fresh, digests, pictures)
-    with _timed(stages, "index"):
-        index.upsert(deps.vectors, run.collection, points, dim=run.dim)
-        index.overwrite_payloads(
-            deps.vectors, run.collection, {id: (item, digests[id]) for id, item in updated.items()}
-        )
-    with _timed(stages, "mark"), deps.sessions.begin() as session:
-        runs.require_running(session, run.id)
-        catalog.mark_embedded(session, run.collection, digests)
-    seen = sum(item.picture is not None for item in fresh.values())
-    shown = sum(picture.image is not None for picture in pictures.values())
-    besides = Counter(truncated=truncated, reused=seen - shown)
-    return planned.as_report(rows) + BatchReport(besides, stages=stages)
+    with job.clock("plan"):
+        truncated = sum(deps.encoder.truncated(texts_of(fresh)))
+    needed = {item.picture.sha256 for item in fresh.values() if item.picture}
+    pictures = {sha256: shown for sha256, shown in looked.pictures.items() if sha256 in needed}
+    job.pictures.forget(looked.pictures.keys() - pictures.keys())
+    return Kept(planned, fresh, updated, digests, pictures, truncated)
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One picture of a batch, whichever items share it: its pixels, or the vector they gave before."""
-
-    width: int
-    height: int
-    format: str
-    image: Decoded | None
-    vector: NDArray[np.float32] | None
+def embed(job: Job, kept: Kept) -> Embedded:
+    """Show the model what is new in a batch."""
+    with job.clock("embed"):
+        return Embedded(kept, *embed_all(job.deps.encoder, kept.fresh, kept.digests, kept.pictures))
 
 
-def kept_pictures(deps: Deps, collection: str, twins: Mapping[str, Twin]) -> dict[str, Seen]:
+def write(job: Job, embedded: Embedded) -> BatchReport:
+    """Write the points of a batch, and then the marks that say so.
+
+    Raises:
+        RunClosed: another run has taken this one for dead; no mark was written.
+    """
+    deps, run, kept = job.deps, job.run, embedded.kept
+    with job.clock("upsert"):
+        index.upsert(deps.vectors, run.collection, embedded.points, dim=run.dim)
+        payloads = {id: (item, kept.digests[id]) for id, item in kept.updated.items()}
+        index.overwrite_payloads(deps.vectors, run.collection, payloads)
+    if kept.digests:
+        with job.clock("mark"), deps.sessions.begin() as session:
+            runs.require_running(session, run.id)
+            catalog.mark_embedded(session, run.collection, kept.digests)
+    job.pictures.forget(kept.pictures)
+    pictures = sum(item.picture is not None for item in kept.fresh.values())
+    besides = Counter(truncated=kept.truncated, reused=pictures - embedded.shown, pictures=pictures)
+    return kept.planned.as_report() + BatchReport(besides)
+
+
+def with_vectors(deps: Deps, collection: str, twins: Mapping[str, Twin]) -> dict[str, Shown]:
     """Return the pictures, by SHA-256, that have a vector already, at this item or at another."""
     wanted = {twin.id: twin.content_hash for twin in twins.values()}
     vectors = index.picture_vectors(deps.vectors, collection, wanted)
     return {
-        sha256: Seen(twin.picture.width, twin.picture.height, twin.picture.format, None, vectors[twin.id])
+        sha256: Shown.with_vector(twin.picture, vectors[twin.id])
         for sha256, twin in twins.items()
         if twin.id in vectors
     }
 
 
-def decode_new(wanted: Mapping[UUID, Fetched], pictures: dict[str, Seen]) -> dict[UUID, Rejected]:
-    """Pass the pictures of `wanted` through the gate, each once, and add them to `pictures`.
+def texts_of(items: Mapping[UUID, Item]) -> list[str]:
+    """Return the texts of items that are embedded, item by item."""
+    return [text for item in items.values() for text in item.embedded_texts]
 
-    Returns:
-        The records whose pictures did not pass.
-    """
+
+def refused(pictures: Mapping[str, Shown]) -> dict[str, BadImage]:
+    """Wait until all are decoded; return those that did not pass the gate, by SHA-256."""
     bad = {}
-    for id, one in wanted.items():
-        if one.data is None or one.sha256 is None or one.sha256 in pictures:
-            continue
+    for sha256, picture in pictures.items():
         try:
-            decoded = decode_image(one.data, name=one.record.place)
+            picture.prepared()
         except BadImage as error:
-            bad[id] = rejected(one.record, error.reason, str(error))
-        else:
-            pictures[one.sha256] = Seen(decoded.width, decoded.height, decoded.format, decoded, None)
+            bad[sha256] = error
     return bad
 
 
-def as_item(source: str, one: Fetched, pictures: Mapping[str, Seen]) -> Item:
+def as_item(source: str, one: Fetched, pictures: Mapping[str, Shown]) -> Item:
     """Return the item that `one` is, with what its pixels told."""
     if one.sha256 is None:
         return one.as_item(source, None)
-    seen = pictures[one.sha256]
+    seen = pictures[one.sha256].prepared()
     uri = one.record.image or ""
     return one.as_item(source, Picture(one.sha256, uri, seen.width, seen.height, seen.format))
 
@@ -130,31 +186,25 @@ def keep_pictures(deps: Deps, session: Session, fresh: Iterable[Fetched]) -> Non
 
 
 def embed_all(
-    encoder: Encoder, items: Mapping[UUID, Item], digests: Mapping[UUID, Digest], pictures: Mapping[str, Seen]
+    encoder: Encoder,
+    items: Mapping[UUID, Item],
+    digests: Mapping[UUID, Digest],
+    pictures: Mapping[str, Shown],
 ) -> tuple[list[Point], int]:
-    """Return a point for each item, and how many texts the model reads only the beginning of.
+    """Return a point for each item, and how many pictures the model was shown.
 
     Args:
         pictures: by SHA-256, those of all `items`; one without a vector is shown to the model, once.
     """
-    new = {sha256: seen.image.image for sha256, seen in pictures.items() if seen.image is not None}
-    vectors = dict(zip(new, encoder.images(list(new.values())), strict=True))
-    vectors |= {sha256: seen.vector for sha256, seen in pictures.items() if seen.vector is not None}
-    texts = [text for item in items.values() for text in item.embedded_texts]
-    rows = encoder.texts(texts)
+    new = [picture for picture in pictures.values() if picture.vector is None]
+    vectors = encoder.prepared([picture.prepared().features for picture in new])
+    for picture, vector in zip(new, vectors, strict=True):
+        picture.embedded(vector)
+    rows = encoder.texts(texts_of(items))
     points, start = [], 0
     for id, item in items.items():
         end = start + len(item.embedded_texts)
-        image = vectors[item.picture.sha256] if item.picture else None
+        image = pictures[item.picture.sha256].vector if item.picture else None
         points.append(Point(item, digests[id], image, rows[start:end]))
         start = end
-    return points, sum(encoder.truncated(texts))
-
-
-@contextmanager
-def _timed(stages: Counter[str], name: str) -> Iterator[None]:
-    start = time.perf_counter_ns()
-    try:
-        yield
-    finally:
-        stages[name] += (time.perf_counter_ns() - start) // 1_000_000
+    return points, len(new)

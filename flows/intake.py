@@ -1,7 +1,7 @@
 """Taking in a whole source: name it, lock it, batch it, put the run on record. Knows no Prefect."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -12,21 +12,29 @@ from uuid import UUID, uuid4
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from flows.batch import ingest_batch
+from embedding.encoder import Encoder
+from embedding.stream import Clock, ahead, behind
+from embedding.workers import Workers
+from flows.batch import Embedded, Job, Kept, embed, keep, look, write
 from flows.deps import Deps
 from flows.ledger import Account, recorded
 from flows.maintain import delete_missing, finish_deletes
+from flows.pictures import Pictures
 from flows.report import COUNTS, BatchReport, IngestReport, as_report
-from flows.retries import held, persist
-from flows.rows import Row, Run, fetch_rows, plan_rows
+from flows.retries import Held, held, persist
+from flows.rows import Row, Run, Sizes, look_up, plan_rows, read_batches
 from flows.settings import Settings
 from storage import catalog, index, registry, runs
 from storage.locks import collection_lock, source_lock
 from storage.records import Ignored
 from storage.source import read_source, source_name
 
-Step = Callable[[Callable[[], BatchReport]], BatchReport]
-"""Carries out the work on one batch; the flow's is a Prefect task."""
+Step = Callable[[Callable[[], int]], int]
+"""Has the model see one batch, and returns how many points that made; the flow's is a Prefect task."""
+
+
+OWN_BATCHES = 8
+"""How many of the model's own batches of pictures make one of ours: enough to hide what each one costs."""
 
 
 class EmptySource(ValueError):
@@ -81,8 +89,11 @@ def ingest_source(
 ) -> IngestReport:
     """Take in every record of a source; run it again to pick up changes.
 
+    While the model sees one batch, the next ones are read, decoded and written to Postgres, and the points
+    of the last one to Qdrant: each of these has a thread, and decoding has processes.
+
     Args:
-        step: what carries out the work on a batch.
+        step: what has the model see a batch, in the thread that called this.
         advance: told how many rows each batch had.
 
     Raises:
@@ -90,6 +101,7 @@ def ingest_source(
         EmptySource: there is nothing in it; nothing is deleted for it either.
         Busy: another process writes this source, or has all sources for itself.
         RunClosed: the lock was lost with its connection, and another run began meanwhile.
+        WorkersFailed: no process that decodes pictures can be started.
         OtherLocation: the default name belongs to a source that was read elsewhere.
         ModelMismatch: the collection was made by another model.
         TooManyRejects: the share of rejects is above `settings.max_reject_share`.
@@ -111,15 +123,52 @@ def ingest_source(
             options={"langs": list(run.langs)},
             prefect_run_id=prefect_run_id,
         ):
-            wanted = records_of(rows, record.besides, request.only)
-            for batch in batches(wanted, request.limit, settings.batch_size):
-                record.done += step(partial(lock.persist, partial(ingest_batch, deps, run, batch)))
-                advance(len(batch))
+            wanted = islice(records_of(rows, record.besides, request.only), request.limit)
+            with Workers(deps.encoder.preparation, settings.decode_workers) as workers:
+                job = Job(deps, run, Pictures(workers), record.clock)
+                for report in take_in(job, lock, wanted, sizes(deps.encoder, settings), step):
+                    record.done += report
+                    advance(report.counts["read"])
             if request.only is None:
                 refuse_empty(record.report("failed"), request)
                 refuse_mostly_bad(record.report("failed"), settings.max_reject_share)
             lock.persist(partial(finish, deps, run, request, record.besides))
     return record.report("completed")
+
+
+def take_in(job: Job, lock: Held, rows: Iterable[Row], sizes: Sizes, step: Step) -> Iterator[BatchReport]:
+    """Carry each batch of `rows` through all its steps; yield what became of each, in order.
+
+    Whatever fails ends the run where it is: batches that are further on are finished, others are not begun.
+    """
+    reports: deque[BatchReport] = deque()
+
+    def finish(batch: Embedded) -> None:
+        reports.append(lock.persist(partial(write, job, batch)))
+
+    with (
+        ahead(job.clock.reading("read", read_batches(job.run, rows, sizes))) as read,
+        ahead(lock.persist(partial(look, job, batch)) for batch in read) as looked,
+        ahead(lock.persist(partial(keep, job, batch)) for batch in looked) as kept,
+        behind(finish) as hand_on,
+    ):
+        for batch in kept:
+            step(partial(show, job, batch, hand_on))
+            while reports:
+                yield reports.popleft()
+    yield from reports
+
+
+def show(job: Job, batch: Kept, hand_on: Callable[[Embedded], None]) -> int:
+    """Have the model see a batch and hand its points on; return how many there are."""
+    embedded = embed(job, batch)
+    hand_on(embedded)
+    return len(embedded.points)
+
+
+def sizes(encoder: Encoder, settings: Settings) -> Sizes:
+    """Return when a batch is full: some of the model's own batches, no more than were asked for."""
+    return Sizes(settings.batch_size, min(settings.batch_size, OWN_BATCHES * encoder.pictures_at_once))
 
 
 def _name_of(deps: Deps, request: Request) -> str:
@@ -151,10 +200,9 @@ def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestRepor
         collection = registry.active_collection(session) or "none yet"
         run = new_run(name_of(session, request), collection, 0, settings, request)
         record = RunRecord(run)
-        for batch in batches(records_of(rows, record.besides), request.limit, settings.batch_size):
-            fetched, rejects = fetch_rows(run, batch)
-            planned = plan_rows(session, run, fetched, rejects)
-            record.done += planned.as_report(batch)
+        wanted = islice(records_of(rows, record.besides), request.limit)
+        for batch in read_batches(run, wanted, Sizes(settings.batch_size, settings.batch_size)):
+            record.done += plan_rows(session, run, batch, look_up(session, run, batch)).as_report()
         if request.delete_missing:
             record.besides["deleted"] = catalog.count_missing(session, run.source, run.id)
         session.rollback()
@@ -230,6 +278,7 @@ class RunRecord:
     besides: Counter[str] = field(default_factory=Counter)
     """What no batch counts: files that were ignored, items that were deleted."""
 
+    clock: Clock = field(default_factory=Clock)
     started: float = field(default_factory=perf_counter)
 
     def report(self, outcome: str) -> IngestReport:
@@ -239,6 +288,7 @@ class RunRecord:
             self.done + BatchReport(self.besides),
             outcome=outcome,
             seconds=perf_counter() - self.started,
+            stages=self.clock.seconds,
         )
 
     def account(self) -> Account:
@@ -257,13 +307,6 @@ def records_of(
             besides["ignored"] += 1
         elif only is None or only.has(row):
             yield row
-
-
-def batches(rows: Iterator[Row], limit: int | None, size: int) -> Iterator[list[Row]]:
-    """Yield lists of `size` rows, the last one shorter, reading no further than `limit` rows."""
-    wanted = islice(rows, limit)
-    while batch := list(islice(wanted, size)):
-        yield batch
 
 
 def refuse_empty(report: IngestReport, request: Request) -> None:

@@ -9,12 +9,14 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from embedding.images import BadImage, decode_image
-from flows.batch import Seen, embed_all
+from embedding.images import BadImage
+from embedding.preparation import prepare
+from flows.batch import embed_all
 from flows.deps import Deps, Stores
 from flows.intake import open_collection
 from flows.ledger import Account, recorded
 from flows.maintain import finish_deletes
+from flows.pictures import Shown
 from flows.retries import held
 from flows.rows import picture_bytes
 from flows.settings import Limits, Settings
@@ -321,9 +323,9 @@ def _write_again(
     return unreadable
 
 
-def _pictures(deps: Deps, items: list[Item], limits: Limits) -> tuple[dict[str, Seen], set[str]]:
+def _pictures(deps: Deps, items: list[Item], limits: Limits) -> tuple[dict[str, Shown], set[str]]:
     """Return the decoded pictures of `items` by SHA-256, and why others cannot be had."""
-    pictures: dict[str, Seen] = {}
+    pictures: dict[str, Shown] = {}
     unreadable = set()
     for item in items:
         picture = item.picture
@@ -334,11 +336,11 @@ def _pictures(deps: Deps, items: list[Item], limits: Limits) -> tuple[dict[str, 
             unreadable.add(f"{item.source}: {item.key}: its picture is gone, here and at {picture.uri}")
             continue
         try:
-            decoded = decode_image(data, name=item.key)
+            prepared = prepare(deps.encoder.preparation, data, name=item.key)
         except BadImage as error:
             unreadable.add(f"{item.source}: {error}")
             continue
-        pictures[picture.sha256] = Seen(decoded.width, decoded.height, decoded.format, decoded, None)
+        pictures[picture.sha256] = Shown.decoded(prepared)
     return pictures, unreadable
 
 

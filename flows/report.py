@@ -1,6 +1,7 @@
 """What became of a batch and of a run, in numbers."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID
@@ -16,6 +17,7 @@ COUNTS = (
     "ignored",
     "truncated",
     "reused",
+    "pictures",
 )
 
 
@@ -29,13 +31,8 @@ class BatchReport:
     reasons: Counter[str] = field(default_factory=Counter)
     """Rejects by reason code."""
 
-    stages: Counter[str] = field(default_factory=Counter)
-    """Milliseconds by stage."""
-
     def __add__(self, other: "BatchReport") -> "BatchReport":
-        return BatchReport(
-            self.counts + other.counts, self.reasons + other.reasons, self.stages + other.stages
-        )
+        return BatchReport(self.counts + other.counts, self.reasons + other.reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +54,10 @@ class IngestReport:
     ignored: int
     truncated: int
     reused: int
-    """Pictures whose vector was there already, or came from the same bytes in the same batch."""
+    """Pictures whose vector was there already, or came from the same bytes of another record."""
+
+    pictures: int
+    """Of the embedded records, those with a picture."""
 
     reasons: dict[str, int]
     seconds: float
@@ -68,7 +68,15 @@ class IngestReport:
         return asdict(self) | {"run": str(self.run)}
 
 
-def as_report(run_id: UUID, source: str, done: BatchReport, *, outcome: str, seconds: float) -> IngestReport:
+def as_report(
+    run_id: UUID,
+    source: str,
+    done: BatchReport,
+    *,
+    outcome: str,
+    seconds: float,
+    stages: Mapping[str, float],
+) -> IngestReport:
     """Return the counts of a run's batches, and of what it did besides, as its report."""
     return IngestReport(
         run=run_id,
@@ -76,7 +84,7 @@ def as_report(run_id: UUID, source: str, done: BatchReport, *, outcome: str, sec
         outcome=outcome,
         reasons=dict(done.reasons.most_common()),
         seconds=round(seconds, 3),
-        stages={name: ms / 1000 for name, ms in done.stages.items()},
+        stages={name: round(busy, 3) for name, busy in stages.items()},
         **{name: done.counts[name] for name in COUNTS},
     )
 

@@ -3,12 +3,16 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from embedding.images import BadImage
+from embedding.stream import side_by_side
 from flows.deps import Stores
 from flows.report import BatchReport
 from flows.settings import Limits
@@ -19,6 +23,20 @@ from storage.records import Digest, Item, Picture, Record, Rejected, digest_of, 
 from storage.source import FetchError, fetch, printable
 
 Row = Record | Rejected
+NONE_BAD: Mapping[str, BadImage] = MappingProxyType({})
+FETCHES_AT_ONCE = 16
+"""Pictures behind URLs take their time, most of it waiting."""
+
+MOST_BYTES = 64 * 2**20
+"""A batch ends with the picture that makes it larger: several batches are in memory at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """When a batch is full: with so many rows, or so many pictures, which cost a model far more."""
+
+    rows: int
+    pictures: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,37 +62,60 @@ class Fetched:
     sha256: str | None
     digest: Digest
 
+    def item_id(self, source: str) -> UUID:
+        return item_id(source, self.record.key)
+
     def as_item(self, source: str, picture: Picture | None) -> Item:
         return Item(source, self.record.key, self.record.texts, picture, self.record.metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Some rows of a source, with the bytes of their pictures."""
+
+    rows: int
+    fetched: tuple[Fetched, ...]
+    rejects: tuple[Rejected, ...]
+    """Rows that are no records, and records whose pictures could not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the stores know of the records of a batch, before anything is decided."""
+
+    stored: Mapping[UUID, Stored]
+    kept_out: frozenset[UUID]
+    """Items that somebody asked to delete, and that are not revived."""
+
+    def wants_model(self, id: UUID, one: Fetched) -> bool:
+        """Whether the record would be embedded: it is new, or its content is."""
+        mark = self.stored[id].mark if id in self.stored else None
+        return id not in self.kept_out and (mark is None or mark.content != one.digest.content)
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
     """A batch that has been compared with what is stored."""
 
+    rows: int
     records: Mapping[UUID, Fetched]
-    known: Mapping[UUID, Stored]
+    known: Known
     plan: Plan
     rejects: tuple[Rejected, ...]
     still_deleted: int
     """Records that somebody asked to delete: their source still has them, and they stay deleted."""
 
-    def without(self, bad: Mapping[UUID, Rejected]) -> "Planned":
-        """Return the plan less the records that proved bad."""
-        embed = tuple(id for id in self.plan.embed if id not in bad)
-        return replace(self, plan=replace(self.plan, embed=embed), rejects=(*self.rejects, *bad.values()))
-
     def updated_item(self, source: str, id: UUID) -> Item:
         """Return the item whose vectors stay; its picture has the same bytes as before, perhaps elsewhere."""
-        one, picture = self.records[id], self.known[id].picture
+        one, picture = self.records[id], self.known.stored[id].picture
         if picture is not None and one.record.image is not None:
             picture = replace(picture, uri=one.record.image)
         return one.as_item(source, picture)
 
-    def as_report(self, rows: Sequence[Row]) -> BatchReport:
-        """Return what becomes of the batch `rows`, in numbers."""
+    def as_report(self) -> BatchReport:
+        """Return what becomes of the batch, in numbers."""
         counts = Counter(
-            read=len(rows),
+            read=self.rows,
             unchanged=len(self.plan.unchanged),
             embedded=len(self.plan.embed),
             updated=len(self.plan.update),
@@ -84,25 +125,77 @@ class Planned:
         return BatchReport(counts, Counter(reject.reason for reject in self.rejects))
 
 
-def fetch_rows(run: Run, rows: Sequence[Row]) -> tuple[list[Fetched], list[Rejected]]:
-    """Return the records of a batch with their pictures' bytes, and the rejects so far."""
-    records = [chosen(row, run.langs) for row in rows if isinstance(row, Record)]
-    fetched, unread = fetch_all(records, run.limits)
-    return fetched, [*(row for row in rows if isinstance(row, Rejected)), *unread]
+def read_batches(run: Run, rows: Iterable[Row], sizes: Sizes) -> Iterator[Read]:
+    """Yield the rows of a source in batches, with the pictures' bytes; several are fetched at once."""
+    rows_read, fetched, rejects = 0, list[Fetched](), list[Rejected]()
+    pictures = size = 0
+    for one in side_by_side(partial(read_row, run), rows, threads=FETCHES_AT_ONCE):
+        rows_read += 1
+        if isinstance(one, Rejected):
+            rejects.append(one)
+        else:
+            fetched.append(one)
+            pictures += one.data is not None
+            size += len(one.data or b"")
+        if rows_read == sizes.rows or pictures == sizes.pictures or size >= MOST_BYTES:
+            yield Read(rows_read, tuple(fetched), tuple(rejects))
+            rows_read, fetched, rejects = 0, [], []
+            pictures = size = 0
+    if rows_read:
+        yield Read(rows_read, tuple(fetched), tuple(rejects))
+
+
+def read_row(run: Run, row: Row) -> Fetched | Rejected:
+    """Return a record with the bytes of its picture; one without anything to embed is rejected as well."""
+    if isinstance(row, Rejected):
+        return row
+    record = chosen(row, run.langs)
+    if record.image is None and not any(text.embedded for text in record.texts):
+        why = f"{record.place}: no picture, and no text in an embedded language; name it with --langs"
+        return rejected(record, "nothing_to_embed", why)
+    try:
+        data = picture_bytes(record.image, run.limits) if record.image else None
+    except FetchError as error:
+        return rejected(record, error.reason, f"{record.place}: {error}")
+    sha256 = None if data is None else hashlib.sha256(data).hexdigest()
+    return Fetched(record, data, sha256, digest_of(record, sha256))
+
+
+def look_up(session: Session, run: Run, read: Read) -> Known:
+    """Return what Postgres knows of the records that were read."""
+    ids = [one.item_id(run.source) for one in read.fetched]
+    kept_out = frozenset() if run.revive else frozenset(catalog.asked_to_delete(session, ids))
+    return Known(catalog.stored(session, run.collection, ids), kept_out)
 
 
 def plan_rows(
-    session: Session, run: Run, fetched: Sequence[Fetched], rejects: Sequence[Rejected]
-) -> "Planned":
-    """Decide what the records of a batch need; the run's claims are all that is written."""
-    catalog.meet(session, run.id, {item_id(run.source, bad.key) for bad in rejects if bad.key is not None})
-    unique, twice = first_of_each(session, run, fetched)
-    kept_out = set() if run.revive else catalog.asked_to_delete(session, unique)
-    unique = {id: one for id, one in unique.items() if id not in kept_out}
-    known = catalog.stored(session, run.collection, unique)
-    marked = {id: entry.mark for id, entry in known.items() if entry.mark}
-    plan = plan_batch({id: one.digest for id, one in unique.items()}, marked)
-    return Planned(unique, known, plan, (*rejects, *twice), len(kept_out))
+    session: Session, run: Run, read: Read, known: Known, bad: Mapping[str, BadImage] = NONE_BAD
+) -> Planned:
+    """Decide what the records of a batch need; the run's claims are all that is written.
+
+    Of the records with one key the first counts that can be taken in, in the whole run.
+
+    Args:
+        bad: by SHA-256, the new pictures that cannot be shown to a model.
+    """
+    rejects = list(read.rejects)
+    unique: dict[UUID, Fetched] = {}
+    for one in read.fetched:
+        id = one.item_id(run.source)
+        if known.wants_model(id, one) and (problem := bad.get(one.sha256 or "")):
+            rejects.append(rejected(one.record, problem.reason, str(problem.of(one.record.place))))
+        elif id in unique:
+            rejects.append(_second(one.record, unique[id].record.place))
+        else:
+            unique[id] = one
+    catalog.meet(session, run.id, {item_id(run.source, one.key) for one in rejects if one.key is not None})
+    places = {id: one.record.place for id, one in unique.items()}
+    for id, place in catalog.claim(session, run.id, places).items():
+        rejects.append(_second(unique.pop(id).record, place))
+    wanted = {id: one for id, one in unique.items() if id not in known.kept_out}
+    marked = {id: entry.mark for id, entry in known.stored.items() if entry.mark}
+    plan = plan_batch({id: one.digest for id, one in wanted.items()}, marked)
+    return Planned(read.rows, wanted, known, plan, tuple(rejects), len(unique) - len(wanted))
 
 
 def chosen(record: Record, langs: Sequence[str]) -> Record:
@@ -114,42 +207,6 @@ def chosen(record: Record, langs: Sequence[str]) -> Record:
             for text in record.texts
         ),
     )
-
-
-def fetch_all(records: Sequence[Record], limits: Limits) -> tuple[list[Fetched], list[Rejected]]:
-    """Read the picture of each record; a record without anything to embed is rejected as well."""
-    fetched, unread = [], []
-    for record in records:
-        if record.image is None and not any(text.embedded for text in record.texts):
-            why = f"{record.place}: no picture, and no text in an embedded language; name it with --langs"
-            unread.append(rejected(record, "nothing_to_embed", why))
-            continue
-        try:
-            data = picture_bytes(record.image, limits) if record.image else None
-        except FetchError as error:
-            unread.append(rejected(record, error.reason, f"{record.place}: {error}"))
-            continue
-        sha256 = None if data is None else hashlib.sha256(data).hexdigest()
-        fetched.append(Fetched(record, data, sha256, digest_of(record, sha256)))
-    return fetched, unread
-
-
-def first_of_each(
-    session: Session, run: Run, fetched: Sequence[Fetched]
-) -> tuple[dict[UUID, Fetched], list[Rejected]]:
-    """Keep the first record of each key in the whole run, by item id; the others are rejected."""
-    unique: dict[UUID, Fetched] = {}
-    places: dict[UUID, str] = {}
-    twice = []
-    for one in fetched:
-        id = item_id(run.source, one.record.key)
-        if id in unique:
-            twice.append(_second(one.record, places[id]))
-        else:
-            unique[id], places[id] = one, one.record.place
-    for id, place in catalog.claim(session, run.id, places).items():
-        twice.append(_second(unique.pop(id).record, place))
-    return unique, twice
 
 
 def picture_bytes(uri: str, limits: Limits) -> bytes:

@@ -11,6 +11,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "SIGHTLINE_"
 LONG_REQUEST_S = 3600
+MOST_WORKERS = 16
+"""By default; more only pay where the model is faster than these decode."""
+
 FieldType = Literal["keyword", "integer", "float", "bool", "geo", "datetime", "text", "uuid"]
 """The kinds of payload index that Qdrant knows."""
 
@@ -65,7 +68,13 @@ class Settings(BaseSettings):
     langs: Annotated[tuple[str, ...], NoDecode] = Field(
         ("en",), description="Languages whose texts are embedded beside those without a tag: en,de or all."
     )
-    batch_size: int = Field(64, ge=1, le=1024, description="Records per embed-and-store step.")
+    batch_size: int = Field(256, ge=1, le=4096, description="Records per step; of pictures fewer on a CPU.")
+    decode_workers: int = Field(
+        default_factory=lambda: min(MOST_WORKERS, max(1, (os.cpu_count() or 1) - 1)),
+        ge=0,
+        le=256,
+        description="Processes that decode pictures beside the model; 0: none, a thread.",
+    )
     pictures_url: str | None = Field(
         None, description="Where pictures are kept: a folder or an fsspec URL; unset: in the home folder."
     )

@@ -225,12 +225,6 @@ def uncleared(session: Session, source: str | None, limit: int) -> list[UUID]:
     return list(session.scalars(statement.order_by(ItemRow.id).limit(limit)))
 
 
-def release(session: Session, run_id: UUID, ids: Iterable[UUID]) -> None:
-    """Give back the claims on `ids`, whose records proved unusable: a later row of such a key may be good."""
-    claims = SeenRow.run_id == run_id, SeenRow.item_id.in_(list(ids))
-    session.execute(update(SeenRow).where(*claims).values(place=UNUSABLE))
-
-
 def lock_blobs(session: Session, *, alone: bool) -> None:
     """Until the transaction ends, keep blobs from being removed, or (alone) from being relied on.
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from threading import RLock
 from typing import Self
 
 from sqlalchemy import Connection, DateTime, Engine, Integer, Row, column, func, select, table
@@ -22,13 +23,17 @@ class Busy(RuntimeError):
 
 
 class Lock:
-    """Advisory locks of one Postgres session; Postgres gives them back when this process dies."""
+    """Advisory locks of one Postgres session; Postgres gives them back when this process dies.
+
+    Threads may share one: what one of them holds, all of them hold.
+    """
 
     def __init__(self, engine: Engine, wanted: tuple[tuple[Function[bool], str], ...]) -> None:
         self._engine = engine
         self._wanted = wanted
         self._connection: Connection | None = None
         self._session: Row[tuple[int, datetime]] | None = None
+        self._one_at_a_time = RLock()  # a connection takes no more
 
     def __enter__(self) -> Self:
         self.keep()
@@ -46,23 +51,25 @@ class Lock:
             Busy: another process holds a part of it.
             OperationalError: Postgres does not answer; call this again.
         """
-        if self._connection is not None:
-            try:
-                self._connection.scalar(select(1))
-                self._connection.commit()
-                return
-            except DBAPIError as error:
-                if not error.connection_invalidated:
-                    raise
-            self.release()
-        self._take()
+        with self._one_at_a_time:
+            if self._connection is not None:
+                try:
+                    self._connection.scalar(select(1))
+                    self._connection.commit()
+                    return
+                except DBAPIError as error:
+                    if not error.connection_invalidated:
+                        raise
+                self.release()
+            self._take()
 
     def release(self) -> None:
         """Give it back, if it is held."""
-        if self._connection is not None:
-            _give_back(self._connection)
-            self._connection.close()
-            self._connection = None
+        with self._one_at_a_time:
+            if self._connection is not None:
+                _give_back(self._connection)
+                self._connection.close()
+                self._connection = None
 
     def _take(self) -> None:
         connection = self._connection = self._engine.connect()

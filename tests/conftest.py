@@ -18,7 +18,7 @@ from storage.embedded.postgres import postgres_url, stop_postgres
 from storage.embedded.qdrant.client import index_client
 from storage.embedded.qdrant.client import start as start_index
 from storage.embedded.qdrant.client import stop as stop_index
-from tests.fakes import ColourEncoder
+from tests.fakes import ColourEncoder, TakingTurns
 from tests.processes import HomeAt, homes
 
 SERVER = os.environ.get("SIGHTLINE_TEST_QDRANT_URL")
@@ -71,8 +71,9 @@ def engine(migrated: Engine) -> Iterator[Engine]:
 
 @pytest.fixture
 def vectors() -> Iterator[QdrantClient]:
-    """qdrant-client's local mode: empty, and gone with the test."""
+    """qdrant-client's local mode: empty, and gone with the test; threads take turns, for it knows none."""
     client = QdrantClient(":memory:")
+    client._client = TakingTurns(client._client)
     yield client
     client.close()
 
@@ -143,4 +144,4 @@ def deps(engine: Engine, vectors: QdrantClient, tmp_path: Path) -> Deps:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home", batch_size=4)
+    return Settings(home=tmp_path / "home", batch_size=4, decode_workers=0)

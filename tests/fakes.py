@@ -1,6 +1,8 @@
 """Small working stand-ins. Each obeys the contract that tests/test_encoder.py states."""
 
 from collections.abc import Sequence
+from threading import RLock
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,6 +23,7 @@ class ColourEncoder:
     """
 
     dim = 3
+    pictures_at_once = 8
     preparation = ResizeCrop(size=(8, 8), crop=None, resample=BOX, scale=(1.0,) * 3, shift=(0.0,) * 3)
 
     def __init__(self, name: str = "colour", fingerprint: str = "colour1") -> None:
@@ -49,3 +52,22 @@ class ColourEncoder:
 
     def _words(self, text: str) -> list[str]:
         return text.lower().replace(".", "").split()[:MAX_WORDS] or ["grey"]
+
+
+class TakingTurns:
+    """Stands before an object that takes one thread at a time, and lets one thread in at a time."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self._turn = RLock()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._real, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any, **named: Any) -> Any:
+            with self._turn:
+                return found(*args, **named)
+
+        return call

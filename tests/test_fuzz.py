@@ -5,6 +5,7 @@ from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -12,13 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from embedding.images import BadImage, decode_image
-from flows.rows import fetch_all
+from flows.rows import Fetched, Run, read_row
 from flows.settings import Limits
 from storage.records import Record, Rejected
 from storage.source import BadSource, read_source
 
 EXAMPLES = 150
-LIMITS = Limits(10**6, 1)
+RUN = Run(UUID(int=0), "test", "items__test", 3, ("en",), Limits(10**6, 1))
 
 
 def a_picture(kind: str) -> bytes:
@@ -49,8 +50,8 @@ def read_all(name: str, data: bytes) -> list:
         except BadSource:
             return []
         records = [row for row in found if isinstance(row, Record)]
-        fetched, rejected = fetch_all([one for one in records if _is_local(one)], LIMITS)
-        assert len(fetched) + len(rejected) == sum(map(_is_local, records))
+        for record in filter(_is_local, records):
+            assert isinstance(read_row(RUN, record), Fetched | Rejected)
         return found
 
 

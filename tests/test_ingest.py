@@ -7,12 +7,15 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
+from embedding.stream import Clock
+from embedding.workers import Workers
 from flows import intake
-from flows.batch import ingest_batch
+from flows.batch import Job, embed, keep, look, write
 from flows.deps import Deps
 from flows.intake import Request, ingest_source
-from flows.report import BatchReport, IngestReport
-from flows.rows import Run
+from flows.pictures import Pictures
+from flows.report import IngestReport
+from flows.rows import Run, Sizes, read_batches
 from flows.settings import Limits, Settings
 from storage import catalog, index, runs
 from storage.locks import Busy, source_lock
@@ -386,17 +389,24 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(deps: Deps, setting
     assert [rows_of(deps, table) for table in ("items", "marks", "runs", "rejects", "seen")] == before
 
 
-def test_a_batch_that_is_tried_again_is_not_its_own_duplicate(deps: Deps, settings: Settings):
+def test_a_step_that_is_tried_again_is_not_its_own_duplicate(deps: Deps, settings: Settings):
     collection = intake.open_collection(deps, settings)
     run = Run(uuid4(), "test", collection.name, 3, ("en",), Limits(10**6, 5))
     rows = [a_record("a", texts=["red"]), a_record("b", texts=["blue"])]
     with deps.sessions.begin() as session:
         runs.start_run(session, run.id, "ingest", source="test")
 
-    first, second = (ingest_batch(deps, run, rows) for _ in range(2))
+    with Workers(deps.encoder.preparation, 0) as workers:
+        job = Job(deps, run, Pictures(workers), Clock())
+        [read] = read_batches(run, rows, Sizes(10, 10))
+        _, looked = (look(job, read) for _ in range(2))
+        _, kept = (keep(job, looked) for _ in range(2))
+        embedded = embed(job, kept)
+        first, second = (write(job, embedded) for _ in range(2))
 
-    assert first.counts["embedded"] == second.counts["unchanged"] == 2
-    assert second.counts["rejected"] == 0
+    assert first == second
+    assert (first.counts["embedded"], first.counts["rejected"]) == (2, 0)
+    assert (points(deps), rows_of(deps, "marks")) == (2, 2)
 
 
 def test_a_crash_between_points_and_marks_leaves_work_to_repeat_and_no_false_promise(
@@ -522,10 +532,9 @@ def test_the_step_is_called_once_a_batch_and_the_bar_moves_with_it(
     sizes: list[int] = []
     moved: list[int] = []
 
-    def step(work: Callable[[], BatchReport]) -> BatchReport:
-        report = work()
-        sizes.append(report.counts["read"])
-        return report
+    def step(work: Callable[[], int]) -> int:
+        sizes.append(work())
+        return sizes[-1]
 
     ingest_source(deps, settings, Request(manifest), step=step, advance=moved.append)
 
