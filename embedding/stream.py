@@ -76,19 +76,27 @@ def behind(work: Callable[[Item], object], *, depth: int = 1) -> Iterator[Callab
             _cancel(waiting)
 
 
-def side_by_side(work: Callable[[Item], Result], source: Iterable[Item], *, threads: int) -> Iterator[Result]:
-    """Yield `work(item)` for each item in order, working on as many at once as there are threads."""
+def side_by_side(
+    work: Callable[[Item], Result], source: Iterable[Item], *, threads: int, slow: Callable[[Item], bool]
+) -> Iterator[Result]:
+    """Yield `work(item)` for each item in order; of the slow ones, each thread works on one."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in source:
-                waiting.append(pool.submit(work, item))
+                waiting.append(pool.submit(work, item) if slow(item) else _done(work(item)))
                 if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
             _cancel(waiting)
+
+
+def _done(result: Result) -> Future[Result]:
+    done: Future[Result] = Future()
+    done.set_result(result)
+    return done
 
 
 class Clock:

@@ -129,7 +129,7 @@ def read_batches(run: Run, rows: Iterable[Row], sizes: Sizes) -> Iterator[Read]:
     """Yield the rows of a source in batches, with the pictures' bytes; several are fetched at once."""
     rows_read, fetched, rejects = 0, list[Fetched](), list[Rejected]()
     pictures = size = 0
-    for one in side_by_side(partial(read_row, run), rows, threads=FETCHES_AT_ONCE):
+    for one in side_by_side(partial(read_row, run), rows, threads=FETCHES_AT_ONCE, slow=has_picture):
         rows_read += 1
         if isinstance(one, Rejected):
             rejects.append(one)
@@ -143,6 +143,11 @@ def read_batches(run: Run, rows: Iterable[Row], sizes: Sizes) -> Iterator[Read]:
             pictures = size = 0
     if rows_read:
         yield Read(rows_read, tuple(fetched), tuple(rejects))
+
+
+def has_picture(row: Row) -> bool:
+    """Whether something is to be fetched for `row`."""
+    return isinstance(row, Record) and row.image is not None
 
 
 def read_row(run: Run, row: Row) -> Fetched | Rejected:

@@ -6,15 +6,20 @@ from typing import cast
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, or_, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.orm import Session
 
 from storage.differences import Kept
 from storage.records import Digest, Item, Picture, Text, readings
 from storage.schema import ItemRow, MarkRow, SeenRow
+from storage.sets import among, given
 
 UNUSABLE = ""
 """The place of a claim by a row that could not be taken in: a good row of the same key takes it over."""
+
+
+# the tables, not the classes: an attribute `metadata` of a class is SQLAlchemy's own
+ITEMS, MARKS, SEEN = (cast(Table, row.__table__) for row in (ItemRow, MarkRow, SeenRow))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +41,9 @@ class Stored:
 
 def meet(session: Session, run_id: UUID, ids: Iterable[UUID]) -> None:
     """Record that this run met the items `ids`, in rows that could not be taken in."""
-    rows = [{"run_id": run_id, "item_id": id, "place": UNUSABLE} for id in ids]
+    rows = [_seen(run_id, id, UNUSABLE) for id in ids]
     if rows:
-        session.execute(insert(SeenRow).values(rows).on_conflict_do_nothing())
+        session.execute(_insert(SEEN, rows).on_conflict_do_nothing())
 
 
 def claim(session: Session, run_id: UUID, places: Mapping[UUID, str]) -> dict[UUID, str]:
@@ -51,8 +56,7 @@ def claim(session: Session, run_id: UUID, places: Mapping[UUID, str]) -> dict[UU
     """
     if not places:
         return {}
-    rows = [{"run_id": run_id, "item_id": id, "place": place} for id, place in places.items()]
-    statement = insert(SeenRow).values(rows)
+    statement = _insert(SEEN, [_seen(run_id, id, place) for id, place in places.items()])
     session.execute(
         statement.on_conflict_do_update(
             index_elements=[SeenRow.run_id, SeenRow.item_id],
@@ -61,7 +65,7 @@ def claim(session: Session, run_id: UUID, places: Mapping[UUID, str]) -> dict[UU
         )
     )
     first = select(SeenRow.item_id, SeenRow.place).where(
-        SeenRow.run_id == run_id, SeenRow.item_id.in_(places)
+        SeenRow.run_id == run_id, among(SeenRow.item_id, places)
     )
     return {id: place for id, place in session.execute(first).tuples() if place != places[id]}
 
@@ -72,7 +76,7 @@ def stored(session: Session, collection: str, ids: Iterable[UUID]) -> dict[UUID,
     statement = (
         select(ItemRow, MarkRow.content_hash, MarkRow.record_hash)
         .outerjoin(MarkRow, marked)
-        .where(ItemRow.id.in_(list(ids)), ItemRow.deleted.is_(None))
+        .where(among(ItemRow.id, ids), ItemRow.deleted.is_(None))
     )
     return {
         row.id: Stored(Digest(content, record) if content else None, _picture(row))
@@ -82,7 +86,7 @@ def stored(session: Session, collection: str, ids: Iterable[UUID]) -> dict[UUID,
 
 def asked_to_delete(session: Session, ids: Iterable[UUID]) -> set[UUID]:
     """Return those of `ids` that somebody asked to delete: they stay deleted though their source has them."""
-    statement = select(ItemRow.id).where(ItemRow.id.in_(list(ids)), ItemRow.deletion == "asked")
+    statement = select(ItemRow.id).where(among(ItemRow.id, ids), ItemRow.deletion == "asked")
     return set(session.scalars(statement))
 
 
@@ -96,7 +100,7 @@ def embedded_twins(session: Session, collection: str, shas: Iterable[str]) -> di
     statement = (
         select(ItemRow)
         .join(MarkRow, marked)
-        .where(ItemRow.image_sha256.in_(sorted(shas)), ItemRow.deleted.is_(None))
+        .where(among(ItemRow.image_sha256, shas), ItemRow.deleted.is_(None))
         .order_by(ItemRow.image_sha256, ItemRow.id)
         .distinct(ItemRow.image_sha256)
     )
@@ -112,8 +116,7 @@ def save_items(session: Session, items: Mapping[UUID, tuple[Item, Digest]]) -> N
     if not items:
         return
     rows = [_row(item, digest) for _, (item, digest) in sorted(items.items())]
-    # the table, not the class: an attribute `metadata` of the class is SQLAlchemy's own
-    statement = insert(cast(Table, ItemRow.__table__)).values(rows)
+    statement = _insert(ITEMS, rows)
     changed = {name: statement.excluded[name] for name in rows[0] if name not in ("id", "source", "key")}
     alive = {"updated": func.now(), "deleted": None, "deletion": None, "cleared": None}
     session.execute(statement.on_conflict_do_update(index_elements=[ItemRow.id], set_={**changed, **alive}))
@@ -125,14 +128,14 @@ def mark_embedded(session: Session, collection: str, digests: Mapping[UUID, Dige
         return
     rows = [
         {
-            "item_id": id,
+            "item_id": str(id),
             "collection": collection,
             "content_hash": digest.content,
             "record_hash": digest.record,
         }
         for id, digest in sorted(digests.items())
     ]
-    statement = insert(MarkRow).values(rows)
+    statement = _insert(MARKS, rows)
     changed = {name: statement.excluded[name] for name in ("content_hash", "record_hash")}
     session.execute(
         statement.on_conflict_do_update(
@@ -254,8 +257,7 @@ def clear(session: Session, ids: Sequence[UUID]) -> dict[UUID, int]:
     session.execute(delete(MarkRow).where(MarkRow.item_id.in_(ids)))
     nothing: dict[str, object] = dict.fromkeys(("image_sha256", "uri", "width", "height", "format"))
     nothing |= {"texts": [], "metadata": {}, "content_hash": "", "record_hash": "", "cleared": func.now()}
-    table = cast(Table, ItemRow.__table__)
-    session.execute(table.update().where(table.c.id.in_(ids), table.c.deleted.is_not(None)).values(nothing))
+    session.execute(ITEMS.update().where(ITEMS.c.id.in_(ids), ITEMS.c.deleted.is_not(None)).values(nothing))
     return marks
 
 
@@ -386,10 +388,18 @@ def _not_met(source: str, run_id: UUID) -> ColumnElement[bool]:
     return and_(ItemRow.source == source, ItemRow.deleted.is_(None), ~met)
 
 
+def _insert(table: Table, rows: Sequence[Mapping[str, object]]) -> Insert:
+    return insert(table).from_select(list(rows[0]), given(table, rows))
+
+
+def _seen(run_id: UUID, item_id: UUID, place: str) -> dict[str, str]:
+    return {"run_id": str(run_id), "item_id": str(item_id), "place": place}
+
+
 def _row(item: Item, digest: Digest) -> dict[str, object]:
     picture = item.picture
     return {
-        "id": item.id,
+        "id": str(item.id),
         "source": item.source,
         "key": item.key,
         "texts": [{"text": t.text, "lang": t.lang, "embedded": t.embedded} for t in item.texts],

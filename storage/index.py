@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,10 @@ ALIAS = "items"
 Space = Literal["image", "text"]
 PAYLOAD_FIELDS = {"source": models.PayloadSchemaType.KEYWORD, "key": models.PayloadSchemaType.KEYWORD}
 SCROLL_PAGE = 1000
+POINTS_A_REQUEST = 64
+STREAMS = 3
+"""Measured with `make bench`: more points or more streams at once are slower, on two cores at least."""
+
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -150,8 +155,15 @@ def upsert(client: QdrantClient, collection: str, points: Sequence[Point], *, di
     """
     for point in points:
         _check(point, dim)
-    if points:
-        client.upsert(collection, [_struct(point) for point in points], wait=True)
+    requests = [points[start : start + POINTS_A_REQUEST] for start in range(0, len(points), POINTS_A_REQUEST)]
+    with ThreadPoolExecutor(STREAMS) as streams:
+        sent = [streams.submit(_send, client, collection, some) for some in requests]
+    for one in sent:
+        one.result()
+
+
+def _send(client: QdrantClient, collection: str, points: Sequence[Point]) -> None:
+    client.upsert(collection, [_struct(point) for point in points], wait=True)
 
 
 def overwrite_payloads(

@@ -60,12 +60,16 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def test_the_commands_for_ones_own_pictures_work_as_they_stand(folder: Path):
-    printed = {
+@pytest.fixture(scope="module")
+def printed(folder: Path) -> dict[str, str]:
+    """What each of the README's commands for one's own pictures prints there."""
+    return {
         line: run([sys.executable, "-m", "flows.cli", *shlex.split(line)[1:]], folder)
         for line in block("bash", "sightline ingest photos").splitlines()
     }
 
+
+def test_the_commands_for_ones_own_pictures_work_as_they_stand(folder: Path, printed: dict[str, str]):
     assert "embedded   2" in printed["sightline ingest photos"]
     assert "leaf.png" in printed['sightline search "a red apple"']
     narrowed = 'sightline search "a red apple" --where kind=fruit --limit 5 --gallery apples.html'
@@ -75,6 +79,7 @@ def test_the_commands_for_ones_own_pictures_work_as_they_stand(folder: Path):
     assert "2 in 1 sources" in printed["sightline status"]
 
 
+@pytest.mark.usefixtures("printed")
 def test_the_plain_client_finds_what_the_command_finds(folder: Path):
     plain = run([sys.executable, "-c", block("python", "QdrantClient")], folder)
 
@@ -84,6 +89,7 @@ def test_the_plain_client_finds_what_the_command_finds(folder: Path):
     assert len(hits) == 2
 
 
+@pytest.mark.usefixtures("printed")
 def test_the_plain_client_works_in_another_process_while_an_ingest_runs(folder: Path):
     a_folder(folder / "more", {f"{number}.png": png("blue", (64, 64)) for number in range(200)})
     command = [sys.executable, "-m", "flows.cli", "ingest", "more", "--json"]
