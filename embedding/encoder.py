@@ -70,6 +70,10 @@ class Encoder(Protocol):
     def pictures_at_once(self) -> int:
         """How many pictures the model sees at once, however many it is given."""
 
+    @property
+    def peak_device_mib(self) -> float | None:
+        """The most memory that tensors have had on the model's GPU; None on a CPU."""
+
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Say of each text whether the model reads only its beginning."""
 
@@ -220,6 +224,14 @@ class SentenceEncoder:
                 for chunk in chunks
             ]
         return _in_order(rows, chunks)
+
+    @property
+    def peak_device_mib(self) -> float | None:
+        import torch
+
+        if self.model.device.type != "cuda":
+            return None
+        return torch.cuda.max_memory_allocated(self.model.device) / 2**20
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Count tokens with the model's own tokenizer; False for all where it states no limit."""

@@ -1,7 +1,9 @@
 """The process of one worker: pictures' bytes come in, what the model takes of them goes out."""
 
+import os
 import signal
 import sys
+import time
 from mmap import mmap
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,11 +20,14 @@ Layout = list[tuple[str, str, tuple[int, ...], int]]
 
 READY = "ready"
 ALIGNMENT = 64
+BEHIND_THE_MODEL = 19
+"""How nice workers are: on a CPU, each moment taken from one of the model's threads stops the others too."""
 
 
 def main(connection_fd: int, memory_fd: int, room: int) -> None:
     """Prepare pictures until nobody sends any; that is also so when the process that sent them is killed."""
     keep_freed_memory()
+    os.nice(BEHIND_THE_MODEL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this
     with Connection(connection_fd) as connection, mmap(memory_fd, room) as memory:
         preparation = connection.recv()
@@ -32,12 +37,12 @@ def main(connection_fd: int, memory_fd: int, room: int) -> None:
                 name, data = connection.recv(), connection.recv_bytes()
             except EOFError:
                 return
+            answer: BadImage | tuple[Prepared, Layout]
             try:
-                prepared = prepare(preparation, data, name=name)
+                answer = _put(memory, prepare(preparation, data, name=name))
             except BadImage as error:
-                connection.send(error)
-            else:
-                connection.send(_put(memory, prepared))
+                answer = error
+            connection.send((answer, time.process_time()))
 
 
 def _put(memory: mmap, prepared: Prepared) -> tuple[Prepared, Layout]:

@@ -9,8 +9,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from mmap import mmap
 from multiprocessing.connection import Pipe
 from signal import Signals
@@ -44,6 +44,7 @@ class Workers:
         self._processes = processes
         self._own = threading.local()
         self._started: list[_Worker] = []
+        self._own_seconds = 0.0
         # a thread for each process: it sends, waits and copies; the pool keeps the order of a queue
         self._threads = ThreadPoolExecutor(max(1, processes), thread_name_prefix="decode")
 
@@ -55,14 +56,25 @@ class Workers:
         for worker in self._started:
             worker.close()
 
+    @property
+    def seconds(self) -> float:
+        """Time on a processor that pictures have taken so far, added up over all workers."""
+        return self._own_seconds + sum(worker.seconds for worker in self._started)
+
     def submit(self, data: bytes, *, name: str) -> "Future[Prepared]":
         """Begin to prepare a picture; its future may raise `BadImage`, or `WorkersFailed`.
 
         Bytes that end a worker twice, by a fault of a decoder, are a bad picture too.
         """
-        if not self._processes:
-            return self._threads.submit(partial(prepare, self._preparation, data, name=name))
-        return self._threads.submit(self._prepare, data, name)
+        work = self._prepare if self._processes else self._prepare_here
+        return self._threads.submit(work, data, name)
+
+    def _prepare_here(self, data: bytes, name: str) -> Prepared:
+        start = time.thread_time()
+        try:
+            return prepare(self._preparation, data, name=name)
+        finally:
+            self._own_seconds += time.thread_time() - start
 
     def _prepare(self, data: bytes, name: str) -> Prepared:
         try:
@@ -101,6 +113,7 @@ class _Worker:
     def __init__(self, preparation: Preparation) -> None:
         probe = preparation(Image.new("RGB", (PROBE_SIDE, PROBE_SIDE)))
         room = sum(array.nbytes + ALIGNMENT for array in probe.values())
+        self.seconds = 0.0
         self._connection, theirs = Pipe()
         with theirs, _nameless_file(room) as file:
             fds = theirs.fileno(), file.fileno()
@@ -120,7 +133,7 @@ class _Worker:
             BadImage: it is no picture that a model could be shown.
             Ended: the process ended instead of answering.
         """
-        answer = self._ask(name, data)
+        answer, self.seconds = self._ask(name, data)
         if isinstance(answer, BadImage):
             raise answer
         return take(self._memory, *answer)

@@ -7,6 +7,7 @@ that promises a vector nobody wrote.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -23,6 +24,8 @@ from storage import catalog, index, runs
 from storage.catalog import Twin
 from storage.index import Point
 from storage.records import Digest, Item, Picture
+
+WRITES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +183,9 @@ def keep_pictures(deps: Deps, session: Session, fresh: Iterable[Fetched]) -> Non
     if deps.blobs is None:
         return
     catalog.lock_blobs(session, alone=False)
-    for one in fresh:
-        if one.data is not None and one.sha256 is not None:
-            deps.blobs.put(one.sha256, one.data)
+    blobs = {one.sha256: one.data for one in fresh if one.sha256 is not None and one.data is not None}
+    with ThreadPoolExecutor(WRITES_AT_ONCE) as threads:  # most of a write is waiting for the disk
+        list(threads.map(deps.blobs.put, blobs.keys(), blobs.values()))
 
 
 def embed_all(

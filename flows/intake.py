@@ -24,6 +24,7 @@ from flows.report import COUNTS, BatchReport, IngestReport, as_report
 from flows.retries import Held, held, persist
 from flows.rows import Row, Run, Sizes, look_up, plan_rows, read_batches
 from flows.settings import Settings
+from flows.speed import speed_of
 from storage import catalog, index, registry, runs
 from storage.locks import collection_lock, source_lock
 from storage.records import Ignored
@@ -111,7 +112,7 @@ def ingest_source(
     with held(source_lock(deps.engine, source), for_s=settings.retry_for_s) as lock:
         collection = lock.persist(partial(open_collection, deps, settings))
         run = new_run(source, collection.name, collection.dim, settings, request)
-        record = RunRecord(run)
+        record = RunRecord(run, workers=settings.decode_workers)
         with recorded(
             deps.sessions,
             lock,
@@ -129,6 +130,8 @@ def ingest_source(
                 for report in take_in(job, lock, wanted, sizes(deps.encoder, settings), step):
                     record.done += report
                     advance(report.counts["read"])
+                    record.clock.seconds["decode"] = workers.seconds
+                    record.peak_device_mib = deps.encoder.peak_device_mib
             if request.only is None:
                 refuse_empty(record.report("failed"), request)
                 refuse_mostly_bad(record.report("failed"), settings.max_reject_share)
@@ -281,20 +284,34 @@ class RunRecord:
     clock: Clock = field(default_factory=Clock)
     started: float = field(default_factory=perf_counter)
 
+    peak_device_mib: float | None = None
+    workers: int = 0
+
     def report(self, outcome: str) -> IngestReport:
+        seconds = perf_counter() - self.started
+        done = self.done + BatchReport(self.besides)
+        speed = speed_of(
+            self.clock.seconds,
+            seconds=seconds,
+            records=done.counts["read"],
+            pictures=done.counts["pictures"],
+            workers=self.workers,
+            peak_device_mib=self.peak_device_mib,
+        )
         return as_report(
             self.run.id,
             self.run.source,
-            self.done + BatchReport(self.besides),
+            done,
             outcome=outcome,
-            seconds=perf_counter() - self.started,
+            seconds=seconds,
             stages=self.clock.seconds,
+            speed=speed,
         )
 
     def account(self) -> Account:
         report = self.report("running")
         counts = report.as_json()
-        shown = {name: counts[name] for name in COUNTS} | {"reasons": report.reasons}
+        shown = {name: counts[name] for name in (*COUNTS, "reasons", "speed")}
         return Account(shown, dict(report.stages))
 
 

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID
 
+from flows.speed import Speed
+
 COUNTS = (
     "read",
     "unchanged",
@@ -62,7 +64,9 @@ class IngestReport:
     reasons: dict[str, int]
     seconds: float
     stages: dict[str, float]
-    """Seconds by stage."""
+    """Seconds at work, by stage; of decoding, on a processor, added up over its workers."""
+
+    speed: Speed
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"run": str(self.run)}
@@ -76,6 +80,7 @@ def as_report(
     outcome: str,
     seconds: float,
     stages: Mapping[str, float],
+    speed: Speed,
 ) -> IngestReport:
     """Return the counts of a run's batches, and of what it did besides, as its report."""
     return IngestReport(
@@ -85,6 +90,7 @@ def as_report(
         reasons=dict(done.reasons.most_common()),
         seconds=round(seconds, 3),
         stages={name: round(busy, 3) for name, busy in stages.items()},
+        speed=speed,
         **{name: done.counts[name] for name in COUNTS},
     )
 
@@ -94,6 +100,15 @@ def as_markdown(report: IngestReport) -> str:
     counts = [(name, f"{getattr(report, name):,}") for name in COUNTS]
     reasons = [(f"rejected: {reason}", f"{many:,}") for reason, many in report.reasons.items()]
     stages = [(f"seconds: {name}", f"{seconds:.1f}") for name, seconds in report.stages.items()]
-    rows = "\n".join(f"| {name} | {value} |" for name, value in [*counts, *reasons, *stages])
+    busy = [(f"busy: {name}", f"{share:.0%}") for name, share in report.speed.busy.items()]
+    rows = "\n".join(f"| {name} | {value} |" for name, value in [*counts, *reasons, *stages, *busy])
     title = f"# {report.source}: {report.outcome} in {report.seconds:.1f} s"
-    return f"{title}\n\n| what | value |\n|---|---:|\n{rows}\n"
+    summary = "\n".join(as_sentences(report.speed))
+    return f"{title}\n\n{summary}\n\n| what | value |\n|---|---:|\n{rows}\n"
+
+
+def as_sentences(speed: Speed) -> tuple[str, str]:
+    """Return how fast a run was and what it needed, and then what to turn."""
+    device = "" if speed.peak_device_mib is None else f", {speed.peak_device_mib:,.0f} MiB on the GPU"
+    rates = f"{speed.records_per_s:,.0f} records a second, {speed.pictures_per_s:,.0f} pictures a second"
+    return f"{rates}; {speed.peak_mib:,.0f} MiB at most{device}", speed.advice

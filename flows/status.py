@@ -11,6 +11,7 @@ from flows.settings import Settings
 from storage import catalog, duplicates, index, registry, runs
 from storage.embedded.qdrant.client import IndexUnavailable
 from storage.embedded.server import Server
+from storage.runs import Run
 
 RECENT_RUNS = 5
 
@@ -41,7 +42,9 @@ class Status:
     rejects: dict[str, int]
     """Open rejects by reason."""
 
-    runs: list[runs.Run]
+    runs: list[Run]
+    last_ingest: Run | None
+    """The latest one that was measured to its end; its counts have its speed."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,6 +67,7 @@ def read_status(settings: Settings) -> Status:
             servers=embedded_servers(settings),
             rejects=runs.reject_counts(session),
             runs=runs.recent_runs(session, RECENT_RUNS),
+            last_ingest=runs.last_ingest(session),
         )
 
 

@@ -9,9 +9,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flows.report import COUNTS, IngestReport
+from flows.report import COUNTS, IngestReport, as_sentences
+from flows.speed import Speed
 from storage.embedded.server import Server
-from storage.runs import Reject
+from storage.runs import Reject, Run
 
 if TYPE_CHECKING:  # each command brings its own; a search need not wait for what the others need
     from flows.backup import Made
@@ -56,8 +57,16 @@ def of_ingest(report: IngestReport) -> RenderableType:
             table.add_row(name.replace("_", " "), f"{count:,}", notes.get(name, ""))
     for reason, count in report.reasons.items():
         table.add_row(f"  {reason}", f"{count:,}", "")
-    busy = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.stages.items() if seconds >= 0.05)
-    return Group(table, Text(f"{report.outcome} in {report.seconds:.1f} s" + (f" ({busy})" if busy else "")))
+    if report.outcome == "dry run":
+        return Group(table, Text(f"a dry run in {report.seconds:.1f} s: nothing was written"))
+    rates, advice = as_sentences(report.speed)
+    done = f"{report.outcome} in {report.seconds:.1f} s: {rates}"
+    return Group(table, *(Text(line) for line in (done, _busy(report.speed.busy), advice)))
+
+
+def _busy(shares: Mapping[str, float]) -> str:
+    """Return how much of the time each stage was at work, in a line."""
+    return "at work: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
 
 
 def of_results(results: Results) -> RenderableType:
@@ -284,12 +293,20 @@ def of_status(status: Status) -> RenderableType:
             *counts,
             "" if seconds is None else f"{seconds:.1f}",
         )
-    tables = [
+    tables: list[RenderableType] = [
         about,
         *([_of_servers(status.servers)] if status.servers else []),
         *([runs] if status.runs else []),
+        *([_of_speed(status.last_ingest)] if status.last_ingest else []),
     ]
-    return Group(*[part for table in tables for part in (table, Text(""))][:-1])
+    return Group(*[part for one in tables for part in (one, Text(""))][:-1])
+
+
+def _of_speed(run: Run) -> RenderableType:
+    """Return how fast the last ingest was, and what it waited for."""
+    speed = Speed(**run.counts["speed"])
+    rates, advice = as_sentences(speed)
+    return Group(*(Text(line) for line in (f"last ingest: {rates}", _busy(speed.busy), advice)))
 
 
 def _of_servers(servers: Sequence[Server]) -> Table:

@@ -140,21 +140,30 @@ def last_read(session: Session, source: str) -> tuple[str, dict[str, Any]] | Non
 def recent_runs(session: Session, limit: int) -> list[Run]:
     """Return the latest runs, newest first."""
     rows = session.scalars(select(RunRow).order_by(RunRow.started.desc(), RunRow.id).limit(limit))
-    return [
-        Run(
-            row.id,
-            row.flow,
-            row.source,
-            row.location,
-            row.started,
-            row.ended,
-            row.outcome,
-            row.error,
-            row.counts,
-            row.seconds,
-        )
-        for row in rows
-    ]
+    return [_run(row) for row in rows]
+
+
+def last_ingest(session: Session) -> Run | None:
+    """Return the latest ingest that has embedded something and tells how fast it was."""
+    measured = RunRow.counts.has_key("speed"), RunRow.counts["embedded"].as_integer() > 0
+    latest = select(RunRow).where(*measured).order_by(RunRow.started.desc(), RunRow.id).limit(1)
+    row = session.scalar(latest)
+    return None if row is None else _run(row)
+
+
+def _run(row: RunRow) -> Run:
+    return Run(
+        row.id,
+        row.flow,
+        row.source,
+        row.location,
+        row.started,
+        row.ended,
+        row.outcome,
+        row.error,
+        row.counts,
+        row.seconds,
+    )
 
 
 def save_rejects(session: Session, run_id: UUID, source: str, rejects: Sequence[Rejected]) -> None:

@@ -24,6 +24,7 @@ class ColourEncoder:
 
     dim = 3
     pictures_at_once = 8
+    peak_device_mib = None
     preparation = ResizeCrop(size=(8, 8), crop=None, resample=BOX, scale=(1.0,) * 3, shift=(0.0,) * 3)
 
     def __init__(self, name: str = "colour", fingerprint: str = "colour1") -> None:

@@ -1,0 +1,98 @@
+"""How fast a run was, what it waited for, and what to turn. Pure, but for one look at this process."""
+
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+BUSY = 0.5
+"""A stage that was at work for less of the time than this held nobody up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """One run: its rates, and for each stage the share of the time that it was at work."""
+
+    records_per_s: float
+    pictures_per_s: float
+    busy: dict[str, float]
+    """By stage, in [0, 1], busiest first; decoding by the share of its processes."""
+
+    bottleneck: str
+    advice: str
+    peak_mib: float
+    """Most memory that the process had, without the workers that decode."""
+
+    peak_device_mib: float | None
+    """Most memory that the model's tensors had on a GPU; None on a CPU."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def speed_of(
+    stages: Mapping[str, float],
+    *,
+    seconds: float,
+    records: int,
+    pictures: int,
+    workers: int,
+    peak_device_mib: float | None,
+) -> Speed:
+    """Return the speed of a run.
+
+    Args:
+        stages: seconds at work; of `decode`, time on a processor, added up over all workers.
+        seconds: from the first row to the last mark.
+        records: rows that were read.
+        pictures: of the embedded records, those with a picture.
+        workers: processes that decode, 0 for a thread.
+        peak_device_mib: None on a CPU.
+    """
+    elapsed = max(seconds, 1e-9)
+    shares = {
+        name: busy / elapsed / (workers or 1 if name == "decode" else 1) for name, busy in stages.items()
+    }
+    ordered = sorted(shares.items(), key=lambda share: (-share[1], share[0]))
+    busy = {name: round(min(1.0, share), 3) for name, share in ordered}
+    bottleneck = next(iter(busy), "none")
+    return Speed(
+        records_per_s=round(records / elapsed, 1),
+        pictures_per_s=round(pictures / elapsed, 1),
+        busy=busy,
+        bottleneck=bottleneck,
+        advice=_advice(bottleneck, busy.get(bottleneck, 0.0), workers, on_gpu=peak_device_mib is not None),
+        peak_mib=round(peak_memory_mib(), 1),
+        peak_device_mib=peak_device_mib,
+    )
+
+
+def peak_memory_mib() -> float:
+    """Return the most memory that this process has had at once."""
+    status = Path("/proc/self/status")  # what getrusage tells may be of the process that started this one
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _advice(bottleneck: str, busy: float, workers: int, *, on_gpu: bool) -> str:
+    if busy < BUSY:
+        return "no stage was at work half of the time: the run was too short to fill them all"
+    match bottleneck:
+        case "embed" if on_gpu:
+            return "the model was the limit, as it should be: only a faster GPU or a smaller model helps"
+        case "embed":
+            return "the model was the limit, as it should be: a GPU or a smaller model helps"
+        case "decode":
+            return (
+                f"decoding was the limit: raise SIGHTLINE_DECODE_WORKERS above {workers}, with cores to match"
+            )
+        case "read":
+            return "reading the source was the limit: a faster disk or network helps"
+        case "upsert":
+            return "Qdrant was the limit: a server of its own, or a faster one, helps"
+    return "Postgres was the limit: a larger SIGHTLINE_BATCH_SIZE or a faster disk for it helps"
