@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     )
     batch_size: int = Field(256, ge=1, le=4096, description="Records per step; of pictures fewer on a CPU.")
     decode_workers: int = Field(
-        default_factory=lambda: min(MOST_WORKERS, max(1, (os.cpu_count() or 1) - 1)),
+        default_factory=lambda: min(MOST_WORKERS, os.cpu_count() or 1),
         ge=0,
         le=256,
         description="Processes that decode pictures beside the model; 0: none, a thread.",
