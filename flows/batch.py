@@ -83,8 +83,8 @@ def look(job: Job, read: Read) -> Looked:
             wanted = [one for one in read.fetched if known.wants_model(one.item_id(run.source), one)]
             shas = {one.sha256 for one in wanted if one.sha256}
             under_way = job.pictures.under_way(shas)  # before the marks are read, or one could slip through
-            twins = catalog.embedded_twins(session, run.collection, shas - under_way.keys())
-        stored = with_vectors(deps, run.collection, twins)
+            twins = catalog.embedded_twins(session, run.collection.name, shas - under_way.keys())
+        stored = with_vectors(deps, run.collection.name, twins)
         known_pictures = under_way | stored
         new = job.pictures.show(one for one in wanted if one.sha256 not in known_pictures)
     return Looked(read, known, known_pictures | new)
@@ -129,13 +129,13 @@ def write(job: Job, embedded: Embedded) -> BatchReport:
     """
     deps, run, kept = job.deps, job.run, embedded.kept
     with job.clock("upsert"):
-        index.upsert(deps.vectors, run.collection, embedded.points, dim=run.dim)
+        index.upsert(deps.vectors, run.collection, embedded.points)
         payloads = {id: (item, kept.digests[id]) for id, item in kept.updated.items()}
-        index.overwrite_payloads(deps.vectors, run.collection, payloads)
+        index.overwrite_payloads(deps.vectors, run.collection.name, payloads)
     if kept.digests:
         with job.clock("mark"), deps.sessions.begin() as session:
             runs.require_running(session, run.id)
-            catalog.mark_embedded(session, run.collection, kept.digests)
+            catalog.mark_embedded(session, run.collection.name, kept.digests)
     job.pictures.forget(kept.pictures)
     pictures = sum(item.picture is not None for item in kept.fresh.values())
     besides = Counter(truncated=kept.truncated, reused=pictures - embedded.shown, pictures=pictures)

@@ -141,15 +141,14 @@ def search(
         raise click.UsageError("give a TEXT or --image FILE, one of the two")
     settings = load_settings()
     from flows import tables
-    from flows.deps import open_deps
     from flows.gallery import render
-    from flows.search import Find, Query, gallery_page
+    from flows.search import Find, Query, gallery_page, open_search
     from flows.search import search as find_items
 
     default: Find = "images" if image is None else "texts"
     chosen: Find = next((known for known in get_args(Find) if known == find), default)
-    query = Query(text, image, chosen, limit, min_score, _pairs(where))
-    with open_deps(settings) as deps:
+    query = Query(text, image, chosen, limit, min_score, _pairs(where), settings.qdrant.oversampling)
+    with open_search(settings) as deps:
         results = find_items(deps, query)
         if gallery is not None:
             gallery.write_text(render(gallery_page(deps, results, settings.limits)), encoding="utf-8")

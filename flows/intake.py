@@ -111,7 +111,7 @@ def ingest_source(
     source = persist(partial(_name_of, deps, request), for_s=settings.retry_for_s)
     with held(source_lock(deps.engine, source), for_s=settings.retry_for_s) as lock:
         collection = lock.persist(partial(open_collection, deps, settings))
-        run = new_run(source, collection.name, collection.dim, settings, request)
+        run = new_run(source, collection, settings, request)
         record = RunRecord(run, workers=settings.decode_workers)
         with recorded(
             deps.sessions,
@@ -200,8 +200,9 @@ def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestRepor
     """
     rows = read_source(request.location)
     with Session(engine) as session:
-        collection = registry.active_collection(session) or "none yet"
-        run = new_run(name_of(session, request), collection, 0, settings, request)
+        name = registry.active_collection(session) or "none yet"
+        nowhere = index.Collection(name, settings.model, "", dim=0)
+        run = new_run(name_of(session, request), nowhere, settings, request)
         record = RunRecord(run)
         wanted = islice(records_of(rows, record.besides), request.limit)
         for batch in read_batches(run, wanted, Sizes(settings.batch_size, settings.batch_size)):
@@ -212,10 +213,10 @@ def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestRepor
     return record.report("dry run")
 
 
-def new_run(source: str, collection: str, dim: int, settings: Settings, request: Request) -> Run:
+def new_run(source: str, collection: index.Collection, settings: Settings, request: Request) -> Run:
     """Return a run that has not begun yet."""
     langs = settings.langs if request.langs is None else request.langs
-    return Run(uuid4(), source, collection, dim, langs, settings.limits, request.revive)
+    return Run(uuid4(), source, collection, langs, settings.limits, request.revive)
 
 
 def name_of(session: Session, request: Request) -> str:
@@ -244,6 +245,7 @@ def open_collection(deps: Deps, settings: Settings) -> index.Collection:
             if index.active(deps.vectors) is None:  # nobody has made it while we waited
                 _make_collection(deps, settings)
     collection = index.collection_of(deps.vectors, encoder.fingerprint, encoder.name)
+    index.quantize(deps.vectors, collection, settings.qdrant.quantization)
     with deps.sessions.begin() as session:
         registry.activate_collection(
             session,
@@ -268,6 +270,8 @@ def _make_collection(deps: Deps, settings: Settings) -> None:
         fingerprint=encoder.fingerprint,
         dim=encoder.dim,
         filter_fields=settings.qdrant.filter_fields,
+        quantization=settings.qdrant.quantization,
+        short_dim=settings.qdrant.short_dim,
     )
     index.activate(deps.vectors, name)
 

@@ -316,7 +316,7 @@ def _write_again(
     }
     digests = {id: digest for id, (_, digest) in items.items() if id in good or id in payloads}
     points, _ = embed_all(deps.encoder, good, digests, pictures)
-    index.upsert(deps.vectors, collection.name, points, dim=collection.dim)
+    index.upsert(deps.vectors, collection, points)
     index.overwrite_payloads(deps.vectors, collection.name, payloads)
     with deps.sessions.begin() as session:
         catalog.mark_embedded(session, collection.name, digests)

@@ -18,6 +18,7 @@ from flows.report import BatchReport
 from flows.settings import Limits
 from storage import catalog
 from storage.catalog import Stored
+from storage.index import Collection
 from storage.plan import Plan, plan_batch
 from storage.records import Digest, Item, Picture, Record, Rejected, digest_of, item_id
 from storage.source import FetchError, fetch, printable
@@ -45,8 +46,7 @@ class Run:
 
     id: UUID
     source: str
-    collection: str
-    dim: int
+    collection: Collection
     langs: tuple[str, ...]
     limits: Limits
     revive: bool = False
@@ -170,7 +170,7 @@ def look_up(session: Session, run: Run, read: Read) -> Known:
     """Return what Postgres knows of the records that were read."""
     ids = [one.item_id(run.source) for one in read.fetched]
     kept_out = frozenset() if run.revive else frozenset(catalog.asked_to_delete(session, ids))
-    return Known(catalog.stored(session, run.collection, ids), kept_out)
+    return Known(catalog.stored(session, run.collection.name, ids), kept_out)
 
 
 def plan_rows(

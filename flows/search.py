@@ -1,15 +1,16 @@
 """Searching: a text or a picture in, ranked items out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from embedding.images import decode_image
-from flows.deps import Deps
+from embedding.preparation import prepare
+from flows.deps import Deps, open_stores, with_model
 from flows.gallery import Card, Page
 from flows.rows import kept_picture
-from flows.settings import Limits
+from flows.settings import Limits, Settings
 from storage import catalog, index
 from storage.records import Digest, Hit, Item
 
@@ -27,6 +28,8 @@ class Query:
     limit: int = 10
     min_score: float | None = None
     where: Mapping[str, str] | None = None
+    oversampling: float = 1.0
+    """Candidates per hit that are scored anew, where the collection packs or shortens vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,24 @@ class Results:
 
     query: Query
     model: str
-    points: int
     found: tuple[Found, ...]
 
     def as_json(self) -> dict[str, Any]:
         asked = self.query.text if self.query.text is not None else str(self.query.image)
         return {"query": asked, "model": self.model, "hits": [one.as_json() for one in self.found]}
+
+
+@contextmanager
+def open_search(settings: Settings) -> Iterator[Deps]:
+    """Open what `search` needs; whoever searches often keeps it, for loading the model takes seconds.
+
+    Raises:
+        NoCollection: nothing has been ingested yet; no model was loaded to find that out.
+    """
+    with open_stores(settings) as stores:
+        if index.active(stores.vectors) is None:
+            raise index.NoCollection
+        yield with_model(stores, settings)
 
 
 def search(deps: Deps, query: Query) -> Results:
@@ -81,22 +96,25 @@ def search(deps: Deps, query: Query) -> Results:
     """
     collection = index.collection_of(deps.vectors, deps.encoder.fingerprint, deps.encoder.name)
     if query.image is not None:
-        picture = decode_image(query.image.read_bytes(), name=str(query.image))
-        [vector] = deps.encoder.images([picture.image])
+        data = query.image.read_bytes()
+        prepared = prepare(deps.encoder.preparation, data, name=str(query.image))
+        [vector] = deps.encoder.prepared([prepared.features])
     else:
         [vector] = deps.encoder.texts([query.text or ""])
     hits = index.search(
         deps.vectors,
+        collection,
         vector,
         using=SPACES[query.find],
         limit=query.limit,
         min_score=query.min_score,
         where=query.where,
+        oversampling=query.oversampling,
     )
     with deps.sessions() as session:
         items = catalog.items_with_digests(session, [hit.id for hit in hits])
     found = tuple(Found(hit, _as_matched(hit, *items[hit.id])) for hit in hits if hit.id in items)
-    return Results(query, deps.encoder.name, collection.points, found)
+    return Results(query, deps.encoder.name, found)
 
 
 def _as_matched(hit: Hit, item: Item, digest: Digest) -> Item:
@@ -119,7 +137,8 @@ def gallery_page(deps: Deps, results: Results, limits: Limits) -> Page:
         for one in results.found
     )
     query_picture = query.image.read_bytes() if query.image else None
-    return Page(query.text, query_picture, query.find, results.model, results.points, cards)
+    points = index.count(deps.vectors, index.ALIAS)
+    return Page(query.text, query_picture, query.find, results.model, points, cards)
 
 
 def _picture_of(deps: Deps, item: Item, limits: Limits) -> bytes | None:

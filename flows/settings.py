@@ -17,6 +17,9 @@ MOST_WORKERS = 16
 FieldType = Literal["keyword", "integer", "float", "bool", "geo", "datetime", "text", "uuid"]
 """The kinds of payload index that Qdrant knows."""
 
+Quantization = Literal["none", "int8", "binary"]
+"""How an index may pack vectors for a first look."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -40,6 +43,15 @@ class Qdrant(BaseModel, frozen=True, extra="forbid"):
     ca_file: Path | None = Field(None, description="Certificates that an https server is checked against.")
     client_certificate: Path | None = Field(
         None, description="What we show to a server that asks, with its key."
+    )
+    quantization: Quantization = Field(
+        "none", description="How vectors are packed for the first look: none, int8 or binary."
+    )
+    short_dim: int | None = Field(
+        None, gt=0, description="Look first at so many dimensions; for models trained for it (Matryoshka)."
+    )
+    oversampling: float = Field(
+        3.0, ge=1, le=100, description="Candidates per hit that are scored anew after a first look."
     )
     filter_fields: dict[str, FieldType] = Field(
         {}, description='Metadata fields that get an index, such as {"year": "integer"}.'

@@ -33,6 +33,7 @@ class Status:
     """Marks by collection: how many points Postgres knows of."""
 
     collection: index.Collection | None
+    collection_points: int
     collection_problem: str | None
     """Why Qdrant could not be looked at, in a sentence; None when it could."""
 
@@ -52,7 +53,7 @@ class Status:
 
 def read_status(settings: Settings) -> Status:
     """Look at Postgres, and at Qdrant if it can be reached; no model is loaded."""
-    collection, problem = _look_at_index(settings)
+    collection, points, problem = _look_at_index(settings)
     with open_catalog(settings) as engine, Session(engine) as session:
         shared, sharing = duplicates.count_copies(session)
         return Status(
@@ -63,6 +64,7 @@ def read_status(settings: Settings) -> Status:
             sharing_items=sharing,
             points=registry.marks_by_collection(session),
             collection=collection,
+            collection_points=points,
             collection_problem=problem,
             servers=embedded_servers(settings),
             rejects=runs.reject_counts(session),
@@ -71,11 +73,12 @@ def read_status(settings: Settings) -> Status:
         )
 
 
-def _look_at_index(settings: Settings) -> tuple[index.Collection | None, str | None]:
+def _look_at_index(settings: Settings) -> tuple[index.Collection | None, int, str | None]:
     try:
         with open_index(settings) as client:
-            return index.active(client), None
+            active = index.active(client)
+            return active, 0 if active is None else index.count(client, active.name), None
     except IndexUnavailable as error:
-        return None, str(error)
+        return None, 0, str(error)
     except ResponseHandlingException as error:
-        return None, f"Qdrant at {settings.qdrant.url} did not answer ({error}); is it running?"
+        return None, 0, f"Qdrant at {settings.qdrant.url} did not answer ({error}); is it running?"

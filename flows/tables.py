@@ -12,6 +12,7 @@ from rich.text import Text
 from flows.report import COUNTS, IngestReport, as_sentences
 from flows.speed import Speed
 from storage.embedded.server import Server
+from storage.index import Collection
 from storage.runs import Reject, Run
 
 if TYPE_CHECKING:  # each command brings its own; a search need not wait for what the others need
@@ -273,7 +274,7 @@ def of_status(status: Status) -> RenderableType:
         about.add_row("collection", "none yet; run: sightline ingest SOURCE")
     else:
         own = status.collection
-        about.add_row("collection", f"{own.name}: {own.points:,} points of {own.dim} dimensions")
+        about.add_row("collection", f"{own.name}: {status.collection_points:,} points of {_dimensions(own)}")
         about.add_row(
             "model", Text(own.model + ("" if own.model == status.model else f" (set: {status.model})"))
         )
@@ -300,6 +301,12 @@ def of_status(status: Status) -> RenderableType:
         *([_of_speed(status.last_ingest)] if status.last_ingest else []),
     ]
     return Group(*[part for one in tables for part in (one, Text(""))][:-1])
+
+
+def _dimensions(collection: Collection) -> str:
+    short = "" if collection.short_dim is None else f", the first {collection.short_dim} looked at first"
+    packed = "" if collection.quantization == "none" else f", packed as {collection.quantization}"
+    return f"{collection.dim} dimensions{short}{packed}"
 
 
 def _of_speed(run: Run) -> RenderableType:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
@@ -17,7 +18,11 @@ from storage.records import Digest, Hit, Item, Text, readings
 
 ALIAS = "items"
 Space = Literal["image", "text"]
+Quantization = Literal["none", "int8", "binary"]
 PAYLOAD_FIELDS = {"source": models.PayloadSchemaType.KEYWORD, "key": models.PayloadSchemaType.KEYWORD}
+SHORT = "_short"
+"""What follows the name of a space in that of its vectors' beginnings."""
+
 SCROLL_PAGE = 1000
 POINTS_A_REQUEST = 64
 STREAMS = 3
@@ -37,16 +42,32 @@ class ModelMismatch(RuntimeError):
 class NoCollection(RuntimeError):
     """Nothing has been ingested yet."""
 
+    def __init__(self) -> None:
+        super().__init__("nothing has been ingested yet; run: sightline ingest SOURCE")
+
+
+QUANTIZED: dict[Quantization, models.QuantizationConfig | None] = {
+    "none": None,
+    "int8": models.ScalarQuantization(
+        scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
+    ),
+    "binary": models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True)),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """The collection behind the alias, and the model that made its vectors."""
+    """The collection behind the alias, the model that made its vectors, and how they are searched."""
 
     name: str
     model: str
     fingerprint: str
     dim: int
-    points: int
+    quantization: Quantization = "none"
+    """Of the copies that candidates are looked for among; the vectors themselves stay as they are."""
+
+    short_dim: int | None = None
+    """Length of the beginnings of vectors that candidates are looked for among; None for whole vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +97,15 @@ def create(
     fingerprint: str,
     dim: int,
     filter_fields: Mapping[str, str],
+    quantization: Quantization = "none",
+    short_dim: int | None = None,
 ) -> str:
     """Create the collection of a model, and its payload indexes, unless they are there; return its name.
 
     Args:
+        quantization: how vectors are packed for the first look, by a quarter (int8) or to a 32nd (binary).
+        short_dim: keep the first so many dimensions of each vector as a vector of its own for the first
+            look, which only a model can bear that was trained for it (Matryoshka, Kusupati et al., 2022).
         filter_fields: metadata fields that searches filter on, each with its type. The indexes are made
             before the first upload, because Qdrant builds its graph with them in mind.
     """
@@ -87,13 +113,17 @@ def create(
     if not client.collection_exists(name):
         cosine = models.Distance.COSINE
         max_sim = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
+        sizes = {"": dim} if short_dim is None else {"": dim, SHORT: short_dim}
+        vectors = {
+            space + suffix: models.VectorParams(size=size, distance=cosine, multivector_config=rows)
+            for space, rows in (("image", None), ("text", max_sim))
+            for suffix, size in sizes.items()
+        }
         client.create_collection(
             name,
-            vectors_config={
-                "image": models.VectorParams(size=dim, distance=cosine),
-                "text": models.VectorParams(size=dim, distance=cosine, multivector_config=max_sim),
-            },
-            metadata={"model": model, "fingerprint": fingerprint, "dim": dim},
+            vectors_config=vectors,
+            quantization_config=QUANTIZED[quantization],
+            metadata={"model": model, "fingerprint": fingerprint, "dim": dim, "short_dim": short_dim},
         )
     own = {metadata_path(field): models.PayloadSchemaType(type) for field, type in filter_fields.items()}
     for field, schema in (PAYLOAD_FIELDS | own).items():
@@ -119,6 +149,13 @@ def activate(client: QdrantClient, collection: str) -> None:
     client.update_collection_aliases(change_aliases_operations=steps)
 
 
+def quantize(client: QdrantClient, collection: Collection, quantization: Quantization) -> None:
+    """Have vectors packed in another way from now on; the server does it while it goes on answering."""
+    if quantization != collection.quantization:
+        wanted = QUANTIZED[quantization] or models.Disabled.DISABLED
+        client.update_collection(collection.name, quantization_config=wanted)
+
+
 def collection_of(client: QdrantClient, fingerprint: str, model: str) -> Collection:
     """Return the active collection, after checking that the model with `fingerprint` made it.
 
@@ -128,7 +165,7 @@ def collection_of(client: QdrantClient, fingerprint: str, model: str) -> Collect
     """
     collection = active(client)
     if collection is None:
-        raise NoCollection("nothing has been ingested yet; run: sightline ingest SOURCE")
+        raise NoCollection
     if collection.fingerprint != fingerprint:
         remedy = (
             "the model has changed since: ingest into another SIGHTLINE_HOME"
@@ -142,19 +179,18 @@ def collection_of(client: QdrantClient, fingerprint: str, model: str) -> Collect
     return collection
 
 
-def upsert(client: QdrantClient, collection: str, points: Sequence[Point], *, dim: int) -> None:
+def upsert(client: QdrantClient, collection: Collection, points: Sequence[Point]) -> None:
     """Write one point per item, replacing any that is there; returns once they are searchable.
 
     Args:
-        points: distinct items; every vector of length `dim`.
-        dim: the collection's vector length.
+        points: distinct items; every vector of length `collection.dim`.
 
     Raises:
         DimensionMismatch: a vector has another length.
         ValueError: a vector holds NaN or infinity, or a point has not one row for each embedded text.
     """
     for point in points:
-        _check(point, dim)
+        _check(point, collection.dim)
     requests = [points[start : start + POINTS_A_REQUEST] for start in range(0, len(points), POINTS_A_REQUEST)]
     with ThreadPoolExecutor(STREAMS) as streams:
         sent = [streams.submit(_send, client, collection, some) for some in requests]
@@ -162,8 +198,9 @@ def upsert(client: QdrantClient, collection: str, points: Sequence[Point], *, di
         one.result()
 
 
-def _send(client: QdrantClient, collection: str, points: Sequence[Point]) -> None:
-    client.upsert(collection, [_struct(point) for point in points], wait=True)
+def _send(client: QdrantClient, collection: Collection, points: Sequence[Point]) -> None:
+    structs = [_struct(point, collection.short_dim) for point in points]
+    client.upsert(collection.name, structs, wait=True)
 
 
 def overwrite_payloads(
@@ -304,33 +341,61 @@ def server_kind(client: QdrantClient) -> str:
 
 def search(
     client: QdrantClient,
+    collection: Collection,
     query: NDArray[np.float32],
     *,
     using: Space,
     limit: int,
     min_score: float | None = None,
     where: Mapping[str, str] | None = None,
+    oversampling: float = 1.0,
 ) -> list[Hit]:
     """Return the `limit` points closest to `query` (shape (dim,)), best first, ties by id.
 
+    Scores are those of whole vectors: what was found among packed or shortened ones is scored anew.
+
     Args:
+        collection: what `collection_of` returned; the search itself goes through the alias.
         using: `image` finds pictures, `text` finds texts; items without one are not found by it.
         min_score: leave out what scores lower, a cosine in [-1, 1].
         where: metadata (or `source`, or `key`) that a hit must have.
+        oversampling: how many candidates are scored anew for each hit, where vectors are packed or shortened.
     """
+    condition = _filter(where or {})
+    first_look = None
+    if collection.short_dim is not None:
+        first_look = models.Prefetch(
+            query=_rows(query[: collection.short_dim], using),
+            using=using + SHORT,
+            limit=ceil(limit * oversampling),
+            filter=condition,
+        )
     found = client.query_points(
         ALIAS,
-        # a multivector is compared with a matrix, here of one row
-        query=query.tolist() if using == "image" else [query.tolist()],
+        query=_rows(query, using),
         using=using,
+        prefetch=first_look,
         limit=limit,
         score_threshold=min_score,
-        query_filter=_filter(where or {}),
+        query_filter=condition,
+        search_params=_params(collection, oversampling),
         with_vectors=["text"],
         with_payload=True,
     ).points
     hits = [_hit(point, query) for point in found]
     return sorted(hits, key=lambda hit: (-hit.score, hit.id))
+
+
+def _rows(query: NDArray[np.float32], using: Space) -> Any:
+    """Return `query` as its space wants it: a multivector is compared with a matrix, here of one row."""
+    return query.tolist() if using == "image" else [query.tolist()]
+
+
+def _params(collection: Collection, oversampling: float) -> models.SearchParams | None:
+    if collection.quantization == "none":
+        return None
+    quantization = models.QuantizationSearchParams(rescore=True, oversampling=oversampling)
+    return models.SearchParams(quantization=quantization)
 
 
 def picture_vectors(
@@ -373,8 +438,23 @@ def describe(client: QdrantClient, name: str) -> Collection:
         model=str(made_by.get("model", "unknown")),
         fingerprint=str(made_by.get("fingerprint", "unknown")),
         dim=int(made_by.get("dim", 0)),
-        points=client.count(name, exact=True).count,
+        quantization=_quantization_of(info.config.quantization_config),
+        short_dim=made_by.get("short_dim"),
     )
+
+
+def count(client: QdrantClient, collection: str) -> int:
+    """Return how many points there are; counted, not estimated."""
+    return client.count(collection, exact=True).count
+
+
+def _quantization_of(config: models.QuantizationConfig | None) -> Quantization:
+    match config:
+        case models.ScalarQuantization():
+            return "int8"
+        case models.BinaryQuantization():
+            return "binary"
+    return "none"
 
 
 def _check(point: Point, dim: int) -> None:
@@ -391,12 +471,13 @@ def _check(point: Point, dim: int) -> None:
         raise ValueError(f"{key}: {len(point.texts)} rows for {len(texts)} texts")
 
 
-def _struct(point: Point) -> models.PointStruct:
+def _struct(point: Point, short_dim: int | None) -> models.PointStruct:
     vectors: dict[str, Any] = {}
-    if point.image is not None:
-        vectors["image"] = point.image.tolist()
-    if len(point.texts):
-        vectors["text"] = point.texts.tolist()
+    for space, rows in (("image", point.image), ("text", point.texts)):
+        if rows is not None and len(rows):
+            vectors[space] = rows.tolist()
+            if short_dim is not None:
+                vectors[space + SHORT] = rows[..., :short_dim].tolist()  # Qdrant makes them unit length
     payload = _payload(point.item, point.digest)
     return models.PointStruct(id=str(point.item.id), vector=vectors, payload=payload)
 

@@ -286,7 +286,7 @@ def test_the_whole_day_from_ingest_to_evaluate(tmp_path: Path):
     assert "gallery" in held_out.stdout
 
     status = document(sightline("status", "--json"))
-    assert (status["items"]["items"], status["collection"]["points"]) == (2, 2)
+    assert (status["items"]["items"], status["collection_points"]) == (2, 2)
     assert status["rejects"] == {"not_a_picture": 1}
     assert [run["outcome"] for run in status["runs"]] == ["completed"]
 

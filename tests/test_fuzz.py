@@ -15,11 +15,13 @@ from PIL import Image
 from embedding.images import BadImage, decode_image
 from flows.rows import Fetched, Run, read_row
 from flows.settings import Limits
+from storage.index import Collection
 from storage.records import Record, Rejected
 from storage.source import BadSource, read_source
 
 EXAMPLES = 150
-RUN = Run(UUID(int=0), "test", "items__test", 3, ("en",), Limits(10**6, 1))
+NOWHERE = Collection("items__test", "test", "test", dim=3)
+RUN = Run(UUID(int=0), "test", NOWHERE, ("en",), Limits(10**6, 1))
 
 
 def a_picture(kind: str) -> bytes:

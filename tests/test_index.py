@@ -22,7 +22,7 @@ def vectors(any_index: QdrantClient) -> QdrantClient:
 
 def a_collection(client: QdrantClient, points: list[Point], fingerprint: str = "f1") -> str:
     name = index.create(client, model="colour", fingerprint=fingerprint, dim=3, filter_fields={})
-    index.upsert(client, name, points, dim=3)
+    index.upsert(client, index.describe(client, name), points)
     index.activate(client, name)
     return name
 
@@ -32,13 +32,16 @@ def pictured(key: str, image: NDArray[np.float32], **metadata: object) -> Point:
 
 
 def found(client: QdrantClient, query: NDArray[np.float32], using: index.Space = "image", **rest: object):
-    return [hit.id for hit in index.search(client, query, using=using, limit=10, **rest)]
+    return [
+        hit.id for hit in index.search(client, index.active(client), query, using=using, limit=10, **rest)
+    ]
 
 
 def test_the_collection_says_which_model_made_it(vectors: QdrantClient):
     name = a_collection(vectors, [pictured("a", X)])
 
-    assert index.active(vectors) == index.Collection(name, "colour", "f1", dim=3, points=1)
+    assert index.active(vectors) == index.Collection(name, "colour", "f1", dim=3)
+    assert index.count(vectors, name) == 1
 
 
 def test_before_the_first_ingest_there_is_no_collection_and_the_error_says_what_to_run(vectors: QdrantClient):
@@ -66,7 +69,7 @@ def test_an_item_is_as_close_as_its_best_text_and_the_hit_says_which_that_is(vec
     item = an_item("a", texts=("x", "y", "z"))
     a_collection(vectors, [Point(item, DIGEST, None, np.stack([X, Y, Z]))])
 
-    [hit] = index.search(vectors, Z, using="text", limit=1)
+    [hit] = index.search(vectors, index.active(vectors), Z, using="text", limit=1)
 
     assert hit.score == pytest.approx(1)
     assert hit.best_text == 2
@@ -83,7 +86,7 @@ def test_an_item_without_a_picture_is_not_found_as_one(vectors: QdrantClient):
 def test_a_point_that_lost_its_text_is_no_longer_found_by_it(vectors: QdrantClient):
     name = a_collection(vectors, [Point(an_item("a", texts=("x",)), DIGEST, Y, X[None])])
 
-    index.upsert(vectors, name, [pictured("a", Y)], dim=3)
+    index.upsert(vectors, index.describe(vectors, name), [pictured("a", Y)])
 
     assert found(vectors, X, "text") == []
     assert found(vectors, Y, "image") == [an_item("a").id]
@@ -174,7 +177,7 @@ def test_a_bad_point_is_named_and_the_whole_batch_stays_out(
     name = a_collection(vectors, [])
 
     with pytest.raises(error, match=says):
-        index.upsert(vectors, name, [pictured("good", X), point], dim=3)
+        index.upsert(vectors, index.describe(vectors, name), [pictured("good", X), point])
 
     assert vectors.count(name).count == 0
 
@@ -204,3 +207,46 @@ def test_the_payload_holds_what_people_filter_on(vectors: QdrantClient):
         "content_hash": "content",
         "record_hash": "record",
     }
+
+
+SIX = np.eye(6, dtype=np.float32)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "binary"])
+@pytest.mark.parametrize("short_dim", [None, 3])
+def test_packed_and_shortened_vectors_find_candidates_and_whole_ones_give_the_scores(
+    served: QdrantClient, quantization: index.Quantization, short_dim: int | None
+):
+    name = index.create(
+        served,
+        model="m",
+        fingerprint="f",
+        dim=6,
+        filter_fields={},
+        quantization=quantization,
+        short_dim=short_dim,
+    )
+    index.activate(served, name)
+    collection = index.active(served)
+    assert collection == index.Collection(name, "m", "f", 6, quantization, short_dim)
+    rows = [unit_rows(SIX[:1] + share * SIX[4:5])[0] for share in (0.0, 0.2, 0.4, 0.8)]
+    points = [
+        Point(an_item(f"{n}", texts=["a"], sha256="0" * 64), DIGEST, row, row[None])
+        for n, row in enumerate(rows)
+    ]
+    index.upsert(served, collection, points)
+    query = unit_rows(SIX[:1] + 0.4 * SIX[4:5])[0]
+
+    for using in ("image", "text"):
+        hits = index.search(served, collection, query, using=using, limit=1, oversampling=4)
+        assert [hit.id for hit in hits] == [points[2].item.id]  # by their beginnings alone all four are equal
+        assert hits[0].score == pytest.approx(1, abs=1e-6)
+
+
+def test_a_collection_can_be_packed_in_another_way_at_any_time(served: QdrantClient):
+    index.create(served, model="m", fingerprint="f", dim=3, filter_fields={})
+    name = index.collection_name("f")
+
+    for wanted in ("int8", "binary", "none", "none"):
+        index.quantize(served, index.describe(served, name), wanted)
+        assert index.describe(served, name).quantization == wanted

@@ -30,7 +30,7 @@ def ingest(deps: Deps, settings: Settings, location: Path, **asked: object) -> I
 
 def keys_found(deps: Deps, query: str, using: index.Space = "image") -> list[str]:
     [vector] = deps.encoder.texts([query])
-    hits = index.search(deps.vectors, vector, using=using, limit=100)
+    hits = index.search(deps.vectors, index.active(deps.vectors), vector, using=using, limit=100)
     with deps.sessions() as session:
         items = catalog.items_with_digests(session, [hit.id for hit in hits])
     return [items[hit.id][0].key for hit in hits]
@@ -123,8 +123,12 @@ def test_changed_metadata_is_searchable_and_costs_no_model(deps: Deps, settings:
 
     [vector] = deps.encoder.texts(["red"])
     assert (report.updated, report.embedded, again.encoder.seen_texts) == (1, 0, [])
-    assert index.search(deps.vectors, vector, using="text", limit=1, where={"price": "2"})
-    assert not index.search(deps.vectors, vector, using="text", limit=1, where={"price": "3"})
+    assert index.search(
+        deps.vectors, index.active(deps.vectors), vector, using="text", limit=1, where={"price": "2"}
+    )
+    assert not index.search(
+        deps.vectors, index.active(deps.vectors), vector, using="text", limit=1, where={"price": "3"}
+    )
 
 
 def test_a_picture_that_moved_keeps_its_vector_and_what_is_known_of_it(
@@ -391,7 +395,7 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(deps: Deps, setting
 
 def test_a_step_that_is_tried_again_is_not_its_own_duplicate(deps: Deps, settings: Settings):
     collection = intake.open_collection(deps, settings)
-    run = Run(uuid4(), "test", collection.name, 3, ("en",), Limits(10**6, 5))
+    run = Run(uuid4(), "test", collection, ("en",), Limits(10**6, 5))
     rows = [a_record("a", texts=["red"]), a_record("b", texts=["blue"])]
     with deps.sessions.begin() as session:
         runs.start_run(session, run.id, "ingest", source="test")

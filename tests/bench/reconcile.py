@@ -39,6 +39,7 @@ def fill(stores: Stores, many: int) -> None:
     """Put `many` records into both stores, in step."""
     name = index.create(stores.vectors, model="bench", fingerprint="bench", dim=DIM, filter_fields={})
     index.activate(stores.vectors, name)
+    collection = index.describe(stores.vectors, name)
     with stores.sessions.begin() as session:
         registry.activate_collection(session, name=name, model="bench", fingerprint="bench", dim=DIM)
     rows = np.random.default_rng(0).standard_normal((BATCH, 1, DIM)).astype(np.float32)
@@ -47,7 +48,7 @@ def fill(stores: Stores, many: int) -> None:
         with stores.sessions.begin() as session:
             catalog.save_items(session, {item.id: (item, digest) for item, digest in batch})
         points = [Point(item, digest, None, row) for (item, digest), row in zip(batch, rows, strict=True)]
-        index.upsert(stores.vectors, name, points, dim=DIM)
+        index.upsert(stores.vectors, collection, points)
         with stores.sessions.begin() as session:
             catalog.mark_embedded(session, name, {item.id: digest for item, digest in batch})
     lost = [item.id for item, _ in islice(records(many), 0, None, LOST_EVERY)]
