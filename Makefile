@@ -12,7 +12,7 @@ help:
 	@echo "make demo SOURCE=folder   the same with your own pictures"
 	@echo "make test                 linters, types, import rules and tests"
 	@echo "make test-faults          every fault, and far more moments (ten minutes)"
-	@echo "make bench                memory and speed, measured here (a quarter of an hour)"
+	@echo "make bench                speed and memory, measured here: tables, and bench.json (half an hour)"
 	@echo "make stress               eight processes on one index, whose owner is killed (minutes)"
 
 demo: .venv/installed
@@ -35,7 +35,7 @@ test-faults: .venv/installed
 	$(BIN)/pytest $(ON_ALL_CORES) -m "" tests/faults
 
 bench: .venv/installed
-	$(BIN)/python -m tests.bench.memory
+	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.index
 	$(BIN)/python -m tests.bench.reconcile
 

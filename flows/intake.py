@@ -34,7 +34,7 @@ Step = Callable[[Callable[[], int]], int]
 """Has the model see one batch, and returns how many points that made; the flow's is a Prefect task."""
 
 
-OWN_BATCHES = 8
+OWN_BATCHES = 4
 """How many of the model's own batches of pictures make one of ours: enough to hide what each one costs."""
 
 

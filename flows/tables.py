@@ -67,7 +67,8 @@ def of_ingest(report: IngestReport) -> RenderableType:
 
 def _busy(shares: Mapping[str, float]) -> str:
     """Return how much of the time each stage was at work, in a line."""
-    return "at work: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
+    busiest = sorted(shares.items(), key=lambda share: (-share[1], share[0]))
+    return "at work: " + ", ".join(f"{name} {share:.0%}" for name, share in busiest if share >= 0.005)
 
 
 def of_results(results: Results) -> RenderableType:

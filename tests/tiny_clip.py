@@ -15,12 +15,22 @@ MAX_TOKENS = 16
 
 def write_tiny_clip(folder: Path, *, seed: int = 0) -> Path:
     """Write a CLIP model with random weights to `folder`, as sentence-transformers saves one; return it."""
+    tokenizer = _tokenizer(MAX_TOKENS)
+    return _write(folder, _tiny_config(tokenizer), tokenizer, SIDE, seed)
+
+
+def write_vit_b_32(folder: Path) -> Path:
+    """Write a model with the architecture of CLIP ViT-B/32 and random weights: as fast as the real one."""
+    return _write(folder, CLIPConfig(), _tokenizer(77), 224, seed=0)
+
+
+def _write(folder: Path, config: CLIPConfig, tokenizer: CLIPTokenizer, side: int, seed: int) -> Path:
     parts = folder / "parts"
-    tokenizer = _tokenizer()
-    picture_size = {"height": SIDE, "width": SIDE}
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=picture_size)
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     CLIPProcessor(pictures, tokenizer).save_pretrained(parts)
-    _random_model(tokenizer, seed).save_pretrained(parts)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        CLIPModel(config).save_pretrained(parts)
     SentenceTransformer(modules=[Transformer(str(parts))], device="cpu").save(str(folder))
     for part in parts.iterdir():
         part.unlink()
@@ -28,16 +38,16 @@ def write_tiny_clip(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def _tokenizer() -> CLIPTokenizer:
+def _tokenizer(max_tokens: int) -> CLIPTokenizer:
     """Byte-level BPE with one merge, so that a word is about as many tokens as it has letters."""
     letters = list(bytes_to_unicode().values())
     merge = ("a", "t</w>")
     words = [*letters, *(f"{letter}</w>" for letter in letters), "".join(merge)]
     vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocabulary, [merge], model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocabulary, [merge], model_max_length=max_tokens)
 
 
-def _random_model(tokenizer: CLIPTokenizer, seed: int) -> CLIPModel:
+def _tiny_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     words = {
         "vocab_size": len(tokenizer),
@@ -46,11 +56,8 @@ def _random_model(tokenizer: CLIPTokenizer, seed: int) -> CLIPModel:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    config = CLIPConfig(
+    return CLIPConfig(
         text_config=tower | words,
         vision_config=tower | {"image_size": SIDE, "patch_size": 8},
         projection_dim=DIM,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return CLIPModel(config)

@@ -1,0 +1,59 @@
+"""What is measured with: models whose weights do not matter, photographs that nobody took, a home."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from PIL import Image
+
+from storage.embedded.postgres import stop_postgres
+from storage.embedded.qdrant.client import stop as stop_index
+from tests.tiny_clip import write_vit_b_32
+
+Row = dict[str, str | int | float]
+"""One line of a table; every line of a table has the same columns."""
+
+WORDS = (
+    *["red", "blue", "small", "large", "old", "boat", "apple", "flower", "river", "city"],
+    *["on", "in", "with", "near", "above", "a"],
+)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Yield a folder whose home, `home`, has stopped and whose files are gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
+        try:
+            yield Path(folder)
+        finally:
+            stop_index(Path(folder) / "home")
+            stop_postgres(Path(folder) / "home")
+
+
+MODELS = ("starter", "ViT-B/32")
+
+
+def model_at(label: str, folder: Path) -> str:
+    """Return what `load_encoder` takes for one of `MODELS`, written to `folder` where it is no package."""
+    return label if label == "starter" else str(write_vit_b_32(folder / "model"))
+
+
+def photos(folder: Path, many: int, *, size: tuple[int, int] = (500, 375)) -> list[Path]:
+    """Write JPEGs of about 40 kB, all different, as large as those of common collections."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{number:06}.jpg" for number in range(many)]
+    for path in paths:
+        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        coarse.resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+    return paths
+
+
+def captions(many: int) -> list[str]:
+    """Return texts of 4 to 40 words, most of them short."""
+    random = Random(0)
+    lengths = (4, 6, 8, 8, 10, 12, 16, 24, 40)
+    return [" ".join(random.choices(WORDS, k=random.choice(lengths))) for _ in range(many)]

@@ -1,0 +1,100 @@
+"""The stream beside `SentenceTransformer.encode`: same model, same files, same batch sizes, in turns."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+import torch
+from PIL import Image
+
+from embedding.encoder import SentenceEncoder, load_encoder
+from embedding.memory import keep_freed_memory
+from embedding.stream import ahead
+from embedding.workers import Workers
+from flows.settings import Settings
+from tests.bench.material import MODELS, Row, captions, model_at, photos, scratch
+
+ROUNDS = 5
+PICTURES = {"cpu": 128, "cuda": 4096}
+TEXTS = {"cpu": 512, "cuda": 16_384}
+BATCHES = 4
+"""As many of the model's own batches are decoded ahead as an ingest decodes."""
+
+
+def run() -> Iterator[Row]:
+    """Yield pictures (from JPEG files) and texts a second, by both."""
+    keep_freed_memory()
+    for label in MODELS:
+        with scratch() as folder:
+            yield from measure(label, load_encoder(model_at(label, folder)), folder)
+
+
+def measure(label: str, encoder: SentenceEncoder, folder: Path) -> Iterator[Row]:
+    kind = encoder.model.device.type
+    files = photos(folder / "photos", PICTURES[kind])
+    texts = captions(TEXTS[kind])
+    for workers in (1, 4, 8, 16) if kind == "cuda" else (Settings().decode_workers,):
+        with Workers(encoder.preparation, workers) as pool:
+            ways = in_turns(
+                partial(encode_files, encoder, files),
+                partial(stream, encoder, pool, files),
+            )
+        yield line(label, f"JPEG, {workers} workers", len(files), ways)
+    ways = in_turns(partial(encode, encoder, texts, 32), partial(encoder.texts, texts))
+    yield line(label, "texts", len(texts), ways)
+
+
+def at_once(encoder: SentenceEncoder) -> int:
+    """Return the batch size of `encode`: the library's own on a CPU, where ours would be worse for it."""
+    return 32 if encoder.model.device.type == "cpu" else encoder.pictures_at_once
+
+
+def encode_files(encoder: SentenceEncoder, files: Sequence[Path]) -> None:
+    encode(encoder, [Image.open(file) for file in files], at_once(encoder))
+
+
+def encode(encoder: SentenceEncoder, inputs: Sequence[object], batch_size: int) -> None:
+    with encoder._precision():
+        encoder.model.encode(list(inputs), batch_size=batch_size, show_progress_bar=False)
+
+
+def stream(encoder: SentenceEncoder, pool: Workers, files: Sequence[Path]) -> None:
+    """Embed pictures as an ingest does: the next ones are decoded meanwhile."""
+
+    def decoding() -> Iterator[list]:
+        rest = iter(files)
+        while some := list(islice(rest, BATCHES * encoder.pictures_at_once)):
+            yield [pool.submit(file.read_bytes(), name=file.name) for file in some]
+
+    with ahead(decoding(), depth=2) as batches:
+        for batch in batches:
+            encoder.prepared([one.result().features for one in batch])
+
+
+def in_turns(*ways: Callable[[], object]) -> list[list[float]]:
+    """Return the seconds of each way, `ROUNDS` times in turns, after one time that does not count."""
+    seconds: list[list[float]] = [[] for _ in ways]
+    for turn in range(ROUNDS + 1):
+        for way, taken in zip(ways, seconds, strict=True):
+            start = time.perf_counter()
+            way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                taken.append(time.perf_counter() - start)
+    return seconds
+
+
+def line(model: str, what: str, many: int, ways: list[list[float]]) -> Row:
+    encode_s, stream_s = (median(seconds) for seconds in ways)
+    ratio = median(one / other for one, other in zip(*ways, strict=True))
+    return {
+        "model": model,
+        "input": what,
+        "encode, a second": round(many / encode_s, 1),
+        "stream, a second": round(many / stream_s, 1),
+        "times": round(ratio, 2),
+    }
