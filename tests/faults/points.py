@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from itertools import count
 from typing import Any, Literal
 
 import httpx
@@ -148,16 +149,15 @@ def arm(name: str) -> None:
 
 
 def _killing(real: Callable[..., Any], point: KillPoint) -> Callable[..., Any]:
-    calls = 0
+    calls = count(1)  # each call takes a number of its own, also beside others in other threads
 
     @wraps(real)
     def call(*args: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == point.nth and point.when == "before":
+        nth = next(calls)
+        if nth == point.nth and point.when == "before":
             die()
         result = real(*args, **named)
-        if calls == point.nth:
+        if nth == point.nth:
             die()
         return result
 
@@ -165,15 +165,12 @@ def _killing(real: Callable[..., Any], point: KillPoint) -> Callable[..., Any]:
 
 
 def _arm_request(point: HalfARequest) -> None:
-    real, calls = httpx.HTTPTransport.handle_request, 0
+    real, calls = httpx.HTTPTransport.handle_request, count(1)
 
     def handle(self: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
-        nonlocal calls
-        if request.method != "GET" and request.url.path.endswith(point.path):
-            calls += 1
-            if calls == point.nth:
-                _send_half(request)
-                die()
+        if request.method != "GET" and request.url.path.endswith(point.path) and next(calls) == point.nth:
+            _send_half(request)
+            die()
         return real(self, request)
 
     httpx.HTTPTransport.handle_request = handle  # type: ignore[method-assign]
