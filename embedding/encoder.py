@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,7 +34,9 @@ class AtOnce:
     """Of the texts, with what fills up the shorter ones."""
 
 
-ON_CPU = AtOnce(pictures=16, texts=64, tokens=1024)  # measured; its caches hold no more
+ON_CPU = AtOnce(pictures=16, texts=64, tokens=1024)
+"""Measured: its caches hold no more. A module may state as `pictures_on_cpu` that they hold fewer pictures."""
+
 ELSEWHERE = AtOnce(pictures=256, texts=256, tokens=16_384)
 
 
@@ -179,7 +181,7 @@ class SentenceEncoder:
         self.name = name
         self.model = model.eval()
         self._pictures = PictureInput(model)
-        self._at_once = ON_CPU if model.device.type == "cpu" else ELSEWHERE
+        self._at_once = _at_once(model)
 
     @cached_property
     def dim(self) -> int:
@@ -260,6 +262,13 @@ class SentenceEncoder:
         if self.model.device.type == "cuda":
             return torch.autocast("cuda", torch.bfloat16)
         return nullcontext()
+
+
+def _at_once(model: "SentenceTransformer") -> AtOnce:
+    if model.device.type != "cpu":
+        return ELSEWHERE
+    stated = (getattr(module, "pictures_on_cpu", ON_CPU.pictures) for module in model.modules())
+    return replace(ON_CPU, pictures=min(stated))
 
 
 def chunks_by_length(lengths: Sequence[int], at_once: AtOnce) -> Iterator[list[int]]:

@@ -128,6 +128,7 @@ class ConseTower(InputModule):
     """
 
     preparation = PREPARATION
+    pictures_on_cpu = 8  # measured: of more, the early layers' activations leave the caches
     modalities = ["image"]  # noqa: RUF012 (the library declares it as a list)
     config_keys = ["temperature", "classes_digest"]  # noqa: RUF012
 

@@ -1,4 +1,7 @@
-"""The stream beside `SentenceTransformer.encode`: same model, same files, same batch sizes, in turns."""
+"""The stream beside `SentenceTransformer.encode`: same model, same input, in turns.
+
+Pictures go through the model in batches of the same size; of texts `encode` takes 32 at once, its default.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -47,13 +50,8 @@ def measure(label: str, encoder: SentenceEncoder, folder: Path) -> Iterator[Row]
     yield line(label, "texts", len(texts), ways)
 
 
-def at_once(encoder: SentenceEncoder) -> int:
-    """Return the batch size of `encode`: the library's own on a CPU, where ours would be worse for it."""
-    return 32 if encoder.model.device.type == "cpu" else encoder.pictures_at_once
-
-
 def encode_files(encoder: SentenceEncoder, files: Sequence[Path]) -> None:
-    encode(encoder, [Image.open(file) for file in files], at_once(encoder))
+    encode(encoder, [Image.open(file) for file in files], encoder.pictures_at_once)
 
 
 def encode(encoder: SentenceEncoder, inputs: Sequence[object], batch_size: int) -> None:
