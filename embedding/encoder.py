@@ -35,7 +35,7 @@ class AtOnce:
 
 
 ON_CPU = AtOnce(pictures=16, texts=64, tokens=1024)
-"""Measured: its caches hold no more. A module may state as `pictures_on_cpu` that they hold fewer pictures."""
+"""Measured: caches hold no more. Of a larger model they hold fewer pictures: `pictures_on_cpu` of a module."""
 
 ELSEWHERE = AtOnce(pictures=256, texts=256, tokens=16_384)
 

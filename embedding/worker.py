@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding.images import BadImage
-from embedding.memory import keep_freed_memory
 from embedding.preparation import Prepared, prepare
+from embedding.process import keep_freed_memory
 
 Layout = list[tuple[str, str, tuple[int, ...], int]]
 """Arrays in shared memory: name, dtype, shape, and where each begins."""

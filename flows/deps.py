@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from embedding.encoder import Encoder, load_encoder
-from embedding.memory import keep_freed_memory
+from embedding.process import keep_freed_memory, wait_briefly
 from flows.retries import first_line, is_transient, persist
 from flows.settings import Qdrant, Settings
 from storage import migrate
@@ -63,6 +63,7 @@ def open_deps(settings: Settings, *, wait_s: float = 0) -> Iterator[Deps]:
 def with_model(stores: Stores, settings: Settings) -> Deps:
     """Return `stores` with the model that `settings` name."""
     keep_freed_memory()
+    wait_briefly()
     encoder = load_encoder(settings.model, device=settings.device)
     return Deps(stores.engine, stores.sessions, stores.vectors, stores.blobs, encoder)
 

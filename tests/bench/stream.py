@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from embedding.encoder import SentenceEncoder, load_encoder
-from embedding.memory import keep_freed_memory
+from embedding.process import keep_freed_memory
 from embedding.stream import ahead
 from embedding.workers import Workers
 from flows.settings import Settings
