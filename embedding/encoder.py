@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,7 @@ class AtOnce:
 
 
 ON_CPU = AtOnce(pictures=16, texts=64, tokens=1024)
-"""Measured: caches hold no more. Of a larger model they hold fewer pictures: `pictures_on_cpu` of a module."""
+"""Measured: caches hold no more. A module whose pictures are large states fewer, as `pictures_on_cpu`."""
 
 ELSEWHERE = AtOnce(pictures=256, texts=256, tokens=16_384)
 
@@ -182,6 +183,9 @@ class SentenceEncoder:
         self.model = model.eval()
         self._pictures = PictureInput(model)
         self._at_once = _at_once(model)
+        # Of its own: a tokenizer cuts and pads as it was last told to, and texts are counted in one thread
+        # while they are embedded in another.
+        self._counter = deepcopy(model.tokenizer)
 
     @cached_property
     def dim(self) -> int:
@@ -244,7 +248,7 @@ class SentenceEncoder:
         """Return how many tokens each text has, before any is cut."""
         if not texts:
             return []
-        tokens = self.model.tokenizer(list(texts), truncation=False, verbose=False)
+        tokens = self._counter(list(texts), truncation=False, verbose=False)
         return [len(row) for row in tokens["input_ids"]]
 
     def _encoded(self, texts: list[str]) -> "Tensor":

@@ -2,6 +2,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,18 @@ def test_different_inputs_have_different_vectors(encoder: Encoder):
 
 def test_only_a_long_text_counts_as_cut(encoder: Encoder):
     assert encoder.truncated(["red " * 1000, "red", "red " * 1000]) == [True, False, True]
+
+
+def test_texts_are_counted_in_one_thread_while_they_are_embedded_in_another(encoder: Encoder):
+    texts = ["red " * length for length in (1, 300, 2, 40)]
+    expected = encoder.texts(texts)
+    with ThreadPoolExecutor(1) as other:
+        counted = [other.submit(encoder.truncated, texts) for _ in range(200)]
+        found = [encoder.texts(texts) for _ in range(5)]
+
+    assert all(one.result() == encoder.truncated(texts) for one in counted)
+    for rows in found:
+        np.testing.assert_array_equal(rows, expected)
 
 
 def test_a_text_counts_as_cut_exactly_when_its_end_makes_no_difference(tiny_clip: SentenceEncoder):
