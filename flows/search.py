@@ -10,7 +10,7 @@ from embedding.preparation import prepare
 from flows.deps import Deps, open_stores, with_model
 from flows.gallery import Card, Page
 from flows.rows import kept_picture
-from flows.settings import Limits, Settings
+from flows.settings import OVERSAMPLING, Limits, Settings
 from storage import catalog, index
 from storage.records import Digest, Hit, Item
 
@@ -28,7 +28,7 @@ class Query:
     limit: int = 10
     min_score: float | None = None
     where: Mapping[str, str] | None = None
-    oversampling: float = 1.0
+    oversampling: float = OVERSAMPLING
     """Candidates per hit that are scored anew, where the collection packs or shortens vectors."""
 
 

@@ -14,6 +14,9 @@ LONG_REQUEST_S = 3600
 MOST_WORKERS = 16
 """By default; more only pay where the model is faster than these decode."""
 
+OVERSAMPLING = 3.0
+"""Candidates per hit, by default."""
+
 FieldType = Literal["keyword", "integer", "float", "bool", "geo", "datetime", "text", "uuid"]
 """The kinds of payload index that Qdrant knows."""
 
@@ -51,7 +54,7 @@ class Qdrant(BaseModel, frozen=True, extra="forbid"):
         None, gt=0, description="Look first at so many dimensions; for models trained for it (Matryoshka)."
     )
     oversampling: float = Field(
-        3.0, ge=1, le=100, description="Candidates per hit that are scored anew after a first look."
+        OVERSAMPLING, ge=1, le=100, description="Candidates per hit that are scored anew after a first look."
     )
     filter_fields: dict[str, FieldType] = Field(
         {}, description='Metadata fields that get an index, such as {"year": "integer"}.'

@@ -125,6 +125,17 @@ def test_the_traceback_shows_only_with_debug():
 
 
 @pytest.mark.usefixtures("home")
+def test_a_search_before_there_is_anything_to_find_loads_no_model():
+    probe = (
+        "import sys; from click.testing import CliRunner; from flows.cli import main; "
+        "result = CliRunner().invoke(main, ['search', 'red']); "
+        "sys.exit(result.exit_code != 1 or 'torch' in sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+@pytest.mark.usefixtures("home")
 def test_a_misspelt_setting_is_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SIGHTLINE_MODLE", "clip")
 
@@ -289,6 +300,9 @@ def test_the_whole_day_from_ingest_to_evaluate(tmp_path: Path):
     assert (status["items"]["items"], status["collection_points"]) == (2, 2)
     assert status["rejects"] == {"not_a_picture": 1}
     assert [run["outcome"] for run in status["runs"]] == ["completed"]
+    speed = status["last_ingest"]["counts"]["speed"]
+    assert speed["records_per_s"] > 0
+    assert speed["advice"] in " ".join(sightline("status").stdout.split())
 
     for name in (folder / "red.png", folder / "blue.png"):
         name.write_bytes(b"no picture any more")

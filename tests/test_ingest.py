@@ -5,6 +5,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from qdrant_client import QdrantClient
 from sqlalchemy import text
 
 from embedding.stream import Clock
@@ -16,7 +17,7 @@ from flows.intake import Request, ingest_source
 from flows.pictures import Pictures
 from flows.report import IngestReport
 from flows.rows import Run, Sizes, read_batches
-from flows.settings import Limits, Settings
+from flows.settings import Limits, Qdrant, Settings
 from storage import catalog, index, runs
 from storage.locks import Busy, source_lock
 from storage.records import Text, item_id
@@ -300,6 +301,63 @@ def test_a_key_that_comes_twice_is_taken_once_and_the_other_place_is_on_record(
     assert "green" not in deps.encoder.seen_texts
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_the_first_good_record_of_a_key_counts_wherever_the_bad_one_is(
+    deps: Deps, settings: Settings, tmp_path: Path, batch_size: int
+):
+    settings = replace_batch_size(settings, batch_size).model_copy(update={"max_reject_share": 1})
+    folder = a_folder(tmp_path, {"good.png": png("red"), "bad.png": b"no picture"})
+    rows = [
+        {"key": "a", "image": str(folder / "bad.png")},
+        {"key": "a", "image": str(folder / "good.png")},
+        {"key": "a", "text": "one too many"},
+    ]
+
+    report = ingest(deps, settings, a_manifest(tmp_path / "shop.jsonl", rows))
+
+    assert (report.embedded, report.rejected) == (1, 2)
+    assert rejects(deps) == {"line 1": "not_a_picture", "line 3": "duplicate_key"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_a_picture_that_many_records_share_is_shown_to_the_model_once(
+    deps: Deps, settings: Settings, tmp_path: Path, batch_size: int
+):
+    settings = replace_batch_size(settings, batch_size)
+    files = {f"{n}.png": png("red" if n % 2 else "blue") for n in range(12)}
+
+    report = ingest(deps, settings, a_folder(tmp_path / "shop", files))
+
+    assert (report.embedded, report.pictures, report.reused) == (12, 12, 10)
+    assert deps.encoder.seen_images == 2
+    assert set(keys_found(deps, "blue")[:6]) == {f"{n}.png" for n in range(0, 12, 2)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_a_bad_picture_that_many_records_share_is_bad_for_each(
+    deps: Deps, settings: Settings, tmp_path: Path, batch_size: int
+):
+    settings = replace_batch_size(settings, batch_size).model_copy(update={"max_reject_share": 1})
+    files: dict[str, bytes | str] = {f"{n}.png": b"no picture" for n in range(5)}
+
+    report = ingest(deps, settings, a_folder(tmp_path / "shop", files))
+
+    assert (report.embedded, report.reasons) == (0, {"not_a_picture": 5})
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_however_many_workers_decode_the_outcome_is_the_same(
+    deps: Deps, settings: Settings, tmp_path: Path, workers: int
+):
+    files: dict[str, bytes | str] = {f"{n}.png": png("red", (16, 16 + n)) for n in range(20)}
+    folder = a_folder(tmp_path / "shop", files | {"bad.png": b"no picture"})
+
+    report = ingest(deps, settings.model_copy(update={"decode_workers": workers}), folder)
+
+    assert (report.embedded, report.reasons) == (20, {"not_a_picture": 1})
+    assert rejects(deps) == {"bad.png": "not_a_picture"}
+
+
 def test_a_folder_that_is_mostly_bad_fails_at_the_end_and_keeps_what_was_good(
     deps: Deps, settings: Settings, tmp_path: Path
 ):
@@ -495,6 +553,24 @@ def test_another_model_is_refused_before_anything_is_written(deps: Deps, setting
         ingest(other, settings, folder)
 
     assert points(deps) == 1
+
+
+def test_a_collection_is_made_and_searched_as_the_settings_say(
+    deps: Deps, settings: Settings, embedded: QdrantClient, tmp_path: Path
+):
+    there = replace(deps, vectors=embedded)
+    files: dict[str, bytes | str] = {f"{colour}.png": png(colour) for colour in ("red", "green", "blue")}
+    folder = a_folder(tmp_path / "shop", files)
+    qdrant = Qdrant(quantization="int8", short_dim=2)
+
+    ingest(there, settings.model_copy(update={"qdrant": qdrant}), folder)
+
+    made = index.active(embedded)
+    assert (made.quantization, made.short_dim) == ("int8", 2)
+    assert keys_found(there, "green")[0] == "green.png"
+    later = qdrant.model_copy(update={"quantization": "binary"})
+    ingest(there, settings.model_copy(update={"qdrant": later}), folder)
+    assert index.active(embedded).quantization == "binary"
 
 
 def test_two_runs_of_one_source_never_overlap(deps: Deps, settings: Settings, tmp_path: Path):
