@@ -20,9 +20,9 @@ def run() -> Iterator[Row]:
     """Yield milliseconds and memory of an ingest at each size."""
     for size in SIZES:
         with scratch() as folder:
-            photos(folder / "photos", size, size=(64, 48))
-            for number, caption in enumerate(captions(size)):
-                (folder / "photos" / f"{number:06}.txt").write_text(caption)
+            pictures = photos(folder / "photos", size, size=(64, 48))
+            for picture, caption in zip(pictures, captions(size), strict=True):
+                picture.with_suffix(".txt").write_text(caption)
             yield measure(folder, size)
 
 

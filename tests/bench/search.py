@@ -20,6 +20,7 @@ from sqlalchemy import Engine, event
 from embedding.encoder import unit_rows
 from embedding.stream import Clock
 from flows.deps import Deps, open_deps
+from flows.intake import open_collection
 from flows.search import Query, search
 from flows.settings import Qdrant, Settings
 from storage import catalog, index
@@ -40,23 +41,14 @@ def run() -> Iterator[Row]:
             with scratch() as folder:
                 settings = Settings(home=folder / "home", qdrant=Qdrant(url=url))
                 with open_deps(settings) as deps:
-                    yield measure(kind, deps, size)
+                    yield measure(kind, deps, open_collection(deps, settings), size)
                     if url is not None:
                         for name in index.collections(deps.vectors):
                             deps.vectors.delete_collection(name)
 
 
-def measure(kind: str, deps: Deps, size: int) -> Row:
-    encoder = deps.encoder
-    name = index.create(
-        deps.vectors,
-        model=encoder.name,
-        fingerprint=encoder.fingerprint,
-        dim=encoder.dim,
-        filter_fields={},
-    )
-    index.activate(deps.vectors, name)
-    seconds = fill(deps, index.describe(deps.vectors, name), size)
+def measure(kind: str, deps: Deps, collection: Collection, size: int) -> Row:
+    seconds = fill(deps, collection, size)
     random = Random(0)
     queries = [" ".join(random.choices(WORDS, k=4)) for _ in range(SEARCHES)]
     search(deps, Query(queries[0]))
