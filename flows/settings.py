@@ -20,7 +20,7 @@ OVERSAMPLING = 3.0
 FieldType = Literal["keyword", "integer", "float", "bool", "geo", "datetime", "text", "uuid"]
 """The kinds of payload index that Qdrant knows."""
 
-Quantization = Literal["none", "int8", "binary"]
+Quantization = Literal["none", "int8", "turbo", "product", "binary"]
 """How an index may pack vectors for a first look."""
 
 
@@ -48,7 +48,7 @@ class Qdrant(BaseModel, frozen=True, extra="forbid"):
         None, description="What we show to a server that asks, with its key."
     )
     quantization: Quantization = Field(
-        "none", description="How vectors are packed for the first look: none, int8 or binary."
+        "none", description="How vectors are packed for the first look: none, int8, turbo, product, binary."
     )
     short_dim: int | None = Field(
         None, gt=0, description="Look first at so many dimensions; for models trained for it (Matryoshka)."

@@ -18,7 +18,7 @@ from storage.records import Digest, Hit, Item, Text, readings
 
 ALIAS = "items"
 Space = Literal["image", "text"]
-Quantization = Literal["none", "int8", "binary"]
+Quantization = Literal["none", "int8", "turbo", "product", "binary"]
 PAYLOAD_FIELDS = {"source": models.PayloadSchemaType.KEYWORD, "key": models.PayloadSchemaType.KEYWORD}
 SHORT = "_short"
 """What follows the name of a space in that of its vectors' beginnings."""
@@ -50,6 +50,12 @@ QUANTIZED: dict[Quantization, models.QuantizationConfig | None] = {
     "none": None,
     "int8": models.ScalarQuantization(
         scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
+    ),
+    "turbo": models.TurboQuantization(
+        turbo=models.TurboQuantQuantizationConfig(bits=models.TurboQuantBitSize.BITS4, always_ram=True)
+    ),
+    "product": models.ProductQuantization(
+        product=models.ProductQuantizationConfig(compression=models.CompressionRatio.X16, always_ram=True)
     ),
     "binary": models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True)),
 }
@@ -103,7 +109,8 @@ def create(
     """Create the collection of a model, and its payload indexes, unless they are there; return its name.
 
     Args:
-        quantization: how vectors are packed for the first look, by a quarter (int8) or to a 32nd (binary).
+        quantization: how vectors are packed for the first look: to a 4th (int8), 8th (turbo), 16th (product)
+            or 32nd (binary).
         short_dim: keep the first so many dimensions of each vector as a vector of its own for the first
             look, which only a model can bear that was trained for it (Matryoshka, Kusupati et al., 2022).
         filter_fields: metadata fields that searches filter on, each with its type. The indexes are made
@@ -452,6 +459,10 @@ def _quantization_of(config: models.QuantizationConfig | None) -> Quantization:
     match config:
         case models.ScalarQuantization():
             return "int8"
+        case models.TurboQuantization():
+            return "turbo"
+        case models.ProductQuantization():
+            return "product"
         case models.BinaryQuantization():
             return "binary"
     return "none"

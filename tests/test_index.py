@@ -1,3 +1,5 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -212,7 +214,7 @@ def test_the_payload_holds_what_people_filter_on(vectors: QdrantClient):
 SIX = np.eye(6, dtype=np.float32)
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "binary"])
+@pytest.mark.parametrize("quantization", get_args(index.Quantization))
 @pytest.mark.parametrize("short_dim", [None, 3])
 def test_packed_and_shortened_vectors_find_candidates_and_whole_ones_give_the_scores(
     served: QdrantClient, quantization: index.Quantization, short_dim: int | None
@@ -247,6 +249,6 @@ def test_a_collection_can_be_packed_in_another_way_at_any_time(served: QdrantCli
     index.create(served, model="m", fingerprint="f", dim=3, filter_fields={})
     name = index.collection_name("f")
 
-    for wanted in ("int8", "binary", "none", "none"):
+    for wanted in ("int8", "turbo", "product", "binary", "none", "none"):
         index.quantize(served, index.describe(served, name), wanted)
         assert index.describe(served, name).quantization == wanted

@@ -18,7 +18,7 @@ from embedding.starter import class_texts
 from storage import index
 from storage.embedded.qdrant.client import index_client
 from storage.index import Point, Quantization
-from storage.records import Digest, Item, Text
+from storage.records import Digest, Item, Picture
 from tests.bench.material import Row, scratch
 
 POINTS = 20_000
@@ -28,6 +28,8 @@ BATCH = 1024
 WAYS: tuple[tuple[Quantization, int | None], ...] = (
     ("none", None),
     ("int8", None),
+    ("turbo", None),
+    ("product", None),
     ("binary", None),
     ("none", 192),
     ("none", 96),
@@ -75,15 +77,16 @@ def fill(
     numbers = iter(range(len(gallery)))
     while some := list(islice(numbers, BATCH)):
         index.upsert(client, collection, [a_point(number, gallery[number]) for number in some])
-    while client.get_collection(name).indexed_vectors_count == 0:
+    spaces = 1 if short_dim is None else 2
+    while (client.get_collection(name).indexed_vectors_count or 0) < spaces * len(gallery):
         time.sleep(1)
     return collection
 
 
 def a_point(number: int, row: NDArray[np.float32]) -> Point:
-    item = Item("bench", str(number), (Text("a"),), None, {})
-    digest = Digest(f"{number:064x}", f"{number:064x}")
-    return Point(item, digest, row, row[:0, None].reshape(0, len(row)))
+    sha256 = f"{number:064x}"
+    item = Item("bench", str(number), (), Picture(sha256, f"/photos/{number}.jpg", 500, 375, "JPEG"), {})
+    return Point(item, Digest(sha256, sha256), row, np.empty((0, len(row)), np.float32))
 
 
 def measure(
