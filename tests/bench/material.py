@@ -7,8 +7,10 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import torch
 from PIL import Image
 
+from flows.settings import Settings
 from storage.embedded.postgres import stop_postgres
 from storage.embedded.qdrant.client import stop as stop_index
 from tests.tiny_clip import write_vit_b_32
@@ -39,6 +41,11 @@ MODELS = ("starter", "ViT-B/32")
 def model_at(label: str, folder: Path) -> str:
     """Return what `load_encoder` takes for one of `MODELS`, written to `folder` where it is no package."""
     return label if label == "starter" else str(write_vit_b_32(folder / "model"))
+
+
+def worker_counts() -> tuple[int, ...]:
+    """Return with how many workers to measure; on a CPU they only take turns with the model."""
+    return (1, 4, 8, 16) if torch.cuda.is_available() else (Settings().decode_workers,)
 
 
 def photos(folder: Path, many: int, *, size: tuple[int, int] = (500, 375)) -> list[Path]:

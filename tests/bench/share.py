@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -10,7 +11,7 @@ from embedding.preparation import Features, prepare
 from flows.deps import open_deps
 from flows.intake import Request, ingest_source
 from flows.settings import Settings
-from tests.bench.material import MODELS, Row, model_at, photos, scratch
+from tests.bench.material import MODELS, Row, model_at, photos, scratch, worker_counts
 
 PICTURES = {"cpu": 1024, "cuda": 32_768}
 FORWARD = {"cpu": 128, "cuda": 4096}
@@ -19,9 +20,10 @@ ROUNDS = 3
 
 def run() -> Iterator[Row]:
     """Yield pictures a second: forward from pixels in memory, and from JPEG files to both stores."""
-    for label in MODELS:
+    for label, workers in product(MODELS, worker_counts()):
         with scratch() as folder:
-            settings = Settings(home=folder / "home", model=model_at(label, folder))
+            model = model_at(label, folder)
+            settings = Settings(home=folder / "home", model=model, decode_workers=workers)
             yield measure(label, settings, folder / "photos")
 
 
@@ -41,6 +43,7 @@ def measure(label: str, settings: Settings, folder: Path) -> Row:
     assert report.embedded == len(files)
     return {
         "model": label,
+        "workers": settings.decode_workers,
         "forward alone, a second": round(alone, 1),
         "ingest, a second": report.speed.pictures_per_s,
         "share": f"{report.speed.pictures_per_s / alone:.0%}",

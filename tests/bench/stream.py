@@ -17,8 +17,7 @@ from embedding.encoder import SentenceEncoder, load_encoder
 from embedding.process import keep_freed_memory
 from embedding.stream import ahead
 from embedding.workers import Workers
-from flows.settings import Settings
-from tests.bench.material import MODELS, Row, captions, model_at, photos, scratch
+from tests.bench.material import MODELS, Row, captions, model_at, photos, scratch, worker_counts
 
 ROUNDS = 5
 PICTURES = {"cpu": 128, "cuda": 4096}
@@ -39,7 +38,7 @@ def measure(label: str, encoder: SentenceEncoder, folder: Path) -> Iterator[Row]
     kind = encoder.model.device.type
     files = photos(folder / "photos", PICTURES[kind])
     texts = captions(TEXTS[kind])
-    for workers in (1, 4, 8, 16) if kind == "cuda" else (Settings().decode_workers,):
+    for workers in worker_counts():
         with Workers(encoder.preparation, workers) as pool:
             ways = in_turns(
                 partial(encode_files, encoder, files),
