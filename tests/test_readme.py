@@ -90,6 +90,13 @@ def test_the_plain_client_finds_what_the_command_finds(folder: Path):
 
 
 @pytest.mark.usefixtures("printed")
+def test_a_search_kept_warm_finds_what_it_says(folder: Path):
+    found = run([sys.executable, "-c", block("python", "open_search")], folder)
+
+    assert found == "a red apple: apple.png\na green leaf: leaf.png\n"
+
+
+@pytest.mark.usefixtures("printed")
 def test_the_plain_client_works_in_another_process_while_an_ingest_runs(folder: Path):
     a_folder(folder / "more", {f"{number}.png": png("blue", (64, 64)) for number in range(200)})
     command = [sys.executable, "-m", "flows.cli", "ingest", "more", "--json"]
