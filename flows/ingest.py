@@ -1,4 +1,4 @@
-"""The ingest flow: Prefect around `intake`; a task a batch, and nothing but Prefect's business."""
+"""The ingest flow: Prefect around `intake`; a task for some batches, and nothing but Prefect's business."""
 
 import re
 import sys
@@ -24,7 +24,7 @@ def carry_out(work: Callable[[], int]) -> int:
     return work()
 
 
-carry_out_step = task(name="ingest batch", cache_policy=NO_CACHE)(carry_out)
+carry_out_step = task(name="ingest batches", cache_policy=NO_CACHE)(carry_out)
 
 
 @flow(name="ingest")

@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from time import perf_counter
 from uuid import UUID, uuid4
@@ -31,8 +31,10 @@ from storage.records import Ignored
 from storage.source import read_source, source_name
 
 Step = Callable[[Callable[[], int]], int]
-"""Has the model see one batch, and returns how many points that made; the flow's is a Prefect task."""
+"""Has the model see some batches, and returns how many points that made; the flow's is a Prefect task."""
 
+STEP_S = 5.0
+"""How long a step goes on with batches: whoever watches the steps pays for each of them."""
 
 OWN_BATCHES = 4
 """How many of the model's own batches of pictures make one of ours: enough to hide what each one costs."""
@@ -94,8 +96,8 @@ def ingest_source(
     of the last one to Qdrant: each of these has a thread, and decoding has processes.
 
     Args:
-        step: what has the model see a batch, in the thread that called this.
-        advance: told how many rows each batch had.
+        step: what has the model see some batches, in the thread that called this.
+        advance: told how many rows each batch had, as soon as it is in both stores.
 
     Raises:
         BadSource: the location is no folder of pictures and no manifest.
@@ -127,11 +129,14 @@ def ingest_source(
             wanted = islice(records_of(rows, record.besides, request.only), request.limit)
             with Workers(deps.encoder.preparation, settings.decode_workers) as workers:
                 job = Job(deps, run, Pictures(workers), record.clock)
-                for report in take_in(job, lock, wanted, sizes(deps.encoder, settings), step):
+
+                def tell(report: BatchReport) -> None:
                     record.done += report
-                    advance(report.counts["read"])
                     record.clock.seconds["decode"] = workers.seconds
                     record.peak_device_mib = deps.encoder.peak_device_mib
+                    advance(report.counts["read"])
+
+                take_in(job, lock, wanted, sizes(deps.encoder, settings), step, tell)
             if request.only is None:
                 refuse_empty(record.report("failed"), request)
                 refuse_mostly_bad(record.report("failed"), settings.max_reject_share)
@@ -139,8 +144,15 @@ def ingest_source(
     return record.report("completed")
 
 
-def take_in(job: Job, lock: Held, rows: Iterable[Row], sizes: Sizes, step: Step) -> Iterator[BatchReport]:
-    """Carry each batch of `rows` through all its steps; yield what became of each, in order.
+def take_in(
+    job: Job,
+    lock: Held,
+    rows: Iterable[Row],
+    sizes: Sizes,
+    step: Step,
+    tell: Callable[[BatchReport], None],
+) -> None:
+    """Carry each batch of `rows` through all its steps, and `tell` what became of each, in order.
 
     Whatever fails ends the run where it is: batches that are further on are finished, others are not begun.
     """
@@ -149,24 +161,32 @@ def take_in(job: Job, lock: Held, rows: Iterable[Row], sizes: Sizes, step: Step)
     def finish(batch: Embedded) -> None:
         reports.append(lock.persist(partial(write, job, batch)))
 
-    with (
-        ahead(job.clock.reading("read", read_batches(job.run, rows, sizes))) as read,
-        ahead(lock.persist(partial(look, job, batch)) for batch in read) as looked,
-        ahead(lock.persist(partial(keep, job, batch)) for batch in looked) as kept,
-        behind(finish) as hand_on,
-    ):
-        for batch in kept:
-            step(partial(show, job, batch, hand_on))
-            while reports:
-                yield reports.popleft()
-    yield from reports
+    def tell_all() -> None:
+        while reports:
+            tell(reports.popleft())
 
+    def show(batches: Iterable[Kept], hand_on: Callable[[Embedded], None]) -> int:
+        points, end = 0, perf_counter() + STEP_S
+        for batch in batches:
+            embedded = embed(job, batch)
+            points += len(embedded.points)
+            hand_on(embedded)
+            tell_all()
+            if perf_counter() >= end:
+                break
+        return points
 
-def show(job: Job, batch: Kept, hand_on: Callable[[Embedded], None]) -> int:
-    """Have the model see a batch and hand its points on; return how many there are."""
-    embedded = embed(job, batch)
-    hand_on(embedded)
-    return len(embedded.points)
+    try:
+        with (
+            ahead(job.clock.reading("read", read_batches(job.run, rows, sizes))) as read,
+            ahead(lock.persist(partial(look, job, batch)) for batch in read) as looked,
+            ahead(lock.persist(partial(keep, job, batch)) for batch in looked) as kept,
+            behind(finish) as hand_on,
+        ):
+            for first in kept:
+                step(partial(show, chain([first], kept), hand_on))
+    finally:
+        tell_all()
 
 
 def sizes(encoder: Encoder, settings: Settings) -> Sizes:

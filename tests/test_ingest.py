@@ -605,9 +605,16 @@ def test_pictures_need_not_be_kept(deps: Deps, settings: Settings, tmp_path: Pat
     assert not (tmp_path / "blobs").exists()
 
 
-def test_the_step_is_called_once_a_batch_and_the_bar_moves_with_it(
-    deps: Deps, settings: Settings, tmp_path: Path
+@pytest.mark.parametrize(("seconds", "steps"), [(0, [4, 4, 2]), (3600, [10])])
+def test_a_step_takes_as_many_batches_as_it_has_time_for_and_the_bar_moves_with_each(
+    deps: Deps,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    steps: list[int],
 ):
+    monkeypatch.setattr(intake, "STEP_S", seconds)
     manifest = a_manifest(tmp_path / "notes.jsonl", [{"key": f"{n}", "text": "red"} for n in range(10)])
     sizes: list[int] = []
     moved: list[int] = []
@@ -618,7 +625,8 @@ def test_the_step_is_called_once_a_batch_and_the_bar_moves_with_it(
 
     ingest_source(deps, settings, Request(manifest), step=step, advance=moved.append)
 
-    assert sizes == moved == [4, 4, 2]
+    assert sizes == steps
+    assert moved == [4, 4, 2]
 
 
 def test_the_report_is_json(deps: Deps, settings: Settings, tmp_path: Path):

@@ -90,10 +90,16 @@ def test_the_plain_client_finds_what_the_command_finds(folder: Path):
 
 
 @pytest.mark.usefixtures("printed")
-def test_a_search_kept_warm_finds_what_it_says(folder: Path):
-    found = run([sys.executable, "-c", block("python", "open_search")], folder)
+def test_a_search_kept_warm_finds_what_the_command_finds(folder: Path):
+    warm = run([sys.executable, "-c", block("python", "open_search")], folder)
 
-    assert found == "a red apple: apple.png\na green leaf: leaf.png\n"
+    expected = []
+    for words in ("a red apple", "a green leaf"):
+        search = [sys.executable, "-m", "flows.cli", "search", words, "--limit", "3", "--json"]
+        hits = json.loads(run(search, folder))["hits"]
+        expected += [f"{words}: {hit['score']:.3f}  {hit['key']}" for hit in hits]
+    assert warm.splitlines() == expected
+    assert len(expected) == 4
 
 
 @pytest.mark.usefixtures("printed")
