@@ -23,7 +23,7 @@ from flows.pictures import Pictures
 from flows.report import COUNTS, BatchReport, IngestReport, as_report
 from flows.retries import Held, held, persist
 from flows.rows import Row, Run, Sizes, look_up, plan_rows, read_batches
-from flows.settings import Settings
+from flows.settings import BadSettings, Settings
 from flows.speed import speed_of
 from storage import catalog, index, registry, runs
 from storage.locks import collection_lock, source_lock
@@ -104,6 +104,7 @@ def ingest_source(
         EmptySource: there is nothing in it; nothing is deleted for it either.
         Busy: another process writes this source, or has all sources for itself.
         RunClosed: the lock was lost with its connection, and another run began meanwhile.
+        BadSettings: vectors are to be shortened to more than they have.
         WorkersFailed: no process that decodes pictures can be started.
         OtherLocation: the default name belongs to a source that was read elsewhere.
         ModelMismatch: the collection was made by another model.
@@ -279,7 +280,12 @@ def open_collection(deps: Deps, settings: Settings) -> index.Collection:
 
 def _make_collection(deps: Deps, settings: Settings) -> None:
     """Make the collection of the encoder's model, and let searches go to it; finishes what a crash left."""
-    encoder = deps.encoder
+    encoder, short_dim = deps.encoder, settings.qdrant.short_dim
+    if short_dim is not None and short_dim >= encoder.dim:
+        raise BadSettings(
+            f"SIGHTLINE_QDRANT__SHORT_DIM: {short_dim} is no beginning of the {encoder.dim} dimensions that "
+            f"model {encoder.name!r} has; set fewer"
+        )
     name = index.collection_name(encoder.fingerprint)
     if not deps.vectors.collection_exists(name):
         with deps.sessions.begin() as session:
@@ -291,7 +297,7 @@ def _make_collection(deps: Deps, settings: Settings) -> None:
         dim=encoder.dim,
         filter_fields=settings.qdrant.filter_fields,
         quantization=settings.qdrant.quantization,
-        short_dim=settings.qdrant.short_dim,
+        short_dim=short_dim,
     )
     index.activate(deps.vectors, name)
 

@@ -26,7 +26,7 @@ SHORT = "_short"
 SCROLL_PAGE = 1000
 POINTS_A_REQUEST = 64
 STREAMS = 3
-"""Measured with `make bench`: more points or more streams at once are slower, on two cores at least."""
+"""Measured: more points in a request, or more requests at once, are slower, on two cores at least."""
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 

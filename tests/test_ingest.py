@@ -17,7 +17,7 @@ from flows.intake import Request, ingest_source
 from flows.pictures import Pictures
 from flows.report import IngestReport
 from flows.rows import Run, Sizes, read_batches
-from flows.settings import Limits, Qdrant, Settings
+from flows.settings import BadSettings, Limits, Qdrant, Settings
 from storage import catalog, index, runs
 from storage.locks import Busy, source_lock
 from storage.records import Text, item_id
@@ -571,6 +571,16 @@ def test_a_collection_is_made_and_searched_as_the_settings_say(
     later = qdrant.model_copy(update={"quantization": "binary"})
     ingest(there, settings.model_copy(update={"qdrant": later}), folder)
     assert index.active(embedded).quantization == "binary"
+
+
+def test_vectors_cannot_be_shortened_to_more_than_they_have(deps: Deps, settings: Settings, tmp_path: Path):
+    folder = a_folder(tmp_path / "shop", {"a.png": png("red")})
+    qdrant = Qdrant(short_dim=deps.encoder.dim)
+
+    with pytest.raises(BadSettings, match=r"SIGHTLINE_QDRANT__SHORT_DIM.*set fewer"):
+        ingest(deps, settings.model_copy(update={"qdrant": qdrant}), folder)
+
+    assert not deps.vectors.get_collections().collections
 
 
 def test_two_runs_of_one_source_never_overlap(deps: Deps, settings: Settings, tmp_path: Path):
