@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from threading import RLock
 
 import hypothesis
 import pytest
@@ -18,7 +19,7 @@ from storage.embedded.postgres import postgres_url, stop_postgres
 from storage.embedded.qdrant.client import index_client
 from storage.embedded.qdrant.client import start as start_index
 from storage.embedded.qdrant.client import stop as stop_index
-from tests.fakes import ColourEncoder, TakingTurns
+from tests.fakes import ColourEncoder, Within
 from tests.processes import HomeAt, homes
 
 SERVER = os.environ.get("SIGHTLINE_TEST_QDRANT_URL")
@@ -73,7 +74,8 @@ def engine(migrated: Engine) -> Iterator[Engine]:
 def vectors() -> Iterator[QdrantClient]:
     """qdrant-client's local mode: empty, and gone with the test; threads take turns, for it knows none."""
     client = QdrantClient(":memory:")
-    client._client = TakingTurns(client._client)
+    turn = RLock()
+    client._client = Within(client._client, lambda: turn)
     yield client
     client.close()
 

@@ -1,7 +1,7 @@
 """Small working stand-ins. Each obeys the contract that tests/test_encoder.py states."""
 
-from collections.abc import Sequence
-from threading import RLock
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -55,20 +55,24 @@ class ColourEncoder:
         return text.lower().replace(".", "").split()[:MAX_WORDS] or ["grey"]
 
 
-class TakingTurns:
-    """Stands before an object that takes one thread at a time, and lets one thread in at a time."""
+class Within:
+    """Stands before an object: each use of one of its attributes, and each call, happens within a context.
 
-    def __init__(self, real: Any) -> None:
-        self._real = real
-        self._turn = RLock()
+    Args:
+        context: returns the context of one use.
+    """
+
+    def __init__(self, real: Any, context: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._real, self._context = real, context
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._real, name)
+        with self._context():
+            found = getattr(self._real, name)
         if not callable(found):
             return found
 
         def call(*args: Any, **named: Any) -> Any:
-            with self._turn:
+            with self._context():
                 return found(*args, **named)
 
         return call

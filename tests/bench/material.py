@@ -8,11 +8,14 @@ from random import Random
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from flows.settings import Settings
 from storage.embedded.postgres import stop_postgres
 from storage.embedded.qdrant.client import stop as stop_index
+from storage.index import Point
+from storage.records import Digest, Item, Picture, Text
 from tests.tiny_clip import write_vit_b_32
 
 Row = dict[str, str | int | float]
@@ -64,3 +67,11 @@ def captions(many: int) -> list[str]:
     random = Random(0)
     lengths = (4, 6, 8, 8, 10, 12, 16, 24, 40)
     return [" ".join(random.choices(WORDS, k=random.choice(lengths))) for _ in range(many)]
+
+
+def a_point(number: int, row: NDArray[np.float32], *texts: str) -> Point:
+    """Return an item with a picture and `texts`, all of them at `row`, shape (dim,)."""
+    sha256 = f"{number:064x}"
+    picture = Picture(sha256, f"/photos/{number}.jpg", 500, 375, "JPEG")
+    item = Item("bench", str(number), tuple(map(Text, texts)), picture, {})
+    return Point(item, Digest(sha256, sha256), row, np.repeat(row[None], len(texts), axis=0))

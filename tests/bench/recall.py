@@ -17,9 +17,8 @@ from embedding.encoder import Encoder, load_encoder
 from embedding.starter import class_texts
 from storage import index
 from storage.embedded.qdrant.client import index_client
-from storage.index import Point, Quantization
-from storage.records import Digest, Item, Picture
-from tests.bench.material import Row, scratch
+from storage.index import Quantization
+from tests.bench.material import Row, a_point, scratch
 
 POINTS = 20_000
 QUERIES = 200
@@ -81,12 +80,6 @@ def fill(
     while (client.get_collection(name).indexed_vectors_count or 0) < spaces * len(gallery):
         time.sleep(1)
     return collection
-
-
-def a_point(number: int, row: NDArray[np.float32]) -> Point:
-    sha256 = f"{number:064x}"
-    item = Item("bench", str(number), (), Picture(sha256, f"/photos/{number}.jpg", 500, 375, "JPEG"), {})
-    return Point(item, Digest(sha256, sha256), row, np.empty((0, len(row)), np.float32))
 
 
 def measure(

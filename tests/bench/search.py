@@ -11,10 +11,8 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from random import Random
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Engine, event
 
 from embedding.encoder import unit_rows
@@ -24,9 +22,9 @@ from flows.intake import open_collection
 from flows.search import Query, search
 from flows.settings import Qdrant, Settings
 from storage import catalog, index
-from storage.index import Collection, Point
-from storage.records import Digest, Item, Picture, Text
-from tests.bench.material import WORDS, Row, scratch
+from storage.index import Collection
+from tests.bench.material import WORDS, Row, a_point, scratch
+from tests.fakes import Within
 
 SIZES = (1_000, 10_000, 100_000)
 BATCH = 1024
@@ -54,7 +52,9 @@ def measure(kind: str, deps: Deps, collection: Collection, size: int) -> Row:
     search(deps, Query(queries[0]))
     clock = Clock()
     watched = replace(
-        deps, encoder=Watched(deps.encoder, clock, "model"), vectors=Watched(deps.vectors, clock, "Qdrant")
+        deps,
+        encoder=Within(deps.encoder, partial(clock, "model")),
+        vectors=Within(deps.vectors, partial(clock, "Qdrant")),
     )
     with watched_sql(deps.engine, clock):
         wall = [timed(partial(search, watched, Query(query))) for query in queries]
@@ -79,7 +79,9 @@ def fill(deps: Deps, collection: Collection, size: int) -> float:
     numbers, seconds = iter(range(size)), 0.0
     while some := list(islice(numbers, BATCH)):
         rows = unit_rows(rng.standard_normal((len(some), collection.dim)))
-        points = [a_point(number, row) for number, row in zip(some, rows, strict=True)]
+        points = [
+            a_point(number, row, f"picture number {number}") for number, row in zip(some, rows, strict=True)
+        ]
         with deps.sessions.begin() as session:
             catalog.save_items(session, {one.item.id: (one.item, one.digest) for one in points})
         seconds += timed(partial(index.upsert, deps.vectors, collection, points))
@@ -88,37 +90,10 @@ def fill(deps: Deps, collection: Collection, size: int) -> float:
     return seconds
 
 
-def a_point(number: int, row: NDArray[np.float32]) -> Point:
-    """Return an item with a picture and a text, both at `row`."""
-    sha256 = f"{number:064x}"
-    picture = Picture(sha256, f"/photos/{number}.jpg", 500, 375, "JPEG")
-    item = Item("bench", f"{number}.jpg", (Text(f"picture number {number}"),), picture, {})
-    return Point(item, Digest(sha256, sha256), row, row[None])
-
-
 def timed(act: Callable[[], object]) -> float:
     start = time.perf_counter()
     act()
     return time.perf_counter() - start
-
-
-class Watched:
-    """Stands before an object, and counts the time that calls of its methods take."""
-
-    def __init__(self, real: Any, clock: Clock, stage: str) -> None:
-        self._real, self._clock, self._stage = real, clock, stage
-
-    def __getattr__(self, name: str) -> Any:
-        with self._clock(self._stage):
-            found = getattr(self._real, name)
-        if not callable(found):
-            return found
-
-        def call(*args: Any, **named: Any) -> Any:
-            with self._clock(self._stage):
-                return found(*args, **named)
-
-        return call
 
 
 @contextmanager
