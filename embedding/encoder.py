@@ -89,12 +89,13 @@ class ZeroVector(ValueError):
     """A row has no direction, so no cosine with it is defined."""
 
 
-def load_encoder(name: str, *, device: str = "auto") -> "SentenceEncoder":
+def load_encoder(name: str, *, device: str = "auto", folder: Path | None = None) -> "SentenceEncoder":
     """Load a model that takes texts and pictures.
 
     Args:
         name: `starter`; a folder that sentence-transformers wrote; or a model's name on the hub,
             such as `sentence-transformers/clip-ViT-B-32`.
+        folder: where it is, if not under its name.
         device: `auto` takes CUDA when there is one, else the CPU; or a torch device such as `cuda:1`.
 
     Raises:
@@ -106,12 +107,12 @@ def load_encoder(name: str, *, device: str = "auto") -> "SentenceEncoder":
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of reading weights; the bars of downloads are others
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if name == "starter":
+    if name == "starter" and folder is None:
         from embedding.starter import build_starter
 
         model = build_starter(where)
     else:
-        model = _load_sentence_transformer(name, where)
+        model = _load_sentence_transformer(str(folder or name), where)
     if missing := [kind for kind in ("text", "image") if not model.supports(kind)]:
         raise ModelUnavailable(
             f"model {name!r} does not take {' or '.join(missing)}; choose one that takes texts and pictures, "
@@ -212,7 +213,7 @@ class SentenceEncoder:
         chunks = list(chunks_by_length(lengths, self._at_once))
         with self._precision():
             rows = [self._encoded([texts[place] for place in chunk]) for chunk in chunks]
-        return _in_order(rows, chunks)
+        return unit_rows(_in_order(rows, chunks))
 
     def images(self, images: Sequence[Image.Image]) -> Vectors:
         return self.prepared([self.preparation(image) for image in images])
@@ -220,16 +221,31 @@ class SentenceEncoder:
     def prepared(self, pictures: Sequence[Features]) -> Vectors:
         if not pictures:
             return np.empty((0, self.dim), np.float32)
+        chunks, outputs = self._run(pictures)
+        return unit_rows(_in_order([self._row_of(output) for output in outputs], chunks))
+
+    def with_head_inputs(self, pictures: Sequence[Features]) -> tuple[Vectors, NDArray[np.float32]]:
+        """Return the vectors of pictures, and what a head maps: shape (n, any); n is at least 1."""
+        from embedding.head import head_input_of
+
+        chunks, outputs = self._run(pictures)
+        rows = unit_rows(_in_order([self._row_of(output) for output in outputs], chunks))
+        return rows, _in_order([head_input_of(output) for output in outputs], chunks)
+
+    def _run(self, pictures: Sequence[Features]) -> tuple[list[list[int]], list[dict[str, Any]]]:
+        """Show pictures to the model; return their places by chunk, and what it makes of each chunk."""
         import torch
 
         chunks = list(self._pictures.chunks(pictures, self._at_once.pictures))
         with torch.inference_mode(), self._precision():
-            # no row is fetched before the last chunk is on its way: a GPU computes while the next one is made
-            rows = [
-                self._embedded(self._pictures.features([pictures[place] for place in chunk]))
-                for chunk in chunks
+            # nothing is fetched before the last chunk is on its way: a GPU computes while the next is made
+            return chunks, [
+                self.model(self.features([pictures[place] for place in chunk])) for chunk in chunks
             ]
-        return _in_order(rows, chunks)
+
+    def features(self, pictures: Sequence[Features]) -> dict[str, Any]:
+        """Return what the model takes of prepared pictures of equal shapes, on its device."""
+        return self._pictures.features(pictures)
 
     @property
     def peak_device_mib(self) -> float | None:
@@ -256,8 +272,8 @@ class SentenceEncoder:
             texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False
         )
 
-    def _embedded(self, features: dict[str, Any]) -> "Tensor":
-        rows: Tensor = self.model(features)["sentence_embedding"]
+    def _row_of(self, output: dict[str, Any]) -> "Tensor":
+        rows: Tensor = output["sentence_embedding"]
         return rows[:, : self.model.truncate_dim]
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -288,12 +304,12 @@ def chunks_by_length(lengths: Sequence[int], at_once: AtOnce) -> Iterator[list[i
         yield chunk
 
 
-def _in_order(rows: "Sequence[Tensor]", chunks: Sequence[Sequence[int]]) -> Vectors:
-    """Return the rows of all chunks as unit rows, each at its place."""
+def _in_order(rows: "Sequence[Tensor]", chunks: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """Return the rows of all chunks, each at its place."""
     import torch
 
     places = [place for chunk in chunks for place in chunk]
-    found = unit_rows(torch.cat(list(rows)).float().cpu().numpy())
+    found: NDArray[np.float32] = torch.cat(list(rows)).float().cpu().numpy()
     ordered = np.empty_like(found)
     ordered[places] = found
     return ordered

@@ -28,6 +28,7 @@ from sentence_transformers.base.modules import InputModule, Module, Router
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from embedding.head import HEAD_INPUT, PictureHead
 from embedding.preparation import PIXELS, ResizeCrop
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,10 @@ class ConseTower(InputModule):
         return {PIXELS: self.preparation.to_floats(torch.from_numpy(pixels))}
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        logits = self.classifier(features[PIXELS]).float()
+        found = self.classifier.extract_features(features[PIXELS])
+        pooled = self.classifier._avg_pooling(found).flatten(1)
+        features[HEAD_INPUT] = pooled
+        logits = self.classifier._fc(self.classifier._dropout(pooled)).float()
         probabilities = torch.softmax(logits / self.temperature, dim=-1)
         features["sentence_embedding"] = normalize(probabilities @ self.classes, dim=-1)
         return features
@@ -170,7 +174,7 @@ class ConseTower(InputModule):
         return tower
 
 
-MODULES = {f"{module.__module__}.{module.__name__}": module for module in (Centre, ConseTower)}
+MODULES = {f"{module.__module__}.{module.__name__}": module for module in (Centre, ConseTower, PictureHead)}
 """Our classes by the names that a saved model calls them."""
 
 

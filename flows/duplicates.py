@@ -10,7 +10,7 @@ from embedding.likeness import near_groups, perceptual_hash
 from flows.deps import Stores
 from flows.rows import kept_picture
 from flows.settings import Limits
-from storage import duplicates
+from storage import catalog, duplicates
 from storage.duplicates import Copy
 
 BATCH = 200
@@ -61,6 +61,27 @@ def look_alikes(stores: Stores, limits: Limits, *, advance: Callable[[int], None
         same = groupby(duplicates.copies(session), key=lambda copy: copy.sha256)
         found += [list(group) for sha256, group in same if sha256 not in grouped]
     return Groups(True, tuple(map(tuple, _in_order(found))), unreadable)
+
+
+def picture_groups(
+    stores: Stores, limits: Limits, *, advance: Callable[[int], None] = lambda _: None
+) -> dict[str, str]:
+    """Return for each living picture, by SHA-256, its group: the smallest SHA-256 among its near duplicates.
+
+    A picture that could not be looked at is a group of its own.
+
+    Args:
+        advance: told how many pictures have been looked at.
+    """
+    _hash_new(stores, limits, advance)
+    with stores.sessions() as session:
+        hashes = duplicates.hashes(session)
+        groups = {sha256: sha256 for sha256 in catalog.living_pictures(session)}
+    shas = list(hashes)  # in order, so that the first of a group is its smallest
+    for group in near_groups(list(hashes.values())):
+        for position in group:
+            groups[shas[position]] = shas[group[0]]
+    return groups
 
 
 def _hash_new(stores: Stores, limits: Limits, advance: Callable[[int], None]) -> int:

@@ -124,6 +124,7 @@ def evaluate(
         for name, part in (("text_to_image", result.text_to_image), ("image_to_text", result.image_to_text)):
             registry.save_evaluation(
                 session,
+                model=deps.encoder.fingerprint,
                 collection=collection.name,
                 dataset=dataset,
                 direction=name,

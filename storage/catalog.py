@@ -14,6 +14,8 @@ from storage.records import Digest, Item, Picture, Text, readings
 from storage.schema import ItemRow, MarkRow, SeenRow
 from storage.sets import among, given
 
+EMBEDDED = text("'$[*] ? (@.embedded == true)'")
+
 UNUSABLE = ""
 """The place of a claim by a row that could not be taken in: a good row of the same key takes it over."""
 
@@ -283,6 +285,47 @@ def embedded_items(session: Session, collection: str, keys: Sequence[str] | None
         yield _item(row)
 
 
+def captioned_pictures(session: Session) -> Iterator[Item]:
+    """Yield the living items with a picture and an embedded text, in id order, a thousand rows in memory."""
+    statement = (
+        select(ItemRow)
+        .where(
+            ItemRow.deleted.is_(None),
+            ItemRow.image_sha256.is_not(None),
+            func.jsonb_path_exists(ItemRow.texts, EMBEDDED),
+        )
+        .order_by(ItemRow.id)
+    )
+    for row in session.scalars(statement.execution_options(yield_per=1000)):
+        yield _item(row)
+
+
+def items_with_key(session: Session, key: str, source: str | None) -> list[Item]:
+    """Return the living items that `source`, or any, calls `key`, in order of source."""
+    statement = select(ItemRow).where(ItemRow.key == key, ItemRow.deleted.is_(None)).order_by(ItemRow.source)
+    if source is not None:
+        statement = statement.where(ItemRow.source == source)
+    return [_item(row) for row in session.scalars(statement)]
+
+
+def pictures_of_keys(session: Session, keys: Sequence[str]) -> set[str]:
+    """Return the SHA-256 of the pictures of living items with one of `keys`."""
+    own = among(ItemRow.key, keys), ItemRow.deleted.is_(None), ItemRow.image_sha256.is_not(None)
+    return {sha256 for sha256 in session.scalars(select(ItemRow.image_sha256).where(*own)) if sha256}
+
+
+def uris_of(session: Session, shas: Iterable[str]) -> dict[str, str]:
+    """Return where each of these pictures came from, by SHA-256, as far as a living item has it."""
+    statement = (
+        select(ItemRow.image_sha256, func.min(ItemRow.uri))
+        .where(among(ItemRow.image_sha256, shas), ItemRow.deleted.is_(None))
+        .group_by(ItemRow.image_sha256)
+    )
+    return {
+        sha: uri for sha, uri in session.execute(statement).tuples() if sha is not None and uri is not None
+    }
+
+
 def kept(
     session: Session,
     collection: str,
@@ -308,7 +351,7 @@ def kept(
             MarkRow.content_hash,
             MarkRow.record_hash,
             ItemRow.image_sha256.is_not(None),
-            func.jsonb_path_exists(ItemRow.texts, text("'$[*] ? (@.embedded == true)'")),
+            func.jsonb_path_exists(ItemRow.texts, EMBEDDED),
         )
         .outerjoin(MarkRow, marked)
         .where(ItemRow.deleted.is_(None))

@@ -405,6 +405,24 @@ def _params(collection: Collection, oversampling: float) -> models.SearchParams 
     return models.SearchParams(quantization=quantization)
 
 
+def nearest_pictures(
+    client: QdrantClient, collection: Collection, queries: NDArray[np.float32], limit: int
+) -> list[list[tuple[UUID, float]]]:
+    """Return for each query the ids and scores of the closest pictures, best first; in one request.
+
+    Args:
+        queries: shape (n, dim), unit rows.
+    """
+    asked = [
+        models.QueryRequest(
+            query=query, using="image", limit=limit, params=_params(collection, oversampling=1.0)
+        )
+        for query in queries.tolist()
+    ]
+    answers = client.query_batch_points(collection.name, asked)
+    return [[(UUID(str(point.id)), point.score) for point in answer.points] for answer in answers]
+
+
 def picture_vectors(
     client: QdrantClient, collection: str, content_hashes: Mapping[UUID, str]
 ) -> dict[UUID, NDArray[np.float32]]:

@@ -110,6 +110,12 @@ def lone_lock(engine: Engine) -> Lock:
     return Lock(engine, ((alone, "an ingest or another repair is running; wait until it has ended"),))
 
 
+def training_lock(engine: Engine) -> Lock:
+    """Return the right to train a model; others may write meanwhile."""
+    own = func.pg_try_advisory_lock(_number("sightline training"))
+    return Lock(engine, ((own, "another training is running; wait until it has ended"),))
+
+
 @contextmanager
 def collection_lock(engine: Engine) -> Iterator[None]:
     """Hold the right to make or switch collections; waits for whoever has it, who needs it for a moment."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -26,7 +28,7 @@ def activate_collection(session: Session, *, name: str, model: str, fingerprint:
     session.execute(
         known.on_conflict_do_update(
             index_elements=[CollectionRow.name],
-            set_={"state": "active", "activated": func.now()},
+            set_={"state": "active", "activated": func.now(), "retired": None},
             where=CollectionRow.state != "active",
         )
     )
@@ -63,10 +65,53 @@ def active_collection(session: Session) -> str | None:
     return session.scalar(select(CollectionRow.name).where(CollectionRow.state == "active"))
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model, as Postgres has it."""
+
+    fingerprint: str
+    name: str
+    dim: int
+    state: str
+    parent: str | None
+    training: Mapping[str, Any]
+
+
+def save_model(
+    session: Session,
+    *,
+    fingerprint: str,
+    name: str,
+    dim: int,
+    parent: str | None = None,
+    training: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Put a model on record as a candidate, unless it is known already."""
+    row = insert(ModelRow).values(
+        fingerprint=fingerprint,
+        name=name,
+        dim=dim,
+        state="candidate",
+        parent=parent,
+        training=dict(training),
+    )
+    session.execute(row.on_conflict_do_nothing(index_elements=[ModelRow.fingerprint]))
+
+
+def model_named(session: Session, name: str) -> Model | None:
+    """Return the model that was put on record last under `name`."""
+    latest = select(ModelRow).where(ModelRow.name == name).order_by(ModelRow.created.desc()).limit(1)
+    row = session.scalar(latest)
+    if row is None:
+        return None
+    return Model(row.fingerprint, row.name, row.dim, row.state, row.parent, row.training)
+
+
 def save_evaluation(
     session: Session,
     *,
-    collection: str,
+    model: str,
+    collection: str | None,
     dataset: str,
     direction: str,
     lang: str | None,
@@ -78,6 +123,7 @@ def save_evaluation(
     for metric, value in figures.items():
         session.add(
             EvaluationRow(
+                model=model,
                 collection=collection,
                 dataset=dataset,
                 direction=direction,
@@ -94,4 +140,7 @@ def _retire(
     session: Session, table: type[CollectionRow] | type[ModelRow], others: ColumnElement[bool]
 ) -> None:
     """Retire the active rows of `table` among `others`."""
-    session.execute(update(table).where(table.state == "active", others).values(state="retired"))
+    values: dict[str, object] = {"state": "retired"}
+    if table is CollectionRow:
+        values["retired"] = func.now()
+    session.execute(update(table).where(table.state == "active", others).values(values))

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, func, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, delete, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -61,13 +61,15 @@ def start_run(
     options: dict[str, Any] | None = None,
     prefect_run_id: UUID | None = None,
 ) -> None:
-    """Open a run, once; earlier runs of `source` that never ended are closed as crashed.
+    """Open a run, once; earlier runs of `source`, or without one of `flow`, that never ended are closed.
 
-    The caller holds the source's lock, or for a run over all sources the lone one, so that a run that says
-    it is running cannot be.
+    The caller holds the source's lock, or the one that runs of `flow` have, so that a run that says it is
+    running cannot be.
     """
-    earlier = RunRow.source.is_not_distinct_from(source), RunRow.id != run_id
-    unended = *earlier, RunRow.outcome == "running"
+    same = (
+        RunRow.source == source if source is not None else and_(RunRow.source.is_(None), RunRow.flow == flow)
+    )
+    unended = same, RunRow.id != run_id, RunRow.outcome == "running"
     crashed = update(RunRow).where(*unended).values(outcome="crashed", ended=func.now()).returning(RunRow.id)
     ids = list(session.scalars(crashed))
     session.execute(delete(SeenRow).where(SeenRow.run_id.in_(ids)))

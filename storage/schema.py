@@ -75,15 +75,23 @@ class ItemRow(Base):
 
 
 class ModelRow(Base):
-    """A model that has made vectors here; its fingerprint tells it from every other."""
+    """A model that has made vectors here, or was judged here; its fingerprint tells it from every other."""
 
     __tablename__ = "models"
     __table_args__ = (CheckConstraint("state in ('candidate', 'active', 'retired')", name="state_is_known"),)
 
     fingerprint: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
+    """What `load_encoder` takes, or the name of a folder below `models` of the home."""
+
     dim: Mapped[int]
     state: Mapped[str]
+    parent: Mapped[str | None] = mapped_column(ForeignKey("models.fingerprint"))
+    """The fingerprint of the model that it was fine-tuned from."""
+
+    training: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    """How it was made: data, split, losses, figures before and after; empty for a given model."""
+
     created: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
 
@@ -98,6 +106,8 @@ class CollectionRow(Base):
     state: Mapped[str]
     created: Mapped[datetime] = mapped_column(server_default=text("now()"))
     activated: Mapped[datetime | None]
+    retired: Mapped[datetime | None]
+    """When searches stopped going to it; a purge counts from here."""
 
 
 class MarkRow(Base):
@@ -186,15 +196,45 @@ class EvaluationRow(Base):
     """One figure of one evaluation, with the sizes without which it means nothing."""
 
     __tablename__ = "evaluations"
-    __table_args__ = (Index(None, "collection", "at"),)
+    __table_args__ = (Index(None, "collection", "at"), Index(None, "model", "at"))
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    collection: Mapped[str] = mapped_column(ForeignKey("collections.name"))
+    model: Mapped[str] = mapped_column(ForeignKey("models.fingerprint"))
+    collection: Mapped[str | None] = mapped_column(ForeignKey("collections.name", ondelete="SET NULL"))
+    """Where the picture vectors were; None where they were made for the evaluation alone."""
+
     at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     dataset: Mapped[str]
     direction: Mapped[str]
     lang: Mapped[str | None]
+    part: Mapped[str | None]
+    """Of the queries, such as `lang=de` or `kind=fruit`; None for all of them."""
+
     metric: Mapped[str]
     value: Mapped[float]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    """The 95% interval, by bootstrap over items."""
+
     queries: Mapped[int]
     gallery: Mapped[int]
+
+
+class PromotionRow(Base):
+    """One decision of the gate: whether a candidate may take the place of the active model, and why."""
+
+    __tablename__ = "promotions"
+    __table_args__ = (Index(None, "candidate", "at"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    candidate: Mapped[str] = mapped_column(ForeignKey("models.fingerprint"))
+    active: Mapped[str | None] = mapped_column(ForeignKey("models.fingerprint"))
+    """The model that it was compared with."""
+
+    at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    promoted: Mapped[bool]
+    forced: Mapped[bool]
+    """Whether somebody promoted it whatever the checks say."""
+
+    checks: Mapped[list[dict[str, Any]]]
+    """Each with its name, figures, limit and whether it was passed."""

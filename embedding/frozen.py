@@ -1,0 +1,114 @@
+"""What towers that are not trained make of texts and pictures, computed once, in files that grow."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from embedding.batches import Frozen, Material
+from embedding.encoder import SentenceEncoder
+
+AT_ONCE = 256
+DONE = "done.json"
+
+Rows = NDArray[np.float32]
+
+
+def freeze(
+    encoder: SentenceEncoder,
+    texts: Sequence[str],
+    pictures: Sequence[str],
+    material: Material,
+    folder: Path,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Frozen:
+    """Return the rows of all texts and pictures, and what a head maps; what is gone is left out.
+
+    What an earlier call in the same folder has done, before it was killed, is not done again.
+
+    Args:
+        texts: what `material` knows them by.
+        pictures: SHA-256.
+        folder: of this model, these texts and these pictures alone.
+        advance: told how many more there are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def text_rows(names: Sequence[str]) -> list[tuple[list[int], Rows]]:
+        found = [(place, text) for place, text in enumerate(material.texts(names)) if text is not None]
+        return [([place for place, _ in found], encoder.texts([text for _, text in found]))]
+
+    def picture_rows(shas: Sequence[str]) -> list[tuple[list[int], Rows]]:
+        found = [(place, one) for place, one in enumerate(material.pictures(shas)) if one is not None]
+        if not found:
+            return [([], np.empty((0, 1), np.float32))] * 2
+        places = [place for place, _ in found]
+        return [(places, rows) for rows in encoder.with_head_inputs([one for _, one in found])]
+
+    [own] = _filled(folder / "texts", texts, 1, text_rows, advance)
+    vectors, inputs = _filled(folder / "pictures", pictures, 2, picture_rows, advance)
+    return Frozen(_present(texts, own), own, _present(pictures, vectors), vectors, inputs)
+
+
+def _filled(
+    folder: Path,
+    names: Sequence[str],
+    arrays: int,
+    rows_of: Callable[[Sequence[str]], list[tuple[list[int], Rows]]],
+    advance: Callable[[int], None],
+) -> list[Rows]:
+    """Return what `rows_of` makes of all names, an array for each of its results; gone ones are NaN."""
+    folder.mkdir(exist_ok=True)
+    done = _done(folder)
+    advance(done)
+    for start in range(done, len(names), AT_ONCE):
+        chunk = names[start : start + AT_ONCE]
+        for number, (places, rows) in enumerate(rows_of(chunk)):
+            _write(folder / f"{number}.npy", len(names), start, len(chunk), places, rows)
+        _keep_done(folder, start + len(chunk))
+        advance(len(chunk))
+    return [_read(folder / f"{number}.npy") for number in range(arrays)]
+
+
+def _write(path: Path, total: int, start: int, many: int, places: list[int], rows: Rows) -> None:
+    if not path.exists():
+        if not places:
+            return  # how long a row is will be known with the first
+        created = open_memmap(path, "w+", np.float32, (total, rows.shape[1]))
+        created[:] = np.nan
+        created.flush()
+    file = open_memmap(path, "r+")
+    file[start : start + many] = np.nan
+    file[np.add(places, start, dtype=np.intp)] = rows
+    file.flush()
+
+
+def _read(path: Path) -> Rows:
+    rows: Rows = open_memmap(path, "r") if path.exists() else np.empty((0, 1), np.float32)
+    return rows
+
+
+def _done(folder: Path) -> int:
+    path = folder / DONE
+    return int(json.loads(path.read_text())) if path.exists() else 0
+
+
+def _keep_done(folder: Path, many: int) -> None:
+    unfinished = folder / (DONE + ".part")
+    unfinished.write_text(json.dumps(many))
+    os.replace(unfinished, folder / DONE)
+
+
+def _present(names: Sequence[str], rows: Rows) -> dict[str, int]:
+    return dict(_numbered(names, rows))
+
+
+def _numbered(names: Sequence[str], rows: Rows) -> Iterator[tuple[str, int]]:
+    for number in range(len(rows)):
+        if not np.isnan(rows[number, 0]):
+            yield names[number], number

@@ -1,0 +1,62 @@
+"""Which records train a model, which stop its training, and which judge it. Pure."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+Part = Literal["train", "validation", "held-out"]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How pictures are divided: by a hash of their group, so that a picture never changes sides.
+
+    A group is a picture with all its near duplicates; it is named after the smallest of their SHA-256.
+    """
+
+    seed: int = 0
+    held_out: float = 0.2
+    """The share of groups that no training sees, in [0, 1)."""
+
+    validation: float = 0.1
+    """The share of groups that tell when to stop, in [0, 1)."""
+
+    keys: tuple[str, ...] | None = None
+    """Keys of items that are held out instead of a share, each with its whole group."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Return the split that `as_json` described."""
+        keys = document["keys"]
+        return cls(
+            document["seed"],
+            document["held_out"],
+            document["validation"],
+            None if keys is None else tuple(keys),
+        )
+
+    def part_of(self, group: str, *, named: bool) -> Part:
+        """Return where the pictures of a group belong.
+
+        Args:
+            named: whether an item with one of `keys` has a picture of the group.
+        """
+        draw = _draw(self.seed, group)
+        if self.keys is not None:
+            if named:
+                return "held-out"
+            return "validation" if draw < self.validation else "train"
+        if draw < self.held_out:
+            return "held-out"
+        return "validation" if draw < self.held_out + self.validation else "train"
+
+
+def _draw(seed: int, group: str) -> float:
+    """Return a number in [0, 1) that depends on nothing but the seed and the group's name."""
+    digest = hashlib.sha256(json.dumps([seed, group]).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

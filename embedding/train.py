@@ -1,0 +1,292 @@
+"""Fine-tuning: a plain function over sentence-transformers' trainer."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.util import batch_to_device
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
+
+from embedding.batches import Batch, Row
+from embedding.head import PictureHead
+from embedding.losses import Groups, LossName, PairLoss
+from embedding.metrics import retrieval_figures, target_ranks
+
+What = Literal["head", "lora", "all"]
+Collate = Callable[[Sequence[Row]], Batch]
+
+EPOCHS: dict[What, int] = {"head": 40, "lora": 5, "all": 3}
+LEARNING_RATES: dict[What, float] = {"head": 3e-4, "lora": 2e-4, "all": 2e-5}
+INFONCE: Mapping[LossName, float] = {"infonce": 1.0}
+MOST_STEPS_BETWEEN_CHECKPOINTS = 500
+MEASURE = "recall@10"
+MOST_MEASURED = 10_000
+"""Pairs: all of them are compared with each other, in memory."""
+
+STATE = "trained.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a model is trained."""
+
+    what: What = "head"
+    losses: Mapping[LossName, float] = field(default_factory=lambda: INFONCE)
+    epochs: int = EPOCHS["head"]
+    batch_size: int = 64
+    learning_rate: float = LEARNING_RATES["head"]
+    patience: int = 5
+    """How many times in a row validation may be no better before training stops."""
+
+    seed: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def options_of(
+    what: What,
+    losses: Mapping[LossName, float] | None = None,
+    epochs: int | None = None,
+    batch_size: int = 64,
+    learning_rate: float | None = None,
+    seed: int = 0,
+) -> Options:
+    """Return options; what is None is what suits what is trained."""
+    return Options(
+        what,
+        losses or INFONCE,
+        epochs or EPOCHS[what],
+        batch_size,
+        learning_rate or LEARNING_RATES[what],
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a training came to; its model has the weights that were best in validation."""
+
+    steps: int
+    best: float
+    """Recall@10 in validation, the mean of both directions."""
+
+    stopped_early: bool
+
+
+def fine_tune(
+    model: SentenceTransformer,
+    rows: Dataset,
+    validation: Dataset,
+    collate: Collate,
+    folder: Path,
+    options: Options,
+    *,
+    advance: Callable[[int, int], None] = lambda _done, _of: None,
+) -> Trained:
+    """Train those weights of `model` that require gradients, and leave it with the best ones.
+
+    A training that was killed goes on from its last checkpoint in `folder`, with the same random numbers.
+
+    Args:
+        rows: pairs to learn from, with the columns of `Row`.
+        validation: pairs that tell when to stop.
+        collate: makes a batch of rows.
+        folder: where checkpoints and TensorBoard's logs go.
+        advance: told after each step how many there were, and of how many.
+    """
+    steps_an_epoch = -(-len(rows) // options.batch_size)
+    interval = min(steps_an_epoch, MOST_STEPS_BETWEEN_CHECKPOINTS)
+    on_gpu = model.device.type == "cuda"
+    bfloat16 = on_gpu and torch.cuda.is_bf16_supported()
+    arguments = Arguments(
+        output_dir=str(folder / "checkpoints"),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        warmup_steps=0.05,  # below 1 a share of all steps
+        seed=options.seed,
+        data_seed=options.seed,
+        bf16=bfloat16,
+        fp16=on_gpu and not bfloat16,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=False,  # a batch is on the model's device already
+        eval_strategy="steps",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{MEASURE}",
+        greater_is_better=True,
+        logging_steps=min(10, interval),
+        report_to="none",
+        disable_tqdm=True,
+    )
+    loss = PairLoss(model, options.losses)
+    writer = SummaryWriter(str(folder / "runs"))
+    trainer = PairTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        loss=loss,
+        evaluator=ValidationRecall(validation, collate, options.batch_size),
+        data_collator=Collator(collate),
+        callbacks=[
+            EarlyStoppingCallback(early_stopping_patience=options.patience),
+            TensorBoardCallback(writer),  # type: ignore[no-untyped-call]
+            Told(advance),
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    last = last_checkpoint(folder / "checkpoints")
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    model.eval()
+    state = trainer.state
+    return Trained(state.global_step, float(state.best_metric or 0.0), state.global_step < state.max_steps)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the latest checkpoint that was written to its end, and remove those that were not."""
+    whole = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))  # what is written last
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+        else:
+            whole.append(checkpoint)
+    return max(whole, key=lambda checkpoint: int(checkpoint.name.partition("-")[2]), default=None)
+
+
+@dataclass
+class Collator:
+    """What the trainer asks for batches."""
+
+    collate: Collate
+    valid_label_columns: tuple[str, ...] = ()
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        return self.collate(rows)
+
+
+class PairTrainer(SentenceTransformerTrainer):
+    """The trainer for losses over both sides at once; a checkpoint holds what is trained and nothing else."""
+
+    def compute_loss(self, *arguments: Any, **_: Any) -> Tensor:
+        batch: Any = arguments[1]  # after the model, which the loss has as well
+        return self._pair_loss(batch["sides"], Groups(batch["texts"], batch["pictures"]))
+
+    def __init__(self, loss: PairLoss, **arguments: Any) -> None:
+        super().__init__(loss=loss, **arguments)
+        self._pair_loss: Callable[..., Tensor] = loss
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Add none: the card of a candidate tells what we know of its data."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trained_state(self.model), folder / STATE)
+
+    def _load_from_checkpoint(self, checkpoint_path: str, *_: Any) -> None:
+        state = load_file(Path(checkpoint_path, STATE), device=str(self.model.device))
+        self.model.load_state_dict(state, strict=False)  # the rest is as it was
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint is not None:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights and buffers that training may change."""
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    return {
+        name: tensor.detach().cpu().clone()
+        for name, tensor in model.state_dict().items()
+        if name not in frozen
+    }
+
+
+class Told(TrainerCallback):
+    """Tells how far a training is."""
+
+    def __init__(self, advance: Callable[[int, int], None]) -> None:
+        self._advance = advance
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        self._advance(state.global_step, state.max_steps)
+
+
+class ValidationRecall(BaseEvaluator):
+    """Recall@10 of pairs that are not trained on, the mean of both directions."""
+
+    def __init__(self, rows: Dataset, collate: Collate, batch_size: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._rows, self._collate, self._batch_size = rows, collate, batch_size
+        self.primary_metric = MEASURE
+
+    def __call__(self, model: Any, *_: Any, **__: Any) -> dict[str, float]:
+        found = measure(model, self._rows, self._collate, self._batch_size)
+        return {MEASURE: sum(figures[MEASURE] for figures in found.values()) / len(found)}
+
+
+@torch.no_grad()
+def measure(
+    model: SentenceTransformer, rows: Dataset, collate: Collate, batch_size: int
+) -> dict[str, dict[str, float]]:
+    """Return the figures of pairs by direction, over the first ten thousand of them; none without pairs."""
+    many = min(len(rows), MOST_MEASURED)
+    if not many:
+        return {}
+    embed = PairLoss(model, {}).embed
+    texts, pictures, groups = [], [], []
+    was_training = model.training
+    model.eval()
+    for start in range(0, many, batch_size):
+        batch = collate([rows[place] for place in range(start, min(start + batch_size, many))])
+        own = len(batch["texts"])
+        text_rows, picture_rows = (
+            torch.cat([embed(batch_to_device(chunk, model.device)) for chunk in side])
+            for side in batch["sides"]
+        )
+        texts.append(text_rows.cpu())
+        pictures.append(picture_rows[:own].cpu())
+        groups.append(batch["pictures"][:own])
+    model.train(was_training)
+    return figures_of(torch.cat(texts), torch.cat(pictures), torch.cat(groups))
+
+
+def figures_of(texts: Tensor, pictures: Tensor, groups: Tensor) -> dict[str, dict[str, float]]:
+    """Return the figures of both directions; of each group of pictures the first is in the gallery.
+
+    From picture to text each pair is a query whose answer is its own text, among all texts.
+
+    Args:
+        texts: shape (n, dim), unit rows.
+        pictures: shape (n, dim), unit rows.
+        groups: shape (n,): equal numbers for the same picture.
+    """
+    _, own = torch.unique(groups, return_inverse=True)
+    many = len(own)
+    first = torch.full((int(own.max()) + 1,), many).scatter_reduce(0, own, torch.arange(many), "amin")
+    forth = target_ranks((texts @ pictures[first].T).numpy(), own.tolist())
+    back = target_ranks((pictures @ texts.T).numpy(), list(range(many)))
+    return {"text_to_image": retrieval_figures(forth), "image_to_text": retrieval_figures(back)}
+
+
+def only_head(model: SentenceTransformer, head: PictureHead) -> SentenceTransformer:
+    """Return a model that is `head` alone, for rows that everything before it has made already."""
+    return SentenceTransformer(modules=[head], device=str(model.device))

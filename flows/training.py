@@ -1,0 +1,315 @@
+"""From records to a candidate: pairs, training, a folder that any program can load, a row that says so."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from time import perf_counter
+from typing import Any, get_args
+from uuid import UUID
+
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+
+from embedding.batches import Fresh, Frozen, Row
+from embedding.encoder import SentenceEncoder, load_encoder
+from embedding.fingerprint import fingerprint_of
+from embedding.frozen import freeze
+from embedding.head import PictureHead
+from embedding.lora import add_lora, merge_lora
+from embedding.pairs import Part, Split
+from embedding.train import Collate, Options, Trained, What, fine_tune, measure, only_head
+from embedding.workers import Workers
+from flows.card import model_card
+from flows.deps import Stores
+from flows.ledger import Account, recorded
+from flows.models import models_folder, open_model
+from flows.negatives import with_negatives
+from flows.pairs import (
+    StoredMaterial,
+    TooFewPairs,
+    divide,
+    pairs_of_judgments,
+    pairs_of_records,
+    read_judgments,
+    read_pairs,
+    write_pairs,
+)
+from flows.retries import held
+from flows.settings import Settings
+from storage import index, registry
+from storage.locks import training_lock
+
+CHUNK = 32
+"""Texts or pictures that a tower sees at once while it is trained; a larger batch is embedded in chunks."""
+
+LEAST_PAIRS = 8
+COUNTS = "pairs.json"
+OWN_NAME = re.compile(r"-[0-9a-f]{8}$")
+"""How the name of a model ends that was trained here."""
+
+Advance = Callable[[str, int, int], None]
+"""Told what is going on, how far it is, and of how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be trained, and on what."""
+
+    options: Options = field(default_factory=Options)
+    split: Split = field(default_factory=Split)
+    model: str | None = None
+    """What to begin with; None for the active model."""
+
+    hard_negatives: int = 0
+    judgments: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that was trained here."""
+
+    name: str
+    folder: Path
+    fingerprint: str
+    parent: str
+    pairs: dict[Part, int]
+    trained: Trained
+    before: dict[str, dict[str, float]]
+    """Figures of the held-out pairs with the model that the training began with, by direction."""
+
+    after: dict[str, dict[str, float]]
+    seconds: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"folder": str(self.folder)}
+
+
+def train_candidate(
+    stores: Stores,
+    settings: Settings,
+    order: Order,
+    *,
+    prefect_run_id: UUID | None = None,
+    advance: Advance = lambda _what, _done, _of: None,
+) -> Candidate:
+    """Fine-tune a model on what the stores hold, and keep the result as a candidate.
+
+    A training that was killed is taken up where it was, by the same order, with the same pairs.
+
+    Raises:
+        TooFewPairs: there is not enough to learn from.
+        BadJudgments: a line of the file of judgments cannot be used.
+        ModelUnavailable: the model to begin with cannot be loaded.
+        ModelMismatch: negatives are to be mined, but another model made the collection.
+        Busy: another training is running.
+    """
+    account = Account()
+    with (
+        held(training_lock(stores.engine), for_s=settings.retry_for_s) as lock,
+        recorded(stores.sessions, lock, "finetune", account=lambda: account, prefect_run_id=prefect_run_id),
+    ):
+        encoder = open_model(settings, order.model or active_model(stores, settings))
+        work = settings.home / "training" / _digest(order, encoder.fingerprint)
+        with Workers(encoder.preparation, settings.decode_workers) as workers:
+            material = StoredMaterial(stores, workers, settings.limits)
+            counts = _gather(stores, settings, order, encoder, material, work, advance)
+            account.counts = {"pairs": counts}
+            candidate = _train(order, encoder, material, work, settings, counts, advance)
+        account.counts |= {"candidate": candidate.name, "before": candidate.before, "after": candidate.after}
+        account.seconds = dict(candidate.seconds)
+        lock.persist(partial(_put_on_record, stores, encoder, order, candidate))
+        shutil.rmtree(work)
+    return candidate
+
+
+def active_model(stores: Stores, settings: Settings) -> str:
+    """Return the name of the model that searches use, or before the first ingest the one that is set."""
+    collection = index.active(stores.vectors)
+    return settings.model if collection is None else collection.model
+
+
+def _digest(order: Order, fingerprint: str) -> str:
+    """Return what tells this training from others: the same order over the same model is the same one."""
+    judged = None
+    if order.judgments is not None:
+        judged = hashlib.sha256(order.judgments.read_bytes()).hexdigest()
+    asked = [order.options.as_json(), order.split.as_json(), order.hard_negatives, judged, fingerprint]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _gather(
+    stores: Stores,
+    settings: Settings,
+    order: Order,
+    encoder: SentenceEncoder,
+    material: StoredMaterial,
+    work: Path,
+    advance: Advance,
+) -> dict[Part, int]:
+    """Write the pairs of a training to its folder, unless an earlier attempt has; return how many."""
+    known = work / COUNTS
+    if known.exists():
+        counts: dict[Part, int] = json.loads(known.read_text())
+        return counts
+    advance("look at pictures", 0, 0)
+    sides = divide(stores, settings.limits, order.split)
+    pairs: Iterator[tuple[Part, Row]] = pairs_of_records(stores, sides)
+    if order.judgments is not None:
+        pairs = chain(pairs, pairs_of_judgments(stores, sides, read_judgments(order.judgments)))
+    if order.hard_negatives:
+        advance("mine negatives", 0, 0)
+        pairs = with_negatives(stores, encoder, sides, material, pairs, order.hard_negatives)
+    counts = write_pairs(work, pairs)
+    if counts["train"] < LEAST_PAIRS or not counts["validation"]:
+        shutil.rmtree(work)
+        raise TooFewPairs(
+            f"there are {counts['train']} pairs of a text and a picture to learn from, and "
+            f"{counts['validation']} to tell when to stop; at least {LEAST_PAIRS} and 1 are needed: take in "
+            "more captioned pictures, or hold out fewer"
+        )
+    unfinished = work / f"{COUNTS}.part"
+    unfinished.write_text(json.dumps(counts))
+    os.replace(unfinished, known)
+    return counts
+
+
+def _train(
+    order: Order,
+    encoder: SentenceEncoder,
+    material: StoredMaterial,
+    work: Path,
+    settings: Settings,
+    counts: dict[Part, int],
+    advance: Advance,
+) -> Candidate:
+    """Train on the pairs in `work`, and write the result to a folder of its own."""
+    options, parent, base = order.options, encoder.fingerprint, encoder.name
+    started = perf_counter()
+    with _prepared(options.what, encoder, material, work, advance) as (model, collate, rows):
+        prepared = perf_counter()
+        before = measure(model, rows["held-out"], collate, options.batch_size)
+        trained = fine_tune(
+            model,
+            rows["train"],
+            rows["validation"],
+            collate,
+            work,
+            options,
+            advance=partial(advance, "train"),
+        )
+        after = measure(model, rows["held-out"], collate, options.batch_size)
+    ended = perf_counter()
+    fingerprint = fingerprint_of(encoder.model)
+    name = f"{re.sub(OWN_NAME, '', Path(base).name)}-{fingerprint[:8]}"
+    candidate = Candidate(
+        name,
+        models_folder(settings) / name,
+        fingerprint,
+        parent,
+        counts,
+        trained,
+        before,
+        after,
+        {"prepare": round(prepared - started, 3), "train": round(ended - prepared, 3)},
+    )
+    own = any(type(module).__module__.startswith("embedding.") for module in encoder.model.modules())
+    _write(encoder, candidate, model_card(base, order, candidate, own_classes=own), work / "runs")
+    return candidate
+
+
+@contextmanager
+def _prepared(
+    what: What, encoder: SentenceEncoder, material: StoredMaterial, work: Path, advance: Advance
+) -> Iterator[tuple[SentenceTransformer, Collate, dict[Part, Dataset]]]:
+    """Yield what is trained, what makes its batches and the pairs; afterwards `encoder` has been trained."""
+    rows = {part: read_pairs(work, part) for part in get_args(Part)}
+    model = encoder.model
+    if what == "head":
+        own = model[-1]
+        if isinstance(own, PictureHead):
+            model.pop(-1)
+        texts = sorted({name for part in rows.values() for name in part["text"]})
+        pictures = sorted({sha256 for part in rows.values() for sha256 in _pictures_of(part)})
+        told = Told(partial(advance, "embed"), len(texts) + len(pictures))
+        frozen = freeze(encoder, texts, pictures, material, work / "frozen", advance=told)
+        new = PictureHead(frozen.inputs.shape[1], frozen.texts.shape[1])
+        head = own if isinstance(own, PictureHead) else new
+        present = {part: _present(pairs, frozen) for part, pairs in rows.items()}
+        yield only_head(model, head), frozen, present
+        model.append(head)
+        return
+    if what == "lora":
+        add_lora(model)
+    yield model, Fresh(encoder, material, CHUNK), rows
+    if what == "lora":
+        merge_lora(model)
+
+
+class Told:
+    """Adds up how much is done, for whoever shows it."""
+
+    def __init__(self, advance: Callable[[int, int], None], total: int) -> None:
+        self._advance, self._total, self._done = advance, total, 0
+
+    def __call__(self, many: int) -> None:
+        self._done += many
+        self._advance(self._done, self._total)
+
+
+def _pictures_of(pairs: Dataset) -> Iterator[str]:
+    yield from pairs["picture"]
+    for negatives in pairs["negatives"]:
+        yield from negatives
+
+
+def _present(pairs: Dataset, frozen: Frozen) -> Dataset:
+    """Return the pairs of which neither side is gone."""
+    return pairs.select([number for number, row in enumerate(pairs) if frozen.has(row)])
+
+
+def _write(encoder: SentenceEncoder, candidate: Candidate, card: str, logs: Path) -> None:
+    """Write the model to its folder, whole or not at all, after reading it back."""
+    folder = candidate.folder
+    unfinished = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    encoder.model.save(str(unfinished), create_model_card=False)
+    (unfinished / "README.md").write_text(card, "utf-8")
+    shutil.copytree(logs, unfinished / "runs")
+    read = load_encoder(candidate.name, device="cpu", folder=unfinished).fingerprint
+    if read != candidate.fingerprint:
+        raise RuntimeError(f"model {candidate.name} has fingerprint {read} once it is read back; a bug")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(unfinished, folder)
+
+
+def _put_on_record(stores: Stores, encoder: SentenceEncoder, order: Order, candidate: Candidate) -> None:
+    training = {
+        "base": encoder.name,
+        "options": order.options.as_json(),
+        "split": order.split.as_json(),
+        "hard_negatives": order.hard_negatives,
+        "judgments": None if order.judgments is None else order.judgments.name,
+        "pairs": candidate.pairs,
+        "trained": asdict(candidate.trained),
+        "before": candidate.before,
+        "after": candidate.after,
+    }
+    with stores.sessions.begin() as session:
+        registry.save_model(session, fingerprint=candidate.parent, name=encoder.name, dim=encoder.dim)
+        registry.save_model(
+            session,
+            fingerprint=candidate.fingerprint,
+            name=candidate.name,
+            dim=encoder.dim,
+            parent=candidate.parent,
+            training=training,
+        )
