@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from embedding.batches import Batch, Row
@@ -137,25 +138,37 @@ def fine_tune(
     )
     loss = PairLoss(model, options.losses)
     writer = SummaryWriter(str(folder / "runs"))
-    trainer = PairTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        loss=loss,
-        evaluator=ValidationRecall(validation, collate, options.batch_size),
-        data_collator=Collator(collate),
-        callbacks=[
-            EarlyStoppingCallback(early_stopping_patience=options.patience),
-            TensorBoardCallback(writer),  # type: ignore[no-untyped-call]
-            Told(advance),
-        ],
-    )
-    trainer.remove_callback(PrinterCallback)
-    last = last_checkpoint(folder / "checkpoints")
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    with _same_configuration(model):
+        trainer = PairTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            loss=loss,
+            evaluator=ValidationRecall(validation, collate, options.batch_size),
+            data_collator=Collator(collate),
+            callbacks=[
+                EarlyStoppingCallback(early_stopping_patience=options.patience),
+                TensorBoardCallback(writer),  # type: ignore[no-untyped-call]
+                Told(advance),
+            ],
+        )
+        trainer.remove_callback(PrinterCallback)
+        last = last_checkpoint(folder / "checkpoints")
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     model.eval()
     state = trainer.state
     return Trained(state.global_step, float(state.best_metric or 0.0), state.global_step < state.max_steps)
+
+
+@contextmanager
+def _same_configuration(model: nn.Module) -> Iterator[None]:
+    """Undo what the trainer sets in the configurations of a model, which tell models apart."""
+    configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    before = [dict(vars(config)) for config in configs]
+    yield
+    for config, values in zip(configs, before, strict=True):
+        vars(config).clear()
+        vars(config).update(values)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

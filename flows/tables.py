@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # each command brings its own; a search need not wait for wha
     from flows.retry import Retry
     from flows.search import Results
     from flows.status import Status
+    from flows.training import Candidate
 
 PLAIN_WIDTH = 120
 """How wide tables are where there is no terminal to ask."""
@@ -254,6 +255,31 @@ def of_evaluation(evaluation: Evaluation) -> RenderableType:
     if evaluation.left_out:
         notes.append(f"{evaluation.left_out:,} captions or pictures without the other are no queries")
     return Group(table, *(Text(note) for note in notes))
+
+
+def of_candidate(candidate: Candidate) -> RenderableType:
+    """Return what a training made, and what to do with it."""
+    pairs, trained = candidate.pairs, candidate.trained
+    table = _table("held out", "model", *METRICS)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for direction, after in candidate.after.items():
+        name = direction.replace("_", " ")
+        for which, figures in (("before", candidate.before[direction]), ("after", after)):
+            table.add_row(name, which, *(f"{figures[metric]:.3f}" for metric in METRICS))
+    stopped = ", stopped early" if trained.stopped_early else ""
+    seconds = ", ".join(f"{name} {taken:.1f} s" for name, taken in candidate.seconds.items())
+    learned = (
+        f"{pairs['train']:,} pairs learned from, {pairs['validation']:,} for validation, "
+        f"{pairs['held-out']:,} held out; {trained.steps:,} steps{stopped}; {seconds}"
+    )
+    measured: list[RenderableType] = [table, Text("")] if candidate.after else []
+    return Group(
+        *measured,
+        Text(learned),
+        Text(f"candidate {candidate.name}: {candidate.folder}"),
+        Text(f"next: sightline promote {candidate.name}"),
+    )
 
 
 RUN_COUNTS = ("read", "embedded", "rejected", "deleted")

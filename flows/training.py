@@ -25,7 +25,7 @@ from embedding.frozen import freeze
 from embedding.head import PictureHead
 from embedding.lora import add_lora, merge_lora
 from embedding.pairs import Part, Split
-from embedding.train import Collate, Options, Trained, What, fine_tune, measure, only_head
+from embedding.train import Collate, Options, Trained, fine_tune, measure, only_head
 from embedding.workers import Workers
 from flows.card import model_card
 from flows.deps import Stores
@@ -193,7 +193,7 @@ def _train(
     """Train on the pairs in `work`, and write the result to a folder of its own."""
     options, parent, base = order.options, encoder.fingerprint, encoder.name
     started = perf_counter()
-    with _prepared(options.what, encoder, material, work, advance) as (model, collate, rows):
+    with _prepared(options, encoder, material, work, advance) as (model, collate, rows):
         prepared = perf_counter()
         before = measure(model, rows["held-out"], collate, options.batch_size)
         trained = fine_tune(
@@ -208,7 +208,7 @@ def _train(
         after = measure(model, rows["held-out"], collate, options.batch_size)
     ended = perf_counter()
     fingerprint = fingerprint_of(encoder.model)
-    name = f"{re.sub(OWN_NAME, '', Path(base).name)}-{fingerprint[:8]}"
+    name = f"{candidate_stem(base)}-{fingerprint[:8]}"
     candidate = Candidate(
         name,
         models_folder(settings) / name,
@@ -225,13 +225,22 @@ def _train(
     return candidate
 
 
+def candidate_stem(base: str) -> str:
+    """Return how the name of a candidate begins, after the model that it comes from.
+
+    >>> candidate_stem("/models/my clip"), candidate_stem("starter-0123abcd")
+    ('my-clip', 'starter')
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(OWN_NAME, "", Path(base).name))
+
+
 @contextmanager
 def _prepared(
-    what: What, encoder: SentenceEncoder, material: StoredMaterial, work: Path, advance: Advance
+    options: Options, encoder: SentenceEncoder, material: StoredMaterial, work: Path, advance: Advance
 ) -> Iterator[tuple[SentenceTransformer, Collate, dict[Part, Dataset]]]:
     """Yield what is trained, what makes its batches and the pairs; afterwards `encoder` has been trained."""
     rows = {part: read_pairs(work, part) for part in get_args(Part)}
-    model = encoder.model
+    model, what = encoder.model, options.what
     if what == "head":
         own = model[-1]
         if isinstance(own, PictureHead):
@@ -247,7 +256,7 @@ def _prepared(
         model.append(head)
         return
     if what == "lora":
-        add_lora(model)
+        add_lora(model, options.seed)
     yield model, Fresh(encoder, material, CHUNK), rows
     if what == "lora":
         merge_lora(model)

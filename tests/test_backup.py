@@ -189,8 +189,8 @@ def test_new_rows_after_a_restore_get_ids_of_their_own(
 ):
     monkeypatch.setattr(dump, "_tool", lambda *_: None)
     insert = text(
-        "insert into evaluations (collection, dataset, direction, metric, value, queries, gallery)"
-        " select name, 'd', 'd', 'm', 1, 1, 1 from collections returning id"
+        "insert into evaluations (model, collection, dataset, direction, metric, value, queries, gallery)"
+        " select fingerprint, name, 'd', 'd', 'm', 1, 1, 1 from collections returning id"
     )
     with deps.sessions.begin() as session:
         first = session.scalar(insert)
