@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.utils.logging import set_verbosity_error
 
 from embedding.batches import Batch, Row
 from embedding.head import PictureHead
@@ -108,6 +109,7 @@ def fine_tune(
         folder: where checkpoints and TensorBoard's logs go.
         advance: told after each step how many there were, and of how many.
     """
+    set_verbosity_error()  # type: ignore[no-untyped-call]  # it warns of its own ways with checkpoints
     steps_an_epoch = -(-len(rows) // options.batch_size)
     interval = min(steps_an_epoch, MOST_STEPS_BETWEEN_CHECKPOINTS)
     on_gpu = model.device.type == "cuda"
