@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from embedding.encoder import Encoder
 from embedding.images import BadImage
 from embedding.stream import Clock
-from flows.deps import Deps
+from flows.deps import Deps, Stores
 from flows.pictures import Pictures, Shown
 from flows.report import BatchReport
 from flows.rows import Fetched, Known, Planned, Read, Run, look_up, plan_rows
@@ -142,10 +142,10 @@ def write(job: Job, embedded: Embedded) -> BatchReport:
     return kept.planned.as_report() + BatchReport(besides)
 
 
-def with_vectors(deps: Deps, collection: str, twins: Mapping[str, Twin]) -> dict[str, Shown]:
+def with_vectors(stores: Stores, collection: str, twins: Mapping[str, Twin]) -> dict[str, Shown]:
     """Return the pictures, by SHA-256, that have a vector already, at this item or at another."""
     wanted = {twin.id: twin.content_hash for twin in twins.values()}
-    vectors = index.picture_vectors(deps.vectors, collection, wanted)
+    vectors = index.picture_vectors(stores.vectors, collection, wanted)
     return {
         sha256: Shown.with_vector(twin.picture, vectors[twin.id])
         for sha256, twin in twins.items()

@@ -345,20 +345,22 @@ def restore(ctx: click.Context, location: str, as_json: bool) -> None:
     ctx.exit(1 if restored.report.damage else 0)
 
 
-@main.command(short_help="Remove pictures that nothing needs any more.")
+@main.command(short_help="Remove what nothing needs any more.")
 @click.option("--dry-run", is_flag=True, help="Count them, and remove nothing.")
 @max_delete_option
 @yes_option
 @as_json_option
 def purge(dry_run: bool, max_delete: float, yes: bool, as_json: bool) -> None:
-    """Remove kept pictures that no item has, and files and scratch folders that a crash left."""
+    """Remove kept pictures that no item has, files and scratch folders that a crash left, and collections
+    that searches have not used for SIGHTLINE_KEEP_RETIRED_DAYS.
+    """
     settings = load_settings()
     from flows import tables
     from flows.deps import open_stores
     from flows.purge import purge as remove_orphans
 
     with open_stores(settings) as stores:
-        purged = remove_orphans(stores, settings.home, max_delete=max_delete, yes=yes, dry_run=dry_run)
+        purged = remove_orphans(stores, settings, max_delete=max_delete, yes=yes, dry_run=dry_run)
     _print(purged.as_json(), as_json, lambda: tables.of_purge(purged, dry_run=dry_run))
 
 
@@ -564,6 +566,52 @@ def finetune(
         seed=seed,
     )
     _print(candidate.as_json(), as_json, lambda: tables.of_candidate(candidate))
+
+
+@main.command(short_help="Have searches use another model.")
+@click.option(
+    "--model", required=True, metavar="M", help="A candidate's name, or what SIGHTLINE_MODEL takes."
+)
+@click.option("--force", is_flag=True, help="Pass by the gate; that is put on record.")
+@click.option("--yes", is_flag=True, help="Go on though the disk may not hold both collections.")
+@click.option(
+    "--max-missing",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Leave behind so many items whose pictures are gone.",
+)
+@as_json_option
+@click.pass_obj
+def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, as_json: bool) -> None:
+    """Fill a collection with the vectors of model M, verify it, and have searches go to it in one step.
+
+    Searches and ingests go on meanwhile. A re-index that was killed goes on when the same command is run
+    again. The old collection is kept for `sightline rollback` until `sightline purge` drops it. Of the
+    active model, it fills in what the collection lacks.
+    """
+    settings = load_settings()
+    prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
+    from flows import tables
+    from flows.reindex import reindex as reindex_flow
+
+    switched = reindex_flow(model, force, yes, max_missing)
+    _print(switched.as_json(), as_json, lambda: tables.of_switched(switched))
+
+
+@main.command(short_help="Have searches use the model they used before.")
+@as_json_option
+def rollback(as_json: bool) -> None:
+    """Have searches go back to the collection they used before, at once; then fill in what it lacks."""
+    settings = load_settings()
+    from flows import tables
+    from flows.deps import open_stores
+    from flows.progress import stages
+    from flows.rebuild import rollback as go_back
+
+    with open_stores(settings) as stores, stages("rollback") as advance:
+        switched = go_back(stores, settings, advance=advance)
+    _print(switched.as_json(), as_json, lambda: tables.of_switched(switched))
 
 
 @main.command(short_help="Fetch captioned pictures, ingest, search, measure.")

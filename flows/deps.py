@@ -12,11 +12,12 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
-from embedding.encoder import Encoder, load_encoder
+from embedding.encoder import Encoder
 from embedding.process import keep_freed_memory, wait_briefly
+from flows.models import active_model, open_model
 from flows.retries import first_line, is_transient, persist
 from flows.settings import Qdrant, Settings
-from storage import migrate
+from storage import index, migrate
 from storage.blobs import Blobs
 from storage.database import address_of, open_engine
 from storage.embedded.postgres import find_postgres, postgres_url
@@ -45,6 +46,15 @@ class Deps(Stores):
 
     encoder: Encoder
 
+    def encoder_of(self, collection: index.Collection) -> Encoder:
+        """Return what queries of `collection` are encoded by.
+
+        Raises:
+            ModelMismatch: another model made it.
+        """
+        index.require_model(collection, self.encoder.fingerprint, self.encoder.name)
+        return self.encoder
+
 
 @contextmanager
 def open_stores(settings: Settings, *, wait_s: float = 0) -> Iterator[Stores]:
@@ -61,10 +71,15 @@ def open_deps(settings: Settings, *, wait_s: float = 0) -> Iterator[Deps]:
 
 
 def with_model(stores: Stores, settings: Settings) -> Deps:
-    """Return `stores` with the model that `settings` name."""
+    """Return `stores` with the model that searches use, or before the first ingest the one that is set.
+
+    Raises:
+        OtherModel: a model is set that has never been used here.
+        ModelUnavailable: it cannot be loaded.
+    """
     keep_freed_memory()
     wait_briefly()
-    encoder = load_encoder(settings.model, device=settings.device)
+    encoder = open_model(settings, active_model(stores.vectors, stores.sessions, settings))
     return Deps(stores.engine, stores.sessions, stores.vectors, stores.blobs, encoder)
 
 

@@ -1,9 +1,25 @@
 """Which models there are: given ones by their name, fine-tuned ones in folders of the home."""
 
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 
-from embedding.encoder import SentenceEncoder, load_encoder
+from qdrant_client import QdrantClient
+from sqlalchemy.orm import Session, sessionmaker
+
+from embedding.encoder import Encoder, SentenceEncoder, load_encoder
 from flows.settings import Settings
+from storage import index, registry
+
+KEPT = 2
+"""Models that stay loaded: the active one, and the one before it, for those who go back."""
+
+Load = Callable[[Settings, str], Encoder]
+
+
+class OtherModel(ValueError):
+    """A model is set that has never been used here, while searches use another."""
 
 
 def models_folder(settings: Settings) -> Path:
@@ -19,3 +35,50 @@ def open_model(settings: Settings, name: str) -> SentenceEncoder:
     """
     own = models_folder(settings) / name
     return load_encoder(name, device=settings.device, folder=own if own.is_dir() else None)
+
+
+def active_model(client: QdrantClient, sessions: sessionmaker[Session], settings: Settings) -> str:
+    """Return the name of the model that searches use, or before the first ingest the one that is set.
+
+    Raises:
+        OtherModel: a model is set that has never been used here.
+    """
+    collection = index.active(client)
+    if collection is None:
+        return settings.model
+    if "model" in settings.model_fields_set and settings.model != collection.model:
+        with sessions() as session:
+            known = registry.model_named(session, settings.model)
+        if known is None:
+            raise OtherModel(
+                f"SIGHTLINE_MODEL is {settings.model!r}, but searches use {collection.model!r}; run: "
+                f"sightline reindex --model {settings.model}, or unset it"
+            )
+    return collection.model
+
+
+class Models:
+    """The models that queries are encoded by, loaded when a collection first asks for one."""
+
+    def __init__(self, settings: Settings, load: Load = open_model) -> None:
+        self._settings, self._load = settings, load
+        self._loaded: OrderedDict[str, Encoder] = OrderedDict()
+        self._turn = Lock()
+
+    def of(self, collection: index.Collection) -> Encoder:
+        """Return the model that made `collection`.
+
+        Raises:
+            ModelMismatch: the model of that name is another one now.
+            ModelUnavailable: it cannot be loaded.
+        """
+        with self._turn:
+            encoder = self._loaded.get(collection.fingerprint)
+            if encoder is None:
+                encoder = self._load(self._settings, collection.model)
+                index.require_model(collection, encoder.fingerprint, encoder.name)
+                self._loaded[collection.fingerprint] = encoder
+            self._loaded.move_to_end(collection.fingerprint)
+            while len(self._loaded) > KEPT:
+                self._loaded.popitem(last=False)
+        return encoder

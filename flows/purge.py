@@ -2,15 +2,15 @@
 
 import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from flows.backup import left_scratch
 from flows.deps import Stores
 from flows.maintain import finish_deletes
-from storage import catalog
+from flows.settings import Settings
+from storage import catalog, index, registry
 from storage.blobs import PREFIXES
-from storage.locks import lone_lock
+from storage.locks import lone_lock, reindex_lock
 
 
 class TooManyOrphans(RuntimeError):
@@ -30,15 +30,17 @@ class Purged:
     unfinished: int
     """Files and scratch folders that a crash left behind."""
 
+    collections: tuple[str, ...]
+    """Those that searches no longer use, or never did."""
+
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"collections": list(self.collections)}
 
 
-def purge(stores: Stores, home: Path, *, max_delete: float, yes: bool, dry_run: bool) -> Purged:
-    """Remove pictures that no living item has, and what a crash left half-written.
+def purge(stores: Stores, settings: Settings, *, max_delete: float, yes: bool, dry_run: bool) -> Purged:
+    """Remove pictures that no living item has, what a crash left half-written, and disused collections.
 
     Args:
-        home: where backups and restores have their scratch folders.
         max_delete: the share of all pictures that may be removed, in [0, 1].
         yes: remove however many there are.
 
@@ -46,8 +48,9 @@ def purge(stores: Stores, home: Path, *, max_delete: float, yes: bool, dry_run: 
         TooManyOrphans: more would go.
         Busy: another process writes.
     """
-    with lone_lock(stores.engine) as lock:
-        found = _count(stores, home)
+    home = settings.home
+    with reindex_lock(stores.engine), lone_lock(stores.engine) as lock:
+        found = _count(stores, settings)
         if dry_run:
             return found
         if found.orphans > max_delete * found.pictures and not yes:
@@ -58,6 +61,9 @@ def purge(stores: Stores, home: Path, *, max_delete: float, yes: bool, dry_run: 
             )
         for _ in finish_deletes(stores, None):
             lock.keep()
+        for name in found.collections:
+            lock.keep()
+            _drop(stores, name)
         for folder in left_scratch(home):
             shutil.rmtree(folder)
         if stores.blobs is not None:
@@ -69,16 +75,26 @@ def purge(stores: Stores, home: Path, *, max_delete: float, yes: bool, dry_run: 
     return found
 
 
-def _count(stores: Stores, home: Path) -> Purged:
+def _drop(stores: Stores, collection: str) -> None:
+    stores.vectors.delete_collection(collection)
+    with stores.sessions.begin() as session:
+        registry.forget_collection(session, collection)
+
+
+def _count(stores: Stores, settings: Settings) -> Purged:
     pictures = orphans = 0
-    unfinished = len(left_scratch(home))
+    unfinished = len(left_scratch(settings.home))
+    with stores.sessions() as session:
+        collections = registry.disused(session, settings.keep_retired_days)
+    searched = index.active(stores.vectors)
     if stores.blobs is not None:
         for prefix in PREFIXES:
             names = stores.blobs.names(prefix)
             pictures += len(names)
             orphans += len(_orphans(stores, names))
             unfinished += len(stores.blobs.unfinished(prefix))
-    return Purged(pictures, orphans, unfinished)
+    dropped = tuple(name for name in collections if searched is None or name != searched.name)
+    return Purged(pictures, orphans, unfinished, dropped)
 
 
 def _orphans(stores: Stores, names: set[str]) -> set[str]:

@@ -177,7 +177,7 @@ def confirmed(
     """Yield the differences of one collection that are there at a second look as well, in id order."""
 
     def counted_items() -> Iterator[Kept]:
-        for page in _pages(stores, collection):
+        for page in pages(stores, collection):
             if complete:
                 report.items += len(page)
                 advance(len(page))
@@ -221,7 +221,7 @@ def missing_pictures(stores: Stores, report: Report) -> Iterator[Picture]:
         yield from (wanted[sha256] for sha256 in sorted(lost))
 
 
-def _pages(stores: Stores, collection: str) -> Iterator[list[Kept]]:
+def pages(stores: Stores, collection: str) -> Iterator[list[Kept]]:
     """Yield all living items, each page in a transaction of its own: nothing is held open for long."""
     after = None
     while True:
@@ -331,7 +331,7 @@ def _pictures(deps: Deps, items: list[Item], limits: Limits) -> tuple[dict[str, 
         picture = item.picture
         if picture is None or picture.sha256 in pictures:
             continue
-        data = _bytes(deps, picture.sha256, picture.uri, limits)
+        data = bytes_of(deps, picture.sha256, picture.uri, limits)
         if data is None:
             unreadable.add(f"{item.source}: {item.key}: its picture is gone, here and at {picture.uri}")
             continue
@@ -344,7 +344,7 @@ def _pictures(deps: Deps, items: list[Item], limits: Limits) -> tuple[dict[str, 
     return pictures, unreadable
 
 
-def _bytes(stores: Stores, sha256: str, uri: str, limits: Limits) -> bytes | None:
+def bytes_of(stores: Stores, sha256: str, uri: str, limits: Limits) -> bytes | None:
     """Return the picture's bytes from where it is kept, else from its source if they are still the same."""
     if stores.blobs is not None:
         try:

@@ -6,9 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from embedding.encoder import Encoder
 from embedding.preparation import prepare
-from flows.deps import Deps, open_stores, with_model
+from embedding.process import keep_freed_memory, wait_briefly
+from flows.deps import Deps, open_stores
 from flows.gallery import Card, Page
+from flows.models import Models, active_model
 from flows.rows import kept_picture
 from flows.settings import OVERSAMPLING, Limits, Settings
 from storage import catalog, index
@@ -63,44 +68,80 @@ class Results:
 
     query: Query
     model: str
+    collection: str
     found: tuple[Found, ...]
 
     def as_json(self) -> dict[str, Any]:
         asked = self.query.text if self.query.text is not None else str(self.query.image)
-        return {"query": asked, "model": self.model, "hits": [one.as_json() for one in self.found]}
+        where = {"query": asked, "model": self.model, "collection": self.collection}
+        return where | {"hits": [one.as_json() for one in self.found]}
+
+
+@dataclass(frozen=True, slots=True)
+class Searching(Deps):
+    """What searches need that go on while models come and go."""
+
+    models: Models
+
+    def encoder_of(self, collection: index.Collection) -> Encoder:
+        return self.models.of(collection)
 
 
 @contextmanager
-def open_search(settings: Settings) -> Iterator[Deps]:
+def open_search(settings: Settings) -> Iterator[Searching]:
     """Open what `search` needs; whoever searches often keeps it, for loading the model takes seconds.
+
+    It follows when searches go to another model's collection.
 
     Raises:
         NoCollection: nothing has been ingested yet; no model was loaded to find that out.
+        OtherModel: a model is set that has never been used here.
     """
     with open_stores(settings) as stores:
-        if index.active(stores.vectors) is None:
+        collection = index.active(stores.vectors)
+        if collection is None:
             raise index.NoCollection
-        yield with_model(stores, settings)
+        active_model(stores.vectors, stores.sessions, settings)
+        keep_freed_memory()
+        wait_briefly()
+        models = Models(settings)
+        yield Searching(
+            stores.engine, stores.sessions, stores.vectors, stores.blobs, models.of(collection), models
+        )
 
 
 def search(deps: Deps, query: Query) -> Results:
     """Return the items closest to the query's text or picture.
 
-    What Postgres says is deleted is left out, whatever Qdrant still holds.
+    What Postgres says is deleted is left out, whatever Qdrant still holds. The collection that the alias
+    names at the beginning answers, to a query by its own model, wherever the alias moves meanwhile.
 
     Raises:
         NoCollection: nothing has been ingested yet.
-        ModelMismatch: the collection was made by another model than `deps.encoder`.
+        ModelMismatch: the collection was made by another model than `deps` has.
         BadImage: the query's picture cannot be shown to a model.
         OSError: the query's picture cannot be read.
     """
-    collection = index.collection_of(deps.vectors, deps.encoder.fingerprint, deps.encoder.name)
+    while True:
+        collection = index.active(deps.vectors)
+        if collection is None:
+            raise index.NoCollection
+        try:
+            return _search_in(deps, collection, query)
+        except UnexpectedResponse:
+            if deps.vectors.collection_exists(collection.name):
+                raise
+            # it was dropped since the alias was read, which therefore names another
+
+
+def _search_in(deps: Deps, collection: index.Collection, query: Query) -> Results:
+    encoder = deps.encoder_of(collection)
     if query.image is not None:
         data = query.image.read_bytes()
-        prepared = prepare(deps.encoder.preparation, data, name=str(query.image))
-        [vector] = deps.encoder.prepared([prepared.features])
+        prepared = prepare(encoder.preparation, data, name=str(query.image))
+        [vector] = encoder.prepared([prepared.features])
     else:
-        [vector] = deps.encoder.texts([query.text or ""])
+        [vector] = encoder.texts([query.text or ""])
     hits = index.search(
         deps.vectors,
         collection,
@@ -114,7 +155,7 @@ def search(deps: Deps, query: Query) -> Results:
     with deps.sessions() as session:
         items = catalog.items_with_digests(session, [hit.id for hit in hits])
     found = tuple(Found(hit, _as_matched(hit, *items[hit.id])) for hit in hits if hit.id in items)
-    return Results(query, deps.encoder.name, found)
+    return Results(query, encoder.name, collection.name, found)
 
 
 def _as_matched(hit: Hit, item: Item, digest: Digest) -> Item:

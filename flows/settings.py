@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     private_redirects: bool = Field(
         False, description="Whether a redirect may lead to this machine or into a private network."
     )
+    keep_retired_days: float = Field(
+        7, ge=0, description="How long `purge` leaves a collection that searches no longer use."
+    )
     max_reject_share: float = Field(0.5, ge=0, le=1, description="A run with more rejects than this fails.")
 
     @property

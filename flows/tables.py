@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # each command brings its own; a search need not wait for wha
     from flows.duplicates import Groups
     from flows.evaluate import Evaluation
     from flows.purge import Purged
+    from flows.rebuild import Switched
     from flows.reconcile import Mended, Report
     from flows.restore import Restored
     from flows.retry import Retry
@@ -207,8 +208,8 @@ def of_purge(purged: Purged, *, dry_run: bool) -> RenderableType:
     """Return what a purge removed, or would remove."""
     verb = "would be removed" if dry_run else "removed"
     return Text(
-        f"{purged.orphans:,} of {_many(purged.pictures, 'picture')} and "
-        f"{_many(purged.unfinished, 'unfinished file')} "
+        f"{purged.orphans:,} of {_many(purged.pictures, 'picture')}, "
+        f"{_many(purged.unfinished, 'unfinished file')} and {_many(len(purged.collections), 'collection')} "
         f"{verb}."
     )
 
@@ -255,6 +256,18 @@ def of_evaluation(evaluation: Evaluation) -> RenderableType:
     if evaluation.left_out:
         notes.append(f"{evaluation.left_out:,} captions or pictures without the other are no queries")
     return Group(table, *(Text(note) for note in notes))
+
+
+def of_switched(switched: Switched) -> RenderableType:
+    """Return where searches go now."""
+    lines = [f"{_many(switched.written, 'point')} written; searches use {switched.model}"]
+    if switched.recall is not None:
+        lines.append(f"a sample of searches finds {switched.recall:.1%} of what exact ones find")
+    lines += switched.missing
+    lines.append(f"collection {switched.collection}")
+    if switched.before is not None:
+        lines.append(f"{switched.before} is kept for a while; back with: sightline rollback")
+    return Group(*map(Text, lines))
 
 
 def of_candidate(candidate: Candidate) -> RenderableType:

@@ -30,7 +30,7 @@ from embedding.workers import Workers
 from flows.card import model_card
 from flows.deps import Stores
 from flows.ledger import Account, recorded
-from flows.models import models_folder, open_model
+from flows.models import active_model, models_folder, open_model
 from flows.negatives import with_negatives
 from flows.pairs import (
     StoredMaterial,
@@ -44,7 +44,7 @@ from flows.pairs import (
 )
 from flows.retries import held
 from flows.settings import Settings
-from storage import index, registry
+from storage import registry
 from storage.locks import training_lock
 
 CHUNK = 32
@@ -116,7 +116,7 @@ def train_candidate(
         held(training_lock(stores.engine), for_s=settings.retry_for_s) as lock,
         recorded(stores.sessions, lock, "finetune", account=lambda: account, prefect_run_id=prefect_run_id),
     ):
-        encoder = open_model(settings, order.model or active_model(stores, settings))
+        encoder = open_model(settings, order.model or active_model(stores.vectors, stores.sessions, settings))
         work = settings.home / "training" / _digest(order, encoder.fingerprint)
         with Workers(encoder.preparation, settings.decode_workers) as workers:
             material = StoredMaterial(stores, workers, settings.limits)
@@ -128,12 +128,6 @@ def train_candidate(
         lock.persist(partial(_put_on_record, stores, encoder, order, candidate))
         shutil.rmtree(work)
     return candidate
-
-
-def active_model(stores: Stores, settings: Settings) -> str:
-    """Return the name of the model that searches use, or before the first ingest the one that is set."""
-    collection = index.active(stores.vectors)
-    return settings.model if collection is None else collection.model
 
 
 def _digest(order: Order, fingerprint: str) -> str:

@@ -146,6 +146,23 @@ def mark_embedded(session: Session, collection: str, digests: Mapping[UUID, Dige
     )
 
 
+def mark_current(session: Session, collection: str, digests: Mapping[UUID, Digest]) -> list[UUID]:
+    """Mark those points that were made from what Postgres has now; nobody changes it before the commit.
+
+    Returns:
+        The items that are deleted meanwhile, in id order. What has changed meanwhile stays unmarked.
+    """
+    living = (
+        select(ItemRow.id, ItemRow.content_hash, ItemRow.record_hash)
+        .where(among(ItemRow.id, digests), ItemRow.deleted.is_(None))
+        .order_by(ItemRow.id)
+        .with_for_update(read=True)
+    )
+    now = {id: Digest(content, record) for id, content, record in session.execute(living).tuples()}
+    mark_embedded(session, collection, {id: own for id, own in digests.items() if now.get(id) == own})
+    return sorted(digests.keys() - now.keys())
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which items are meant: those that satisfy all that is given, of what is given at least one thing."""

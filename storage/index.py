@@ -173,17 +173,26 @@ def collection_of(client: QdrantClient, fingerprint: str, model: str) -> Collect
     collection = active(client)
     if collection is None:
         raise NoCollection
+    require_model(collection, fingerprint, model)
+    return collection
+
+
+def require_model(collection: Collection, fingerprint: str, model: str) -> None:
+    """Make sure that the model with `fingerprint` made the collection.
+
+    Raises:
+        ModelMismatch: another one did, so its vectors and this one's cannot be compared.
+    """
     if collection.fingerprint != fingerprint:
         remedy = (
-            "the model has changed since: ingest into another SIGHTLINE_HOME"
+            "the model has changed since it was ingested with: run sightline reindex --model"
             if collection.model == model
-            else f"set SIGHTLINE_MODEL={collection.model}, or use another SIGHTLINE_HOME for the other model"
+            else f"run: sightline reindex --model {model}"
         )
         raise ModelMismatch(
             f"the collection holds vectors of model {collection.model!r} ({collection.fingerprint}), not of "
             f"{model!r} ({fingerprint}); {remedy}"
         )
-    return collection
 
 
 def upsert(client: QdrantClient, collection: Collection, points: Sequence[Point]) -> None:
@@ -362,7 +371,8 @@ def search(
     Scores are those of whole vectors: what was found among packed or shortened ones is scored anew.
 
     Args:
-        collection: what `collection_of` returned; the search itself goes through the alias.
+        collection: what `active` returned; it is searched by its own name, for the alias may move to
+            another model's meanwhile.
         using: `image` finds pictures, `text` finds texts; items without one are not found by it.
         min_score: leave out what scores lower, a cosine in [-1, 1].
         where: metadata (or `source`, or `key`) that a hit must have.
@@ -378,7 +388,7 @@ def search(
             filter=condition,
         )
     found = client.query_points(
-        ALIAS,
+        collection.name,
         query=_rows(query, using),
         using=using,
         prefetch=first_look,
@@ -466,6 +476,41 @@ def describe(client: QdrantClient, name: str) -> Collection:
         quantization=_quantization_of(info.config.quantization_config),
         short_dim=made_by.get("short_dim"),
     )
+
+
+def sampled_recall(client: QdrantClient, collection: str, ids: Sequence[UUID], limit: int) -> float | None:
+    """Return how much of the exact answer searches give: mean recall@`limit` of picture searches, in [0, 1].
+
+    Args:
+        ids: points whose pictures are the queries; those without one are left out.
+
+    Returns:
+        None if there is no picture among them.
+    """
+    points = client.retrieve(collection, [str(id) for id in ids], with_payload=False, with_vectors=["image"])
+    queries = [
+        point.vector["image"]
+        for point in points
+        if isinstance(point.vector, dict) and "image" in point.vector
+    ]
+    if not queries:
+        return None
+    answers = []
+    for params in (None, models.SearchParams(exact=True)):
+        asked: list[Any] = [
+            models.QueryRequest(query=query, using="image", limit=limit, params=params) for query in queries
+        ]
+        answers.append(client.query_batch_points(collection, asked))
+    shares = [
+        len({point.id for point in found.points} & {point.id for point in right.points}) / len(right.points)
+        for found, right in zip(*answers, strict=True)
+    ]
+    return sum(shares) / len(shares)
+
+
+def is_settled(client: QdrantClient, collection: str) -> bool:
+    """Whether the server has nothing left to do on `collection` before it is as fast as it gets."""
+    return client.get_collection(collection).status == models.CollectionStatus.GREEN
 
 
 def count(client: QdrantClient, collection: str) -> int:

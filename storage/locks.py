@@ -75,10 +75,12 @@ class Lock:
         connection = self._connection = self._engine.connect()
         try:
             self._end_lost_session(connection)
-            self._session = connection.execute(OWN_SESSION).one()
+            self._session = None
+            session = connection.execute(OWN_SESSION).one()
             for attempt, why in self._wanted:
                 if not connection.scalar(select(attempt)):
                     raise Busy(why)
+            self._session = session  # not before: whoever comes too late may get this session again
             connection.commit()  # the locks are the session's, not the transaction's
         except BaseException:
             self.release()
@@ -114,6 +116,19 @@ def training_lock(engine: Engine) -> Lock:
     """Return the right to train a model; others may write meanwhile."""
     own = func.pg_try_advisory_lock(_number("sightline training"))
     return Lock(engine, ((own, "another training is running; wait until it has ended"),))
+
+
+def writing_lock(engine: Engine) -> Lock:
+    """Return the right to write beside runs of sources; it is busy while another has all for itself."""
+    shared = func.pg_try_advisory_lock_shared(_number(STORES))
+    repaired = "the stores are being repaired, backed up or restored; wait until that has ended"
+    return Lock(engine, ((shared, repaired),))
+
+
+def reindex_lock(engine: Engine) -> Lock:
+    """Return the right to fill a collection beside the active one, to switch, and to drop collections."""
+    own = func.pg_try_advisory_lock(_number("sightline reindex"))
+    return Lock(engine, ((own, "another re-index is running; wait until it has ended"),))
 
 
 @contextmanager

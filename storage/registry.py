@@ -1,7 +1,8 @@
 """Models and collections in Postgres. Functions take a Session and never commit: the caller does."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
@@ -9,7 +10,16 @@ from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from storage.schema import CollectionRow, EvaluationRow, MarkRow, ModelRow
+from storage.schema import CollectionRow, EvaluationRow, MarkRow, ModelRow, PromotionRow
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A collection, as Postgres has it."""
+
+    name: str
+    fingerprint: str
+    state: str
 
 
 def activate_collection(session: Session, *, name: str, model: str, fingerprint: str, dim: int) -> None:
@@ -34,6 +44,63 @@ def activate_collection(session: Session, *, name: str, model: str, fingerprint:
     )
 
 
+def begin_collection(session: Session, *, name: str, fingerprint: str) -> None:
+    """Put on record that collection `name` is being filled for a model that is known."""
+    row = insert(CollectionRow).values(name=name, fingerprint=fingerprint, state="building")
+    session.execute(
+        row.on_conflict_do_update(
+            index_elements=[CollectionRow.name],
+            set_={"state": "building", "retired": None},
+            where=CollectionRow.state == "retired",
+        )
+    )
+
+
+def last_retired(session: Session) -> list[Known]:
+    """Return the collections that searches went to before, the one they went to last first."""
+    retired = CollectionRow.state == "retired", CollectionRow.activated.is_not(None)
+    rows = session.scalars(
+        select(CollectionRow).where(*retired).order_by(CollectionRow.retired.desc(), CollectionRow.name)
+    )
+    return [Known(row.name, row.fingerprint, row.state) for row in rows]
+
+
+def disused(session: Session, days: float) -> list[str]:
+    """Return the collections that were retired, or begun and left, more than `days` days ago."""
+    since = func.coalesce(CollectionRow.retired, CollectionRow.created)
+    old = CollectionRow.state != "active", since < func.now() - timedelta(days=days)
+    return list(session.scalars(select(CollectionRow.name).where(*old).order_by(CollectionRow.name)))
+
+
+def forget_collection(session: Session, name: str) -> None:
+    """Drop what is on record of a collection. Call it after the collection itself is gone."""
+    forget_marks(session, name)
+    session.execute(delete(CollectionRow).where(CollectionRow.name == name))
+
+
+def save_decision(
+    session: Session,
+    *,
+    candidate: str,
+    active: str | None,
+    promoted: bool,
+    forced: bool,
+    checks: Sequence[Mapping[str, Any]],
+) -> None:
+    """Put on record whether a model may take the place of the active one, and why."""
+    session.add(
+        PromotionRow(
+            candidate=candidate, active=active, promoted=promoted, forced=forced, checks=[*map(dict, checks)]
+        )
+    )
+
+
+def is_promoted(session: Session, fingerprint: str) -> bool:
+    """Whether the last decision on a model was for it."""
+    latest = select(PromotionRow.promoted).where(PromotionRow.candidate == fingerprint)
+    return bool(session.scalar(latest.order_by(PromotionRow.at.desc(), PromotionRow.id.desc()).limit(1)))
+
+
 def forget_marks(session: Session, collection: str) -> None:
     """Drop what is said of the points of `collection`. Call it before the collection is made anew."""
     session.execute(delete(MarkRow).where(MarkRow.collection == collection))
@@ -43,15 +110,6 @@ def marks_by_collection(session: Session) -> dict[str, int]:
     """Return how many points each collection should hold."""
     statement = select(MarkRow.collection, func.count()).group_by(MarkRow.collection)
     return dict(session.execute(statement.order_by(MarkRow.collection)).tuples().all())
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A collection, as Postgres has it."""
-
-    name: str
-    fingerprint: str
-    state: str
 
 
 def known_collections(session: Session) -> list[Known]:

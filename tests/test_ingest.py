@@ -549,7 +549,7 @@ def test_another_model_is_refused_before_anything_is_written(deps: Deps, setting
     ingest(deps, settings, folder)
     other = replace(deps, encoder=ColourEncoder("clip", "clip1"))
 
-    with pytest.raises(index.ModelMismatch, match="set SIGHTLINE_MODEL=colour"):
+    with pytest.raises(index.ModelMismatch, match="sightline reindex --model clip"):
         ingest(other, settings, folder)
 
     assert points(deps) == 1

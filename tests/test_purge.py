@@ -29,21 +29,21 @@ def blobs(deps: Deps, settings: Settings, tmp_path: Path) -> Path:
 
 
 def test_what_no_item_needs_goes_and_the_rest_stays(deps: Deps, settings: Settings, blobs: Path):
-    assert purge(deps, settings.home, max_delete=0.5, yes=False, dry_run=True) == Purged(3, 1, 1)
+    assert purge(deps, settings, max_delete=0.5, yes=False, dry_run=True) == Purged(3, 1, 1, ())
     assert kept(blobs) == 4
 
-    purge(deps, settings.home, max_delete=0.5, yes=False, dry_run=False)
+    purge(deps, settings, max_delete=0.5, yes=False, dry_run=False)
 
     assert kept(blobs) == 2
-    assert purge(deps, settings.home, max_delete=0, yes=False, dry_run=False) == Purged(2, 0, 0)
+    assert purge(deps, settings, max_delete=0, yes=False, dry_run=False) == Purged(2, 0, 0, ())
 
 
 def test_a_purge_of_most_pictures_is_refused(deps: Deps, settings: Settings, blobs: Path):
     with pytest.raises(TooManyOrphans, match="1 of 3 pictures"):
-        purge(deps, settings.home, max_delete=0.05, yes=False, dry_run=False)
+        purge(deps, settings, max_delete=0.05, yes=False, dry_run=False)
 
     assert kept(blobs) == 4
-    purge(deps, settings.home, max_delete=0.05, yes=True, dry_run=False)
+    purge(deps, settings, max_delete=0.05, yes=True, dry_run=False)
     assert kept(blobs) == 2
 
 
@@ -53,8 +53,8 @@ def test_the_scratch_folder_of_a_backup_that_died_goes_and_a_backup_stays(deps: 
     died = a_folder(settings.home / name, {"postgres.dump": b"half"})
     backup(deps, str(settings.home / "backups"), settings.home)
 
-    assert purge(deps, settings.home, max_delete=0, yes=False, dry_run=True) == Purged(0, 0, 1)
-    purge(deps, settings.home, max_delete=0, yes=False, dry_run=False)
+    assert purge(deps, settings, max_delete=0, yes=False, dry_run=True) == Purged(0, 0, 1, ())
+    purge(deps, settings, max_delete=0, yes=False, dry_run=False)
 
     assert not died.exists()
     assert read_manifest(str(settings.home / "backups"))

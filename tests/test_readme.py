@@ -15,7 +15,16 @@ import pytest
 from flows.settings import PREFIX, Qdrant, Settings
 from tests.builders import a_folder, png
 from tests.faults import test_proxy, test_servers
-from tests.faults.points import BACKUP, DELETE, EVERYWHERE, FIRST_INGEST, REPAIR, RESTORE, SECOND_INGEST
+from tests.faults.points import (
+    BACKUP,
+    DELETE,
+    EVERYWHERE,
+    FIRST_INGEST,
+    REINDEX,
+    REPAIR,
+    RESTORE,
+    SECOND_INGEST,
+)
 from tests.faults.proxy import How
 from tests.faults.test_proxy import STORES
 from tests.processes import homes
@@ -127,11 +136,12 @@ def test_every_setting_is_in_the_readme():
 
 
 def test_the_readme_counts_the_faults_that_are_tried():
-    groups = (len(FIRST_INGEST) + len(SECOND_INGEST), len(DELETE), len(REPAIR), len(BACKUP), len(RESTORE))
+    points = (FIRST_INGEST + SECOND_INGEST, DELETE, REPAIR, BACKUP, RESTORE, REINDEX)
     breaks = len(STORES) * len(get_args(How))
 
-    assert "{} of an ingest, {} of a delete, {} of a repair, {} of a backup, {} of".format(*groups) in README
-    assert f"| {len(EVERYWHERE)} points |" in README
+    names = ("an ingest", "a delete", "a repair", "a backup", "a restore", "a re-index")
+    kills = ", ".join(f"{len(each)} of {name}" for each, name in zip(points, names, strict=True))
+    assert f"{kills} | {len(EVERYWHERE)} points |" in README
     assert f"| {breaks * test_proxy.SEEDS} times |" in README
     assert f"| {breaks} times |" in README
     assert f"| {len(test_servers.FIND) * test_servers.SEEDS} times |" in README

@@ -102,7 +102,7 @@ def test_before_the_first_ingest_the_error_says_what_to_run(deps: Deps):
 def test_a_search_with_another_model_is_refused(shop: Deps):
     other = replace(shop, encoder=ColourEncoder("clip", "clip1"))
 
-    with pytest.raises(index.ModelMismatch, match="SIGHTLINE_MODEL=colour"):
+    with pytest.raises(index.ModelMismatch, match="sightline reindex --model clip"):
         search(other, Query(text="red"))
 
 

@@ -130,7 +130,20 @@ RESTORE = (
 )
 """While empty stores are filled from a backup."""
 
-EVERYWHERE = (*FIRST_INGEST, *SECOND_INGEST, *DELETE, *REPAIR, *BACKUP, *RESTORE)
+REINDEX = (
+    KillPoint("a re-index: before its collection is made", "storage.index:create", "before"),
+    HalfARequest("a re-index: in the middle of its points", "/points"),
+    KillPoint("a re-index: the first points, before their marks", "storage.catalog:mark_current", "before"),
+    KillPoint("a re-index: the first marks, not committed", "storage.catalog:mark_current", "after"),
+    KillPoint("a re-index: all is filled, nothing verified", "storage.index:is_settled", "before"),
+    KillPoint("a re-index: verified, the alias is old", "storage.index:activate", "before"),
+    HalfARequest("a re-index: in the middle of the alias switch", "/collections/aliases"),
+    KillPoint("a re-index: the alias has moved, nothing is committed", "storage.index:activate", "after"),
+    KillPoint("a re-index: before it is closed", "storage.runs:end_run", "before"),
+)
+"""While searches change to another model."""
+
+EVERYWHERE = (*FIRST_INGEST, *SECOND_INGEST, *DELETE, *REPAIR, *BACKUP, *RESTORE, *REINDEX)
 ALL = {point.name: point for point in EVERYWHERE}
 
 

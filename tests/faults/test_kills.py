@@ -32,6 +32,7 @@ from tests.faults.points import (
     BACKUP,
     DELETE,
     FIRST_INGEST,
+    REINDEX,
     REPAIR,
     RESTORE,
     SECOND_INGEST,
@@ -57,6 +58,11 @@ def prefect_url() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_clip(tmp_path_factory.mktemp("tiny clip"))
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_clip(tmp_path_factory.mktemp("other tiny clip"), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +163,7 @@ def check(stores: Stores, home: Path, expected: set[str], pictures: int) -> None
         found = stores.vectors.query_points(index.ALIAS, query=point.vector["image"], using="image", limit=20)
         assert str(point.id) in {hit.id for hit in found.points if hit.score > 0.999}
     assert reconcile(stores).work == 0
-    purge(stores, home, max_delete=1, yes=True, dry_run=False)
+    purge(stores, Settings(home=home), max_delete=1, yes=True, dry_run=False)
     assert not list(home.glob(".*"))
     kept = [path for path in (Path(stores.blobs._root)).rglob("*") if path.is_file()]
     assert len(kept) == pictures
@@ -265,3 +271,34 @@ def test_a_restore_that_dies_is_done_again(
     blobs = Blobs(str(tmp_path / "other" / "pictures"))
     other = Stores(empty_database, sessionmaker(empty_database), stores.vectors, blobs)
     check(other, tmp_path / "other", set(GOOD), pictures=8)
+
+
+@pytest.mark.usefixtures("ingested")
+@pytest.mark.parametrize("point", REINDEX, ids=lambda point: point.name)
+def test_a_killed_reindex_leaves_searches_whole_and_is_finished_by_the_next(
+    point: KillPoint | HalfARequest, stores: Stores, model: Path, other_model: Path, sightline: Sightline
+):
+    command = ("reindex", "--model", other_model, "--force")
+
+    assert sightline(*command, kill=point.name) == -signal.SIGKILL
+    searched = index.active(stores.vectors)
+    assert searched is not None
+    assert index.count(stores.vectors, searched.name) == len(GOOD)
+
+    assert sightline(*command) == 0
+    searched = index.active(stores.vectors)
+    assert searched is not None
+    assert searched.model == str(other_model)
+    assert reconcile(stores).work == 0
+    with stores.sessions() as session:
+        by_state = session.execute(text("select state, count(*) from collections group by 1"))
+        states = dict(by_state.tuples().all())
+        open_runs = session.scalar(text("select count(*) from runs where outcome = 'running'"))
+        forced = session.scalar(text("select count(*) from promotions where forced"))
+    assert (states, open_runs, forced) == ({"active": 1, "retired": 1}, 0, 1)
+
+    assert sightline("rollback") == 0
+    searched = index.active(stores.vectors)
+    assert searched is not None
+    assert searched.model == str(model)
+    assert reconcile(stores).work == 0

@@ -1,0 +1,474 @@
+"""A collection of another model: filled beside the active one, verified, switched to, and left again.
+
+Postgres says what belongs into it, and its marks what is there already: a killed re-index goes on where it
+was. Ingests go on meanwhile, into the active collection; pass after pass takes over what they bring, the
+last one while nobody writes. Then the alias moves, in one step, and the rows that say so are committed.
+"""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from heapq import nsmallest
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+from embedding.encoder import Encoder
+from embedding.stream import ahead
+from embedding.workers import Workers
+from flows.batch import embed_all, refused, with_vectors
+from flows.deps import Stores
+from flows.ledger import Account, recorded
+from flows.models import Load, open_model
+from flows.pictures import Shown
+from flows.reconcile import Report, bytes_of, confirmed, pages
+from flows.retries import Held, held
+from flows.settings import BadSettings, Settings
+from storage import catalog, index, registry
+from storage.differences import Difference
+from storage.locks import Busy, Lock, lone_lock, reindex_lock, writing_lock
+from storage.records import Digest, Item
+
+PAUSE_S = 3.0
+SETTLE_S = 600.0
+SAMPLE = 100
+NEIGHBOURS = 10
+LEAST_RECALL = 0.9
+"""Of searches, compared with exact ones, below which an index is not fit to be searched."""
+
+BYTES_A_NUMBER = 4
+SPARE = 2.5
+"""What a collection takes at its largest, in sizes of its bare vectors: while it is being optimised."""
+
+PAYLOAD_BYTES = 2048
+
+Advance = Callable[[str, int, int], None]
+"""Told what is going on, how far it is, and of how much."""
+
+
+class NotPromoted(RuntimeError):
+    """The gate has not let the model through."""
+
+
+class NotEnoughDisk(RuntimeError):
+    """The new collection would not fit beside the old one."""
+
+
+class NotVerified(RuntimeError):
+    """The new collection is not what it should be; searches stay with the old one."""
+
+
+class MissingPictures(RuntimeError):
+    """Pictures that are needed for the new collection are gone."""
+
+
+class NothingToGoBackTo(RuntimeError):
+    """No collection is kept that searches went to before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Which model searches are to use, and what is put up with for it."""
+
+    model: str
+    force: bool = False
+    """Whether the gate is passed by."""
+
+    yes: bool = False
+    """Whether the disk may run full."""
+
+    max_missing: int = 0
+    """How many items may be left behind because their pictures are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """Where searches go now, and where they went before."""
+
+    collection: str
+    model: str
+    before: str | None
+    written: int
+    """Points that were written for it."""
+
+    missing: tuple[str, ...]
+    """What could not be taken along, each with why."""
+
+    recall: float | None
+    """Of a sample of its searches, compared with exact ones; None without pictures, or where not measured."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"missing": list(self.missing)}
+
+
+@dataclass(slots=True)
+class Filling:
+    """A collection that is being filled."""
+
+    stores: Stores
+    encoder: Encoder
+    collection: index.Collection
+    workers: Workers
+    settings: Settings
+    written: int
+    missing: dict[UUID, str]
+    """Items whose pictures cannot be had, each with why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Some items with all that the model needs of them."""
+
+    items: Mapping[UUID, Item]
+    digests: Mapping[UUID, Digest]
+    pictures: Mapping[str, Shown]
+    missing: Mapping[UUID, str]
+
+
+def reindex(
+    stores: Stores,
+    settings: Settings,
+    order: Order,
+    *,
+    load: Load = open_model,
+    free_bytes: int | None = None,
+    advance: Advance = lambda _what, _done, _of: None,
+) -> Switched:
+    """Fill a collection of a model, and have searches go to it; run it again to take up a killed one.
+
+    Of the active model it fills in what its collection lacks.
+
+    Args:
+        load: opens a model by its name.
+        free_bytes: what a new collection may take; None where that is not known.
+
+    Raises:
+        NotPromoted: the gate has not let the model through.
+        NotEnoughDisk: the collection would not fit.
+        MissingPictures: more than `order.max_missing` items cannot be taken along.
+        NotVerified: what was filled differs from Postgres, or is searched badly.
+        ModelUnavailable: there is no such model.
+        Busy: another re-index is running.
+    """
+    encoder = load(settings, order.model)
+    account = Account()
+    with (
+        held(reindex_lock(stores.engine), for_s=settings.retry_for_s) as lock,
+        recorded(stores.sessions, lock, "reindex", account=lambda: account, options={"model": encoder.name}),
+        Workers(encoder.preparation, settings.decode_workers) as workers,
+    ):
+        before = index.active(stores.vectors)
+        if before is None:
+            raise index.NoCollection
+        if before.fingerprint != encoder.fingerprint:
+            _refuse(stores, encoder, order, free_bytes)
+        collection = lock.persist(partial(_begin, stores, settings, encoder, order, before))
+        filling = Filling(stores, encoder, collection, workers, settings, 0, {})
+        recall = _fill_and_switch(filling, lock, order, advance)
+        account.counts = {"written": filling.written, "missing": len(filling.missing)}
+    old = None if before.name == collection.name else before.name
+    why = tuple(filling.missing[id] for id in sorted(filling.missing))
+    return Switched(collection.name, encoder.name, old, filling.written, why, recall)
+
+
+def rollback(
+    stores: Stores,
+    settings: Settings,
+    *,
+    load: Load = open_model,
+    advance: Advance = lambda _what, _done, _of: None,
+) -> Switched:
+    """Have searches go to the collection that they went to before, at once; then fill in what it lacks.
+
+    Raises:
+        NothingToGoBackTo: none is kept.
+        Busy: a re-index is running.
+        ModelUnavailable: its model cannot be loaded, by which queries are encoded; nothing was changed.
+    """
+    account = Account()
+    with (
+        held(reindex_lock(stores.engine), for_s=settings.retry_for_s) as lock,
+        recorded(stores.sessions, lock, "rollback", account=lambda: account),
+    ):
+        before = index.active(stores.vectors)
+        collection = _last_retired(stores)
+        encoder = load(settings, collection.model)
+        index.require_model(collection, encoder.fingerprint, encoder.name)
+        lock.persist(partial(_switch, stores, encoder, collection))
+        with Workers(encoder.preparation, settings.decode_workers) as workers:
+            filling = Filling(stores, encoder, collection, workers, settings, 0, {})
+            _catch_up(filling, lock, advance)
+        account.counts = {"written": filling.written, "missing": len(filling.missing)}
+    why = tuple(filling.missing[id] for id in sorted(filling.missing))
+    return Switched(
+        collection.name, encoder.name, before.name if before else None, filling.written, why, None
+    )
+
+
+def free_disk(settings: Settings) -> int | None:
+    """Return how many bytes are free where the index lies; None where that is a server's business."""
+    return shutil.disk_usage(settings.home).free if settings.qdrant.url is None else None
+
+
+def _refuse(stores: Stores, encoder: Encoder, order: Order, free_bytes: int | None) -> None:
+    """Raise unless the model was promoted, or is forced, and its collection has room."""
+    with stores.sessions() as session:
+        promoted = registry.is_promoted(session, encoder.fingerprint)
+        counts = catalog.counts(session)
+    if not promoted and not order.force:
+        raise NotPromoted(
+            f"model {encoder.name!r} has not been promoted; run: sightline promote {encoder.name}, "
+            "or pass the gate by with --force"
+        )
+    rows = counts["with_picture"] + counts["with_text"]
+    needed = int(rows * encoder.dim * BYTES_A_NUMBER * SPARE + counts["items"] * PAYLOAD_BYTES)
+    if free_bytes is not None and needed > free_bytes and not order.yes:
+        raise NotEnoughDisk(
+            f"the new collection needs about {needed / 2**20:,.0f} MiB beside the old one, and "
+            f"{free_bytes / 2**20:,.0f} MiB are free; make room, or go on with --yes"
+        )
+
+
+def _begin(
+    stores: Stores, settings: Settings, encoder: Encoder, order: Order, active: index.Collection
+) -> index.Collection:
+    """Make the collection, unless it is there, and put on record what it is for and who forced it."""
+    name = index.collection_name(encoder.fingerprint)
+    short_dim = settings.qdrant.short_dim
+    if short_dim is not None and short_dim >= encoder.dim:
+        raise BadSettings(
+            f"SIGHTLINE_QDRANT__SHORT_DIM: {short_dim} is no beginning of the {encoder.dim} dimensions that "
+            f"model {encoder.name!r} has; set fewer"
+        )
+    with stores.sessions.begin() as session:
+        registry.save_model(session, fingerprint=encoder.fingerprint, name=encoder.name, dim=encoder.dim)
+        if name != active.name and order.force and not registry.is_promoted(session, encoder.fingerprint):
+            registry.save_decision(
+                session,
+                candidate=encoder.fingerprint,
+                active=active.fingerprint,
+                promoted=True,
+                forced=True,
+                checks=[],
+            )
+        registry.begin_collection(session, name=name, fingerprint=encoder.fingerprint)
+        if not stores.vectors.collection_exists(name):
+            registry.forget_marks(session, name)
+    if name != active.name:
+        index.create(
+            stores.vectors,
+            model=encoder.name,
+            fingerprint=encoder.fingerprint,
+            dim=encoder.dim,
+            filter_fields=settings.qdrant.filter_fields,
+            quantization=settings.qdrant.quantization,
+            short_dim=short_dim,
+        )
+    return index.describe(stores.vectors, name)
+
+
+def _fill_and_switch(filling: Filling, lock: Held, order: Order, advance: Advance) -> float | None:
+    """Catch up with whoever writes, then do the last of it alone; return the recall of the sample."""
+    while True:
+        _catch_up(filling, lock, advance)
+        _refuse_missing(filling, order)
+        _settle(filling, advance)
+        alone = lone_lock(filling.stores.engine)
+        try:
+            alone.keep()
+        except Busy as error:
+            advance(f"wait: {error}", 0, 0)
+            time.sleep(PAUSE_S)
+            continue
+        try:
+            return lock.persist(partial(_finish, filling, order, alone, advance))
+        finally:
+            alone.release()
+
+
+def _finish(filling: Filling, order: Order, alone: Lock, advance: Advance) -> float | None:
+    """Fill in the rest, verify, and switch; nobody else writes meanwhile. Safe to repeat.
+
+    Raises:
+        NotVerified: what was filled differs from Postgres, or is searched badly.
+    """
+    stores, name = filling.stores, filling.collection.name
+    filling.missing.clear()
+    for ready in _batches(filling):
+        alone.keep()
+        _write(filling, ready)
+    _refuse_missing(filling, order)
+    advance("verify", 0, 0)
+    _settle(filling, advance)
+    strays = [one.id for one in _differences(filling) if one.kind == "stray"]
+    if strays:
+        index.remove(stores.vectors, name, strays)
+    if left := [
+        one for one in _differences(filling) if one.kept is None or one.kept.id not in filling.missing
+    ]:
+        raise NotVerified(
+            f"{len(left):,} points of {name} are not what Postgres has, the first of them {left[0].id} "
+            f"({left[0].kind}); searches stay as they are; run it again"
+        )
+    recall = _measured_recall(filling)
+    if recall is not None and recall < LEAST_RECALL:
+        raise NotVerified(
+            f"searches of {name} find {recall:.0%} of what exact ones find, less than {LEAST_RECALL:.0%}; "
+            "searches stay as they are; is it still being optimised? Run it again later"
+        )
+    alone.keep()
+    _switch(stores, filling.encoder, filling.collection)
+    return recall
+
+
+def _switch(stores: Stores, encoder: Encoder, collection: index.Collection) -> None:
+    """Have searches go to `collection`: the alias moves before the commit, so that the rows never run ahead.
+
+    Where a crash comes between the two, whatever runs next puts on record what the alias says.
+    """
+    with stores.sessions.begin() as session:
+        registry.activate_collection(
+            session,
+            name=collection.name,
+            model=encoder.name,
+            fingerprint=encoder.fingerprint,
+            dim=encoder.dim,
+        )
+        session.flush()
+        index.activate(stores.vectors, collection.name)
+
+
+def _last_retired(stores: Stores) -> index.Collection:
+    with stores.sessions() as session:
+        retired = registry.last_retired(session)
+    for one in retired:
+        if stores.vectors.collection_exists(one.name):
+            return index.describe(stores.vectors, one.name)
+    raise NothingToGoBackTo(
+        "no collection is kept that searches went to before; sightline reindex --model M makes one anew"
+    )
+
+
+def _catch_up(filling: Filling, lock: Held, advance: Advance) -> None:
+    """Write what the collection lacks, beside others that write, until a pass finds nothing."""
+    with filling.stores.sessions() as session:
+        total = catalog.counts(session)["items"]
+    while True:
+        before = filling.written
+        filling.missing.clear()
+        with ahead(_batches(filling)) as batches:
+            for ready in batches:
+                with _when_free(writing_lock(filling.stores.engine), advance):
+                    lock.persist(partial(_write, filling, ready))
+                advance("embed", filling.written, total)
+        if filling.written == before:
+            return
+
+
+@contextmanager
+def _when_free(lock: Lock, advance: Advance) -> Iterator[None]:
+    """Hold `lock`, however long it takes until others give it back."""
+    while True:
+        try:
+            lock.keep()
+            break
+        except Busy as error:
+            advance(f"wait: {error}", 0, 0)
+            time.sleep(PAUSE_S)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _batches(filling: Filling) -> Iterator[Ready]:
+    """Yield what the collection lacks, in id order, with pictures that are decoded."""
+    lacking = _lacking(filling.stores, filling.collection.name)
+    while ids := list(islice(lacking, filling.settings.batch_size)):
+        yield _ready(filling, ids)
+
+
+def _lacking(stores: Stores, collection: str) -> Iterator[UUID]:
+    """Yield the living items whose mark in the collection is not that of their content, in id order."""
+    for page in pages(stores, collection):
+        yield from (one.id for one in page if one.mark != one.wanted)
+
+
+def _ready(filling: Filling, ids: Sequence[UUID]) -> Ready:
+    stores, name, limits = filling.stores, filling.collection.name, filling.settings.limits
+    with stores.sessions() as session:
+        found = catalog.items_with_digests(session, ids)
+        wanted = {item.picture.sha256: item.picture for item, _ in found.values() if item.picture}
+        twins = catalog.embedded_twins(session, name, wanted)
+    pictures = with_vectors(stores, name, twins)
+    gone = {}
+    for sha256, picture in wanted.items():
+        if sha256 in pictures:
+            continue
+        data = bytes_of(stores, sha256, picture.uri, limits)
+        if data is None:
+            gone[sha256] = f"its picture is gone, here and at {picture.uri}"
+        else:
+            pictures[sha256] = Shown(filling.workers.submit(data, name=picture.uri))
+    for sha256, error in refused(pictures).items():
+        gone[sha256] = str(error)
+        del pictures[sha256]
+    missing = {
+        id: f"{item.source}: {item.key}: {gone[item.picture.sha256]}"
+        for id, (item, _) in found.items()
+        if item.picture and item.picture.sha256 in gone
+    }
+    items = {id: item for id, (item, _) in found.items() if id not in missing}
+    return Ready(items, {id: digest for id, (_, digest) in found.items() if id in items}, pictures, missing)
+
+
+def _write(filling: Filling, ready: Ready) -> None:
+    """Write points, and then the marks of those that are still what Postgres has; safe to repeat."""
+    stores, name = filling.stores, filling.collection.name
+    points, _ = embed_all(filling.encoder, ready.items, ready.digests, ready.pictures)
+    index.upsert(stores.vectors, filling.collection, points)
+    with stores.sessions.begin() as session:
+        deleted = catalog.mark_current(session, name, ready.digests)
+    if deleted:
+        index.remove(stores.vectors, name, deleted)
+    filling.written += len(points)
+    filling.missing.update(ready.missing)
+
+
+def _refuse_missing(filling: Filling, order: Order) -> None:
+    missing = filling.missing
+    if len(missing) > order.max_missing:
+        raise MissingPictures(
+            f"{len(missing):,} items cannot be taken along, the first of them {missing[min(missing)]}; "
+            "sightline reconcile --repair fetches pictures again, --max-missing leaves them behind"
+        )
+
+
+def _settle(filling: Filling, advance: Advance) -> None:
+    """Wait until the server has optimised the collection."""
+    stores, name = filling.stores, filling.collection.name
+    until = time.monotonic() + SETTLE_S
+    while not index.is_settled(stores.vectors, name):
+        if time.monotonic() > until:
+            raise NotVerified(
+                f"{name} is still being optimised after {SETTLE_S / 60:.0f} minutes; searches stay as they "
+                "are; run it again later"
+            )
+        advance("wait for the index to be optimised", 0, 0)
+        time.sleep(PAUSE_S)
+
+
+def _differences(filling: Filling) -> list[Difference]:
+    return list(confirmed(filling.stores, filling.collection.name, True, Report(), lambda _: None))
+
+
+def _measured_recall(filling: Filling) -> float | None:
+    """Return the recall of searches for a sample of pictures, the same for the same items."""
+    stores, name = filling.stores, filling.collection.name
+    marked = (one.id for page in pages(stores, name) for one in page if one.image and one.mark)
+    sample = nsmallest(SAMPLE, marked, key=lambda id: hashlib.sha256(id.bytes).digest())
+    return index.sampled_recall(stores.vectors, name, sample, NEIGHBOURS)
