@@ -1,23 +1,59 @@
-"""Retrieval metrics over ranks. Pure: no model, no store, no randomness."""
+"""Retrieval metrics over ranks, query by query. Pure: no model, no store, no randomness."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ranks = NDArray[np.int64]
+Scores = NDArray[np.float64]
+"""One number for each query."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """Where the right answers of some queries came out; each query has at least one."""
+
+    queries: NDArray[np.int64]
+    """Shape (answers,): whose answer each is, rising from 0 without a gap."""
+
+    ranks: Ranks
+    """Shape (answers,), from 1; those of one query are all different."""
+
+    gains: Scores
+    """Shape (answers,), above 0: how much each is worth; nDCG alone looks at it."""
+
+    def __post_init__(self) -> None:
+        if not len(self.ranks) == len(self.queries) == len(self.gains):
+            raise ValueError(f"{len(self.ranks)} ranks and {len(self.gains)} gains of {len(self.queries)}")
+        steps = np.diff(self.queries, prepend=-1)
+        if not np.isin(steps, (0, 1)).all():
+            raise ValueError("queries must rise from 0 without a gap: leave out those without an answer")
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How many answers each query has, shape (queries,)."""
+        if len(self.queries) == 0:
+            raise ValueError("no queries: nothing to average; count them as left out")
+        return np.bincount(self.queries)
+
+
+def one_each(ranks: Ranks) -> Answers:
+    """Return the answers of queries that have one each, at these ranks."""
+    return Answers(np.arange(len(ranks)), ranks, np.ones(len(ranks)))
 
 
 def target_ranks(scores: NDArray[np.floating], targets: Sequence[int]) -> Ranks:
-    """Return the rank, from 1, of each query's one right answer.
+    """Return the rank, from 1, of one right answer of each row.
 
     Args:
-        scores: shape (queries, gallery), higher is closer. Columns are in the order of the items' ids:
+        scores: shape (rows, gallery), higher is closer. Columns are in the order of the items' ids:
             of equal scores the column that comes first wins, so that a rank is never a matter of chance.
-        targets: for each query the column of its right answer.
+        targets: for each row the column of its right answer.
 
     Raises:
-        ValueError: there is not one target for each query, or a score is NaN.
+        ValueError: there is not one target for each row, or a score is NaN.
 
     >>> target_ranks(np.array([[0.9, 0.1, 0.9]]), [2]).tolist()
     [2]
@@ -32,49 +68,63 @@ def target_ranks(scores: NDArray[np.floating], targets: Sequence[int]) -> Ranks:
     return np.asarray(ahead.sum(axis=1) + 1, np.int64)
 
 
-def recall_at(ranks: Ranks, k: int) -> float:
-    """Return the share of queries whose one right answer is among the first `k`, in [0, 1].
+def recall_at(answers: Answers, k: int) -> Scores:
+    """Return of each query the share of its answers that are among the first `k`, in [0, 1].
 
     Raises:
         ValueError: there are no queries, or `k` is below 1.
 
-    >>> recall_at(np.array([1, 7]), k=5)
-    0.5
+    >>> recall_at(one_each(np.array([1, 7])), k=5).tolist()
+    [1.0, 0.0]
     """
-    _refuse_empty(ranks)
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    return float((ranks <= k).mean())
+    return _mean_of_each(answers, answers.ranks <= _checked(k))
 
 
-def mean_reciprocal_rank(ranks: Ranks) -> float:
-    """Return the mean of 1 / rank, in (0, 1] (Voorhees, 1999).
+def reciprocal_rank(answers: Answers) -> Scores:
+    """Return of each query 1 / the rank of its first answer, in (0, 1]; their mean is MRR (Voorhees, 1999).
 
-    >>> mean_reciprocal_rank(np.array([1, 4]))
-    0.625
+    >>> reciprocal_rank(one_each(np.array([1, 4]))).tolist()
+    [1.0, 0.25]
     """
-    _refuse_empty(ranks)
-    return float((1 / ranks).mean())
+    counts = answers.counts
+    return np.asarray(1 / np.minimum.reduceat(answers.ranks, np.cumsum(counts) - counts))
 
 
-def ndcg_at(ranks: Ranks, k: int) -> float:
-    """Return nDCG@k for queries with one right answer: 1 / log2(1 + rank), or 0 below the cut.
+def average_precision(answers: Answers) -> Scores:
+    """Return of each query the mean precision at the ranks of its answers, in (0, 1]; their mean is mAP.
 
-    Järvelin and Kekäläinen (2002); the ideal ranking has the one answer first, so its gain is 1.
-
-    >>> ndcg_at(np.array([1, 3, 11]), k=10)
-    0.5
+    Buckley and Voorhees (2000). With one answer it is the reciprocal rank.
     """
-    _refuse_empty(ranks)
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    return float(np.where(ranks <= k, 1 / np.log2(1 + ranks), 0.0).mean())
+    order = np.lexsort((answers.ranks, answers.queries))
+    return _mean_of_each(answers, _places(answers) / answers.ranks[order])
 
 
-def retrieval_figures(ranks: Ranks) -> dict[str, float]:
-    """Return the figures that papers print: recall@1, @5, @10, MRR and nDCG@10."""
-    recalls = {f"recall@{k}": recall_at(ranks, k) for k in (1, 5, 10)}
-    return recalls | {"mrr": mean_reciprocal_rank(ranks), "ndcg@10": ndcg_at(ranks, 10)}
+def ndcg_at(answers: Answers, k: int) -> Scores:
+    """Return nDCG@k of each query, in [0, 1]: gain / log2(1 + rank), over that of the best ranking.
+
+    Järvelin and Kekäläinen (2002), with gains as they are given.
+
+    >>> ndcg_at(one_each(np.array([1, 3, 11])), k=10).tolist()
+    [1.0, 0.5, 0.0]
+    """
+    best = answers.gains[np.lexsort((-answers.gains, answers.queries))]
+    reached = _discounted(answers, answers.gains, answers.ranks, _checked(k))
+    return reached / _discounted(answers, best, _places(answers), k)
+
+
+def retrieval_scores(answers: Answers) -> dict[str, Scores]:
+    """Return what papers print the means of: recall@1, @5, @10, MRR, mAP and nDCG@10, for each query."""
+    recalls = {f"recall@{k}": recall_at(answers, k) for k in (1, 5, 10)}
+    return recalls | {
+        "mrr": reciprocal_rank(answers),
+        "map": average_precision(answers),
+        "ndcg@10": ndcg_at(answers, 10),
+    }
+
+
+def retrieval_figures(answers: Answers) -> dict[str, float]:
+    """Return the figures that papers print: the means of `retrieval_scores`."""
+    return {name: float(scores.mean()) for name, scores in retrieval_scores(answers).items()}
 
 
 def best_of_groups(scores: NDArray[np.floating], starts: Sequence[int]) -> NDArray[np.floating]:
@@ -91,6 +141,24 @@ def best_of_groups(scores: NDArray[np.floating], starts: Sequence[int]) -> NDArr
     return best
 
 
-def _refuse_empty(ranks: Ranks) -> None:
-    if len(ranks) == 0:
-        raise ValueError("no queries: nothing to average; count them as left out")
+def _places(answers: Answers) -> NDArray[np.int64]:
+    """Return 1, 2, … for the answers of each query, query by query."""
+    counts = answers.counts
+    return np.arange(len(answers.queries)) - (np.cumsum(counts) - counts)[answers.queries] + 1
+
+
+def _mean_of_each(answers: Answers, values: NDArray[np.generic]) -> Scores:
+    """Return the mean of each query's values, which are in the order of queries."""
+    counts = answers.counts
+    return np.asarray(np.bincount(answers.queries, weights=values) / counts, np.float64)
+
+
+def _discounted(answers: Answers, gains: Scores, ranks: Ranks, k: int) -> Scores:
+    gained = np.where(ranks <= k, gains / np.log2(1 + ranks), 0.0)
+    return np.bincount(answers.queries, weights=gained).astype(np.float64)
+
+
+def _checked(k: int) -> int:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    return k

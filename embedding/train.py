@@ -24,7 +24,7 @@ from transformers.utils.logging import set_verbosity_error
 from embedding.batches import Batch, Row
 from embedding.head import PictureHead
 from embedding.losses import Groups, LossName, PairLoss
-from embedding.metrics import retrieval_figures, target_ranks
+from embedding.metrics import one_each, retrieval_figures, target_ranks
 
 What = Literal["head", "lora", "all"]
 Collate = Callable[[Sequence[Row]], Batch]
@@ -299,7 +299,10 @@ def figures_of(texts: Tensor, pictures: Tensor, groups: Tensor) -> dict[str, dic
     first = torch.full((int(own.max()) + 1,), many).scatter_reduce(0, own, torch.arange(many), "amin")
     forth = target_ranks((texts @ pictures[first].T).numpy(), own.tolist())
     back = target_ranks((pictures @ texts.T).numpy(), list(range(many)))
-    return {"text_to_image": retrieval_figures(forth), "image_to_text": retrieval_figures(back)}
+    return {
+        "text_to_image": retrieval_figures(one_each(forth)),
+        "image_to_text": retrieval_figures(one_each(back)),
+    }
 
 
 def only_head(model: SentenceTransformer, head: PictureHead) -> SentenceTransformer:

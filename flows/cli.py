@@ -422,25 +422,63 @@ def retry(ctx: click.Context, reason: str | None, source: str | None, as_json: b
 
 
 @main.command(short_help="Measure how well texts and pictures find each other.")
-@click.option("--keys", type=EXISTING_FILE, help="Only these keys, a line each.")
-@click.option("--lang", help="Captions in this language instead of those that are embedded.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="M",
+    help="A model or a collection; others are compared with the first.  [default: the active one]",
+)
+@click.option("--keys", type=EXISTING_FILE, help="Only records with these keys, a line each.")
+@click.option("--held-out", is_flag=True, help="Only what none of the models has learned from.")
+@click.option(
+    "--manifest",
+    type=click.Path(exists=True, path_type=Path),
+    help="A manifest or folder of other records, none of which is taken in.",
+)
+@click.option("--judgments", type=EXISTING_FILE, help="JSON lines of query or image, key and relevance.")
+@click.option(
+    "--langs", metavar="L,…|all", help="Captions in these languages instead of those that are embedded."
+)
+@click.option("--by", multiple=True, metavar="FIELD", help="Also by the values of this metadata field.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw recall against k, as a PNG."
+)
 @as_json_option
-def evaluate(keys: Path | None, lang: str | None, as_json: bool) -> None:
+def evaluate(
+    models: tuple[str, ...],
+    keys: Path | None,
+    held_out: bool,
+    manifest: Path | None,
+    judgments: Path | None,
+    langs: str | None,
+    by: tuple[str, ...],
+    plot: Path | None,
+    as_json: bool,
+) -> None:
     """Measure how well captions find their pictures, and pictures their captions.
 
     Text to image counts each caption as a query. Image to text ranks items by their best caption. Figures
-    of different gallery sizes cannot be compared.
+    of different gallery sizes cannot be compared; several models are asked the same queries.
     """
+    if sum((keys is not None, held_out, manifest is not None, judgments is not None)) > 1:
+        raise click.UsageError("give one of --keys, --held-out, --manifest and --judgments")
     settings = load_settings()
     from flows import tables
-    from flows.deps import open_deps
+    from flows.deps import open_stores
     from flows.evaluate import evaluate as measure
-    from flows.progress import progress_bar
+    from flows.plot import write_plot
+    from flows.progress import stages
+    from flows.testsets import Question, chosen_set
 
-    chosen = None if keys is None else [line.strip() for line in keys.read_text("utf-8").splitlines()]
-    dataset = "all" if keys is None else keys.name
-    with open_deps(settings) as deps, progress_bar("captions") as advance:
-        result = measure(deps, keys=chosen, lang=lang, dataset=dataset, advance=advance)
+    chosen = None if langs is None else split_langs(langs)
+    question = Question(keys, held_out, manifest, judgments, chosen)
+    with open_stores(settings) as stores, stages("evaluate") as advance:
+        test_set = chosen_set(stores, settings, question, models)
+        result = measure(stores, settings, models, test_set, by=by, advance=advance)
+    if plot is not None:
+        write_plot(result, plot)
+        click.echo(f"plot: {plot}", err=True)
     _print(result.as_json(), as_json, lambda: tables.of_evaluation(result))
 
 
@@ -566,6 +604,35 @@ def finetune(
         seed=seed,
     )
     _print(candidate.as_json(), as_json, lambda: tables.of_candidate(candidate))
+
+
+@main.command(short_help="Decide whether searches may use a candidate.")
+@click.argument("model", metavar="M")
+@click.option(
+    "--outside",
+    type=click.Path(exists=True, path_type=Path),
+    help="A manifest of other records, on which M must not have become worse.",
+)
+@click.option("--force", is_flag=True, help="Promote it whatever comes of it; that is put on record.")
+@as_json_option
+@click.pass_context
+def promote(ctx: click.Context, model: str, outside: Path | None, force: bool, as_json: bool) -> None:
+    """Compare M with the active model on records that neither has learned from, and decide.
+
+    It is promoted when the 95% interval of its gain in recall@10 is above SIGHTLINE_GATE__MARGIN, and it is
+    not worse by more than SIGHTLINE_GATE__TOLERANCE on the set from outside and in any language. The
+    decision and its figures are put on record. Exit code 1 says that it is not promoted.
+    """
+    settings = load_settings()
+    from flows import tables
+    from flows.deps import open_stores
+    from flows.gate import promote as decide
+    from flows.progress import stages
+
+    with open_stores(settings) as stores, stages("promote") as advance:
+        decision = decide(stores, settings, model, outside=outside, force=force, advance=advance)
+    _print(decision.as_json(), as_json, lambda: tables.of_decision(decision))
+    ctx.exit(0 if decision.promoted else 1)
 
 
 @main.command(short_help="Have searches use another model.")

@@ -12,13 +12,14 @@ from rich.text import Text
 
 from flows import tables
 from flows.deps import Deps, open_catalog, open_deps
-from flows.evaluate import NothingToEvaluate, evaluate
+from flows.evaluate import evaluate
 from flows.gallery import render
 from flows.intake import Request, dry_run
-from flows.progress import progress_bar
+from flows.progress import stages
 from flows.report import IngestReport
 from flows.search import Query, gallery_page, search
 from flows.settings import Settings
+from flows.testsets import NothingToEvaluate, of_records
 
 PACKAGE = "tuxpaint-stamps-default"
 STAMPS = "usr/share/tuxpaint/stamps"
@@ -44,7 +45,7 @@ def run(settings: Settings, own: Path | None) -> None:
             tables.show(tables.of_results(search(deps, query)))
         page = write_gallery(deps, settings, queries[0])
         say("Measuring how well captions find pictures, and pictures captions", "sightline evaluate")
-        tables.show(measured(deps))
+        tables.show(measured(deps, settings))
     say(f"The first search as a page: {page}", None)
     say("Try next", None)
     shown = shlex.quote(str(queries[-1].image or "FILE"))
@@ -119,13 +120,17 @@ def searches(deps: Deps) -> list[Query]:
     return [*by_word, texts, by_picture, replace(by_picture, find="images")]
 
 
-def measured(deps: Deps) -> RenderableType:
+def measured(deps: Deps, settings: Settings) -> RenderableType:
     """Return the evaluation, or why there is none: people's own pictures may have no captions."""
-    with progress_bar("captions") as advance:
+    everything = of_records(deps, "all", None, None)
+    with stages("evaluate") as advance:
         try:
-            return tables.of_evaluation(evaluate(deps, advance=advance))
+            evaluation = evaluate(
+                deps, settings, (), everything, load=lambda *_: deps.encoder, advance=advance
+            )
         except NothingToEvaluate as error:
             return Text(str(error))
+    return tables.of_evaluation(evaluation)
 
 
 def heading(query: Query) -> str:

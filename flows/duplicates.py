@@ -1,8 +1,9 @@
 """Which items show the same picture, or nearly the same."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 from embedding.images import BadImage, decode_image
@@ -64,19 +65,19 @@ def look_alikes(stores: Stores, limits: Limits, *, advance: Callable[[int], None
 
 
 def picture_groups(
-    stores: Stores, limits: Limits, *, advance: Callable[[int], None] = lambda _: None
+    stores: Stores, limits: Limits, *, others: Mapping[str, int] = MappingProxyType({})
 ) -> dict[str, str]:
     """Return for each living picture, by SHA-256, its group: the smallest SHA-256 among its near duplicates.
 
     A picture that could not be looked at is a group of its own.
 
     Args:
-        advance: told how many pictures have been looked at.
+        others: perceptual hashes of pictures that no item has, and that are grouped as well.
     """
-    _hash_new(stores, limits, advance)
+    _hash_new(stores, limits, lambda _: None)
     with stores.sessions() as session:
-        hashes = duplicates.hashes(session)
-        groups = {sha256: sha256 for sha256 in catalog.living_pictures(session)}
+        hashes = dict(sorted((dict(others) | duplicates.hashes(session)).items()))
+        groups = {sha256: sha256 for sha256 in (*others, *catalog.living_pictures(session))}
     shas = list(hashes)  # in order, so that the first of a group is its smallest
     for group in near_groups(list(hashes.values())):
         for position in group:

@@ -1,194 +1,301 @@
-"""How well texts find their pictures, and pictures their texts."""
+"""How well texts find pictures and pictures texts, by one model or by several on the same queries."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
 from typing import Any
-from uuid import UUID
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedding.encoder import Encoder, Vectors
-from embedding.metrics import Ranks, best_of_groups, retrieval_figures, target_ranks
-from flows.deps import Deps
-from storage import catalog, index, registry
+from embedding.images import BadImage
+from embedding.intervals import Figure, Sample, mean_of
+from embedding.metrics import Answers, Scores, recall_at, retrieval_scores
+from embedding.preparation import Prepared
+from embedding.ranking import Direction, Side, ranked
+from embedding.stream import ahead
+from embedding.workers import Workers
+from flows.deps import Stores
+from flows.models import Load, open_evaluated, open_model
+from flows.rows import kept_picture, picture_bytes
+from flows.settings import Settings
+from flows.testsets import Shot, TestSet, directions_of
+from storage import index, registry
+from storage.source import FetchError
 
 CHUNK = 256
+LONGEST_CURVE = 100
 
-
-class NothingToEvaluate(ValueError):
-    """There is not one record with both a picture and a caption among what was asked for."""
+Advance = Callable[[str, int, int], None]
+"""Told what is going on, how far it is, and of how much."""
 
 
 @dataclass(frozen=True, slots=True)
-class Direction:
-    """The figures of one direction, with the sizes without which they mean nothing."""
+class Measured:
+    """The figures of one model in one direction, with the sizes without which they mean nothing."""
+
+    direction: str
+    part: str | None
+    """Of the queries, such as `lang=de`; None for all of them."""
 
     queries: int
     gallery: int
-    figures: dict[str, float]
+    figures: dict[str, Figure]
 
-    def as_json(self) -> dict[str, Any]:
-        return self.figures | {"queries": self.queries, "gallery": self.gallery}
+
+@dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """What one model came to."""
+
+    model: str
+    fingerprint: str
+    collection: str | None
+    """Where picture vectors were taken from; None where all were made for the evaluation."""
+
+    measured: tuple[Measured, ...]
+    curves: dict[str, tuple[float, ...]]
+    """By direction, recall@k for k = 1, 2, …"""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How much better a model is than the first, on the same queries: each figure's difference."""
+
+    model: str
+    over: str
+    measured: tuple[Measured, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Both directions over the records of a collection.
+    """What was judged, and what came of it.
 
-    Text to image counts each caption as a query. Image to text ranks items by their best caption, so its
-    recall is the hit rate over items, not the share of captions found.
+    Text to image counts each caption as a query. Image to text ranks items by their best caption, so that
+    its recall is the hit rate over items, not the share of captions found.
     """
 
-    model: str
-    collection: str
+    dataset: str
     left_out: int
-    """Captions whose item has no picture, and pictures without a caption: no queries, but in a gallery."""
+    """Pictures that could not be shown to every model."""
 
-    text_to_image: Direction
-    image_to_text: Direction
+    unanswerable: int
+    """Captions, pictures and judged queries without a right answer in the gallery; they were not asked."""
+
+    models: tuple[ModelFigures, ...]
+    comparisons: tuple[Comparison, ...]
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "collection": self.collection,
-            "gallery": self.text_to_image.gallery,
-            "queries": self.text_to_image.queries,
-            "left_out": self.left_out,
-            "text_to_image": self.text_to_image.as_json(),
-            "image_to_text": self.image_to_text.as_json(),
-        }
+        return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Captions:
-    """The captions of some items, those of one item side by side, items in id order."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """The rows of a test set as one model has them."""
 
-    owners: tuple[UUID, ...]
-    starts: tuple[int, ...]
-    texts: tuple[str, ...]
+    encoder_name: str
+    fingerprint: str
+    dim: int
+    collection: str | None
+    rows: Mapping[Side, Vectors]
+    present: NDArray[np.bool_]
+    """Which pictures it has been shown."""
 
-    @property
-    def owner_of_each(self) -> list[UUID]:
-        ends = (*self.starts[1:], len(self.texts))
-        return [
-            owner
-            for owner, start, end in zip(self.owners, self.starts, ends, strict=True)
-            for _ in range(start, end)
-        ]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """How one model answered the queries of one direction."""
+
+    direction: Direction
+    answers: Answers
+    scores: Mapping[str, Scores]
 
 
 def evaluate(
-    deps: Deps,
+    stores: Stores,
+    settings: Settings,
+    names: Sequence[str],
+    test_set: TestSet,
     *,
-    keys: Sequence[str] | None = None,
-    lang: str | None = None,
-    dataset: str = "all",
-    advance: Callable[[int], None] = lambda _: None,
+    by: Sequence[str] = (),
+    load: Load = open_model,
+    advance: Advance = lambda _what, _done, _of: None,
 ) -> Evaluation:
-    """Rank every picture for every caption and the other way round, and keep the figures in Postgres.
+    """Rank the test set's galleries for all its queries, by each model, and keep the figures in Postgres.
 
-    Captions are encoded anew, as a user's query would be; picture vectors are those of the collection.
+    Queries are encoded anew, as a user's would be. Picture vectors are those of the model's collection;
+    where it has none, the picture is shown to the model. All models are asked the same queries over the same
+    galleries: a picture that one of them could not be shown is left out for all.
 
     Args:
-        keys: only records with these keys; gallery and queries both shrink to them.
-        lang: captions in this language instead of those that are embedded.
-        dataset: what to call the selection in Postgres.
-        advance: told how many more captions are encoded.
+        names: models, or collections; the others are compared with the first. Without any, the active model.
+        by: metadata fields by whose values figures are broken down, as they are by language.
+        load: opens a model by its name.
 
     Raises:
-        NothingToEvaluate: no record has both a picture and such a caption.
-        NoCollection: nothing has been ingested yet.
-        ModelMismatch: another model made the collection.
+        NothingToEvaluate: there is no query with a right answer.
+        ModelUnavailable: there is no such model.
+        ModelMismatch: the model of a collection is another one now.
     """
-    collection = index.collection_of(deps.vectors, deps.encoder.fingerprint, deps.encoder.name)
-    captions, ids = read_captions(deps, collection.name, keys, lang)
-    images = {id: row for id, row in index.image_vectors(deps.vectors, collection.name) if id in ids}
-    both = set(captions.owners) & images.keys()
-    if not both:
-        what = f"a caption in {lang!r}" if lang else "an embedded caption"
-        raise NothingToEvaluate(f"no record has both a picture and {what}; check --keys and --lang")
-    rows = encode_in_chunks(deps.encoder, captions.texts, advance)
-    order = sorted(images)
-    pictures = np.stack([images[id] for id in order])
-    t2i = text_to_image(captions, rows, order, pictures)
-    i2t = image_to_text(captions, rows, order, pictures)
-    left_out = len(captions.texts) - len(t2i) + len(order) - len(i2t)
-    result = Evaluation(
-        deps.encoder.name,
-        collection.name,
-        left_out,
-        Direction(len(t2i), len(order), retrieval_figures(t2i)),
-        Direction(len(i2t), len(captions.owners), retrieval_figures(i2t)),
+    encoders = (
+        open_evaluated(stores.vectors, stores.sessions, settings, name, load) for name in names or (None,)
     )
-    with deps.sessions.begin() as session:
-        for name, part in (("text_to_image", result.text_to_image), ("image_to_text", result.image_to_text)):
-            registry.save_evaluation(
-                session,
-                model=deps.encoder.fingerprint,
-                collection=collection.name,
-                dataset=dataset,
-                direction=name,
-                lang=lang,
-                figures=part.figures,
-                queries=part.queries,
-                gallery=part.gallery,
-            )
+    seen, judged = judge(stores, settings, encoders, test_set, by=by, advance=advance)
+    models = tuple(map(_figures, seen, judged))
+    first = seen[0].encoder_name
+    result = Evaluation(
+        test_set.name,
+        int((~present_to_all(seen)).sum()),
+        test_set.most_queries - sum(len(one.direction.queries) for one in judged[0]),
+        models,
+        tuple(
+            Comparison(one.encoder_name, first, tuple(compared(judged[0], own)))
+            for one, own in zip(seen[1:], judged[1:], strict=True)
+        ),
+    )
+    with stores.sessions.begin() as session:
+        for one, figures in zip(seen, models, strict=True):
+            registry.save_model(session, fingerprint=one.fingerprint, name=one.encoder_name, dim=one.dim)
+            session.flush()
+            for measured in figures.measured:
+                registry.save_evaluation(
+                    session,
+                    model=one.fingerprint,
+                    collection=one.collection,
+                    dataset=test_set.name,
+                    direction=measured.direction,
+                    lang=test_set.langs,
+                    part=measured.part,
+                    figures={name: asdict(figure) for name, figure in measured.figures.items()},
+                    queries=measured.queries,
+                    gallery=measured.gallery,
+                )
     return result
 
 
-def read_captions(
-    deps: Deps, collection: str, keys: Sequence[str] | None, lang: str | None
-) -> tuple[Captions, set[UUID]]:
-    """Return the captions to evaluate, and the ids of all items that were asked for."""
-    ids: set[UUID] = set()
-    owners: list[UUID] = []
-    starts: list[int] = []
-    texts: list[str] = []
-    with deps.sessions() as session:
-        for item in catalog.embedded_items(session, collection, keys):
-            ids.add(item.id)
-            own = [text.text for text in item.texts if (text.embedded if lang is None else text.lang == lang)]
-            if own:
-                owners.append(item.id)
-                starts.append(len(texts))
-                texts += own
-    return Captions(tuple(owners), tuple(starts), tuple(texts)), ids
+def judge(
+    stores: Stores,
+    settings: Settings,
+    encoders: Iterable[Encoder],
+    test_set: TestSet,
+    *,
+    by: Sequence[str] = (),
+    advance: Advance = lambda _what, _done, _of: None,
+) -> tuple[list[Seen], list[list[Judged]]]:
+    """Return what each model has seen, and how it answered, direction by direction; see `evaluate`."""
+    seen = [_show(stores, settings, encoder, test_set, advance) for encoder in encoders]
+    directions = directions_of(test_set, present_to_all(seen), by)
+    judged = []
+    for one in seen:
+        answers = [ranked(direction, one.rows) for direction in directions]
+        pairs = zip(directions, answers, strict=True)
+        judged.append([Judged(direction, found, retrieval_scores(found)) for direction, found in pairs])
+    return seen, judged
 
 
-def encode_in_chunks(encoder: Encoder, texts: Sequence[str], advance: Callable[[int], None]) -> Vectors:
-    """Return a unit row for each text, shape (n, dim)."""
-    rows = []
+def present_to_all(seen: Sequence[Seen]) -> NDArray[np.bool_]:
+    """Return which pictures every model has been shown."""
+    return np.asarray(np.logical_and.reduce([one.present for one in seen]))
+
+
+def compared(first: Sequence[Judged], second: Sequence[Judged]) -> Iterator[Measured]:
+    """Yield how much better the second model's answers are, by direction and part."""
+    for ours, theirs in zip(second, first, strict=True):
+        differences = {name: ours.scores[name] - theirs.scores[name] for name in ours.scores}
+        yield from _measured(ours.direction, differences)
+
+
+def _figures(one: Seen, judged: Sequence[Judged]) -> ModelFigures:
+    measured = [part for own in judged for part in _measured(own.direction, own.scores)]
+    curves = {own.direction.name: _curve(own) for own in judged}
+    return ModelFigures(one.encoder_name, one.fingerprint, one.collection, tuple(measured), curves)
+
+
+def _measured(direction: Direction, scores: Mapping[str, Scores]) -> Iterator[Measured]:
+    everything: dict[str | None, NDArray[np.bool_]] = {None: np.ones(len(direction.queries), bool)}
+    for part, own in (everything | dict(direction.parts)).items():
+        figures = {
+            name: mean_of([Sample(values[own], direction.records[own])]) for name, values in scores.items()
+        }
+        yield Measured(direction.name, part, int(own.sum()), len(direction.starts), figures)
+
+
+def _curve(judged: Judged) -> tuple[float, ...]:
+    longest = min(LONGEST_CURVE, len(judged.direction.starts))
+    return tuple(float(recall_at(judged.answers, k).mean()) for k in range(1, longest + 1))
+
+
+def _show(stores: Stores, settings: Settings, encoder: Encoder, test_set: TestSet, advance: Advance) -> Seen:
+    texts, shots = test_set.texts, test_set.shots
+    rows = [np.empty((0, encoder.dim), np.float32)]
     for start in range(0, len(texts), CHUNK):
         rows.append(encoder.texts(texts[start : start + CHUNK]))
-        advance(len(rows[-1]))
-    return np.concatenate(rows)
-
-
-def text_to_image(captions: Captions, rows: Vectors, order: Sequence[UUID], pictures: Vectors) -> Ranks:
-    """Return the rank of each caption's own picture; captions without a picture are no queries."""
-    column = {id: number for number, id in enumerate(order)}
-    owners = captions.owner_of_each
-    asked = [number for number, owner in enumerate(owners) if owner in column]
-    parts = [
-        target_ranks(rows[chunk] @ pictures.T, [column[owners[number]] for number in chunk])
-        for chunk in _chunks(asked)
-    ]
-    return np.concatenate(parts)
-
-
-def image_to_text(captions: Captions, rows: Vectors, order: Sequence[UUID], pictures: Vectors) -> Ranks:
-    """Return the rank of each picture's own item, where an item is as close as its best caption."""
-    column = {id: number for number, id in enumerate(captions.owners)}
-    asked = [number for number, id in enumerate(order) if id in column]
-    parts = [
-        target_ranks(
-            best_of_groups(pictures[chunk] @ rows.T, captions.starts),
-            [column[order[number]] for number in chunk],
+        advance(f"{encoder.name}: texts", start + len(rows[-1]), len(texts))
+    name = index.collection_name(encoder.fingerprint)
+    collection = name if stores.vectors.collection_exists(name) else None
+    pictures, present = np.zeros((len(shots), encoder.dim), np.float32), np.zeros(len(shots), bool)
+    with Workers(encoder.preparation, settings.decode_workers) as workers:
+        chunks = (
+            _Chunk.begin(stores, settings, workers, collection, start, shots[start : start + CHUNK])
+            for start in range(0, len(shots), CHUNK)
         )
-        for chunk in _chunks(asked)
-    ]
-    return np.concatenate(parts)
+        with ahead(chunks) as ready:
+            for chunk in ready:
+                for place, vector in chunk.vectors(encoder):
+                    pictures[place], present[place] = vector, True
+                advance(f"{encoder.name}: pictures", chunk.start + len(chunk.shots), len(shots))
+    sides: dict[Side, Vectors] = {"texts": np.concatenate(rows), "pictures": pictures}
+    return Seen(encoder.name, encoder.fingerprint, encoder.dim, collection, sides, present)
 
 
-def _chunks(numbers: Sequence[int]) -> Iterable[list[int]]:
-    return (list(numbers[start : start + CHUNK]) for start in range(0, len(numbers), CHUNK))
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Some pictures: their vectors, or what is being decoded to make these."""
+
+    start: int
+    shots: Sequence[Shot]
+    known: Mapping[Any, NDArray[np.float32]]
+    decoding: Mapping[int, "Future[Prepared]"]
+
+    @classmethod
+    def begin(
+        cls,
+        stores: Stores,
+        settings: Settings,
+        workers: Workers,
+        collection: str | None,
+        start: int,
+        shots: Sequence[Shot],
+    ) -> "_Chunk":
+        wanted = {shot.id: shot.content_hash for shot in shots if shot.id and shot.content_hash}
+        known = {} if collection is None else index.picture_vectors(stores.vectors, collection, wanted)
+        decoding = {}
+        for number, shot in enumerate(shots):
+            if shot.id not in known:
+                data = _bytes_of(stores, settings, shot)
+                if data is not None:
+                    decoding[number] = workers.submit(data, name=shot.uri)
+        return cls(start, shots, known, decoding)
+
+    def vectors(self, encoder: Encoder) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield the vectors that there are, each with its picture's place in the test set."""
+        prepared = {}
+        for number, future in self.decoding.items():
+            try:
+                prepared[number] = future.result().features
+            except BadImage:
+                continue  # it is counted as left out
+        made = encoder.prepared(list(prepared.values()))
+        yield from ((self.start + number, row) for number, row in zip(prepared, made, strict=True))
+        for number, shot in enumerate(self.shots):
+            if shot.id in self.known:
+                yield self.start + number, self.known[shot.id]
+
+
+def _bytes_of(stores: Stores, settings: Settings, shot: Shot) -> bytes | None:
+    if shot.sha256 is not None:
+        return kept_picture(stores, shot.sha256, shot.uri, settings.limits)
+    try:
+        return picture_bytes(shot.uri, settings.limits)
+    except FetchError:
+        return None

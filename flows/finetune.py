@@ -16,6 +16,7 @@ from embedding.train import What, options_of
 from flows.deps import open_stores
 from flows.progress import stages
 from flows.settings import load_settings
+from flows.testsets import lines_of
 from flows.training import Candidate, Order, train_candidate
 
 
@@ -57,9 +58,3 @@ def finetune(
         candidate = carry_out_step(work)
     create_markdown_artifact((candidate.folder / "README.md").read_text("utf-8"), key="finetune")
     return candidate
-
-
-def lines_of(path: Path) -> tuple[str, ...]:
-    """Return the lines of a file that are not empty."""
-    lines = (line.strip() for line in path.read_text("utf-8").splitlines())
-    return tuple(line for line in lines if line)

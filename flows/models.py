@@ -57,6 +57,29 @@ def active_model(client: QdrantClient, sessions: sessionmaker[Session], settings
     return collection.model
 
 
+def open_evaluated(
+    client: QdrantClient,
+    sessions: sessionmaker[Session],
+    settings: Settings,
+    name: str | None,
+    load: Load = open_model,
+) -> Encoder:
+    """Load a model by its name, or by that of its collection; None for the one that searches use.
+
+    Raises:
+        ModelUnavailable: there is none.
+        ModelMismatch: the model of the collection is another one now.
+    """
+    if name is None:
+        return load(settings, active_model(client, sessions, settings))
+    if name not in index.collections(client):
+        return load(settings, name)
+    collection = index.describe(client, name)
+    encoder = load(settings, collection.model)
+    index.require_model(collection, encoder.fingerprint, encoder.name)
+    return encoder
+
+
 class Models:
     """The models that queries are encoded by, loaded when a collection first asks for one."""
 

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import get_args
 from uuid import UUID
 
@@ -14,7 +15,8 @@ import pyarrow as pa
 from datasets import Dataset
 
 from embedding.batches import Row
-from embedding.images import BadImage
+from embedding.images import BadImage, decode_image
+from embedding.likeness import perceptual_hash
 from embedding.pairs import Part, Split
 from embedding.preparation import Features, Prepared
 from embedding.workers import Workers
@@ -49,9 +51,10 @@ class BadJudgments(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """What somebody, or a click, says of a query and an item."""
+    """What somebody, or a click, says of a query, which is a text or a picture, and an item."""
 
-    query: str
+    text: str | None
+    image: Path | None
     key: str
     source: str | None
     relevance: float
@@ -76,9 +79,17 @@ class Sides:
         return _number(self.groups.get(sha256, sha256))
 
 
-def divide(stores: Stores, limits: Limits, split: Split) -> Sides:
-    """Look at all pictures, those that are new for the first time, and divide them."""
-    groups = picture_groups(stores, limits)
+def divide(stores: Stores, limits: Limits, split: Split, judgments: Sequence[Judgment] = ()) -> Sides:
+    """Look at all pictures, those that are new for the first time, and divide them.
+
+    Raises:
+        BadJudgments: a picture that is a query cannot be read.
+    """
+    return sides_of(stores, picture_groups(stores, limits, others=_hashes(judgments)), split)
+
+
+def sides_of(stores: Stores, groups: Mapping[str, str], split: Split) -> Sides:
+    """Divide pictures whose groups are known."""
     with stores.sessions() as session:
         named = catalog.pictures_of_keys(session, split.keys or ())
     return Sides(groups, split, frozenset(groups.get(sha256, sha256) for sha256 in named))
@@ -95,20 +106,24 @@ def pairs_of_records(stores: Stores, sides: Sides) -> Iterator[tuple[Part, Row]]
 
 
 def pairs_of_judgments(
-    stores: Stores, sides: Sides, judgments: Iterable[Judgment]
+    stores: Stores, sides: Sides, judgments: Sequence[Judgment]
 ) -> Iterator[tuple[Part, Row]]:
-    """Yield a pair for each relevant item with a picture; what is judged irrelevant is its negative.
+    """Yield pairs of what is judged relevant.
 
-    The queries of held-out pictures are held out with them.
+    A text makes a pair with the picture of each relevant item, and those of irrelevant ones are its
+    negatives. A picture makes one with each embedded text of a relevant item, unless that item's own
+    picture is on another side of the split.
     """
-    by_query: dict[str, list[tuple[str, float]]] = {}
+    texts: dict[str, list[tuple[str, float]]] = {}
     with stores.sessions() as session:
         for judgment in judgments:
             for item in catalog.items_with_key(session, judgment.key, judgment.source):
-                if item.picture is not None:
-                    judged = by_query.setdefault(judgment.query, [])
+                if judgment.image is not None:
+                    yield from _pairs_of_picture(sides, judgment, item)
+                elif judgment.text is not None and item.picture is not None:
+                    judged = texts.setdefault(judgment.text, [])
                     judged.append((item.picture.sha256, judgment.relevance))
-    for query, judged in by_query.items():
+    for query, judged in texts.items():
         irrelevant = [sha for sha, relevance in judged if relevance == 0 and sides.part_of(sha) == "train"]
         for sha256 in sorted({sha for sha, relevance in judged if relevance > 0}):
             row = row_of(sides, f"{OF_QUERY}:{query}", query, sha256)
@@ -117,8 +132,41 @@ def pairs_of_judgments(
             yield sides.part_of(sha256), row
 
 
+def _pairs_of_picture(sides: Sides, judgment: Judgment, item: Item) -> Iterator[tuple[Part, Row]]:
+    if judgment.image is None or judgment.relevance == 0:
+        return
+    sha256 = _sha256_of(judgment.image)
+    part = sides.part_of(sha256)
+    if item.picture is not None and sides.part_of(item.picture.sha256) != part:
+        return  # to learn from one side would be to learn what the other is judged by
+    for number, text in enumerate(item.embedded_texts):
+        yield part, row_of(sides, text_name(item.id, number), text, sha256)
+
+
+def pictures_of(judgments: Sequence[Judgment]) -> dict[str, str]:
+    """Return where the pictures that are queries lie, by SHA-256."""
+    return {_sha256_of(one.image): str(one.image) for one in judgments if one.image is not None}
+
+
+def _hashes(judgments: Sequence[Judgment]) -> dict[str, int]:
+    """Return what pictures that are queries look like, by SHA-256, as `perceptual_hash` has it."""
+    hashes = {}
+    for sha256, path in pictures_of(judgments).items():
+        try:
+            hashes[sha256] = perceptual_hash(decode_image(Path(path).read_bytes(), name=path).image)
+        except BadImage as error:
+            raise BadJudgments(f"the picture of a judgment cannot be used: {error}") from error
+    return hashes
+
+
+def _sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def read_judgments(path: Path) -> Iterator[Judgment]:
-    """Yield the judgments of a file of JSON lines: query, key, relevance, and a source where keys need one.
+    """Yield the judgments of a file of JSON lines: query or image, key, relevance, and perhaps a source.
+
+    An image is a path, relative to the file.
 
     Raises:
         BadJudgments: a line is something else.
@@ -126,20 +174,25 @@ def read_judgments(path: Path) -> Iterator[Judgment]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _judgment(line, f"{path.name}, line {number}")
+                yield _judgment(line, path.parent, f"{path.name}, line {number}")
 
 
-def _judgment(line: str, place: str) -> Judgment:
+def _judgment(line: str, folder: Path, place: str) -> Judgment:
     try:
         document = json.loads(line)
-        query, key = document["query"], document["key"]
+        key, text, name = document["key"], document.get("query"), document.get("image")
         relevance = float(document.get("relevance", 1))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         expected = '{"query": "a red apple", "key": "4711", "relevance": 1}'
         raise BadJudgments(f"{place}: not a judgment ({error!r}); expected such as {expected}") from error
-    if not isinstance(query, str) or not isinstance(key, str) or not relevance >= 0:
-        raise BadJudgments(f"{place}: query and key are texts, relevance a number from 0 upwards")
-    return Judgment(query, key, document.get("source"), relevance)
+    if not isinstance(key, str) or not 0 <= relevance < float("inf"):
+        raise BadJudgments(f"{place}: key is a text, relevance a number from 0 upwards")
+    if not isinstance(text if name is None else name, str) or (text is not None and name is not None):
+        raise BadJudgments(f"{place}: give a query, which is a text, or an image, which is a path")
+    image = None if name is None else folder / name
+    if image is not None and not image.is_file():
+        raise BadJudgments(f"{place}: there is no file {image}; correct the path")
+    return Judgment(text, image, key, document.get("source"), relevance)
 
 
 def row_of(sides: Sides, name: str, text: str, sha256: str) -> Row:
@@ -203,10 +256,21 @@ def _file(folder: Path, part: str) -> Path:
 
 
 class StoredMaterial:
-    """Texts and pictures as the stores have them, pictures decoded by workers, some at a time."""
+    """Texts and pictures as the stores have them, pictures decoded by workers, some at a time.
 
-    def __init__(self, stores: Stores, workers: Workers, limits: Limits) -> None:
+    Args:
+        others: where pictures lie that no item has, by SHA-256.
+    """
+
+    def __init__(
+        self,
+        stores: Stores,
+        workers: Workers,
+        limits: Limits,
+        others: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._stores, self._workers, self._limits = stores, workers, limits
+        self._others = others
 
     def texts(self, names: Sequence[str]) -> list[str | None]:
         """Return each text; None for one whose item is deleted or has other texts now."""
@@ -221,10 +285,19 @@ class StoredMaterial:
             uris = catalog.uris_of(session, set(shas))
         shown: dict[str, Future[Prepared]] = {}
         for sha256 in dict.fromkeys(shas):
-            data = kept_picture(self._stores, sha256, uris[sha256], self._limits) if sha256 in uris else None
+            if sha256 in uris:
+                data = kept_picture(self._stores, sha256, uris[sha256], self._limits)
+            else:
+                data = self._other(sha256)
             if data is not None:
-                shown[sha256] = self._workers.submit(data, name=uris[sha256])
+                shown[sha256] = self._workers.submit(data, name=uris.get(sha256, sha256))
         return [_features(shown.get(sha256)) for sha256 in shas]
+
+    def _other(self, sha256: str) -> bytes | None:
+        try:
+            return Path(self._others[sha256]).read_bytes()
+        except (KeyError, FileNotFoundError):
+            return None
 
 
 def _text_of(name: str, items: Mapping[UUID, Item]) -> str | None:

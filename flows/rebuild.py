@@ -165,7 +165,7 @@ def reindex(
         if before is None:
             raise index.NoCollection
         if before.fingerprint != encoder.fingerprint:
-            _refuse(stores, encoder, order, free_bytes)
+            _refuse(stores, encoder, before, order, free_bytes)
         collection = lock.persist(partial(_begin, stores, settings, encoder, order, before))
         filling = Filling(stores, encoder, collection, workers, settings, 0, {})
         recall = _fill_and_switch(filling, lock, order, advance)
@@ -214,15 +214,17 @@ def free_disk(settings: Settings) -> int | None:
     return shutil.disk_usage(settings.home).free if settings.qdrant.url is None else None
 
 
-def _refuse(stores: Stores, encoder: Encoder, order: Order, free_bytes: int | None) -> None:
-    """Raise unless the model was promoted, or is forced, and its collection has room."""
+def _refuse(
+    stores: Stores, encoder: Encoder, active: index.Collection, order: Order, free_bytes: int | None
+) -> None:
+    """Raise unless the model was promoted over the active one, or is forced, and its collection has room."""
     with stores.sessions() as session:
-        promoted = registry.is_promoted(session, encoder.fingerprint)
+        promoted = registry.is_promoted(session, encoder.fingerprint, over=active.fingerprint)
         counts = catalog.counts(session)
     if not promoted and not order.force:
         raise NotPromoted(
-            f"model {encoder.name!r} has not been promoted; run: sightline promote {encoder.name}, "
-            "or pass the gate by with --force"
+            f"model {encoder.name!r} has not been promoted over {active.model!r}; run: "
+            f"sightline promote {encoder.name}, or pass the gate by with --force"
         )
     rows = counts["with_picture"] + counts["with_text"]
     needed = int(rows * encoder.dim * BYTES_A_NUMBER * SPARE + counts["items"] * PAYLOAD_BYTES)
@@ -246,7 +248,9 @@ def _begin(
         )
     with stores.sessions.begin() as session:
         registry.save_model(session, fingerprint=encoder.fingerprint, name=encoder.name, dim=encoder.dim)
-        if name != active.name and order.force and not registry.is_promoted(session, encoder.fingerprint):
+        session.flush()
+        promoted = registry.is_promoted(session, encoder.fingerprint, over=active.fingerprint)
+        if name != active.name and order.force and not promoted:
             registry.save_decision(
                 session,
                 candidate=encoder.fingerprint,

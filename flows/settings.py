@@ -61,6 +61,24 @@ class Qdrant(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class Gate(BaseModel, frozen=True, extra="forbid"):
+    """What a candidate has to reach before searches may use it."""
+
+    margin: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="The interval of its gain in recall@10 on what is held out is above this.",
+    )
+    tolerance: float = Field(
+        0.02, ge=0, le=1, description="How much recall@10 may fall on the set from outside, or in a language."
+    )
+    least_queries: int = Field(50, ge=1, description="Languages with fewer queries decide nothing.")
+    outside: Path | None = Field(
+        None, description="A manifest of other records, on which a candidate must not have become worse."
+    )
+
+
 class Settings(BaseSettings):
     """Read once, at the edge, and passed on in parts; frozen afterwards.
 
@@ -80,6 +98,7 @@ class Settings(BaseSettings):
     retry_for_s: float = Field(60, ge=0, description="Seconds to keep trying a store that does not answer.")
     model: str = Field("starter", description="starter, a folder, or a model's name on the hub.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
+    gate: Gate = Gate()
     langs: Annotated[tuple[str, ...], NoDecode] = Field(
         ("en",), description="Languages whose texts are embedded beside those without a tag: en,de or all."
     )

@@ -16,10 +16,12 @@ from storage.index import Collection
 from storage.runs import Reject, Run
 
 if TYPE_CHECKING:  # each command brings its own; a search need not wait for what the others need
+    from embedding.intervals import Figure
     from flows.backup import Made
     from flows.deletes import Receipt
     from flows.duplicates import Groups
     from flows.evaluate import Evaluation
+    from flows.gate import Decision
     from flows.purge import Purged
     from flows.rebuild import Switched
     from flows.reconcile import Mended, Report
@@ -239,23 +241,73 @@ def of_receipt(receipt: Receipt) -> RenderableType:
 
 
 def of_evaluation(evaluation: Evaluation) -> RenderableType:
-    """Return both directions, each with its gallery size."""
-    table = _table("direction", "queries", "gallery", *METRICS)
+    """Return each direction with its gallery size: figures with intervals, and how the models differ."""
+    parts: list[RenderableType] = []
+    for direction in evaluation.models[0].curves:
+        parts += [_of_direction(evaluation, direction), Text("")]
+    notes = ["below each figure its 95% interval, by bootstrap over records"]
+    if evaluation.left_out:
+        notes.append(f"{_many(evaluation.left_out, 'picture')} left out: not every model could be shown them")
+    if evaluation.unanswerable:
+        notes.append(
+            f"{evaluation.unanswerable:,} captions, pictures or judged queries have no right answer here"
+        )
+    return Group(*parts, *(Text(note) for note in notes))
+
+
+def _of_direction(evaluation: Evaluation, direction: str) -> RenderableType:
+    whole = next(one for one in evaluation.models[0].measured if one.direction == direction)
+    several = whole.figures["map"] != whole.figures["mrr"]  # the same for queries with one answer each
+    metrics = (*METRICS[:-1], *(["map"] if several else []), METRICS[-1])
+    title = direction.replace("_", " ")
+    table = _table(f"{title}, gallery {whole.gallery:,}", "queries", *metrics)
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, part in (
-        ("text to image", evaluation.text_to_image),
-        ("image to text", evaluation.image_to_text),
-    ):
-        figures = [f"{part.figures[metric]:.3f}" for metric in METRICS]
-        table.add_row(name, f"{part.queries:,}", f"{part.gallery:,}", *figures)
-    notes = [
-        f"model {evaluation.model}; text to image counts each caption as a query, "
-        "image to text ranks items by their best caption"
-    ]
-    if evaluation.left_out:
-        notes.append(f"{evaluation.left_out:,} captions or pictures without the other are no queries")
-    return Group(table, *(Text(note) for note in notes))
+    named = [(model.model, "", model.measured) for model in evaluation.models]
+    named += [(f"{one.model} over {one.over}", "+", one.measured) for one in evaluation.comparisons]
+    for name, sign, measured in named:
+        for one in (one for one in measured if one.direction == direction):
+            figures = (_with_interval(one.figures[metric], sign) for metric in metrics)
+            label = name if one.part is None else f"  {one.part}"
+            table.add_row(Text(label), f"{one.queries:,}", *figures)
+    return table
+
+
+def _with_interval(figure: Figure, sign: str = "") -> str:
+    value = f"{figure.value:{sign}.3f}"
+    if figure.low is None or figure.high is None:
+        return value
+    bounds = f"{figure.low:.2f}–{figure.high:.2f}".replace("0.", ".")
+    return f"{value}\n{bounds}"
+
+
+def of_decision(decision: Decision) -> RenderableType:
+    """Return what a candidate passed and what not, and whether it may be used."""
+    table = _table("check", "", "queries", decision.active, "candidate", "difference", "needed")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for check in decision.checks:
+        held_out = check.name == "held-out"
+        needed = f"interval above {check.limit:.3f}" if held_out else f"at least {check.limit:+.3f}"
+        table.add_row(
+            Text(check.name),
+            "passed" if check.passed else "failed",
+            f"{check.queries:,}",
+            f"{check.active:.3f}",
+            f"{check.candidate:.3f}",
+            _with_interval(check.difference, "+"),
+            needed,
+        )
+    lines = [*decision.remarks]
+    if decision.promoted:
+        how = "promoted by force" if decision.forced else "promoted"
+        lines += [f"{decision.candidate} is {how}", f"next: sightline reindex --model {decision.candidate}"]
+    else:
+        lines.append(f"{decision.candidate} is not promoted; searches stay with {decision.active}")
+    shown: list[RenderableType] = (
+        [table, Text("recall@10, the mean of both directions")] if decision.checks else []
+    )
+    return Group(*shown, *map(Text, lines))
 
 
 def of_switched(switched: Switched) -> RenderableType:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -33,11 +33,13 @@ from flows.ledger import Account, recorded
 from flows.models import active_model, models_folder, open_model
 from flows.negatives import with_negatives
 from flows.pairs import (
+    Judgment,
     StoredMaterial,
     TooFewPairs,
     divide,
     pairs_of_judgments,
     pairs_of_records,
+    pictures_of,
     read_judgments,
     read_pairs,
     write_pairs,
@@ -118,9 +120,10 @@ def train_candidate(
     ):
         encoder = open_model(settings, order.model or active_model(stores.vectors, stores.sessions, settings))
         work = settings.home / "training" / _digest(order, encoder.fingerprint)
+        judgments = [] if order.judgments is None else list(read_judgments(order.judgments))
         with Workers(encoder.preparation, settings.decode_workers) as workers:
-            material = StoredMaterial(stores, workers, settings.limits)
-            counts = _gather(stores, settings, order, encoder, material, work, advance)
+            material = StoredMaterial(stores, workers, settings.limits, pictures_of(judgments))
+            counts = _gather(stores, settings, order, judgments, encoder, material, work, advance)
             account.counts = {"pairs": counts}
             candidate = _train(order, encoder, material, work, settings, counts, advance)
         account.counts |= {"candidate": candidate.name, "before": candidate.before, "after": candidate.after}
@@ -143,6 +146,7 @@ def _gather(
     stores: Stores,
     settings: Settings,
     order: Order,
+    judgments: Sequence[Judgment],
     encoder: SentenceEncoder,
     material: StoredMaterial,
     work: Path,
@@ -154,10 +158,10 @@ def _gather(
         counts: dict[Part, int] = json.loads(known.read_text())
         return counts
     advance("look at pictures", 0, 0)
-    sides = divide(stores, settings.limits, order.split)
-    pairs: Iterator[tuple[Part, Row]] = pairs_of_records(stores, sides)
-    if order.judgments is not None:
-        pairs = chain(pairs, pairs_of_judgments(stores, sides, read_judgments(order.judgments)))
+    sides = divide(stores, settings.limits, order.split, judgments)
+    pairs: Iterator[tuple[Part, Row]] = chain(
+        pairs_of_records(stores, sides), pairs_of_judgments(stores, sides, judgments)
+    )
     if order.hard_negatives:
         advance("mine negatives", 0, 0)
         pairs = with_negatives(stores, encoder, sides, material, pairs, order.hard_negatives)

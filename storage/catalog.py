@@ -286,20 +286,17 @@ def tombstones(session: Session, ids: Sequence[UUID]) -> dict[UUID, Item]:
     return {row.id: _item(row) for row in rows}
 
 
-def embedded_items(session: Session, collection: str, keys: Sequence[str] | None = None) -> Iterator[Item]:
-    """Yield the living items with a point in `collection`, in id order, a thousand rows in memory.
+def living_items(session: Session, keys: Sequence[str] | None = None) -> Iterator[tuple[Item, Digest]]:
+    """Yield the living items with what their points are to be made from, in id order, some in memory.
 
     Args:
         keys: only items with one of these keys, in whatever source.
     """
-    marked: ColumnElement[bool] = exists().where(
-        MarkRow.item_id == ItemRow.id, MarkRow.collection == collection
-    )
-    statement = select(ItemRow).where(marked, ItemRow.deleted.is_(None)).order_by(ItemRow.id)
+    statement = select(ItemRow).where(ItemRow.deleted.is_(None)).order_by(ItemRow.id)
     if keys is not None:
-        statement = statement.where(ItemRow.key.in_(keys))
+        statement = statement.where(among(ItemRow.key, keys))
     for row in session.scalars(statement.execution_options(yield_per=1000)):
-        yield _item(row)
+        yield _item(row), Digest(row.content_hash, row.record_hash)
 
 
 def captioned_pictures(session: Session) -> Iterator[Item]:

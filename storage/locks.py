@@ -118,6 +118,12 @@ def training_lock(engine: Engine) -> Lock:
     return Lock(engine, ((own, "another training is running; wait until it has ended"),))
 
 
+def promotion_lock(engine: Engine) -> Lock:
+    """Return the right to decide whether a model is promoted; others may write meanwhile."""
+    own = func.pg_try_advisory_lock(_number("sightline promotion"))
+    return Lock(engine, ((own, "another promotion is being decided; wait until it has ended"),))
+
+
 def writing_lock(engine: Engine) -> Lock:
     """Return the right to write beside runs of sources; it is busy while another has all for itself."""
     shared = func.pg_try_advisory_lock_shared(_number(STORES))

@@ -95,10 +95,11 @@ def save_decision(
     )
 
 
-def is_promoted(session: Session, fingerprint: str) -> bool:
-    """Whether the last decision on a model was for it."""
-    latest = select(PromotionRow.promoted).where(PromotionRow.candidate == fingerprint)
-    return bool(session.scalar(latest.order_by(PromotionRow.at.desc(), PromotionRow.id.desc()).limit(1)))
+def is_promoted(session: Session, fingerprint: str, *, over: str) -> bool:
+    """Whether the last decision on a model was for it, and made while `over` was the active one."""
+    latest = select(PromotionRow.promoted, PromotionRow.active).where(PromotionRow.candidate == fingerprint)
+    row = session.execute(latest.order_by(PromotionRow.at.desc(), PromotionRow.id.desc()).limit(1)).first()
+    return row is not None and row.promoted and row.active == over
 
 
 def forget_marks(session: Session, collection: str) -> None:
@@ -156,12 +157,26 @@ def save_model(
     session.execute(row.on_conflict_do_nothing(index_elements=[ModelRow.fingerprint]))
 
 
+def lineage(session: Session, fingerprint: str) -> list[Model]:
+    """Return a model and those that it comes from, itself first; none of it if it is not on record."""
+    found: list[Model] = []
+    row = session.get(ModelRow, fingerprint)
+    while row is not None:
+        found.append(_model(row))
+        row = None if row.parent is None else session.get(ModelRow, row.parent)
+    return found
+
+
 def model_named(session: Session, name: str) -> Model | None:
     """Return the model that was put on record last under `name`."""
     latest = select(ModelRow).where(ModelRow.name == name).order_by(ModelRow.created.desc()).limit(1)
     row = session.scalar(latest)
     if row is None:
         return None
+    return _model(row)
+
+
+def _model(row: ModelRow) -> Model:
     return Model(row.fingerprint, row.name, row.dim, row.state, row.parent, row.training)
 
 
@@ -173,12 +188,19 @@ def save_evaluation(
     dataset: str,
     direction: str,
     lang: str | None,
-    figures: Mapping[str, float],
+    part: str | None,
+    figures: Mapping[str, Mapping[str, float | None]],
     queries: int,
     gallery: int,
 ) -> None:
-    """Keep the figures of one direction, each with the sizes without which it means nothing."""
-    for metric, value in figures.items():
+    """Keep the figures of one direction, each with the sizes without which it means nothing.
+
+    Args:
+        lang: the languages of the captions that were asked for; None for those that are embedded.
+        part: of the queries, such as `kind=fruit`; None for all of them.
+        figures: by metric its value, and the bounds low and high of its interval.
+    """
+    for metric, figure in figures.items():
         session.add(
             EvaluationRow(
                 model=model,
@@ -186,10 +208,11 @@ def save_evaluation(
                 dataset=dataset,
                 direction=direction,
                 lang=lang,
+                part=part,
                 metric=metric,
-                value=value,
                 queries=queries,
                 gallery=gallery,
+                **figure,
             )
         )
 

@@ -33,7 +33,7 @@ def open_rejects(deps: Deps) -> dict[str, Reject]:
 def searchable(deps: Deps) -> set[str]:
     with deps.sessions() as session:
         collection = index.collection_name(deps.encoder.fingerprint)
-        return {item.key for item in catalog.embedded_items(session, collection)}
+        return {one.key for one in catalog.kept(session, collection) if one.mark}
 
 
 def a_claim_of_600_megapixels() -> bytes:
@@ -138,7 +138,7 @@ def test_a_caption_in_any_script_comes_back_as_it_was(
     ingest(deps, settings, folder)
 
     with deps.sessions() as session:
-        [item] = catalog.embedded_items(session, index.collection_name(deps.encoder.fingerprint))
+        [(item, _)] = catalog.living_items(session)
     assert item.embedded_texts == (caption,)
 
 

@@ -6,20 +6,38 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from embedding.metrics import (
+    Answers,
+    average_precision,
     best_of_groups,
-    mean_reciprocal_rank,
     ndcg_at,
+    one_each,
     recall_at,
+    reciprocal_rank,
     retrieval_figures,
+    retrieval_scores,
     target_ranks,
 )
 
-NO_RANKS = np.empty(0, np.int64)
+NO_QUERIES = one_each(np.empty(0, np.int64))
 some_ranks = st.lists(st.integers(1, 50), min_size=1, max_size=20).map(np.array)
 cuts = st.integers(1, 50)
 # Few different scores, so that ties are common.
 some_scores = arrays(np.float32, (4, 7), elements=st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0]))
 some_targets = st.lists(st.integers(0, 6), min_size=4, max_size=4)
+
+
+def answers(*queries: dict[int, float]) -> Answers:
+    """Queries, each with the ranks of its right answers and what these are worth."""
+    owners = [number for number, own in enumerate(queries) for _ in own]
+    pairs = [pair for own in queries for pair in own.items()]
+    return Answers(np.array(owners), np.array([rank for rank, _ in pairs]), np.array([g for _, g in pairs]))
+
+
+some_answers = st.lists(
+    st.dictionaries(st.integers(1, 30), st.sampled_from([0.5, 1.0, 2.0]), min_size=1, max_size=5),
+    min_size=1,
+    max_size=6,
+).map(lambda queries: answers(*queries))
 
 
 @pytest.mark.parametrize(
@@ -72,60 +90,108 @@ def test_scores_that_cannot_be_ranked_are_refused(scores: list[list[float]], tar
 
 
 @pytest.mark.parametrize(
-    ("ranks", "k", "recall"),
+    ("found", "k", "recall"),
     [
-        pytest.param([1], 1, 1.0, id="the first is right"),
-        pytest.param([5], 5, 1.0, id="the last above the cut is right"),
-        pytest.param([6], 5, 0.0, id="the first below the cut is right"),
-        pytest.param([1, 2, 9, 10], 2, 0.5, id="half are above the cut"),
+        pytest.param([{1: 1}], 1, [1.0], id="the first is right"),
+        pytest.param([{5: 1}], 5, [1.0], id="the last above the cut is right"),
+        pytest.param([{6: 1}], 5, [0.0], id="the first below the cut is right"),
+        pytest.param([{1: 1, 9: 1}, {2: 1}], 2, [0.5, 1.0], id="half of the first query's are above the cut"),
     ],
 )
-def test_recall(ranks: list[int], k: int, recall: float):
-    assert recall_at(np.array(ranks), k) == recall
+def test_recall(found: list[dict[int, float]], k: int, recall: list[float]):
+    assert recall_at(answers(*found), k).tolist() == recall
 
 
-@given(some_ranks, cuts)
-def test_recall_never_falls_as_the_cut_moves_down(ranks: NDArray[np.int64], k: int):
-    assert 0 <= recall_at(ranks, k) <= recall_at(ranks, k + 1) <= 1
+@given(some_answers, cuts)
+def test_recall_never_falls_as_the_cut_moves_down(found: Answers, k: int):
+    higher, lower = recall_at(found, k), recall_at(found, k + 1)
+
+    assert ((higher >= 0) & (higher <= lower) & (lower <= 1)).all()
+
+
+@given(some_answers)
+def test_recall_is_whole_when_nothing_is_cut(found: Answers):
+    assert (recall_at(found, int(found.ranks.max())) == 1).all()
+
+
+def test_the_reciprocal_rank_is_that_of_the_first_right_answer():
+    assert reciprocal_rank(answers({4: 1, 2: 1}, {1: 1})).tolist() == [1 / 2, 1]
+
+
+def test_average_precision_is_the_mean_precision_at_the_right_answers():
+    # at ranks 1, 3 and 6 there are 1 of 1, 2 of 3 and 3 of 6 right: the example of Manning et al. (2008)
+    found = average_precision(answers({3: 1, 6: 1, 1: 1}, {2: 1}))
+
+    assert found == pytest.approx([(1 + 2 / 3 + 3 / 6) / 3, 1 / 2])
 
 
 @given(some_ranks)
-def test_recall_is_whole_when_nothing_is_cut(ranks: NDArray[np.int64]):
-    assert recall_at(ranks, int(ranks.max())) == 1
-
-
-def test_the_mean_reciprocal_rank_is_the_mean_of_one_over_rank():
-    assert mean_reciprocal_rank(np.array([1, 2, 4])) == pytest.approx((1 + 1 / 2 + 1 / 4) / 3)
+def test_with_one_right_answer_average_precision_is_the_reciprocal_rank(ranks: NDArray[np.int64]):
+    assert (average_precision(one_each(ranks)) == reciprocal_rank(one_each(ranks))).all()
 
 
 @pytest.mark.parametrize(
-    ("ranks", "k", "ndcg"),
+    ("found", "k", "ndcg"),
     [
-        pytest.param([1], 1, 1.0, id="the first is right"),
-        pytest.param([2], 10, 0.6309297535714575, id="the second is right: 1 / log2(3)"),
-        pytest.param([10], 10, 0.2890648263178879, id="the last above the cut: 1 / log2(11)"),
-        pytest.param([11], 10, 0.0, id="the first below the cut"),
-        pytest.param([1, 3], 10, 0.75, id="the mean of two queries"),
+        pytest.param([{1: 1}], 10, [1.0], id="the first is right"),
+        pytest.param([{2: 1}], 10, [0.6309297535714575], id="the second is right: 1 / log2(3)"),
+        pytest.param([{10: 1}], 10, [0.2890648263178879], id="the last above the cut: 1 / log2(11)"),
+        pytest.param([{11: 1}], 10, [0.0], id="the first below the cut"),
+        pytest.param([{1: 1}, {3: 1}], 10, [1.0, 0.5], id="two queries"),
+        # reached are 1 + 2/2, at best were 2 + 1/log2(3)
+        pytest.param([{1: 1, 3: 2}], 10, [2 / (2 + 0.6309297535714575)], id="the better one comes third"),
+        pytest.param([{2: 2, 1: 1}], 1, [0.5], id="the ideal is cut as well"),
     ],
 )
-def test_ndcg(ranks: list[int], k: int, ndcg: float):
-    assert ndcg_at(np.array(ranks), k) == pytest.approx(ndcg)
+def test_ndcg(found: list[dict[int, float]], k: int, ndcg: list[float]):
+    assert ndcg_at(answers(*found), k) == pytest.approx(ndcg)
 
 
-@given(some_ranks, cuts)
-def test_ndcg_lies_between_zero_and_recall(ranks: NDArray[np.int64], k: int):
-    assert 0 <= ndcg_at(ranks, k) <= recall_at(ranks, k)
+@given(some_answers, cuts)
+def test_ndcg_lies_between_zero_and_one(found: Answers, k: int):
+    scores = ndcg_at(found, k)
+
+    assert ((scores >= 0) & (scores <= 1 + 1e-12)).all()
 
 
-@given(some_ranks)
-def test_a_worse_rank_never_improves_a_figure(ranks: NDArray[np.int64]):
-    before, after = retrieval_figures(ranks), retrieval_figures(ranks + 1)
+@given(some_answers)
+def test_the_best_ranking_is_worth_one_by_every_figure_that_is_not_cut(found: Answers):
+    best = Answers(found.queries, *best_ranking(found))
+
+    assert ndcg_at(best, 30) == pytest.approx(1)
+    assert average_precision(best) == pytest.approx(1)
+
+
+def best_ranking(found: Answers) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    ranks, gains = found.ranks.copy(), found.gains.copy()
+    for query in np.unique(found.queries):
+        own = found.queries == query
+        ranks[own], gains[own] = np.arange(1, own.sum() + 1), np.sort(gains[own])[::-1]
+    return ranks, gains
+
+
+@given(some_answers)
+def test_a_worse_rank_never_improves_a_figure(found: Answers):
+    worse = Answers(found.queries, found.ranks + 1, found.gains)
+
+    before, after = retrieval_figures(found), retrieval_figures(worse)
 
     assert all(after[name] <= before[name] for name in before)
 
 
+@given(some_answers)
+def test_each_query_is_judged_by_itself(found: Answers):
+    together = retrieval_scores(found)
+
+    for query in range(int(found.queries.max()) + 1):
+        own = found.queries == query
+        alone = Answers(np.zeros(own.sum(), np.int64), found.ranks[own], found.gains[own])
+        for name, scores in retrieval_scores(alone).items():
+            assert scores == pytest.approx(together[name][query : query + 1])
+
+
 def test_the_figures_that_papers_print():
-    figures = retrieval_figures(np.array([1, 3, 7, 20]))
+    figures = retrieval_figures(one_each(np.array([1, 3, 7, 20])))
 
     assert figures == pytest.approx(
         {
@@ -133,9 +199,16 @@ def test_the_figures_that_papers_print():
             "recall@5": 2 / 4,
             "recall@10": 3 / 4,
             "mrr": (1 + 1 / 3 + 1 / 7 + 1 / 20) / 4,
+            "map": (1 + 1 / 3 + 1 / 7 + 1 / 20) / 4,
             "ndcg@10": (1 + 1 / 2 + 1 / 3) / 4,
         }
     )
+
+
+@pytest.mark.parametrize("queries", [[0, 2], [1, 1], [1, 0]])
+def test_a_query_without_an_answer_is_refused_not_averaged_away(queries: list[int]):
+    with pytest.raises(ValueError, match="leave out those without an answer"):
+        Answers(np.array(queries), np.array([1, 2]), np.ones(2))
 
 
 def test_an_item_is_as_close_as_its_best_caption():
@@ -152,19 +225,20 @@ def test_groups_of_one_leave_the_scores_as_they_are(scores: NDArray[np.float32])
 @pytest.mark.parametrize(
     "figure",
     [
-        pytest.param(lambda ranks: recall_at(ranks, 1), id="recall"),
-        pytest.param(lambda ranks: ndcg_at(ranks, 1), id="nDCG"),
-        pytest.param(mean_reciprocal_rank, id="MRR"),
+        pytest.param(lambda found: recall_at(found, 1), id="recall"),
+        pytest.param(lambda found: ndcg_at(found, 1), id="nDCG"),
+        pytest.param(reciprocal_rank, id="MRR"),
+        pytest.param(average_precision, id="mAP"),
         pytest.param(retrieval_figures, id="all figures"),
     ],
 )
 def test_no_queries_are_refused_not_averaged(figure):
     with pytest.raises(ValueError, match="no queries: nothing to average"):
-        figure(NO_RANKS)
+        figure(NO_QUERIES)
 
 
 @pytest.mark.parametrize("figure", [recall_at, ndcg_at])
 @pytest.mark.parametrize("k", [0, -1])
 def test_a_cut_above_the_first_place_is_refused(figure, k: int):
     with pytest.raises(ValueError, match=f"k must be at least 1, got {k}"):
-        figure(np.array([1]), k)
+        figure(one_each(np.array([1])), k)
