@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -85,7 +86,26 @@ def divide(stores: Stores, limits: Limits, split: Split, judgments: Sequence[Jud
     Raises:
         BadJudgments: a picture that is a query cannot be read.
     """
-    return sides_of(stores, picture_groups(stores, limits, others=_hashes(judgments)), split)
+    hashes = _hashes(judgments)
+    groups = picture_groups(stores, limits, others=hashes)
+    return sides_of(stores, groups | _beside_their_items(stores, groups, set(hashes), judgments), split)
+
+
+def _beside_their_items(
+    stores: Stores, groups: Mapping[str, str], queries: AbstractSet[str], judgments: Sequence[Judgment]
+) -> dict[str, str]:
+    """Return the group of each judged picture that is like no stored one: that of its first relevant item."""
+    stored = {group for sha256, group in groups.items() if sha256 not in queries}
+    moved: dict[str, str] = {}
+    with stores.sessions() as session:
+        for one in judgments:
+            own = None if one.image is None else groups[_sha256_of(one.image)]
+            if own is None or own in stored or own in moved or one.relevance == 0:
+                continue
+            for item in catalog.items_with_key(session, one.key, one.source):
+                if item.picture is not None:
+                    moved.setdefault(own, groups.get(item.picture.sha256, item.picture.sha256))
+    return {sha256: moved[groups[sha256]] for sha256 in queries if groups[sha256] in moved}
 
 
 def sides_of(stores: Stores, groups: Mapping[str, str], split: Split) -> Sides:

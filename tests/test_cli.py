@@ -288,13 +288,18 @@ def test_the_whole_day_from_ingest_to_evaluate(tmp_path: Path):
     narrowed = document(sightline("search", "picture", "--where", "kind=cold", "--json"))
     assert [hit["key"] for hit in narrowed["hits"]] == ["blue.png"]
 
-    figures = document(sightline("evaluate", "--json"))
-    assert (figures["model"], figures["gallery"], figures["queries"]) == ("starter", 2, 2)
-    assert figures["text_to_image"]["recall@5"] == figures["image_to_text"]["recall@5"] == 1
-    assert document(sightline("evaluate", "--lang", "de", "--json"))["queries"] == 1
+    plot = tmp_path / "recall.png"
+    [figures] = document(sightline("evaluate", "--plot", plot, "--json"))["models"]
+    assert figures["model"] == "starter"
+    assert [(one["gallery"], one["queries"]) for one in figures["measured"]] == [(2, 2), (2, 2)]
+    assert [one["figures"]["recall@5"]["value"] for one in figures["measured"]] == [1, 1]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    [figures] = document(sightline("evaluate", "--langs", "de", "--json"))["models"]
+    assert figures["measured"][0]["queries"] == 1
     (tmp_path / "keys.txt").write_text("red.png\n")
     held_out = sightline("evaluate", "--keys", tmp_path / "keys.txt")
-    assert "gallery" in held_out.stdout
+    assert "text to image, gallery 1" in held_out.stdout
+    assert sightline("evaluate", "--held-out", "--keys", tmp_path / "keys.txt").exit_code == 2
 
     status = document(sightline("status", "--json"))
     assert (status["items"]["items"], status["collection_points"]) == (2, 2)
@@ -320,5 +325,5 @@ def test_the_demo_takes_ones_own_pictures_even_without_captions(tmp_path: Path):
     done = sightline_process("demo", folder)
 
     assert done.returncode == 0, done.stderr
-    assert "no record has both a picture and an embedded caption" in done.stdout
+    assert "no record has both a picture and such a caption" in done.stdout
     assert (tmp_path / "home" / "demo" / "gallery.html").exists()

@@ -32,6 +32,7 @@ from flows.pairs import (
     divide,
     pairs_of_judgments,
     pairs_of_records,
+    pictures_of,
     read_judgments,
     read_pairs,
     write_pairs,
@@ -149,7 +150,7 @@ def test_a_judgment_makes_a_pair_and_what_is_irrelevant_its_negative(
     stores: Stores, trainable: Settings, tmp_path: Path
 ):
     sides = divide(stores, trainable.limits, Split(held_out=0.0, validation=0.0))
-    judgments = a_manifest(
+    path = a_manifest(
         tmp_path / "clicks.jsonl",
         [
             {"query": "a view", "key": "1", "relevance": 2},
@@ -158,7 +159,7 @@ def test_a_judgment_makes_a_pair_and_what_is_irrelevant_its_negative(
         ],
     )
 
-    [(part, row)] = pairs_of_judgments(stores, sides, read_judgments(judgments))
+    [(part, row)] = pairs_of_judgments(stores, sides, list(read_judgments(path)))
 
     with stores.sessions() as session:
         [first], [second] = (catalog.items_with_key(session, key, None) for key in "12")
@@ -168,6 +169,40 @@ def test_a_judgment_makes_a_pair_and_what_is_irrelevant_its_negative(
     assert (row["picture"], row["negatives"]) == (first.picture.sha256, [second.picture.sha256])
 
 
+def test_a_judged_picture_makes_a_pair_with_each_text_of_its_item_and_is_never_on_two_sides(
+    stores: Stores, trainable: Settings, tmp_path: Path
+):
+    """The query is a resized copy of the stored picture 3, so it belongs to that one's side."""
+    scene(3).resize((72, 72)).save(tmp_path / "query.png")
+    judged = [{"image": "query.png", "key": "3"}, {"image": "query.png", "key": "7"}]
+    judgments = list(read_judgments(a_manifest(tmp_path / "clicks.jsonl", judged)))
+    [sha256] = pictures_of(judgments)
+
+    for seed in range(4):
+        sides = divide(stores, trainable.limits, Split(seed, held_out=0.5), judgments)
+        with stores.sessions() as session:
+            [three], [seven] = (catalog.items_with_key(session, key, None) for key in "37")
+        assert three.picture is not None
+        assert seven.picture is not None
+        part, other = sides.part_of(three.picture.sha256), sides.part_of(seven.picture.sha256)
+
+        pairs = list(pairs_of_judgments(stores, sides, judgments))
+
+        assert {row["picture"] for _, row in pairs} == {sha256}
+        assert {own for own, _ in pairs} == {part}
+        assert len(pairs) == (4 if part == other else 2)
+
+
+def test_a_training_learns_from_judged_pictures_too(stores: Stores, trainable: Settings, tmp_path: Path):
+    scene(1000).save(tmp_path / "query.png")
+    judgments = a_manifest(tmp_path / "clicks.jsonl", [{"image": "query.png", "key": "3"}])
+
+    plain = train_candidate(stores, trainable, an_order("head"))
+    judged = train_candidate(stores, trainable, replace(an_order("head"), judgments=judgments))
+
+    assert sum(judged.pairs.values()) == sum(plain.pairs.values()) + 2
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -175,6 +210,8 @@ def test_a_judgment_makes_a_pair_and_what_is_irrelevant_its_negative(
         "[]",
         '{"query": "red"}',
         '{"query": 1, "key": "a"}',
+        '{"query": "a", "image": "b.png", "key": "a"}',
+        '{"image": "nowhere.png", "key": "a"}',
         '{"query": "a", "key": "b", "relevance": -1}',
     ],
 )
