@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding.pairs import Split
-from embedding.ranking import Direction, Positions
+from embedding.ranking import Direction, Positions, Side
 from flows.deps import Stores
 from flows.duplicates import picture_groups
 from flows.pairs import read_judgments, sides_of
@@ -243,78 +243,93 @@ def directions_of(test_set: TestSet, present: NDArray[np.bool_], by: Sequence[st
 
 def _captioned(test_set: TestSet, present: NDArray[np.bool_], by: Sequence[str]) -> list[Direction]:
     entries = test_set.entries
-    shots = _positions(entry.shot is not None for entry in entries)  # by entry its row, or -1
-    pictures = np.array([row for row in shots if row >= 0 and present[row]], np.int64)
-    column = {int(row): number for number, row in enumerate(pictures)}
-    owner = np.repeat(np.arange(len(entries)), [len(entry.captions) for entry in entries])
-    captioned = [number for number, entry in enumerate(entries) if entry.captions]
-    starts = np.array([0, *accumulate(len(entries[number].captions) for number in captioned)][:-1], np.int64)
-    asking = np.array([row for row, own in enumerate(owner) if int(shots[own]) in column], np.int64)
-    shown = [number for number in captioned if int(shots[number]) in column]
-    if not shown:
+    captions = [(number, text) for number, entry in enumerate(entries) for text in entry.captions]
+    pictured = (number for number, entry in enumerate(entries) if entry.shot is not None)
+    shown = {number: row for row, number in enumerate(pictured) if present[row]}
+    column = {number: place for place, number in enumerate(shown)}
+    captioned = {number: place for place, number in enumerate(dict.fromkeys(own for own, _ in captions))}
+    texts = [row for row, (own, _) in enumerate(captions) if own in shown]
+    owners = [captions[row][0] for row in texts]
+    pictures = [number for number in captioned if number in shown]
+    if not pictures:
         return []
-    texts = list(chain.from_iterable(entry.captions for entry in entries))
-    tags = [{f"lang={texts[row].lang or 'none'}", *_values(entries[owner[row]], by)} for row in asking]
-    own_tags = [_values(entries[number], by) for number in shown]
-    candidate = {number: place for place, number in enumerate(captioned)}
     return [
         Direction(
             "text_to_image",
             "texts",
-            asking,
+            _positions(texts),
             "pictures",
-            pictures,
-            np.arange(len(pictures)),
-            np.arange(len(asking)),
-            np.array([column[int(shots[owner[row]])] for row in asking], np.int64),
-            np.ones(len(asking)),
-            owner[asking],
-            _parts(tags),
+            _positions(shown.values()),
+            np.arange(len(shown)),
+            np.arange(len(texts)),
+            _positions(column[number] for number in owners),
+            np.ones(len(texts)),
+            _positions(owners),
+            _parts(
+                [
+                    {f"lang={captions[row][1].lang or 'none'}", *_values(entries[own], by)}
+                    for row, own in zip(texts, owners, strict=True)
+                ]
+            ),
         ),
         Direction(
             "image_to_text",
             "pictures",
-            np.array([shots[number] for number in shown], np.int64),
+            _positions(shown[number] for number in pictures),
             "texts",
-            np.arange(len(owner)),
-            starts,
-            np.arange(len(shown)),
-            np.array([candidate[number] for number in shown], np.int64),
-            np.ones(len(shown)),
-            np.array(shown, np.int64),
-            _parts(own_tags),
+            np.arange(len(captions)),
+            _positions(accumulate((len(entries[number].captions) for number in captioned), initial=0))[:-1],
+            np.arange(len(pictures)),
+            _positions(captioned[number] for number in pictures),
+            np.ones(len(pictures)),
+            _positions(pictures),
+            _parts([_values(entries[number], by) for number in pictures]),
         ),
     ]
 
 
 def _judged(test_set: TestSet, present: NDArray[np.bool_]) -> list[Direction]:
-    gallery = np.array([row for row in range(len(test_set.entries)) if present[row]], np.int64)
-    column = {test_set.entries[row].id: number for number, row in enumerate(gallery)}
-    directions = []
-    for name, asks, first in (("text_to_image", str, 0), ("image_to_image", Shot, len(test_set.entries))):
-        own = [one for one in test_set.judged if isinstance(one.query, asks)]
-        answers = [{column[id]: gain for id, gain in one.gains.items() if id in column} for one in own]
-        kept = [
-            number for number, some in enumerate(answers) if some and (asks is str or present[first + number])
-        ]
-        if not kept:
-            continue
-        counts = [len(answers[number]) for number in kept]
-        directions.append(
-            Direction(
-                name,
-                "texts" if asks is str else "pictures",
-                np.array(kept, np.int64) + first,
-                "pictures",
-                gallery,
-                np.arange(len(gallery)),
-                np.repeat(np.arange(len(kept)), counts),
-                np.array([place for number in kept for place in sorted(answers[number])], np.int64),
-                np.array([answers[number][place] for number in kept for place in sorted(answers[number])]),
-                np.arange(len(kept)),
-            )
-        )
-    return directions
+    gallery = [row for row in range(len(test_set.entries)) if present[row]]
+    column = {test_set.entries[row].id: place for place, row in enumerate(gallery)}
+    words = [one for one in test_set.judged if isinstance(one.query, str)]
+    pictures = [one for one in test_set.judged if isinstance(one.query, Shot)]
+    seen = present[len(test_set.entries) :]
+    directions = [
+        _of_judged("text_to_image", "texts", dict(enumerate(words)), gallery, column),
+        _of_judged(
+            "image_to_image",
+            "pictures",
+            {len(test_set.entries) + row: one for row, one in enumerate(pictures) if seen[row]},
+            gallery,
+            column,
+        ),
+    ]
+    return [direction for direction in directions if len(direction.queries)]
+
+
+def _of_judged(
+    name: str, asks: Side, queries: Mapping[int, Judged], gallery: Sequence[int], column: Mapping[UUID, int]
+) -> Direction:
+    """Return a direction; queries, given by their rows, without an answer in the gallery are left out."""
+    gains = {
+        row: {column[id]: gain for id, gain in one.gains.items() if id in column}
+        for row, one in queries.items()
+    }
+    answers = {row: sorted(own.items()) for row, own in gains.items() if own}
+    counts = [len(own) for own in answers.values()]
+    flat = list(chain.from_iterable(answers.values()))
+    return Direction(
+        name,
+        asks,
+        _positions(answers),
+        "pictures",
+        _positions(gallery),
+        np.arange(len(gallery)),
+        np.repeat(np.arange(len(answers)), counts),
+        _positions(place for place, _ in flat),
+        np.array([gain for _, gain in flat], np.float64),
+        np.arange(len(answers)),
+    )
 
 
 def _entries(items: Iterable[tuple[Any, Any]], langs: Languages) -> Iterator[Entry]:
@@ -336,10 +351,8 @@ def _chosen(texts: Sequence[Text], langs: Languages) -> tuple[Text, ...]:
     return tuple(text for text in texts if text.lang in langs)
 
 
-def _positions(holds: Iterable[bool]) -> Positions:
-    """Return 0, 1, … for what holds, and -1 for what doesn't."""
-    flags = np.fromiter(holds, bool)
-    return np.where(flags, np.cumsum(flags) - 1, -1)
+def _positions(numbers: Iterable[int]) -> Positions:
+    return np.fromiter(numbers, np.int64)
 
 
 def _values(entry: Entry, by: Sequence[str]) -> set[str]:

@@ -21,6 +21,7 @@ from flows.backup import BadBackup, fetch_checked, read_manifest
 from flows.deps import Deps, Stores
 from flows.intake import Request, ingest_source
 from flows.purge import purge
+from flows.rebuild import rollback
 from flows.reconcile import reconcile
 from flows.settings import Settings
 from storage import index
@@ -276,7 +277,12 @@ def test_a_restore_that_dies_is_done_again(
 @pytest.mark.usefixtures("ingested")
 @pytest.mark.parametrize("point", REINDEX, ids=lambda point: point.name)
 def test_a_killed_reindex_leaves_searches_whole_and_is_finished_by_the_next(
-    point: KillPoint | HalfARequest, stores: Stores, model: Path, other_model: Path, sightline: Sightline
+    point: KillPoint | HalfARequest,
+    stores: Stores,
+    encoder: Encoder,
+    other_model: Path,
+    sightline: Sightline,
+    tmp_path: Path,
 ):
     command = ("reindex", "--model", other_model, "--force")
 
@@ -297,8 +303,8 @@ def test_a_killed_reindex_leaves_searches_whole_and_is_finished_by_the_next(
         forced = session.scalar(text("select count(*) from promotions where forced"))
     assert (states, open_runs, forced) == ({"active": 1, "retired": 1}, 0, 1)
 
-    assert sightline("rollback") == 0
+    rollback(stores, Settings(home=tmp_path / "home"), load=lambda *_: encoder)
     searched = index.active(stores.vectors)
     assert searched is not None
-    assert searched.model == str(model)
+    assert searched.fingerprint == encoder.fingerprint
     assert reconcile(stores).work == 0
