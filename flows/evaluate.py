@@ -1,34 +1,24 @@
 """How well texts find pictures and pictures texts, by one model or by several on the same queries."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding.encoder import Encoder, Vectors
-from embedding.images import BadImage
+from embedding.encoder import Encoder
 from embedding.intervals import Figure, Sample, mean_of
 from embedding.metrics import Answers, Scores, recall_at, retrieval_scores
-from embedding.preparation import Prepared
-from embedding.ranking import Direction, Side, ranked
-from embedding.stream import ahead
-from embedding.workers import Workers
+from embedding.ranking import Direction, ranked
 from flows.deps import Stores
 from flows.models import Load, open_evaluated, open_model
-from flows.rows import kept_picture, picture_bytes
 from flows.settings import Settings
-from flows.testsets import Shot, TestSet, directions_of
-from storage import index, registry
-from storage.source import FetchError
+from flows.shown import Advance, Seen, show
+from flows.testsets import TestSet, directions_of
+from storage import registry
 
-CHUNK = 256
 LONGEST_CURVE = 100
-
-Advance = Callable[[str, int, int], None]
-"""Told what is going on, how far it is, and of how much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +40,7 @@ class ModelFigures:
 
     model: str
     fingerprint: str
+    dim: int
     collection: str | None
     """Where picture vectors were taken from; None where all were made for the evaluation."""
 
@@ -87,19 +78,6 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """The rows of a test set as one model has them."""
-
-    encoder_name: str
-    fingerprint: str
-    dim: int
-    collection: str | None
-    rows: Mapping[Side, Vectors]
-    present: NDArray[np.bool_]
-    """Which pictures it has been shown."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,34 +120,18 @@ def evaluate(
     )
     seen, judged = judge(stores, settings, encoders, test_set, by=by, advance=advance)
     models = tuple(map(_figures, seen, judged))
-    first = seen[0].encoder_name
+    first = seen[0].model
     result = Evaluation(
         test_set.name,
         int((~present_to_all(seen)).sum()),
         test_set.most_queries - sum(len(one.direction.queries) for one in judged[0]),
         models,
         tuple(
-            Comparison(one.encoder_name, first, tuple(compared(judged[0], own)))
+            Comparison(one.model, first, tuple(compared(judged[0], own)))
             for one, own in zip(seen[1:], judged[1:], strict=True)
         ),
     )
-    with stores.sessions.begin() as session:
-        for one, figures in zip(seen, models, strict=True):
-            registry.save_model(session, fingerprint=one.fingerprint, name=one.encoder_name, dim=one.dim)
-            session.flush()
-            for measured in figures.measured:
-                registry.save_evaluation(
-                    session,
-                    model=one.fingerprint,
-                    collection=one.collection,
-                    dataset=test_set.name,
-                    direction=measured.direction,
-                    lang=test_set.langs,
-                    part=measured.part,
-                    figures={name: asdict(figure) for name, figure in measured.figures.items()},
-                    queries=measured.queries,
-                    gallery=measured.gallery,
-                )
+    _put_on_record(stores, test_set, models)
     return result
 
 
@@ -183,7 +145,7 @@ def judge(
     advance: Advance = lambda _what, _done, _of: None,
 ) -> tuple[list[Seen], list[list[Judged]]]:
     """Return what each model has seen, and how it answered, direction by direction; see `evaluate`."""
-    seen = [_show(stores, settings, encoder, test_set, advance) for encoder in encoders]
+    seen = [show(stores, settings, encoder, test_set, advance) for encoder in encoders]
     directions = directions_of(test_set, present_to_all(seen), by)
     judged = []
     for one in seen:
@@ -205,10 +167,30 @@ def compared(first: Sequence[Judged], second: Sequence[Judged]) -> Iterator[Meas
         yield from _measured(ours.direction, differences)
 
 
+def _put_on_record(stores: Stores, test_set: TestSet, models: Sequence[ModelFigures]) -> None:
+    with stores.sessions.begin() as session:
+        for one in models:
+            registry.save_model(session, fingerprint=one.fingerprint, name=one.model, dim=one.dim)
+            session.flush()
+            for measured in one.measured:
+                registry.save_evaluation(
+                    session,
+                    model=one.fingerprint,
+                    collection=one.collection,
+                    dataset=test_set.name,
+                    direction=measured.direction,
+                    lang=test_set.langs,
+                    part=measured.part,
+                    figures={name: asdict(figure) for name, figure in measured.figures.items()},
+                    queries=measured.queries,
+                    gallery=measured.gallery,
+                )
+
+
 def _figures(one: Seen, judged: Sequence[Judged]) -> ModelFigures:
     measured = [part for own in judged for part in _measured(own.direction, own.scores)]
     curves = {own.direction.name: _curve(own) for own in judged}
-    return ModelFigures(one.encoder_name, one.fingerprint, one.collection, tuple(measured), curves)
+    return ModelFigures(one.model, one.fingerprint, one.dim, one.collection, tuple(measured), curves)
 
 
 def _measured(direction: Direction, scores: Mapping[str, Scores]) -> Iterator[Measured]:
@@ -223,79 +205,3 @@ def _measured(direction: Direction, scores: Mapping[str, Scores]) -> Iterator[Me
 def _curve(judged: Judged) -> tuple[float, ...]:
     longest = min(LONGEST_CURVE, len(judged.direction.starts))
     return tuple(float(recall_at(judged.answers, k).mean()) for k in range(1, longest + 1))
-
-
-def _show(stores: Stores, settings: Settings, encoder: Encoder, test_set: TestSet, advance: Advance) -> Seen:
-    texts, shots = test_set.texts, test_set.shots
-    rows = [np.empty((0, encoder.dim), np.float32)]
-    for start in range(0, len(texts), CHUNK):
-        rows.append(encoder.texts(texts[start : start + CHUNK]))
-        advance(f"{encoder.name}: texts", start + len(rows[-1]), len(texts))
-    name = index.collection_name(encoder.fingerprint)
-    collection = name if stores.vectors.collection_exists(name) else None
-    pictures, present = np.zeros((len(shots), encoder.dim), np.float32), np.zeros(len(shots), bool)
-    with Workers(encoder.preparation, settings.decode_workers) as workers:
-        chunks = (
-            _Chunk.begin(stores, settings, workers, collection, start, shots[start : start + CHUNK])
-            for start in range(0, len(shots), CHUNK)
-        )
-        with ahead(chunks) as ready:
-            for chunk in ready:
-                for place, vector in chunk.vectors(encoder):
-                    pictures[place], present[place] = vector, True
-                advance(f"{encoder.name}: pictures", chunk.start + len(chunk.shots), len(shots))
-    sides: dict[Side, Vectors] = {"texts": np.concatenate(rows), "pictures": pictures}
-    return Seen(encoder.name, encoder.fingerprint, encoder.dim, collection, sides, present)
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Some pictures: their vectors, or what is being decoded to make these."""
-
-    start: int
-    shots: Sequence[Shot]
-    known: Mapping[Any, NDArray[np.float32]]
-    decoding: Mapping[int, "Future[Prepared]"]
-
-    @classmethod
-    def begin(
-        cls,
-        stores: Stores,
-        settings: Settings,
-        workers: Workers,
-        collection: str | None,
-        start: int,
-        shots: Sequence[Shot],
-    ) -> "_Chunk":
-        wanted = {shot.id: shot.content_hash for shot in shots if shot.id and shot.content_hash}
-        known = {} if collection is None else index.picture_vectors(stores.vectors, collection, wanted)
-        decoding = {}
-        for number, shot in enumerate(shots):
-            if shot.id not in known:
-                data = _bytes_of(stores, settings, shot)
-                if data is not None:
-                    decoding[number] = workers.submit(data, name=shot.uri)
-        return cls(start, shots, known, decoding)
-
-    def vectors(self, encoder: Encoder) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield the vectors that there are, each with its picture's place in the test set."""
-        prepared = {}
-        for number, future in self.decoding.items():
-            try:
-                prepared[number] = future.result().features
-            except BadImage:
-                continue  # it is counted as left out
-        made = encoder.prepared(list(prepared.values()))
-        yield from ((self.start + number, row) for number, row in zip(prepared, made, strict=True))
-        for number, shot in enumerate(self.shots):
-            if shot.id in self.known:
-                yield self.start + number, self.known[shot.id]
-
-
-def _bytes_of(stores: Stores, settings: Settings, shot: Shot) -> bytes | None:
-    if shot.sha256 is not None:
-        return kept_picture(stores, shot.sha256, shot.uri, settings.limits)
-    try:
-        return picture_bytes(shot.uri, settings.limits)
-    except FetchError:
-        return None

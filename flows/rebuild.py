@@ -5,38 +5,34 @@ was. Ingests go on meanwhile, into the active collection; pass after pass takes 
 last one while nobody writes. Then the alias moves, in one step, and the rows that say so are committed.
 """
 
-import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from heapq import nsmallest
-from itertools import islice
 from typing import Any
-from uuid import UUID
 
 from embedding.encoder import Encoder
-from embedding.stream import ahead
 from embedding.workers import Workers
-from flows.batch import embed_all, refused, with_vectors
 from flows.deps import Stores
+from flows.filling import (
+    PAUSE_S,
+    Advance,
+    Filling,
+    NotVerified,
+    batches,
+    catch_up,
+    differences,
+    measured_recall,
+    settle,
+    write,
+)
 from flows.ledger import Account, recorded
 from flows.models import Load, open_model
-from flows.pictures import Shown
-from flows.reconcile import Report, bytes_of, confirmed, pages
 from flows.retries import Held, held
 from flows.settings import BadSettings, Settings
 from storage import catalog, index, registry
-from storage.differences import Difference
-from storage.locks import Busy, Lock, lone_lock, reindex_lock, writing_lock
-from storage.records import Digest, Item
+from storage.locks import Busy, Lock, lone_lock, reindex_lock
 
-PAUSE_S = 3.0
-SETTLE_S = 600.0
-SAMPLE = 100
-NEIGHBOURS = 10
 LEAST_RECALL = 0.9
 """Of searches, compared with exact ones, below which an index is not fit to be searched."""
 
@@ -46,9 +42,6 @@ SPARE = 2.5
 
 PAYLOAD_BYTES = 2048
 
-Advance = Callable[[str, int, int], None]
-"""Told what is going on, how far it is, and of how much."""
-
 
 class NotPromoted(RuntimeError):
     """The gate has not let the model through."""
@@ -56,10 +49,6 @@ class NotPromoted(RuntimeError):
 
 class NotEnoughDisk(RuntimeError):
     """The new collection would not fit beside the old one."""
-
-
-class NotVerified(RuntimeError):
-    """The new collection is not what it should be; searches stay with the old one."""
 
 
 class MissingPictures(RuntimeError):
@@ -103,30 +92,6 @@ class Switched:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"missing": list(self.missing)}
-
-
-@dataclass(slots=True)
-class Filling:
-    """A collection that is being filled."""
-
-    stores: Stores
-    encoder: Encoder
-    collection: index.Collection
-    workers: Workers
-    settings: Settings
-    written: int
-    missing: dict[UUID, str]
-    """Items whose pictures cannot be had, each with why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Some items with all that the model needs of them."""
-
-    items: Mapping[UUID, Item]
-    digests: Mapping[UUID, Digest]
-    pictures: Mapping[str, Shown]
-    missing: Mapping[UUID, str]
 
 
 def reindex(
@@ -201,7 +166,7 @@ def rollback(
         lock.persist(partial(_switch, stores, encoder, collection))
         with Workers(encoder.preparation, settings.decode_workers) as workers:
             filling = Filling(stores, encoder, collection, workers, settings, 0, {})
-            _catch_up(filling, lock, advance)
+            catch_up(filling, lock, advance)
         account.counts = {"written": filling.written, "missing": len(filling.missing)}
     why = tuple(filling.missing[id] for id in sorted(filling.missing))
     return Switched(
@@ -278,9 +243,9 @@ def _begin(
 def _fill_and_switch(filling: Filling, lock: Held, order: Order, advance: Advance) -> float | None:
     """Catch up with whoever writes, then do the last of it alone; return the recall of the sample."""
     while True:
-        _catch_up(filling, lock, advance)
+        catch_up(filling, lock, advance)
         _refuse_missing(filling, order)
-        _settle(filling, advance)
+        settle(filling, advance)
         alone = lone_lock(filling.stores.engine)
         try:
             alone.keep()
@@ -302,23 +267,23 @@ def _finish(filling: Filling, order: Order, alone: Lock, advance: Advance) -> fl
     """
     stores, name = filling.stores, filling.collection.name
     filling.missing.clear()
-    for ready in _batches(filling):
+    for ready in batches(filling):
         alone.keep()
-        _write(filling, ready)
+        write(filling, ready)
     _refuse_missing(filling, order)
     advance("verify", 0, 0)
-    _settle(filling, advance)
-    strays = [one.id for one in _differences(filling) if one.kind == "stray"]
+    settle(filling, advance)
+    strays = [one.id for one in differences(filling) if one.kind == "stray"]
     if strays:
         index.remove(stores.vectors, name, strays)
     if left := [
-        one for one in _differences(filling) if one.kept is None or one.kept.id not in filling.missing
+        one for one in differences(filling) if one.kept is None or one.kept.id not in filling.missing
     ]:
         raise NotVerified(
             f"{len(left):,} points of {name} are not what Postgres has, the first of them {left[0].id} "
             f"({left[0].kind}); searches stay as they are; run it again"
         )
-    recall = _measured_recall(filling)
+    recall = measured_recall(filling)
     if recall is not None and recall < LEAST_RECALL:
         raise NotVerified(
             f"searches of {name} find {recall:.0%} of what exact ones find, less than {LEAST_RECALL:.0%}; "
@@ -357,92 +322,6 @@ def _last_retired(stores: Stores) -> index.Collection:
     )
 
 
-def _catch_up(filling: Filling, lock: Held, advance: Advance) -> None:
-    """Write what the collection lacks, beside others that write, until a pass finds nothing."""
-    with filling.stores.sessions() as session:
-        total = catalog.counts(session)["items"]
-    while True:
-        before = filling.written
-        filling.missing.clear()
-        with ahead(_batches(filling)) as batches:
-            for ready in batches:
-                with _when_free(writing_lock(filling.stores.engine), advance):
-                    lock.persist(partial(_write, filling, ready))
-                advance("embed", filling.written, total)
-        if filling.written == before:
-            return
-
-
-@contextmanager
-def _when_free(lock: Lock, advance: Advance) -> Iterator[None]:
-    """Hold `lock`, however long it takes until others give it back."""
-    while True:
-        try:
-            lock.keep()
-            break
-        except Busy as error:
-            advance(f"wait: {error}", 0, 0)
-            time.sleep(PAUSE_S)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _batches(filling: Filling) -> Iterator[Ready]:
-    """Yield what the collection lacks, in id order, with pictures that are decoded."""
-    lacking = _lacking(filling.stores, filling.collection.name)
-    while ids := list(islice(lacking, filling.settings.batch_size)):
-        yield _ready(filling, ids)
-
-
-def _lacking(stores: Stores, collection: str) -> Iterator[UUID]:
-    """Yield the living items whose mark in the collection is not that of their content, in id order."""
-    for page in pages(stores, collection):
-        yield from (one.id for one in page if one.mark != one.wanted)
-
-
-def _ready(filling: Filling, ids: Sequence[UUID]) -> Ready:
-    stores, name, limits = filling.stores, filling.collection.name, filling.settings.limits
-    with stores.sessions() as session:
-        found = catalog.items_with_digests(session, ids)
-        wanted = {item.picture.sha256: item.picture for item, _ in found.values() if item.picture}
-        twins = catalog.embedded_twins(session, name, wanted)
-    pictures = with_vectors(stores, name, twins)
-    gone = {}
-    for sha256, picture in wanted.items():
-        if sha256 in pictures:
-            continue
-        data = bytes_of(stores, sha256, picture.uri, limits)
-        if data is None:
-            gone[sha256] = f"its picture is gone, here and at {picture.uri}"
-        else:
-            pictures[sha256] = Shown(filling.workers.submit(data, name=picture.uri))
-    for sha256, error in refused(pictures).items():
-        gone[sha256] = str(error)
-        del pictures[sha256]
-    missing = {
-        id: f"{item.source}: {item.key}: {gone[item.picture.sha256]}"
-        for id, (item, _) in found.items()
-        if item.picture and item.picture.sha256 in gone
-    }
-    items = {id: item for id, (item, _) in found.items() if id not in missing}
-    return Ready(items, {id: digest for id, (_, digest) in found.items() if id in items}, pictures, missing)
-
-
-def _write(filling: Filling, ready: Ready) -> None:
-    """Write points, and then the marks of those that are still what Postgres has; safe to repeat."""
-    stores, name = filling.stores, filling.collection.name
-    points, _ = embed_all(filling.encoder, ready.items, ready.digests, ready.pictures)
-    index.upsert(stores.vectors, filling.collection, points)
-    with stores.sessions.begin() as session:
-        deleted = catalog.mark_current(session, name, ready.digests)
-    if deleted:
-        index.remove(stores.vectors, name, deleted)
-    filling.written += len(points)
-    filling.missing.update(ready.missing)
-
-
 def _refuse_missing(filling: Filling, order: Order) -> None:
     missing = filling.missing
     if len(missing) > order.max_missing:
@@ -450,29 +329,3 @@ def _refuse_missing(filling: Filling, order: Order) -> None:
             f"{len(missing):,} items cannot be taken along, the first of them {missing[min(missing)]}; "
             "sightline reconcile --repair fetches pictures again, --max-missing leaves them behind"
         )
-
-
-def _settle(filling: Filling, advance: Advance) -> None:
-    """Wait until the server has optimised the collection."""
-    stores, name = filling.stores, filling.collection.name
-    until = time.monotonic() + SETTLE_S
-    while not index.is_settled(stores.vectors, name):
-        if time.monotonic() > until:
-            raise NotVerified(
-                f"{name} is still being optimised after {SETTLE_S / 60:.0f} minutes; searches stay as they "
-                "are; run it again later"
-            )
-        advance("wait for the index to be optimised", 0, 0)
-        time.sleep(PAUSE_S)
-
-
-def _differences(filling: Filling) -> list[Difference]:
-    return list(confirmed(filling.stores, filling.collection.name, True, Report(), lambda _: None))
-
-
-def _measured_recall(filling: Filling) -> float | None:
-    """Return the recall of searches for a sample of pictures, the same for the same items."""
-    stores, name = filling.stores, filling.collection.name
-    marked = (one.id for page in pages(stores, name) for one in page if one.image and one.mark)
-    sample = nsmallest(SAMPLE, marked, key=lambda id: hashlib.sha256(id.bytes).digest())
-    return index.sampled_recall(stores.vectors, name, sample, NEIGHBOURS)
