@@ -13,8 +13,9 @@ from embedding.metrics import Answers, Scores, recall_at, retrieval_scores
 from embedding.ranking import Direction, ranked
 from flows.deps import Stores
 from flows.models import Load, open_evaluated, open_model
+from flows.progress import Advance
 from flows.settings import Settings
-from flows.shown import Advance, Seen, show
+from flows.shown import Seen, show
 from flows.testsets import TestSet, directions_of
 from storage import registry
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from embedding.workers import Workers
 from flows.batch import embed_all, refused, with_vectors
 from flows.deps import Stores
 from flows.pictures import Shown
+from flows.progress import Advance
 from flows.reconcile import Report, bytes_of, confirmed, pages
 from flows.retries import Held
 from flows.settings import Settings
@@ -28,9 +29,6 @@ PAUSE_S = 3.0
 SETTLE_S = 600.0
 SAMPLE = 100
 NEIGHBOURS = 10
-
-Advance = Callable[[str, int, int], None]
-"""Told what is going on, how far it is, and of how much."""
 
 
 class NotVerified(RuntimeError):

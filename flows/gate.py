@@ -15,9 +15,9 @@ from flows.deps import Stores
 from flows.evaluate import Judged, judge
 from flows.ledger import Account, recorded
 from flows.models import Load, open_model
+from flows.progress import Advance
 from flows.retries import held
 from flows.settings import Gate, Settings
-from flows.shown import Advance
 from flows.testsets import NothingToEvaluate, TestSet, of_held_out, of_manifest, splits_of
 from storage import index, registry
 from storage.locks import promotion_lock

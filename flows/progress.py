@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+Advance = Callable[[str, int, int], None]
+"""Told what is going on, how far it is, and of how much; a stage of 0 is one whose length is not known."""
+
 
 @contextmanager
 def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
@@ -18,11 +21,8 @@ def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[[int
 
 
 @contextmanager
-def stages(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar for work in stages; what is yielded takes the stage, how far it is, and of how much.
-
-    A stage of 0 steps is one whose length is not known.
-    """
+def stages(title: str) -> Iterator[Advance]:
+    """Show a bar for each stage of some work."""
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

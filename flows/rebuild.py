@@ -16,7 +16,6 @@ from embedding.workers import Workers
 from flows.deps import Stores
 from flows.filling import (
     PAUSE_S,
-    Advance,
     Filling,
     NotVerified,
     batches,
@@ -28,6 +27,7 @@ from flows.filling import (
 )
 from flows.ledger import Account, recorded
 from flows.models import Load, open_model
+from flows.progress import Advance
 from flows.retries import Held, held
 from flows.settings import BadSettings, Settings
 from storage import catalog, index, registry

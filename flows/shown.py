@@ -1,6 +1,6 @@
 """What a model makes of a test set: rows of texts and pictures, from its collection where they are there."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from embedding.ranking import Side
 from embedding.stream import ahead
 from embedding.workers import Workers
 from flows.deps import Stores
+from flows.progress import Advance
 from flows.rows import kept_picture, picture_bytes
 from flows.settings import Settings
 from flows.testsets import Shot, TestSet
@@ -22,9 +23,6 @@ from storage import index, registry
 from storage.source import FetchError
 
 CHUNK = 256
-
-Advance = Callable[[str, int, int], None]
-"""Told what is going on, how far it is, and of how much."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

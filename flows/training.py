@@ -44,6 +44,7 @@ from flows.pairs import (
     read_pairs,
     write_pairs,
 )
+from flows.progress import Advance
 from flows.retries import held
 from flows.settings import Settings
 from storage import registry
@@ -56,9 +57,6 @@ LEAST_PAIRS = 8
 COUNTS = "pairs.json"
 OWN_NAME = re.compile(r"-[0-9a-f]{8}$")
 """How the name of a model ends that was trained here."""
-
-Advance = Callable[[str, int, int], None]
-"""Told what is going on, how far it is, and of how much."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import growth, recall, search, share, stream
+from tests.bench import finetune, growth, recall, search, share, stream
 from tests.bench.material import Row
 
 BENCHMARKS = {
-    module.__name__.rsplit(".", 1)[-1]: module for module in (stream, share, growth, search, recall)
+    module.__name__.rsplit(".", 1)[-1]: module for module in (stream, share, growth, search, recall, finetune)
 }
 
 

@@ -1,0 +1,73 @@
+"""What fine-tuning gains on the demo's stamps, by loss: 200 pictures held out, the same for all.
+
+It needs the demo's pictures, which come from Debian's packages. Each row is a training and an evaluation of
+its candidate beside the model that it came from.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from embedding.losses import LossName
+from embedding.pairs import Split
+from embedding.train import What, options_of
+from flows.demo import fetch_stamps
+from flows.deps import Stores, open_stores, with_model
+from flows.evaluate import Evaluation, evaluate
+from flows.intake import Request, ingest_source
+from flows.settings import Settings
+from flows.testsets import lines_of, of_records
+from flows.training import Order, train_candidate
+from tests.bench.material import Row, scratch
+
+KEYS = Path(__file__).parents[1] / "held_out_stamps.txt"
+TRAININGS: tuple[tuple[What, dict[LossName, float], int], ...] = (
+    ("head", {"infonce": 1.0}, 0),
+    ("head", {"infonce": 1.0}, 4),
+    ("head", {"triplet-semi-hard": 1.0}, 0),
+    ("head", {"triplet-batch-hard": 1.0}, 0),
+    ("head", {"contrastive": 1.0}, 0),
+    ("head", {"multi-similarity": 1.0}, 0),
+    ("head", {"infonce": 1.0, "multi-similarity": 0.5}, 0),
+)
+METRIC = "recall@10"
+
+
+def run() -> Iterator[Row]:
+    """Yield for each training what it took, and recall@10 before and after with the interval of the gain."""
+    with scratch() as folder:
+        settings = Settings(home=folder / "home")
+        stamps = fetch_stamps(folder / "stamps")
+        with open_stores(settings) as stores:
+            ingest_source(with_model(stores, settings), settings, Request(stamps))
+            for what, losses, negatives in TRAININGS:
+                order = Order(options_of(what, losses), Split(keys=lines_of(KEYS)), hard_negatives=negatives)
+                yield train(stores, settings, order)
+
+
+def train(stores: Stores, settings: Settings, order: Order) -> Row:
+    start = time.perf_counter()
+    candidate = train_candidate(stores, settings, order)
+    seconds = time.perf_counter() - start
+    held_out = of_records(stores, KEYS.name, lines_of(KEYS), None)
+    found = evaluate(stores, settings, ["starter", candidate.name], held_out)
+    row: Row = {
+        "trained": order.options.what,
+        "loss": " + ".join(f"{weight:g} {name}" for name, weight in order.options.losses.items()),
+        "mined": order.hard_negatives,
+        "seconds": round(seconds, 1),
+    }
+    return row | figures(found, "text_to_image", "t2i") | figures(found, "image_to_text", "i2t")
+
+
+def figures(found: Evaluation, direction: str, short: str) -> Row:
+    before, after = (
+        next(one for one in model.measured if (one.direction, one.part) == (direction, None))
+        for model in found.models
+    )
+    gain = next(one for one in found.comparisons[0].measured if one.direction == direction).figures[METRIC]
+    return {
+        f"{short} before": round(before.figures[METRIC].value, 3),
+        f"{short} after": round(after.figures[METRIC].value, 3),
+        f"{short} gain": f"{gain.low:.3f} to {gain.high:.3f}",
+    }
