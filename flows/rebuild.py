@@ -136,6 +136,7 @@ def reindex(
     *,
     load: Load = open_model,
     free_bytes: int | None = None,
+    prefect_run_id: UUID | None = None,
     advance: Advance = lambda _what, _done, _of: None,
 ) -> Switched:
     """Fill a collection of a model, and have searches go to it; run it again to take up a killed one.
@@ -158,7 +159,14 @@ def reindex(
     account = Account()
     with (
         held(reindex_lock(stores.engine), for_s=settings.retry_for_s) as lock,
-        recorded(stores.sessions, lock, "reindex", account=lambda: account, options={"model": encoder.name}),
+        recorded(
+            stores.sessions,
+            lock,
+            "reindex",
+            account=lambda: account,
+            options={"model": encoder.name},
+            prefect_run_id=prefect_run_id,
+        ),
         Workers(encoder.preparation, settings.decode_workers) as workers,
     ):
         before = index.active(stores.vectors)

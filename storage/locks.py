@@ -131,6 +131,12 @@ def reindex_lock(engine: Engine) -> Lock:
     return Lock(engine, ((own, "another re-index is running; wait until it has ended"),))
 
 
+def flow_lock(engine: Engine, flow: str) -> Lock:
+    """Return the right to run `flow`, which writes nothing that another lock guards, for one at a time."""
+    own = func.pg_try_advisory_lock(_number(f"sightline flow {flow}"))
+    return Lock(engine, ((own, f"another {flow} is running; wait until it has ended"),))
+
+
 @contextmanager
 def collection_lock(engine: Engine) -> Iterator[None]:
     """Hold the right to make or switch collections; waits for whoever has it, who needs it for a moment."""
