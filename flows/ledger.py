@@ -76,7 +76,7 @@ def recorded(
         yield own
     except BaseException as error:
         try:
-            end(account(), "failed", f"{type(error).__name__}: {error}")
+            end(account(), "failed", f"{type(error).__name__}: {error}".removesuffix(": "))
         except DBAPIError as second:
             if not is_transient(second):
                 raise

@@ -11,19 +11,27 @@ from uuid import UUID
 from prefect import Flow, flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
 from prefect.client.schemas.objects import (
     ConcurrencyLimitConfig,
     ConcurrencyLimitStrategy,
     DeploymentSchedule,
     FlowRun,
     State,
+    StateType,
 )
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as current
-from prefect.states import Completed
+from prefect.states import Completed, Crashed
 from prefect.types.entrypoint import EntrypointType
 from sqlalchemy.orm import Session
 
@@ -37,6 +45,7 @@ OWN_SCHEDULE = "settings"
 """The one of a deployment's schedules that the settings have; others are those of whoever added them."""
 
 EVENT = "sightline.run.failed"
+AT_WORK = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 Work = Callable[[Settings, UUID | None], dict[str, Any]]
 Outcome = dict[str, Any] | State[Any]
@@ -178,6 +187,24 @@ def deployment_of(flow: Flow[[], Outcome], cron: str | None, client: SyncPrefect
         entrypoint_type=EntrypointType.MODULE_PATH,
         tags=["sightline"],
     )
+
+
+def close_left(client: SyncPrefectClient) -> None:
+    """Close the runs that Prefect holds to be running; to be called where none of them can be.
+
+    They are those of a server that was killed together with its flows. Should one live on all the same, it
+    has its lock still, and the next run of its kind is skipped.
+    """
+    left = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[DEPLOYMENT])),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*AT_WORK]))),
+    )
+    flows = {client.read_flow_by_name(flow.name).id: flow for flow in FLOWS} if left else {}
+    for run in left:
+        gone: State[Any] = Crashed(message="its process ended together with the Prefect server")
+        client.set_flow_run_state(run.id, gone, force=True)
+        if run.flow_id in flows:
+            crashed(flows[run.flow_id], run, gone)
 
 
 def _known(flow: Flow[[], Outcome], client: SyncPrefectClient) -> tuple[list[DeploymentSchedule], bool]:

@@ -15,10 +15,12 @@ from pathlib import Path
 import httpx
 from prefect import get_client
 from prefect.context import refresh_global_settings_context
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
-from flows.schedules import deployments
+from flows.schedules import close_left, deployments
 from flows.settings import Settings, next_time, own_prefect_server, use_prefect_server
 
 HOST = "127.0.0.1"
@@ -142,12 +144,19 @@ def _wait_until_healthy(server: "subprocess.Popen[bytes]", port: int, log: Path)
 def _serve(settings: Settings, tell: Tell, server: "subprocess.Popen[bytes] | None") -> None:
     runner = Runner(name="sightline", pause_on_shutdown=False)
     with get_client(sync_client=True) as client:
+        if server is not None:
+            close_left(client)
         found = deployments(settings, client)
     for one in found:
         runner.add_deployment(one)
     paused = {one.flow_name for one in found if one.paused}
     tell(Served(str(PREFECT_UI_URL.value()), planned(settings, paused, datetime.now(UTC))))
-    asyncio.run(_run(runner, server))
+    try:
+        asyncio.run(_run(runner, server))
+    finally:
+        # what is left to be told, while there is a server: as this process ends they would wait for one
+        for worker in (EventsWorker, APILogWorker):
+            worker.drain_all(timeout=STOP_S)
 
 
 def planned(settings: Settings, paused: "set[str | None]", now: datetime) -> tuple[Planned, ...]:

@@ -34,8 +34,6 @@ NOT_EVERYWHERE = re.compile(r"\dL|LW", re.IGNORECASE)
 SLOT_KEEPER = "prefect.server.concurrency.lease_storage.filesystem"
 """Where Prefect keeps who runs; from memory, its default, a restart of the server loses it for good."""
 
-HEARTBEAT_S = 30
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -237,7 +235,6 @@ def prepare_prefect(home: Path, *, log_level: str) -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_S))
 
 
 def own_prefect_server(home: Path) -> dict[str, str]:

@@ -100,7 +100,15 @@ class Served:
         return self.process.wait(60)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        answer = httpx.post(f"http://127.0.0.1:{self.port}/api{path}", json=body)
+        """Return the answer; a server whose SQLite file is locked says 503 and has done nothing."""
+
+        def is_answered() -> bool:
+            nonlocal answer
+            answer = httpx.post(f"http://127.0.0.1:{self.port}/api{path}", json=body)
+            return answer.status_code != 503
+
+        answer: httpx.Response
+        wait_long(is_answered)
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
 
@@ -263,9 +271,9 @@ def test_a_failed_run_is_in_the_status_and_sends_an_event_on_which_an_automation
         for code in re.findall(r"```json\n(.*?)```", README, re.DOTALL)
         if "sightline.run.failed" in code
     ]
-    evaluate = served.deployment("evaluate")["id"]
-    action = {"type": "run-deployment", "source": "selected", "deployment_id": evaluate, "parameters": {}}
-    served.post("/automations/", {"name": "measure", "trigger": trigger, "actions": [action]})
+    purge = served.deployment("purge")["id"]
+    action = {"type": "run-deployment", "source": "selected", "deployment_id": purge, "parameters": {}}
+    served.post("/automations/", {"name": "clear up", "trigger": trigger, "actions": [action]})
     gone = served.home.parent / "leaves"
     gone.rename(gone.with_name("elsewhere"))
 
@@ -284,18 +292,17 @@ def test_a_failed_run_is_in_the_status_and_sends_an_event_on_which_an_automation
     assert event["resource"]["prefect.resource.id"] == "sightline.flow.ingest"
     assert event["payload"]["outcome"] == "failed"
     assert "leaves" in event["payload"]["why"]
-    chosen = {"deployments": {"id": {"any_": [evaluate]}}}
+    chosen = {"deployments": {"id": {"any_": [purge]}}, "flow_runs": {"state": {"type": {"any_": ENDED}}}}
     wait_long(lambda: served.post("/flow_runs/filter", chosen) != [])
-    [measured] = served.post("/flow_runs/filter", chosen)
-    assert served.end_of(measured["id"])["type"] == "COMPLETED"
-    assert served.row(postgres, measured["id"]) == [("evaluate", None, "completed", None)]
+    [purged] = served.post("/flow_runs/filter", chosen)
+    assert served.row(postgres, purged["id"]) == [("purge", None, "completed", None)]
 
 
 def test_a_run_whose_process_is_killed_is_closed_and_told_of_and_the_next_one_runs(
     served: Served, postgres: Engine
 ):
     with items_locked(postgres):
-        run = served.trigger("ingest")
+        run = served.trigger("reconcile")
         wait_long(lambda: is_at_work(served, postgres, run))
         [pid] = served.processes("prefect.engine")
 
@@ -304,20 +311,20 @@ def test_a_run_whose_process_is_killed_is_closed_and_told_of_and_the_next_one_ru
         assert served.end_of(run)["type"] == "CRASHED"
         wait_long(lambda: not is_at_work(served, postgres, run))
     [row] = served.row(postgres, run)
-    assert row[:3] == ("ingest", None, "crashed")
+    assert row[:3] == ("reconcile", None, "crashed")
     assert "-9" in str(row[3])
     wait_long(lambda: served.events(run) != [])
     assert served.events(run)[0]["payload"]["outcome"] == "crashed"
-    assert served.end_of(served.trigger("ingest"))["type"] == "COMPLETED"
-    assert [one for one in status()["failed"] if one["flow"] == "ingest"] == []
+    assert served.end_of(served.trigger("reconcile"))["type"] == "COMPLETED"
+    assert [one for one in status()["failed"] if one["flow"] == "reconcile"] == []
 
 
 def test_of_two_runs_that_are_started_at_once_one_runs(served: Served, postgres: Engine):
     with items_locked(postgres):
-        first = served.trigger("ingest")
+        first = served.trigger("reconcile")
         wait_long(lambda: is_at_work(served, postgres, first))
 
-        second = served.trigger("ingest")
+        second = served.trigger("reconcile")
 
         assert served.end_of(second)["type"] == "CANCELLED"
         assert is_at_work(served, postgres, first)
@@ -334,7 +341,7 @@ def test_a_signal_ends_everything_and_what_was_paused_stays_paused(served: Serve
     before = {flow: served.deployment(flow)["schedules"] for flow in ("ingest", "reconcile", "purge")}
     assert served.process is not None
     with items_locked(postgres):
-        run = served.trigger("ingest")
+        run = served.trigger("reconcile")
         wait_long(lambda: is_at_work(served, postgres, run))
         below = descendants(served.process.pid)
         assert len(below) >= 2
