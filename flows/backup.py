@@ -11,13 +11,13 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from fsspec.core import url_to_fs
 from pydantic import BaseModel, ValidationError
 
 from flows.deps import Stores
-from flows.ledger import recorded
+from flows.ledger import Account, recorded
 from flows.retries import Held, held
 from storage import catalog, dump, index, registry
 from storage.blobs import PREFIXES, Blobs
@@ -93,6 +93,7 @@ def backup(
     *,
     pictures: Mode = "copy",
     for_s: float = 0,
+    prefect_run_id: UUID | None = None,
     advance: Advance = lambda _: None,
 ) -> Made:
     """Write a backup into a new folder below `target`; no earlier one is changed.
@@ -113,7 +114,11 @@ def backup(
     """
     if pictures == "copy":
         _copy_pictures(stores, target, advance)
-    with held(lone_lock(stores.engine), for_s=for_s) as lock, recorded(stores.sessions, lock, "backup"):
+    account = Account()
+    with (
+        held(lone_lock(stores.engine), for_s=for_s) as lock,
+        recorded(stores.sessions, lock, "backup", account=lambda: account, prefect_run_id=prefect_run_id),
+    ):
         now = datetime.now(UTC)
         name = f"{now:%Y-%m-%dT%H-%M-%SZ}-{uuid4().hex[:4]}"
         if pictures == "copy":
@@ -127,6 +132,8 @@ def backup(
             content = manifest.model_dump_json(indent=2).encode()
             files.pipe_file(f"{root}/{name}/{MANIFEST_SUM}", hashlib.sha256(content).hexdigest().encode())
             files.pipe_file(f"{root}/{name}/{MANIFEST}", content)
+        size = sum(one.bytes for one in manifest.files)
+        account.counts = {"items": manifest.items, "lost_pictures": manifest.lost_pictures, "bytes": size}
     return Made(f"{target.rstrip('/')}/{name}", manifest)
 
 

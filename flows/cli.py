@@ -240,7 +240,8 @@ yes_option = click.option("--yes", is_flag=True, help="Delete however many there
 def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as_json: bool) -> None:
     """Compare Postgres and Qdrant record by record: id, content and model; and look for lost pictures.
 
-    Without --repair nothing is changed. Exit code 1 says that they differ, or that not all could be mended.
+    Without --repair nothing is changed. Exit code 1 says that they differ, or that not all could be mended;
+    `sightline status` says it from then on.
     """
     settings = load_settings()
     from flows import reconcile as stores_compared
@@ -261,7 +262,7 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
                 _print(mended.as_json(), as_json, lambda: tables.of_mended(mended))
                 damage = mended.after.damage
             else:
-                report = stores_compared.reconcile(stores, advance=advance)
+                report = stores_compared.watch(stores, settings, advance=advance)
                 _print(report.as_json(), as_json, lambda: tables.of_differences(report))
                 damage = report.damage
     ctx.exit(1 if damage else 0)
@@ -691,6 +692,30 @@ def demo(debug: bool, source: Path | None) -> None:
     from flows.demo import run
 
     run(settings, source)
+
+
+@main.command(short_help="Run the flows on their schedules.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=4200,
+    show_default=True,
+    help="Where our own Prefect server listens, on this machine alone.",
+)
+@click.pass_obj
+def serve(debug: bool, port: int) -> None:
+    """Run ingest, evaluate, reconcile, finetune, backup and purge on their schedules, until a signal.
+
+    The schedules are settings, SIGHTLINE_SCHEDULES__INGEST and so on: crons in UTC, or off. None overlaps
+    with itself; all can be paused and started by hand in Prefect's UI, and what is paused there stays so.
+    With PREFECT_API_URL set that server is used; otherwise one is started here, and ends with this command.
+    """
+    settings = load_settings()
+    prepare_prefect(settings.home, log_level="DEBUG" if debug else "INFO")
+    from flows import tables
+    from flows.serving import serve as run_schedules
+
+    run_schedules(settings, port, lambda served: tables.show(tables.of_served(served)))
 
 
 @main.command(short_help="Run the home folder's servers in the foreground.")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
@@ -18,13 +19,11 @@ from flows.models import Load, open_model
 from flows.progress import Advance
 from flows.retries import held
 from flows.settings import Gate, Settings
-from flows.testsets import NothingToEvaluate, TestSet, of_held_out, of_manifest, splits_of
+from flows.testsets import MOST_JUDGED, NothingToEvaluate, TestSet, of_held_out, of_manifest, splits_of
 from storage import index, registry
-from storage.locks import promotion_lock
+from storage.locks import flow_lock
 
 MEASURE = "recall@10"
-MOST_HELD_OUT = 5000
-"""Records that a decision looks at: more cost time, and hardly narrow an interval."""
 
 
 class AlreadyActive(ValueError):
@@ -75,6 +74,7 @@ def promote(
     outside: Path | None = None,
     force: bool = False,
     load: Load = open_model,
+    prefect_run_id: UUID | None = None,
     advance: Advance = lambda _what, _done, _of: None,
 ) -> Decision:
     """Compare a candidate with the active model, decide, and put the decision on record with its figures.
@@ -93,8 +93,15 @@ def promote(
     """
     account = Account()
     with (
-        held(promotion_lock(stores.engine), for_s=settings.retry_for_s) as lock,
-        recorded(stores.sessions, lock, "promote", account=lambda: account, options={"model": name}),
+        held(flow_lock(stores.engine, "promotion"), for_s=settings.retry_for_s) as lock,
+        recorded(
+            stores.sessions,
+            lock,
+            "promote",
+            account=lambda: account,
+            options={"model": name},
+            prefect_run_id=prefect_run_id,
+        ),
     ):
         collection = index.active(stores.vectors)
         if collection is None:
@@ -194,7 +201,7 @@ def _checks(
         )
     try:
         splits = splits_of(stores, [one.fingerprint for one in encoders])
-        held_out = judged(of_held_out(stores, settings.limits, splits, None, at_most=MOST_HELD_OUT))
+        held_out = judged(of_held_out(stores, settings.limits, splits, None, at_most=MOST_JUDGED))
         elsewhere = None if outside is None else judged(of_manifest(outside, settings.langs, None))
     except NothingToEvaluate as error:
         if not force:

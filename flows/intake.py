@@ -7,6 +7,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import Engine
@@ -124,7 +125,7 @@ def ingest_source(
             run_id=run.id,
             source=run.source,
             location=str(request.location.resolve()),
-            options={"langs": list(run.langs)},
+            options=options_of(run, request),
             prefect_run_id=prefect_run_id,
         ):
             wanted = islice(records_of(rows, record.besides, request.only), request.limit)
@@ -238,6 +239,12 @@ def new_run(source: str, collection: index.Collection, settings: Settings, reque
     """Return a run that has not begun yet."""
     langs = settings.langs if request.langs is None else request.langs
     return Run(uuid4(), source, collection, langs, settings.limits, request.revive)
+
+
+def options_of(run: Run, request: Request) -> dict[str, Any]:
+    """Return what a schedule asks for again, when it reads the source once more."""
+    asked = {"limit": request.limit, "delete_missing": request.delete_missing}
+    return {"langs": list(run.langs)} | {name: value for name, value in asked.items() if value}
 
 
 def name_of(session: Session, request: Request) -> str:

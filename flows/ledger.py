@@ -27,6 +27,9 @@ class Account:
     outcome: str = "completed"
     """Of a run that came to its end."""
 
+    error: str | None = None
+    """Why such a run counts as failed."""
+
 
 @contextmanager
 def recorded(
@@ -44,7 +47,7 @@ def recorded(
     """Keep a run on record with how long it took, whether or not it gets to its end; yield its id.
 
     Args:
-        held: the lock of `source`, or the lone one for a run over all sources.
+        held: the lock of `source`, or the one that runs of `flow` have.
         account: called once, at the end.
         options: what was asked for, as far as a later run must ask the same.
     """
@@ -73,11 +76,11 @@ def recorded(
         yield own
     except BaseException as error:
         try:
-            end(account(), "failed", f"{type(error).__name__}: {error}")
+            end(account(), "failed", f"{type(error).__name__}: {error}".removesuffix(": "))
         except DBAPIError as second:
             if not is_transient(second):
                 raise
             log.warning("the run stays open on record, as Postgres does not answer; the next one closes it")
         raise
     done = account()
-    held.persist(partial(end, done, done.outcome, None))
+    held.persist(partial(end, done, done.outcome, done.error))

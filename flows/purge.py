@@ -3,14 +3,20 @@
 import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
+from uuid import UUID
 
 from flows.backup import left_scratch
 from flows.deps import Stores
+from flows.ledger import Account, recorded
 from flows.maintain import finish_deletes
+from flows.retries import held
 from flows.settings import Settings
 from storage import catalog, index, registry
 from storage.blobs import PREFIXES
-from storage.locks import lone_lock, reindex_lock
+from storage.locks import Lock, flow_lock, lone_lock
+
+USUAL_SHARE = 0.05
+"""Of all pictures: more than that at once is a mistake more often than a wish."""
 
 
 class TooManyOrphans(RuntimeError):
@@ -37,7 +43,15 @@ class Purged:
         return asdict(self) | {"collections": list(self.collections)}
 
 
-def purge(stores: Stores, settings: Settings, *, max_delete: float, yes: bool, dry_run: bool) -> Purged:
+def purge(
+    stores: Stores,
+    settings: Settings,
+    *,
+    max_delete: float = USUAL_SHARE,
+    yes: bool = False,
+    dry_run: bool = False,
+    prefect_run_id: UUID | None = None,
+) -> Purged:
     """Remove pictures that no living item has, what a crash left half-written, and disused collections.
 
     Args:
@@ -48,31 +62,44 @@ def purge(stores: Stores, settings: Settings, *, max_delete: float, yes: bool, d
         TooManyOrphans: more would go.
         Busy: another process writes.
     """
-    home = settings.home
-    with reindex_lock(stores.engine), lone_lock(stores.engine) as lock:
-        found = _count(stores, settings)
+    account = Account()
+    with (
+        flow_lock(stores.engine, "re-index"),
+        held(lone_lock(stores.engine), for_s=settings.retry_for_s) as own,
+    ):
         if dry_run:
-            return found
-        if found.orphans > max_delete * found.pictures and not yes:
-            raise TooManyOrphans(
-                f"a purge would remove {found.orphans:,} of {found.pictures:,} pictures, more than "
-                f"{max_delete:.0%}; is this the right database? Nothing was removed; --yes removes them, "
-                "--max-delete sets the limit"
-            )
-        for _ in finish_deletes(stores, None):
-            lock.keep()
-        for name in found.collections:
-            lock.keep()
-            _drop(stores, name)
-        for folder in left_scratch(home):
-            shutil.rmtree(folder)
-        if stores.blobs is not None:
-            for prefix in PREFIXES:
-                lock.keep()
-                for sha256 in sorted(_orphans(stores, stores.blobs.names(prefix))):
-                    stores.blobs.delete(sha256)
-                stores.blobs.remove_unfinished(prefix)
+            return _count(stores, settings)
+        with recorded(stores.sessions, own, "purge", account=lambda: account, prefect_run_id=prefect_run_id):
+            found = _count(stores, settings)
+            account.counts = found.as_json()
+            _refuse_many_orphans(found, max_delete, yes=yes)
+            _remove(stores, settings, found, own.lock)
     return found
+
+
+def _refuse_many_orphans(found: Purged, max_delete: float, *, yes: bool) -> None:
+    if found.orphans > max_delete * found.pictures and not yes:
+        raise TooManyOrphans(
+            f"a purge would remove {found.orphans:,} of {found.pictures:,} pictures, more than "
+            f"{max_delete:.0%}; is this the right database? Nothing was removed; --yes removes them, "
+            "--max-delete sets the limit"
+        )
+
+
+def _remove(stores: Stores, settings: Settings, found: Purged, lock: Lock) -> None:
+    for _ in finish_deletes(stores, None):
+        lock.keep()
+    for name in found.collections:
+        lock.keep()
+        _drop(stores, name)
+    for folder in left_scratch(settings.home):
+        shutil.rmtree(folder)
+    if stores.blobs is not None:
+        for prefix in PREFIXES:
+            lock.keep()
+            for sha256 in sorted(_orphans(stores, stores.blobs.names(prefix))):
+                stores.blobs.delete(sha256)
+            stores.blobs.remove_unfinished(prefix)
 
 
 def _drop(stores: Stores, collection: str) -> None:

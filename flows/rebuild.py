@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 from embedding.encoder import Encoder
 from embedding.workers import Workers
@@ -31,7 +32,7 @@ from flows.progress import Advance
 from flows.retries import Held, held
 from flows.settings import BadSettings, Settings
 from storage import catalog, index, registry
-from storage.locks import Busy, Lock, lone_lock, reindex_lock
+from storage.locks import Busy, Lock, flow_lock, lone_lock
 
 LEAST_RECALL = 0.9
 """Of searches, compared with exact ones, below which an index is not fit to be searched."""
@@ -101,6 +102,7 @@ def reindex(
     *,
     load: Load = open_model,
     free_bytes: int | None = None,
+    prefect_run_id: UUID | None = None,
     advance: Advance = lambda _what, _done, _of: None,
 ) -> Switched:
     """Fill a collection of a model, and have searches go to it; run it again to take up a killed one.
@@ -122,8 +124,15 @@ def reindex(
     encoder = load(settings, order.model)
     account = Account()
     with (
-        held(reindex_lock(stores.engine), for_s=settings.retry_for_s) as lock,
-        recorded(stores.sessions, lock, "reindex", account=lambda: account, options={"model": encoder.name}),
+        held(flow_lock(stores.engine, "re-index"), for_s=settings.retry_for_s) as lock,
+        recorded(
+            stores.sessions,
+            lock,
+            "reindex",
+            account=lambda: account,
+            options={"model": encoder.name},
+            prefect_run_id=prefect_run_id,
+        ),
         Workers(encoder.preparation, settings.decode_workers) as workers,
     ):
         before = index.active(stores.vectors)
@@ -156,7 +165,7 @@ def rollback(
     """
     account = Account()
     with (
-        held(reindex_lock(stores.engine), for_s=settings.retry_for_s) as lock,
+        held(flow_lock(stores.engine, "re-index"), for_s=settings.retry_for_s) as lock,
         recorded(stores.sessions, lock, "rollback", account=lambda: account),
     ):
         before = index.active(stores.vectors)

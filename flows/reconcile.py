@@ -23,7 +23,7 @@ from flows.settings import Limits, Settings
 from storage import catalog, index, registry
 from storage.blobs import PREFIXES
 from storage.differences import Difference, Held, Kept, compare, judge, order
-from storage.locks import lone_lock
+from storage.locks import flow_lock, lone_lock
 from storage.records import Item, Picture
 from storage.registry import Known
 from storage.source import FetchError
@@ -32,6 +32,7 @@ PAGE = 2000
 CONFIRM = 500
 EXAMPLES = 20
 MAX_ROUNDS = 5
+RECONCILE = "reconcile"
 
 DAMAGE = ("missing", "stray", "stale", "wrong_vectors", "missing_picture", "other_model", "no_alias")
 """What makes two stores disagree; `pending` is work that an ingest has left."""
@@ -133,6 +134,36 @@ def reconcile(stores: Stores, *, advance: Advance = lambda _: None) -> Report:
     return report
 
 
+def watch(
+    stores: Stores,
+    settings: Settings,
+    *,
+    prefect_run_id: UUID | None = None,
+    advance: Advance = lambda _: None,
+) -> Report:
+    """Compare the stores as `reconcile` does, and keep on record whether they agree.
+
+    Raises:
+        Busy: another comparison or a repair is running.
+    """
+    account = Account()
+    with (
+        held(flow_lock(stores.engine, RECONCILE), for_s=settings.retry_for_s) as lock,
+        recorded(stores.sessions, lock, RECONCILE, account=lambda: account, prefect_run_id=prefect_run_id),
+    ):
+        report = lock.persist(partial(reconcile, stores, advance=advance))
+        account.counts = dict(report.counts)
+        if report.damage:
+            account.outcome, account.error = "failed", damage_of(report)
+    return report
+
+
+def damage_of(report: Report) -> str:
+    """Return how the stores differ, and the remedy, on one line."""
+    found = (f"{report.counts[kind]:,} {kind.replace('_', ' ')}" for kind in DAMAGE if report.counts[kind])
+    return f"the stores differ: {', '.join(found)}; mend that with: sightline reconcile --repair"
+
+
 def repair(
     deps: Deps,
     settings: Settings,
@@ -149,13 +180,14 @@ def repair(
 
     Raises:
         TooManyDeletes: more would go; nothing was changed.
-        Busy: another process writes.
+        Busy: another process writes, or compares.
         ModelMismatch: the collection that searches go to was made by another model than the one that is set.
     """
     account = Account()
     with (
+        flow_lock(deps.engine, RECONCILE),
         held(lone_lock(deps.engine), for_s=settings.retry_for_s) as lock,
-        recorded(deps.sessions, lock, "reconcile", account=lambda: account),
+        recorded(deps.sessions, lock, RECONCILE, account=lambda: account),
     ):
         before = after = lock.persist(partial(reconcile, deps, advance=advance))
         account.counts = dict(before.counts)
@@ -167,7 +199,8 @@ def repair(
             after = lock.persist(partial(reconcile, deps))
             if after.work >= last:
                 break
-        account.outcome = "failed" if after.damage else "completed"
+        if after.damage:
+            account.outcome, account.error = "failed", damage_of(after)
     return Mended(before, after, rounds, tuple(sorted(unmended)))
 
 

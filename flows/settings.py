@@ -1,12 +1,16 @@
 """The one reader of the environment."""
 
 import os
+import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "SIGHTLINE_"
@@ -22,6 +26,13 @@ FieldType = Literal["keyword", "integer", "float", "bool", "geo", "datetime", "t
 
 Quantization = Literal["none", "int8", "turbo", "product", "binary"]
 """How an index may pack vectors for a first look."""
+
+OFF = "off"
+NOT_EVERYWHERE = re.compile(r"\dL|LW", re.IGNORECASE)
+"""The last Friday, the last weekday: Prefect's crons do not have them."""
+
+SLOT_KEEPER = "prefect.server.concurrency.lease_storage.filesystem"
+"""Where Prefect keeps who runs; from memory, its default, a restart of the server loses it for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,24 @@ class Gate(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class Schedules(BaseModel, frozen=True, extra="forbid"):
+    """When each flow runs: five fields of cron, in UTC; None for never by itself."""
+
+    ingest: str | None = Field("0 * * * *", description="When every source that was ingested is read again.")
+    evaluate: str | None = Field("30 2 * * *", description="When the model in use is measured.")
+    reconcile: str | None = Field("30 3 * * *", description="When Postgres and Qdrant are compared.")
+    finetune: str | None = Field(
+        None, description="When a candidate is trained, and searches move to it if it passes the gate."
+    )
+    backup: str | None = Field(None, description="When a backup is written; needs SIGHTLINE_BACKUP_URL.")
+    purge: str | None = Field("30 4 * * *", description="When what nothing needs is removed.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check(cls, value: Any) -> Any:
+        return checked_cron(value) if isinstance(value, str) else value
+
+
 class Settings(BaseSettings):
     """Read once, at the edge, and passed on in parts; frozen afterwards.
 
@@ -122,6 +151,10 @@ class Settings(BaseSettings):
         7, ge=0, description="How long `purge` leaves a collection that searches no longer use."
     )
     max_reject_share: float = Field(0.5, ge=0, le=1, description="A run with more rejects than this fails.")
+    backup_url: str | None = Field(
+        None, description="Where scheduled backups are written: a folder or an fsspec URL."
+    )
+    schedules: Schedules = Schedules()
 
     @property
     def limits(self) -> Limits:
@@ -147,6 +180,40 @@ def split_langs(value: str) -> tuple[str, ...]:
     return tuple(lang for part in value.split(",") if (lang := part.strip()))
 
 
+def checked_cron(value: str) -> str | None:
+    """Return the cron, or None for `off`.
+
+    >>> checked_cron("0 3 * * sun"), checked_cron("off")
+    ('0 3 * * sun', None)
+    """
+    if value.strip().lower() in ("", OFF):
+        return None
+    try:
+        next(CronSim(value, datetime.now(UTC)))
+        why = None if len(value.split()) == 5 else "Wrong number of fields"
+    except (CronSimError, StopIteration) as error:
+        why = str(error) or "It never comes"
+    if why is None and NOT_EVERYWHERE.search(value):
+        why = "Prefect takes no last weekdays"
+    if why is not None:
+        raise PydanticCustomError(
+            "cron",
+            "{value} is no cron ({why}); write minute, hour, day, month and weekday in UTC, such as "
+            "'30 3 * * *' for every night at half past three, or off",
+            {"value": repr(value), "why": why},
+        )
+    return value
+
+
+def next_time(cron: str, now: datetime) -> datetime:
+    """Return when `cron` comes next after `now`, in UTC.
+
+    >>> str(next_time("30 3 * * *", datetime(2026, 1, 1, 12, tzinfo=UTC)))
+    '2026-01-02 03:30:00+00:00'
+    """
+    return next(CronSim(cron, now.astimezone(UTC)))
+
+
 def load_settings() -> Settings:
     """Read the settings from the environment.
 
@@ -154,6 +221,16 @@ def load_settings() -> Settings:
         BadSettings: a value cannot be used, or a variable looks like a setting and is none.
     """
     _refuse_unknown_names()
+    settings = _read()
+    if settings.schedules.backup is not None and settings.backup_url is None:
+        raise BadSettings(
+            f"{PREFIX}SCHEDULES__BACKUP is set, but not where to: set {PREFIX}BACKUP_URL to a folder or an "
+            "fsspec URL"
+        )
+    return settings
+
+
+def _read() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
@@ -177,6 +254,18 @@ def prepare_prefect(home: Path, *, log_level: str) -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+
+def own_prefect_server(home: Path) -> dict[str, str]:
+    """Return the environment in which a Prefect server keeps what it knows inside `home`."""
+    folder = str(home.absolute() / "prefect")
+    slots = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": SLOT_KEEPER}
+    return slots | os.environ | {"PREFECT_HOME": folder}
+
+
+def use_prefect_server(url: str) -> None:
+    """Have Prefect, in this process and those that it starts, use the server whose API is at `url`."""
+    os.environ["PREFECT_API_URL"] = url
 
 
 def _refuse_unknown_names() -> None:

@@ -44,6 +44,9 @@ class Status:
     """Open rejects by reason."""
 
     runs: list[Run]
+    failed: list[Run]
+    """The last run of a flow, and of a source where it has one, that ended otherwise than completed."""
+
     last_ingest: Run | None
     """The latest one that was measured to its end; its counts have its speed."""
 
@@ -69,6 +72,7 @@ def read_status(settings: Settings) -> Status:
             servers=embedded_servers(settings),
             rejects=runs.reject_counts(session),
             runs=runs.recent_runs(session, RECENT_RUNS),
+            failed=runs.failed_runs(session),
             last_ingest=runs.last_ingest(session),
         )
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # each command brings its own; a search need not wait for wha
     from flows.restore import Restored
     from flows.retry import Retry
     from flows.search import Results
+    from flows.serving import Served
     from flows.status import Status
     from flows.training import Candidate
 
@@ -310,6 +311,15 @@ def of_decision(decision: Decision) -> RenderableType:
     return Group(*shown, *map(Text, lines))
 
 
+def of_served(served: Served) -> RenderableType:
+    """Return what runs when, and where to watch it."""
+    table = _table("flow", "cron, UTC", "next run, UTC")
+    for one in served.planned:
+        when = "" if one.next is None else f"{one.next:%Y-%m-%d %H:%M}"
+        table.add_row(one.flow, one.cron or "off", "paused" if one.paused else when)
+    return Group(table, Text(""), Text(f"watch them, pause them or start one by hand at {served.ui}"))
+
+
 def of_switched(switched: Switched) -> RenderableType:
     """Return where searches go now."""
     lines = [f"{_many(switched.written, 'point')} written; searches use {switched.model}"]
@@ -390,6 +400,7 @@ def of_status(status: Status) -> RenderableType:
         about,
         *([_of_servers(status.servers)] if status.servers else []),
         *([runs] if status.runs else []),
+        *([_of_failed(status.failed)] if status.failed else []),
         *([_of_speed(status.last_ingest)] if status.last_ingest else []),
     ]
     return Group(*[part for one in tables for part in (one, Text(""))][:-1])
@@ -406,6 +417,16 @@ def _of_speed(run: Run) -> RenderableType:
     speed = Speed(**run.counts["speed"])
     rates, advice = as_sentences(speed)
     return Group(*(Text(line) for line in (f"last ingest: {rates}", _busy(speed.busy), advice)))
+
+
+def _of_failed(failed: Sequence[Run]) -> Table:
+    """Return which runs need somebody, each with why on one line."""
+    table = _table("failed", "flow", "source", "outcome", "why")
+    for run in failed:
+        ended = "" if run.ended is None else f"{run.ended.astimezone():%Y-%m-%d %H:%M:%S}"
+        why = (run.error or "its process ended without a word").strip().splitlines()[0]
+        table.add_row(ended, run.flow, Text(run.source or ""), run.outcome, Text(why))
+    return table
 
 
 def _of_servers(servers: Sequence[Server]) -> Table:

@@ -24,6 +24,9 @@ from storage.records import Record, Text, item_id
 from storage.source import read_source, source_name
 
 LEAST_QUERIES_OF_A_PART = 10
+MOST_JUDGED = 5000
+"""Records that the gate and schedules look at: more cost time, and hardly narrow an interval."""
+
 Languages = Sequence[str] | None
 """Tags of the captions that are queries, or `all`; None for those that are embedded."""
 
@@ -105,15 +108,26 @@ class Question:
     langs: Languages = None
 
 
-def chosen_set(stores: Stores, settings: Settings, question: Question, models: Sequence[str]) -> TestSet:
-    """Return what answers the question; what is held out depends on the models and where they come from."""
+def chosen_set(
+    stores: Stores,
+    settings: Settings,
+    question: Question,
+    models: Sequence[str],
+    *,
+    at_most: int | None = None,
+) -> TestSet:
+    """Return what answers the question; what is held out depends on the models and where they come from.
+
+    Args:
+        at_most: so many records of what is held out.
+    """
     if question.manifest is not None:
         return of_manifest(question.manifest, settings.langs, question.langs)
     if question.judgments is not None:
         return of_judgments(stores, question.judgments)
     if question.held_out:
         splits = splits_of(stores, _fingerprints(stores, models))
-        return of_held_out(stores, settings.limits, splits, question.langs)
+        return of_held_out(stores, settings.limits, splits, question.langs, at_most=at_most)
     if question.keys is not None:
         return of_records(stores, question.keys.name, lines_of(question.keys), question.langs)
     return of_records(stores, "all", None, question.langs)

@@ -48,7 +48,7 @@ from flows.progress import Advance
 from flows.retries import held
 from flows.settings import Settings
 from storage import registry
-from storage.locks import training_lock
+from storage.locks import flow_lock
 
 CHUNK = 32
 """Texts or pictures that a tower sees at once while it is trained; a larger batch is embedded in chunks."""
@@ -113,7 +113,7 @@ def train_candidate(
     """
     account = Account()
     with (
-        held(training_lock(stores.engine), for_s=settings.retry_for_s) as lock,
+        held(flow_lock(stores.engine, "training"), for_s=settings.retry_for_s) as lock,
         recorded(stores.sessions, lock, "finetune", account=lambda: account, prefect_run_id=prefect_run_id),
     ):
         encoder = open_model(settings, order.model or active_model(stores.vectors, stores.sessions, settings))

@@ -112,18 +112,6 @@ def lone_lock(engine: Engine) -> Lock:
     return Lock(engine, ((alone, "an ingest or another repair is running; wait until it has ended"),))
 
 
-def training_lock(engine: Engine) -> Lock:
-    """Return the right to train a model; others may write meanwhile."""
-    own = func.pg_try_advisory_lock(_number("sightline training"))
-    return Lock(engine, ((own, "another training is running; wait until it has ended"),))
-
-
-def promotion_lock(engine: Engine) -> Lock:
-    """Return the right to decide whether a model is promoted; others may write meanwhile."""
-    own = func.pg_try_advisory_lock(_number("sightline promotion"))
-    return Lock(engine, ((own, "another promotion is being decided; wait until it has ended"),))
-
-
 def writing_lock(engine: Engine) -> Lock:
     """Return the right to write beside runs of sources; it is busy while another has all for itself."""
     shared = func.pg_try_advisory_lock_shared(_number(STORES))
@@ -131,10 +119,10 @@ def writing_lock(engine: Engine) -> Lock:
     return Lock(engine, ((shared, repaired),))
 
 
-def reindex_lock(engine: Engine) -> Lock:
-    """Return the right to fill a collection beside the active one, to switch, and to drop collections."""
-    own = func.pg_try_advisory_lock(_number("sightline reindex"))
-    return Lock(engine, ((own, "another re-index is running; wait until it has ended"),))
+def flow_lock(engine: Engine, work: str) -> Lock:
+    """Return the right to do such work as a training or a re-index, for one at a time; others may write."""
+    own = func.pg_try_advisory_lock(_number(f"sightline flow {work}"))
+    return Lock(engine, ((own, f"another {work} is running; wait until it has ended"),))
 
 
 @contextmanager

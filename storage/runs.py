@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, and_, delete, func, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from storage.records import Rejected, item_id
-from storage.schema import RejectRow, RunRow, SeenRow
+from storage.schema import ItemRow, RejectRow, RunRow, SeenRow
 
 
 class RunClosed(RuntimeError):
@@ -32,6 +32,15 @@ class Run:
     error: str | None
     counts: dict[str, Any]
     seconds: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Where a source was read last, and what was asked for then."""
+
+    source: str
+    location: str
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +102,23 @@ def close_all(session: Session) -> None:
     session.execute(update(RunRow).where(running).values(outcome="crashed", ended=func.now()))
 
 
+def close_failed(session: Session, flow: str, prefect_run_id: UUID, outcome: str, error: str) -> None:
+    """Close what a Prefect run has left open; one that has no failed run on record gets a row that says so.
+
+    Args:
+        outcome: `failed`, or `crashed` where its process is gone.
+    """
+    own = RunRow.prefect_run_id == prefect_run_id
+    ended = {"outcome": outcome, "ended": func.now(), "error": error}
+    closed = update(RunRow).where(own, RunRow.outcome == "running").values(ended).returning(RunRow.id)
+    ids = list(session.scalars(closed))
+    session.execute(delete(SeenRow).where(SeenRow.run_id.in_(ids)))
+    if session.scalar(select(exists().where(own, RunRow.outcome.in_(("failed", "crashed"))))):
+        return
+    about = {"id": uuid4(), "flow": flow, "prefect_run_id": prefect_run_id, "counts": {}, "seconds": {}}
+    session.execute(insert(RunRow).values(about | ended))
+
+
 def require_running(session: Session, run_id: UUID) -> None:
     """Make sure, for as long as the transaction lasts, that this run is the one that may write.
 
@@ -137,6 +163,34 @@ def last_read(session: Session, source: str) -> tuple[str, dict[str, Any]] | Non
     last = select(RunRow.location, RunRow.options).where(*read).order_by(RunRow.started.desc()).limit(1)
     row = session.execute(last).first()
     return None if row is None else (row.location, row.options)
+
+
+def known_sources(session: Session) -> list[Read]:
+    """Return where each source was last ingested from, by name; without those of which nothing is left."""
+    living = exists().where(ItemRow.source == RunRow.source, ItemRow.deleted.is_(None))
+    rejected = exists().where(RejectRow.source == RunRow.source, *_open(None))
+    ingests = RunRow.flow == "ingest", RunRow.location.is_not(None), or_(living, rejected)
+    latest = (
+        select(RunRow.source, RunRow.location, RunRow.options)
+        .distinct(RunRow.source)
+        .where(*ingests)
+        .order_by(RunRow.source, RunRow.started.desc())
+    )
+    return [Read(source, location, options) for source, location, options in session.execute(latest)]
+
+
+def failed_runs(session: Session) -> list[Run]:
+    """Return the last run that ended of each flow and each of its sources, if that failed; newest first."""
+    ended = (
+        select(RunRow)
+        .distinct(RunRow.flow, RunRow.source)
+        .where(RunRow.ended.is_not(None))
+        .order_by(RunRow.flow, RunRow.source, RunRow.started.desc())
+        .subquery()
+    )
+    last = aliased(RunRow, ended)
+    failed = select(last).where(last.outcome != "completed").order_by(last.started.desc(), last.id)
+    return [_run(row) for row in session.scalars(failed)]
 
 
 def recent_runs(session: Session, limit: int) -> list[Run]:

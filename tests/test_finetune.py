@@ -40,7 +40,7 @@ from flows.pairs import (
 from flows.settings import Settings
 from flows.training import Order, train_candidate
 from storage import catalog, registry
-from storage.locks import Busy, training_lock
+from storage.locks import Busy, flow_lock
 from storage.schema import RunRow
 from tests.builders import a_folder, a_manifest, encoded
 from tests.tiny_clip import write_tiny_clip
@@ -377,7 +377,7 @@ def test_too_little_to_learn_from_is_an_error_that_says_so(deps: Deps, trainable
 
 
 def test_two_trainings_at_once_are_one_too_many(stores: Stores, trainable: Settings):
-    with training_lock(stores.engine), pytest.raises(Busy, match="another training"):
+    with flow_lock(stores.engine, "training"), pytest.raises(Busy, match="another training"):
         train_candidate(stores, trainable.model_copy(update={"retry_for_s": 0}), Order())
 
 

@@ -22,7 +22,7 @@ from flows.rebuild import NotPromoted, Order, reindex
 from flows.settings import Gate, Settings
 from flows.testsets import NothingToEvaluate, of_held_out, of_records
 from storage import index, registry
-from storage.locks import Busy, promotion_lock
+from storage.locks import Busy, flow_lock
 from storage.schema import PromotionRow, RunRow
 from tests.builders import a_folder, a_manifest, encoded, noise
 from tests.fakes import ColourEncoder
@@ -248,7 +248,7 @@ def test_an_active_model_that_is_another_one_now_cannot_be_compared_with(shop: D
 
 
 def test_two_decisions_at_once_are_one_too_many(shop: Deps, settings: Settings):
-    with promotion_lock(shop.engine), pytest.raises(Busy, match="another promotion"):
+    with flow_lock(shop.engine, "promotion"), pytest.raises(Busy, match="another promotion"):
         promote(shop, settings.model_copy(update={"retry_for_s": 0}), "better", load=load)
 
 

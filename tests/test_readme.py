@@ -12,7 +12,7 @@ from typing import get_args
 
 import pytest
 
-from flows.settings import PREFIX, Gate, Qdrant, Settings
+from flows.settings import PREFIX, Gate, Qdrant, Schedules, Settings
 from tests.builders import a_folder, png
 from tests.faults import test_proxy, test_servers
 from tests.faults.points import (
@@ -129,11 +129,21 @@ def test_the_plain_client_works_in_another_process_while_an_ingest_runs(folder: 
 
 
 def test_every_setting_is_in_the_readme():
-    names = {PREFIX + name.upper() for name in Settings.model_fields if name not in ("qdrant", "gate")}
+    nested = {"qdrant": Qdrant, "gate": Gate, "schedules": Schedules}
+    names = {PREFIX + name.upper() for name in Settings.model_fields.keys() - nested.keys()}
+    within = {name for model in nested.values() for name in model.model_fields}
 
     assert [name for name in sorted(names) if f"`{name}`" not in README] == []
-    for group in (Qdrant, Gate):
-        assert [name for name in group.model_fields if f"__{name.upper()}`" not in README] == []
+    assert [name for name in sorted(within) if f"__{name.upper()}`" not in README] == []
+
+
+def test_the_schedules_of_the_readme_are_those_of_the_settings():
+    crons = Schedules().model_dump()
+
+    assert f"`SIGHTLINE_SCHEDULES__INGEST` | `{crons['ingest']}`" in README
+    for flow in ("evaluate", "reconcile", "purge"):
+        assert f"`__{flow.upper()}` (`{crons[flow]}`)" in README
+    assert (crons["finetune"], crons["backup"]) == (None, None)
 
 
 def test_the_readme_counts_the_faults_that_are_tried():

@@ -33,7 +33,7 @@ from flows.search import Query, Results, Searching, search
 from flows.settings import Settings
 from storage import index, registry
 from storage.catalog import Selection
-from storage.locks import Busy, lone_lock, reindex_lock, source_lock
+from storage.locks import Busy, flow_lock, lone_lock, source_lock
 from storage.schema import CollectionRow, ModelRow, PromotionRow, RunRow
 from tests.builders import a_folder, a_manifest, png
 from tests.fakes import ColourEncoder
@@ -303,7 +303,7 @@ def test_the_switch_waits_for_an_ingest(shop: Deps, settings: Settings, monkeypa
 
 
 def test_two_at_once_are_one_too_many(shop: Deps, settings: Settings):
-    with reindex_lock(shop.engine), pytest.raises(Busy, match="another re-index"):
+    with flow_lock(shop.engine, "re-index"), pytest.raises(Busy, match="another re-index"):
         forced(shop, settings.model_copy(update={"retry_for_s": 0}))
 
 

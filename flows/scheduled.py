@@ -1,0 +1,165 @@
+"""What runs on a schedule, a plain function each, which puts its run on record. Knows no Prefect."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from flows.backup import backup as write_backup
+from flows.deps import Deps, Stores, open_stores, with_model
+from flows.evaluate import Evaluation
+from flows.evaluate import evaluate as measure
+from flows.intake import EmptySource, Request, TooManyRejects, ingest_source
+from flows.ledger import Account, recorded
+from flows.purge import purge as remove_orphans
+from flows.reconcile import damage_of, watch
+from flows.report import COUNTS
+from flows.retries import held
+from flows.settings import BadSettings, Settings
+from flows.testsets import MOST_JUDGED, NothingToEvaluate, Question, chosen_set
+from storage import runs
+from storage.index import NoCollection
+from storage.locks import Busy, flow_lock
+from storage.runs import Read
+from storage.source import BadSource
+
+Counts = dict[str, Any]
+
+
+class SourcesFailed(RuntimeError):
+    """Some sources could not be read again; all others were."""
+
+
+class StoresDiffer(RuntimeError):
+    """Postgres and Qdrant do not agree; nothing was changed."""
+
+
+def ingest(settings: Settings, prefect_run_id: UUID | None) -> Counts:
+    """Read every source again, from where it was ingested last and with what was asked for then.
+
+    A source that another run writes just now is left to that.
+
+    Raises:
+        SourcesFailed: for each of them, why; the others have been read.
+        Busy: another run reads all sources.
+    """
+    account = Account()
+    with (
+        open_stores(settings, wait_s=settings.retry_for_s) as stores,
+        held(flow_lock(stores.engine, "ingest"), for_s=settings.retry_for_s) as lock,
+        recorded(stores.sessions, lock, "ingest", account=lambda: account, prefect_run_id=prefect_run_id),
+    ):
+        with stores.sessions() as session:
+            sources = runs.known_sources(session)
+        counts, failed = Counter[str](), dict[str, str]()
+        account.counts = {"sources": len(sources), "failed": failed}
+        if sources:
+            deps = with_model(stores, settings)
+            for read in sources:
+                lock.lock.keep()
+                counts += ingest_again(deps, settings, read, prefect_run_id, failed)
+                account.counts |= counts
+        if failed:
+            why = "; ".join(f"{source}: {problem}" for source, problem in failed.items())
+            raise SourcesFailed(f"{len(failed):,} of {len(sources):,} sources failed: {why}")
+    return account.counts
+
+
+def ingest_again(
+    deps: Deps, settings: Settings, read: Read, prefect_run_id: UUID | None, failed: dict[str, str]
+) -> Counter[str]:
+    """Return the counts of one source; should it fail, why is put into `failed`."""
+    langs = read.options.get("langs")
+    request = Request(
+        Path(read.location),
+        read.source,
+        None if langs is None else tuple(langs),
+        read.options.get("limit"),
+        read.options.get("delete_missing", False),
+    )
+    try:
+        report = ingest_source(deps, settings, request, prefect_run_id=prefect_run_id)
+    except Busy:
+        return Counter(busy=1)
+    except (BadSource, EmptySource, TooManyRejects) as error:
+        failed[read.source] = str(error)
+        return Counter()
+    return Counter({name: getattr(report, name) for name in COUNTS})
+
+
+def evaluate(settings: Settings, prefect_run_id: UUID | None) -> Counts:
+    """Measure the model in use on what it has not learned from.
+
+    Raises:
+        Busy: another scheduled evaluation is running.
+    """
+    account = Account()
+    with (
+        open_stores(settings, wait_s=settings.retry_for_s) as stores,
+        held(flow_lock(stores.engine, "evaluate"), for_s=settings.retry_for_s) as lock,
+        recorded(stores.sessions, lock, "evaluate", account=lambda: account, prefect_run_id=prefect_run_id),
+    ):
+        account.counts = figures(stores, settings)
+    return account.counts
+
+
+def figures(stores: Stores, settings: Settings) -> Counts:
+    """Return what an evaluation found; where there is nothing to evaluate yet, that."""
+    try:
+        held_out = chosen_set(stores, settings, Question(held_out=True), (), at_most=MOST_JUDGED)
+        return summary(measure(stores, settings, (), held_out))
+    except (NothingToEvaluate, NoCollection) as error:
+        return {"nothing": str(error)}
+
+
+def summary(evaluation: Evaluation) -> Counts:
+    """Return the figures of one model, by direction."""
+    [model] = evaluation.models
+    whole = (one for one in model.measured if one.part is None)
+    found = {one.direction: {name: figure.value for name, figure in one.figures.items()} for one in whole}
+    return {"model": model.model, "dataset": evaluation.dataset} | found
+
+
+def reconcile(settings: Settings, prefect_run_id: UUID | None) -> Counts:
+    """Compare the stores, and change nothing.
+
+    Raises:
+        StoresDiffer: in how many records, and what mends that.
+        Busy: another comparison or a repair is running.
+    """
+    with open_stores(settings, wait_s=settings.retry_for_s) as stores:
+        report = watch(stores, settings, prefect_run_id=prefect_run_id)
+    if report.damage:
+        raise StoresDiffer(damage_of(report))
+    return dict(report.counts)
+
+
+def backup(settings: Settings, prefect_run_id: UUID | None) -> Counts:
+    """Write a backup to where the settings say.
+
+    Raises:
+        BadSettings: they do not.
+        Busy: another process writes.
+    """
+    if settings.backup_url is None:
+        raise BadSettings("SIGHTLINE_BACKUP_URL is not set; set it to a folder or an fsspec URL")
+    with open_stores(settings.with_time(), wait_s=settings.retry_for_s) as stores:
+        made = write_backup(
+            stores,
+            settings.backup_url,
+            settings.home,
+            for_s=settings.retry_for_s,
+            prefect_run_id=prefect_run_id,
+        )
+    return {"location": made.location, "items": made.manifest.items}
+
+
+def purge(settings: Settings, prefect_run_id: UUID | None) -> Counts:
+    """Remove what nothing needs any more, unless that is suspiciously much.
+
+    Raises:
+        TooManyOrphans: more than the usual share of all pictures; nothing was removed.
+        Busy: another process writes.
+    """
+    with open_stores(settings, wait_s=settings.retry_for_s) as stores:
+        return remove_orphans(stores, settings, prefect_run_id=prefect_run_id).as_json()
