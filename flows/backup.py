@@ -1,9 +1,11 @@
 """Backups: Postgres, the index and the pictures in one place, with checksums; and back."""
 
 import hashlib
+import os
 import shutil
+import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -72,6 +74,9 @@ class Manifest(BaseModel, frozen=True):
     lost_pictures: int
     """Pictures that were gone before the backup was made."""
 
+    models: tuple[str, ...] = ()
+    """Fine-tuned ones that collections need, each in a file of its own."""
+
     files: tuple[File, ...]
 
 
@@ -91,6 +96,7 @@ def backup(
     target: str,
     scratch: Path,
     *,
+    models: Path | None = None,
     pictures: Mode = "copy",
     for_s: float = 0,
     prefect_run_id: UUID | None = None,
@@ -104,6 +110,7 @@ def backup(
     Args:
         target: a folder, or an fsspec URL.
         scratch: a local folder with room for the dump and the largest snapshot.
+        models: the folder of fine-tuned models; those that collections need are taken along.
         pictures: `reference` leaves them where they are.
         for_s: how long a store that does not answer is asked again.
         advance: told how many pictures have been copied.
@@ -124,7 +131,7 @@ def backup(
         if pictures == "copy":
             _copy_pictures(stores, target, advance)
         with scratch_folder(scratch) as folder:
-            manifest = _write(stores, folder, now, pictures, lock)
+            manifest = _write(stores, folder, now, models, pictures, lock)
             files, root = url_to_fs(target)
             files.makedirs(f"{root}/{name}", exist_ok=False)
             for one in manifest.files:
@@ -199,13 +206,16 @@ def picture_list(folder: Path) -> Iterator[str]:
         yield from (line.strip() for line in file)
 
 
-def _write(stores: Stores, folder: Path, now: datetime, pictures: Mode, lock: Held) -> Manifest:
+def _write(
+    stores: Stores, folder: Path, now: datetime, models: Path | None, pictures: Mode, lock: Held
+) -> Manifest:
     made = dump.dump(stores.engine, folder)
     lost = 0
     with stores.sessions() as session, (folder / PICTURE_LIST).open("w") as file:
         items = catalog.counts(session)["items"]
         known = registry.known_collections(session)
         active = registry.active_collection(session)
+        needed = registry.models_of_collections(session)
         for prefix, shas in groupby(catalog.living_pictures(session), key=lambda sha256: sha256[:2]):
             there = None if stores.blobs is None else stores.blobs.names(prefix)
             for sha256 in shas:
@@ -221,7 +231,8 @@ def _write(stores: Stores, folder: Path, now: datetime, pictures: Mode, lock: He
         lock.persist(partial(index.save_snapshot, stores.vectors, one.name, folder / file_name))
         points = stores.vectors.count(one.name, exact=True).count
         snapshots.append(Snapshot(collection=one.name, file=file_name, points=points))
-    names = [*made.files, PICTURE_LIST, *(one.file for one in snapshots)]
+    packed = [] if models is None else pack_models(models, needed, folder)
+    names = [*made.files, PICTURE_LIST, *(one.file for one in snapshots), *map(model_file, packed)]
     return Manifest(
         format=FORMAT,
         made=now,
@@ -232,6 +243,7 @@ def _write(stores: Stores, folder: Path, now: datetime, pictures: Mode, lock: He
         pictures=pictures if stores.blobs is not None else "reference",
         items=items,
         lost_pictures=lost,
+        models=tuple(packed),
         files=tuple(_described(folder / name) for name in names),
     )
 
@@ -248,6 +260,32 @@ def _copy_pictures(stores: Stores, target: str, advance: Advance) -> None:
             except FileNotFoundError:
                 continue  # deleted meanwhile; what is missing in the end, the manifest counts
             advance(1)
+
+
+def pack_models(models: Path, names: Sequence[str], folder: Path) -> list[str]:
+    """Write those of the models that have a folder below `models` to files in `folder`; return which."""
+    own = [name for name in names if name == Path(name).name and (models / name).is_dir()]
+    for name in own:
+        with tarfile.open(folder / model_file(name), "w") as file:
+            file.add(models / name, arcname=name)
+    return own
+
+
+def unpack_models(models: Path, names: Sequence[str], folder: Path) -> None:
+    """Bring back what `pack_models` has written to `folder`, each model whole or not at all."""
+    for name in names:
+        unfinished = models / f".{name}.part"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with tarfile.open(folder / model_file(name)) as file:
+            file.extractall(unfinished, filter="data")
+        shutil.rmtree(models / name, ignore_errors=True)
+        os.replace(unfinished / name, models / name)
+        unfinished.rmdir()
+
+
+def model_file(name: str) -> str:
+    """Return what the file of a model is called."""
+    return f"{name}.model.tar"
 
 
 @contextmanager

@@ -303,7 +303,7 @@ def duplicates(near: bool, as_json: bool) -> None:
 )
 @as_json_option
 def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -> None:
-    """Write Postgres, the index and the pictures below TARGET, a folder or an fsspec URL.
+    """Write Postgres, the index, its models and the pictures below TARGET, a folder or an fsspec URL.
 
     Each backup gets a folder of its own, with checksums; pictures are kept once for all of them.
     """
@@ -311,6 +311,7 @@ def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -
     from flows import tables
     from flows.backup import backup as write_backup
     from flows.deps import open_stores
+    from flows.models import models_folder
     from flows.progress import progress_bar
 
     with open_stores(settings.with_time()) as stores, progress_bar("copy pictures") as advance:
@@ -318,6 +319,7 @@ def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -
             stores,
             target,
             settings.home,
+            models=models_folder(settings),
             pictures=pictures,
             for_s=settings.retry_for_s,
             advance=advance,

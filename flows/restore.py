@@ -13,8 +13,10 @@ from flows.backup import (
     picture_list,
     read_manifest,
     scratch_folder,
+    unpack_models,
 )
 from flows.deps import Stores, open_blobs, open_database, open_index
+from flows.models import models_folder
 from flows.reconcile import Report, reconcile
 from flows.retries import held
 from flows.settings import Settings
@@ -69,6 +71,7 @@ def restore(settings: Settings, location: str, *, advance: Advance = lambda _: N
                 kept = kept_pictures(location)
                 for sha256 in picture_list(folder):
                     stores.blobs.put(sha256, kept.get(sha256))
+            unpack_models(models_folder(settings), manifest.models, folder)
             has_vectors = manifest.index == index.server_kind(vectors)
             if has_vectors:
                 for one in manifest.snapshots:

@@ -11,6 +11,7 @@ from flows.evaluate import Evaluation
 from flows.evaluate import evaluate as measure
 from flows.intake import EmptySource, Request, TooManyRejects, ingest_source
 from flows.ledger import Account, recorded
+from flows.models import models_folder
 from flows.purge import purge as remove_orphans
 from flows.reconcile import damage_of, watch
 from flows.report import COUNTS
@@ -148,6 +149,7 @@ def backup(settings: Settings, prefect_run_id: UUID | None) -> Counts:
             stores,
             settings.backup_url,
             settings.home,
+            models=models_folder(settings),
             for_s=settings.retry_for_s,
             prefect_run_id=prefect_run_id,
         )

@@ -119,6 +119,14 @@ def known_collections(session: Session) -> list[Known]:
     return [Known(row.name, row.fingerprint, row.state) for row in rows]
 
 
+def models_of_collections(session: Session) -> list[str]:
+    """Return the names of the models that made the collections on record, in order."""
+    used = select(CollectionRow.fingerprint)
+    return list(
+        session.scalars(select(ModelRow.name).where(ModelRow.fingerprint.in_(used)).order_by(ModelRow.name))
+    )
+
+
 def active_collection(session: Session) -> str | None:
     """Return the name of the collection that searches go to, as Postgres has it."""
     return session.scalar(select(CollectionRow.name).where(CollectionRow.state == "active"))

@@ -57,6 +57,26 @@ def points(client: QdrantClient) -> list:
 
 
 @pytest.mark.usefixtures("shop")
+def test_a_model_that_was_trained_here_comes_back_with_its_collection(
+    deps: Deps, settings: Settings, elsewhere: Settings, tmp_path: Path
+):
+    models = settings.home / "models"
+    a_folder(models, {"colour/modules.json": "[]", "colour/1_Head/weights": b"1", "never used/weights": b"2"})
+
+    written = backup(deps, str(tmp_path / "backups"), tmp_path / "scratch", models=models)
+    restore(elsewhere, str(tmp_path / "backups"))
+
+    there = elsewhere.home / "models"
+    assert written.manifest.models == ("colour",)
+    assert {
+        str(path.relative_to(there)): path.read_bytes() for path in there.rglob("*") if path.is_file()
+    } == {
+        "colour/modules.json": b"[]",
+        "colour/1_Head/weights": b"1",
+    }
+
+
+@pytest.mark.usefixtures("shop")
 @pytest.mark.parametrize("has_tools", [True, False])
 def test_everything_comes_back_and_the_stores_agree(
     deps: Deps, elsewhere: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_tools: bool

@@ -14,7 +14,7 @@ from flows.intake import Request, ingest_source
 from flows.settings import load_settings
 from storage import index
 from storage.embedded.qdrant.access import find
-from tests.builders import a_folder, png
+from tests.builders import a_folder, encoded, noise, png
 from tests.conftest import emptied
 from tests.processes import environment_of
 from tests.tiny_clip import write_tiny_clip
@@ -229,3 +229,52 @@ class TestPurge:
         assert orphan.exists()
         assert document("purge", "--yes") == counted
         assert not orphan.exists()
+
+
+class TestLifeOfAModel:
+    """Commands over a set of twenty captioned pictures, and another model of random weights."""
+
+    @pytest.fixture(autouse=True)
+    def album(self, tmp_path: Path) -> None:
+        files: dict[str, bytes | str] = {}
+        for number in range(20):
+            files |= {
+                f"{number}.png": encoded(noise((40 + number, 40)), "PNG"),
+                f"{number}.txt": f"a picture that is called {'ab'[number % 2] * (number + 1)}",
+            }
+        settings = load_settings()
+        with open_deps(settings) as deps:
+            ingest_source(deps, settings, Request(a_folder(tmp_path / "album", files)))
+
+    @pytest.fixture
+    def other(self, tmp_path: Path) -> Path:
+        return write_tiny_clip(tmp_path / "other clip", seed=1)
+
+    def test_two_models_are_compared_with_intervals(self, model: Path, other: Path):
+        told = said("evaluate", "--model", model, "--model", other, "--held-out")
+        [comparison] = document("evaluate", "--model", model, "--model", other, "--held-out")["comparisons"]
+
+        assert "text to image, gallery" in told
+        assert "below each figure its 95% interval, by bootstrap over records" in told
+        assert (comparison["model"], comparison["over"]) == (str(other), str(model))
+
+    def test_a_model_that_is_no_better_is_refused_unless_it_is_forced(self, model: Path, other: Path):
+        refused = said("promote", other, exit_code=1)
+        assert "failed" in refused
+        assert "is not promoted; searches stay with" in " ".join(refused.split())
+        assert "has not been promoted over" in sightline("reindex", "--model", other).stderr
+
+        forced = document("promote", other, "--force")
+        assert (forced["promoted"], forced["forced"]) == (True, True)
+        assert forced["checks"][0]["name"] == "held-out"
+
+        switched = document("reindex", "--model", other)
+        assert (switched["written"], switched["recall"]) == (20, 1)
+        assert document("status")["collection"]["model"] == str(other)
+        back = document("rollback")
+        assert (back["model"], back["written"]) == (str(model), 0)
+
+    def test_what_is_no_model_is_an_error_that_names_it(self):
+        assert "nowhere" in sightline("promote", "nowhere").stderr
+        assert "nowhere" in sightline("evaluate", "--model", "nowhere").stderr
+        assert "no collection is kept that searches went to before" in sightline("rollback").stderr
