@@ -58,9 +58,9 @@ def points(client: QdrantClient) -> list:
 
 @pytest.mark.usefixtures("shop")
 def test_a_model_that_was_trained_here_comes_back_with_its_collection(
-    deps: Deps, settings: Settings, elsewhere: Settings, tmp_path: Path
+    deps: Deps, elsewhere: Settings, tmp_path: Path
 ):
-    models = settings.home / "models"
+    models = tmp_path / "models"
     a_folder(models, {"colour/modules.json": "[]", "colour/1_Head/weights": b"1", "never used/weights": b"2"})
 
     written = backup(deps, str(tmp_path / "backups"), tmp_path / "scratch", models=models)
