@@ -609,6 +609,22 @@ def finetune(
     _print(candidate.as_json(), as_json, lambda: tables.of_candidate(candidate))
 
 
+@main.command(short_help="List models, where they come from and what became of them.")
+@as_json_option
+def models(as_json: bool) -> None:
+    """List all models that have made vectors here, were trained here or were judged here, newest first."""
+    settings = load_settings()
+    from sqlalchemy.orm import Session
+
+    from flows import tables
+    from flows.deps import open_catalog
+    from storage.lives import lives
+
+    with open_catalog(settings) as engine, Session(engine) as session:
+        found = lives(session)
+    _print({"models": [one.as_json() for one in found]}, as_json, lambda: tables.of_models(found))
+
+
 @main.command(short_help="Decide whether searches may use a candidate.")
 @click.argument("model", metavar="M")
 @click.option(

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
+from uuid import UUID
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
 from flows.deps import open_stores
 from flows.progress import stages
@@ -27,5 +29,13 @@ def reindex(model: str, force: bool = False, yes: bool = False, max_missing: int
     settings = load_settings()
     order = Order(model, force, yes, max_missing)
     with open_stores(settings, wait_s=settings.retry_for_s) as stores, stages("reindex") as advance:
-        free = free_disk(settings)
-        return carry_out_step(partial(rebuild, stores, settings, order, free_bytes=free, advance=advance))
+        work = partial(
+            rebuild,
+            stores,
+            settings,
+            order,
+            free_bytes=free_disk(settings),
+            prefect_run_id=UUID(flow_run.id) if flow_run.id else None,
+            advance=advance,
+        )
+        return carry_out_step(work)

@@ -13,6 +13,7 @@ from flows.report import COUNTS, IngestReport, as_sentences
 from flows.speed import Speed
 from storage.embedded.server import Server
 from storage.index import Collection
+from storage.lives import Decided, Life
 from storage.runs import Reject, Run
 
 if TYPE_CHECKING:  # each command brings its own; a search need not wait for what the others need
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # each command brings its own; a search need not wait for wha
 PLAIN_WIDTH = 120
 """How wide tables are where there is no terminal to ask."""
 
+DIRECTIONS = ("text_to_image", "image_to_text")
 METRICS = ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
 
 
@@ -280,6 +282,35 @@ def _with_interval(figure: Figure, sign: str = "") -> str:
         return value
     bounds = f"{figure.low:.2f}–{figure.high:.2f}".replace("0.", ".")
     return f"{value}\n{bounds}"
+
+
+def of_models(models: Sequence[Life]) -> RenderableType:
+    """Return what is known of each model."""
+    if not models:
+        return Text("No models yet; run: sightline ingest SOURCE")
+    columns = ("model", "state", "from", "text to image", "image to text", "last decision", "collection")
+    table = _table(*columns)
+    for column in table.columns[3:5]:
+        column.justify = "right"
+    for one in models:
+        figures = [one.figures.get(direction, {}).get("recall@10") for direction in DIRECTIONS]
+        table.add_row(
+            Text(one.name),
+            one.state,
+            Text(one.parent or ""),
+            *("" if figure is None else f"{figure:.3f}" for figure in figures),
+            Text(_decided(one.decided)),
+            Text("\n".join(f"{name} ({state})" for name, state in one.collections.items())),
+        )
+    return Group(table, Text("figures: recall@10 on the pairs that were held out of its own training"))
+
+
+def _decided(decided: Decided | None) -> str:
+    if decided is None:
+        return ""
+    how = "promoted" if decided.promoted else "refused"
+    forced = " by force" if decided.forced else ""
+    return f"{how}{forced} {decided.at.astimezone():%Y-%m-%d %H:%M}"
 
 
 def of_decision(decision: Decision) -> RenderableType:

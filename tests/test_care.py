@@ -268,6 +268,13 @@ class TestLifeOfAModel:
         assert (forced["promoted"], forced["forced"]) == (True, True)
         assert forced["checks"][0]["name"] == "held-out"
 
+        table = " ".join(said("models").split())
+        assert "candidate" in table
+        assert "promoted by force" in table
+        latest, first = document("models")["models"]
+        assert (latest["name"], latest["decided"]["over"]) == (str(other), str(model))
+        assert list(first["collections"].values()) == ["active"]
+
         switched = document("reindex", "--model", other)
         assert (switched["written"], switched["recall"]) == (20, 1)
         assert document("status")["collection"]["model"] == str(other)
