@@ -20,11 +20,12 @@ from flows.batch import Embedded, Job, Kept, embed, keep, look, write
 from flows.deps import Deps
 from flows.ledger import Account, recorded
 from flows.maintain import delete_missing, finish_deletes
+from flows.models import make_collection
 from flows.pictures import Pictures
 from flows.report import COUNTS, BatchReport, IngestReport, as_report
 from flows.retries import Held, held, persist
 from flows.rows import Row, Run, Sizes, look_up, plan_rows, read_batches
-from flows.settings import BadSettings, Settings
+from flows.settings import Settings
 from flows.speed import speed_of
 from storage import catalog, index, registry, runs
 from storage.locks import collection_lock, source_lock
@@ -271,7 +272,8 @@ def open_collection(deps: Deps, settings: Settings) -> index.Collection:
     if index.active(deps.vectors) is None:
         with collection_lock(deps.engine):
             if index.active(deps.vectors) is None:  # nobody has made it while we waited
-                _make_collection(deps, settings)
+                name = make_collection(deps.vectors, deps.sessions, settings, encoder)
+                index.activate(deps.vectors, name)
     collection = index.collection_of(deps.vectors, encoder.fingerprint, encoder.name)
     index.quantize(deps.vectors, collection, settings.qdrant.quantization)
     with deps.sessions.begin() as session:
@@ -283,30 +285,6 @@ def open_collection(deps: Deps, settings: Settings) -> index.Collection:
             dim=encoder.dim,
         )
     return collection
-
-
-def _make_collection(deps: Deps, settings: Settings) -> None:
-    """Make the collection of the encoder's model, and let searches go to it; finishes what a crash left."""
-    encoder, short_dim = deps.encoder, settings.qdrant.short_dim
-    if short_dim is not None and short_dim >= encoder.dim:
-        raise BadSettings(
-            f"SIGHTLINE_QDRANT__SHORT_DIM: {short_dim} is no beginning of the {encoder.dim} dimensions that "
-            f"model {encoder.name!r} has; set fewer"
-        )
-    name = index.collection_name(encoder.fingerprint)
-    if not deps.vectors.collection_exists(name):
-        with deps.sessions.begin() as session:
-            registry.forget_marks(session, name)
-    index.create(
-        deps.vectors,
-        model=encoder.name,
-        fingerprint=encoder.fingerprint,
-        dim=encoder.dim,
-        filter_fields=settings.qdrant.filter_fields,
-        quantization=settings.qdrant.quantization,
-        short_dim=short_dim,
-    )
-    index.activate(deps.vectors, name)
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from qdrant_client import QdrantClient
 from sqlalchemy.orm import Session, sessionmaker
 
 from embedding.encoder import Encoder, SentenceEncoder, load_encoder
-from flows.settings import Settings
+from flows.settings import BadSettings, Settings
 from storage import index, registry
 
 KEPT = 2
@@ -78,6 +78,35 @@ def open_evaluated(
     encoder = load(settings, collection.model)
     index.require_model(collection, encoder.fingerprint, encoder.name)
     return encoder
+
+
+def make_collection(
+    client: QdrantClient, sessions: sessionmaker[Session], settings: Settings, encoder: Encoder
+) -> str:
+    """Make the collection of a model, unless it is there, and return its name; finishes what a crash left.
+
+    Raises:
+        BadSettings: vectors are to be shortened to more than they have.
+    """
+    short_dim = settings.qdrant.short_dim
+    if short_dim is not None and short_dim >= encoder.dim:
+        raise BadSettings(
+            f"SIGHTLINE_QDRANT__SHORT_DIM: {short_dim} is no beginning of the {encoder.dim} dimensions that "
+            f"model {encoder.name!r} has; set fewer"
+        )
+    name = index.collection_name(encoder.fingerprint)
+    if not client.collection_exists(name):
+        with sessions.begin() as session:
+            registry.forget_marks(session, name)
+    return index.create(
+        client,
+        model=encoder.name,
+        fingerprint=encoder.fingerprint,
+        dim=encoder.dim,
+        filter_fields=settings.qdrant.filter_fields,
+        quantization=settings.qdrant.quantization,
+        short_dim=short_dim,
+    )
 
 
 class Models:

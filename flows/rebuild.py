@@ -27,10 +27,10 @@ from flows.filling import (
     write,
 )
 from flows.ledger import Account, recorded
-from flows.models import Load, open_model
+from flows.models import Load, make_collection, open_model
 from flows.progress import Advance
 from flows.retries import Held, held
-from flows.settings import BadSettings, Settings
+from flows.settings import Settings
 from storage import catalog, index, registry
 from storage.locks import Busy, Lock, flow_lock, lone_lock
 
@@ -214,12 +214,6 @@ def _begin(
 ) -> index.Collection:
     """Make the collection, unless it is there, and put on record what it is for and who forced it."""
     name = index.collection_name(encoder.fingerprint)
-    short_dim = settings.qdrant.short_dim
-    if short_dim is not None and short_dim >= encoder.dim:
-        raise BadSettings(
-            f"SIGHTLINE_QDRANT__SHORT_DIM: {short_dim} is no beginning of the {encoder.dim} dimensions that "
-            f"model {encoder.name!r} has; set fewer"
-        )
     with stores.sessions.begin() as session:
         registry.save_model(session, fingerprint=encoder.fingerprint, name=encoder.name, dim=encoder.dim)
         session.flush()
@@ -234,18 +228,8 @@ def _begin(
                 checks=[],
             )
         registry.begin_collection(session, name=name, fingerprint=encoder.fingerprint)
-        if not stores.vectors.collection_exists(name):
-            registry.forget_marks(session, name)
     if name != active.name:
-        index.create(
-            stores.vectors,
-            model=encoder.name,
-            fingerprint=encoder.fingerprint,
-            dim=encoder.dim,
-            filter_fields=settings.qdrant.filter_fields,
-            quantization=settings.qdrant.quantization,
-            short_dim=short_dim,
-        )
+        make_collection(stores.vectors, stores.sessions, settings, encoder)
     return index.describe(stores.vectors, name)
 
 

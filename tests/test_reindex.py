@@ -139,26 +139,25 @@ def test_a_model_that_was_not_promoted_is_refused(shop: Deps, settings: Settings
     assert states(shop) == {OLD: "active"}
 
 
-def test_a_promoted_model_needs_no_force(shop: Deps, settings: Settings):
-    with shop.sessions.begin() as session:
+def decide(deps: Deps, *decisions: bool) -> None:
+    """Put on record, one after the other, whether the new model was promoted over the old one."""
+    with deps.sessions.begin() as session:
         registry.save_model(session, fingerprint="turned1", name="turned", dim=3)
         session.flush()
-        for promoted in (False, True):
+        for promoted in decisions:
             registry.save_decision(
                 session, candidate="turned1", active="colour1", promoted=promoted, forced=False, checks=[]
             )
+
+
+def test_a_promoted_model_needs_no_force(shop: Deps, settings: Settings):
+    decide(shop, False, True)
 
     assert reindex(shop, settings, Order("turned"), load=load).collection == NEW
 
 
 def test_the_last_decision_counts(shop: Deps, settings: Settings):
-    with shop.sessions.begin() as session:
-        registry.save_model(session, fingerprint="turned1", name="turned", dim=3)
-        session.flush()
-        for promoted in (True, False):
-            registry.save_decision(
-                session, candidate="turned1", active="colour1", promoted=promoted, forced=False, checks=[]
-            )
+    decide(shop, True, False)
 
     with pytest.raises(NotPromoted):
         reindex(shop, settings, Order("turned"), load=load)
