@@ -470,7 +470,6 @@ def evaluate(
     from flows import tables
     from flows.deps import open_stores
     from flows.evaluate import evaluate as measure
-    from flows.plot import write_plot
     from flows.progress import stages
     from flows.testsets import Question, chosen_set
 
@@ -480,6 +479,8 @@ def evaluate(
         test_set = chosen_set(stores, settings, question, models)
         result = measure(stores, settings, models, test_set, by=by, advance=advance)
     if plot is not None:
+        from flows.plot import write_plot
+
         write_plot(result, plot)
         click.echo(f"plot: {plot}", err=True)
     _print(result.as_json(), as_json, lambda: tables.of_evaluation(result))

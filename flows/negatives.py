@@ -11,7 +11,8 @@ from embedding.batches import Row
 from embedding.encoder import Encoder
 from embedding.pairs import Part
 from flows.deps import Stores
-from flows.pairs import Sides, StoredMaterial, text_number
+from flows.pairs import StoredMaterial, text_number
+from flows.sides import Sides
 from storage import catalog, index
 from storage.records import Item
 

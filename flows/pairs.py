@@ -1,12 +1,8 @@
 """The pairs that a model is trained on: from the records themselves, and from judgments; ids in a file."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import get_args
@@ -16,15 +12,15 @@ import pyarrow as pa
 from datasets import Dataset
 
 from embedding.batches import Row
-from embedding.images import BadImage, decode_image
-from embedding.likeness import perceptual_hash
-from embedding.pairs import Part, Split
+from embedding.images import BadImage
+from embedding.pairs import Part
 from embedding.preparation import Features, Prepared
 from embedding.workers import Workers
 from flows.deps import Stores
-from flows.duplicates import picture_groups
+from flows.judgments import Judgment, sha256_of
 from flows.rows import kept_picture
 from flows.settings import Limits
+from flows.sides import Sides, number_of_name
 from storage import catalog
 from storage.records import Item
 
@@ -44,75 +40,6 @@ OF_ITEM, OF_QUERY = "item", "query"
 
 class TooFewPairs(ValueError):
     """There is not enough to learn from, or nothing to tell when to stop."""
-
-
-class BadJudgments(ValueError):
-    """A line of a file of judgments cannot be used."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judgment:
-    """What somebody, or a click, says of a query, which is a text or a picture, and an item."""
-
-    text: str | None
-    image: Path | None
-    key: str
-    source: str | None
-    relevance: float
-    """From 0, not relevant, upwards."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sides:
-    """Which pictures may be learned from: by SHA-256 their group, by group its part."""
-
-    groups: Mapping[str, str]
-    split: Split
-    named: frozenset[str]
-    """Groups with an item that the split names by its key."""
-
-    def part_of(self, sha256: str) -> Part:
-        group = self.groups.get(sha256, sha256)
-        return self.split.part_of(group, named=group in self.named)
-
-    def number_of(self, sha256: str) -> int:
-        """Return the number of a picture's group."""
-        return _number(self.groups.get(sha256, sha256))
-
-
-def divide(stores: Stores, limits: Limits, split: Split, judgments: Sequence[Judgment] = ()) -> Sides:
-    """Look at all pictures, those that are new for the first time, and divide them.
-
-    Raises:
-        BadJudgments: a picture that is a query cannot be read.
-    """
-    hashes = _hashes(judgments)
-    groups = picture_groups(stores, limits, others=hashes)
-    return sides_of(stores, groups | _beside_their_items(stores, groups, set(hashes), judgments), split)
-
-
-def _beside_their_items(
-    stores: Stores, groups: Mapping[str, str], queries: AbstractSet[str], judgments: Sequence[Judgment]
-) -> dict[str, str]:
-    """Return the group of each judged picture that is like no stored one: that of its first relevant item."""
-    stored = {group for sha256, group in groups.items() if sha256 not in queries}
-    moved: dict[str, str] = {}
-    with stores.sessions() as session:
-        for one in judgments:
-            own = None if one.image is None else groups[_sha256_of(one.image)]
-            if own is None or own in stored or own in moved or one.relevance == 0:
-                continue
-            for item in catalog.items_with_key(session, one.key, one.source):
-                if item.picture is not None:
-                    moved.setdefault(own, groups.get(item.picture.sha256, item.picture.sha256))
-    return {sha256: moved[groups[sha256]] for sha256 in queries if groups[sha256] in moved}
-
-
-def sides_of(stores: Stores, groups: Mapping[str, str], split: Split) -> Sides:
-    """Divide pictures whose groups are known."""
-    with stores.sessions() as session:
-        named = catalog.pictures_of_keys(session, split.keys or ())
-    return Sides(groups, split, frozenset(groups.get(sha256, sha256) for sha256 in named))
 
 
 def pairs_of_records(stores: Stores, sides: Sides) -> Iterator[tuple[Part, Row]]:
@@ -155,64 +82,12 @@ def pairs_of_judgments(
 def _pairs_of_picture(sides: Sides, judgment: Judgment, item: Item) -> Iterator[tuple[Part, Row]]:
     if judgment.image is None or judgment.relevance == 0:
         return
-    sha256 = _sha256_of(judgment.image)
+    sha256 = sha256_of(judgment.image)
     part = sides.part_of(sha256)
     if item.picture is not None and sides.part_of(item.picture.sha256) != part:
         return  # to learn from one side would be to learn what the other is judged by
     for number, text in enumerate(item.embedded_texts):
         yield part, row_of(sides, text_name(item.id, number), text, sha256)
-
-
-def pictures_of(judgments: Sequence[Judgment]) -> dict[str, str]:
-    """Return where the pictures that are queries lie, by SHA-256."""
-    return {_sha256_of(one.image): str(one.image) for one in judgments if one.image is not None}
-
-
-def _hashes(judgments: Sequence[Judgment]) -> dict[str, int]:
-    """Return what pictures that are queries look like, by SHA-256, as `perceptual_hash` has it."""
-    hashes = {}
-    for sha256, path in pictures_of(judgments).items():
-        try:
-            hashes[sha256] = perceptual_hash(decode_image(Path(path).read_bytes(), name=path).image)
-        except BadImage as error:
-            raise BadJudgments(f"the picture of a judgment cannot be used: {error}") from error
-    return hashes
-
-
-def _sha256_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def read_judgments(path: Path) -> Iterator[Judgment]:
-    """Yield the judgments of a file of JSON lines: query or image, key, relevance, and perhaps a source.
-
-    An image is a path, relative to the file.
-
-    Raises:
-        BadJudgments: a line is something else.
-    """
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _judgment(line, path.parent, f"{path.name}, line {number}")
-
-
-def _judgment(line: str, folder: Path, place: str) -> Judgment:
-    try:
-        document = json.loads(line)
-        key, text, name = document["key"], document.get("query"), document.get("image")
-        relevance = float(document.get("relevance", 1))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        expected = '{"query": "a red apple", "key": "4711", "relevance": 1}'
-        raise BadJudgments(f"{place}: not a judgment ({error!r}); expected such as {expected}") from error
-    if not isinstance(key, str) or not 0 <= relevance < float("inf"):
-        raise BadJudgments(f"{place}: key is a text, relevance a number from 0 upwards")
-    if not isinstance(text if name is None else name, str) or (text is not None and name is not None):
-        raise BadJudgments(f"{place}: give a query, which is a text, or an image, which is a path")
-    image = None if name is None else folder / name
-    if image is not None and not image.is_file():
-        raise BadJudgments(f"{place}: there is no file {image}; correct the path")
-    return Judgment(text, image, key, document.get("source"), relevance)
 
 
 def row_of(sides: Sides, name: str, text: str, sha256: str) -> Row:
@@ -234,11 +109,7 @@ def text_name(id: UUID, number: int) -> str:
 
 def text_number(text: str) -> int:
     """Return a number that texts with the same words have in common."""
-    return _number(" ".join(text.casefold().split()))
-
-
-def _number(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+    return number_of_name(" ".join(text.casefold().split()))
 
 
 def write_pairs(folder: Path, pairs: Iterable[tuple[Part, Row]]) -> dict[Part, int]:

@@ -16,9 +16,10 @@ from embedding.pairs import Split
 from embedding.ranking import Direction, Positions, Side
 from flows.deps import Stores
 from flows.duplicates import picture_groups
-from flows.pairs import read_judgments, sides_of
+from flows.judgments import read_judgments
 from flows.rows import chosen
 from flows.settings import Limits, Settings
+from flows.sides import sides_of
 from storage import catalog, index, registry
 from storage.records import Record, Text, item_id
 from storage.source import read_source, source_name
@@ -120,9 +121,16 @@ def chosen_set(
 
     Args:
         at_most: so many records of what is held out.
+
+    Raises:
+        NoCollection: nothing has been ingested yet, and no manifest is named.
+        BadSource: there is no manifest.
+        BadJudgments: a line of the file of judgments cannot be used.
     """
     if question.manifest is not None:
         return of_manifest(question.manifest, settings.langs, question.langs)
+    if index.active(stores.vectors) is None:
+        raise index.NoCollection
     if question.judgments is not None:
         return of_judgments(stores, question.judgments)
     if question.held_out:

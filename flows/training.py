@@ -29,24 +29,22 @@ from embedding.train import Collate, Options, Trained, fine_tune, measure, only_
 from embedding.workers import Workers
 from flows.card import model_card
 from flows.deps import Stores
+from flows.judgments import Judgment, pictures_of, read_judgments
 from flows.ledger import Account, recorded
 from flows.models import active_model, models_folder, open_model
 from flows.negatives import with_negatives
 from flows.pairs import (
-    Judgment,
     StoredMaterial,
     TooFewPairs,
-    divide,
     pairs_of_judgments,
     pairs_of_records,
-    pictures_of,
-    read_judgments,
     read_pairs,
     write_pairs,
 )
 from flows.progress import Advance
 from flows.retries import held
 from flows.settings import Settings
+from flows.sides import divide
 from storage import registry
 from storage.locks import flow_lock
 

@@ -16,7 +16,7 @@ from embedding.ranking import Direction, ranked
 from flows.deps import Deps
 from flows.evaluate import Evaluation, Measured, evaluate
 from flows.intake import Request, ingest_source
-from flows.pairs import BadJudgments
+from flows.judgments import BadJudgments
 from flows.plot import write_plot
 from flows.settings import Settings
 from flows.testsets import (

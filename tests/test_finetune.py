@@ -24,20 +24,18 @@ from embedding.preparation import Features
 from embedding.train import What, figures_of, last_checkpoint, options_of
 from flows.deps import Deps, Stores, open_stores, with_model
 from flows.intake import Request, ingest_source
+from flows.judgments import BadJudgments, pictures_of, read_judgments
 from flows.negatives import Candidate as Close
 from flows.negatives import chosen_negatives
 from flows.pairs import (
-    BadJudgments,
     TooFewPairs,
-    divide,
     pairs_of_judgments,
     pairs_of_records,
-    pictures_of,
-    read_judgments,
     read_pairs,
     write_pairs,
 )
 from flows.settings import Settings
+from flows.sides import divide
 from flows.training import Order, train_candidate
 from storage import catalog, registry
 from storage.locks import Busy, flow_lock

@@ -436,10 +436,6 @@ def test_an_evaluation_of_what_is_held_out_keeps_its_figures_on_record(
     assert 0 < kept[0].queries < 14
 
 
-def test_with_nothing_held_out_there_is_nothing_to_evaluate(shop: Settings):
-    assert "held-out: no record has both" in scheduled.evaluate(shop, None)["nothing"]
-
-
 def test_where_there_is_nothing_to_evaluate_yet_that_is_no_failure(empty: Settings, engine: Engine):
     assert "nothing has been ingested yet" in scheduled.evaluate(empty, None)["nothing"]
     assert last_run(engine).outcome == "completed"
