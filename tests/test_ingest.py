@@ -556,21 +556,21 @@ def test_another_model_is_refused_before_anything_is_written(deps: Deps, setting
 
 
 def test_a_collection_is_made_and_searched_as_the_settings_say(
-    deps: Deps, settings: Settings, embedded: QdrantClient, tmp_path: Path
+    deps: Deps, settings: Settings, served: QdrantClient, tmp_path: Path
 ):
-    there = replace(deps, vectors=embedded)
+    there = replace(deps, vectors=served)
     files: dict[str, bytes | str] = {f"{colour}.png": png(colour) for colour in ("red", "green", "blue")}
     folder = a_folder(tmp_path / "shop", files)
     qdrant = Qdrant(quantization="int8", short_dim=2)
 
     ingest(there, settings.model_copy(update={"qdrant": qdrant}), folder)
 
-    made = index.active(embedded)
+    made = index.active(served)
     assert (made.quantization, made.short_dim) == ("int8", 2)
     assert keys_found(there, "green")[0] == "green.png"
     later = qdrant.model_copy(update={"quantization": "binary"})
     ingest(there, settings.model_copy(update={"qdrant": later}), folder)
-    assert index.active(embedded).quantization == "binary"
+    assert index.active(served).quantization == "binary"
 
 
 def test_vectors_cannot_be_shortened_to_more_than_they_have(deps: Deps, settings: Settings, tmp_path: Path):
