@@ -12,7 +12,7 @@ help:
 	@echo "make demo SOURCE=folder   the same with your own pictures"
 	@echo "make test                 linters, types, import rules and tests"
 	@echo "make test-faults          every fault, and far more moments (ten minutes)"
-	@echo "make bench                speed and memory, measured here: tables, and bench.json (half an hour)"
+	@echo "make bench                speed and memory, measured here: tables, and bench.json (three quarters of an hour)"
 	@echo "make stress               eight processes on one index, whose owner is killed (minutes)"
 
 demo: .venv/installed
