@@ -18,7 +18,7 @@ from embedding.stream import Clock, ahead, behind
 from embedding.workers import Workers
 from flows.batch import Embedded, Job, Kept, embed, keep, look, write
 from flows.deps import Deps
-from flows.ledger import Account, recorded
+from flows.ledger import Account, Told, recorded
 from flows.maintain import delete_missing, finish_deletes
 from flows.models import make_collection
 from flows.pictures import Pictures
@@ -129,6 +129,8 @@ def ingest_source(
             options=options_of(run, request),
             prefect_run_id=prefect_run_id,
         ):
+            told = Told(deps.sessions, lock, run.id)
+            expected = lock.persist(partial(expected_of, deps, source, request))
             wanted = islice(records_of(rows, record.besides, request.only), request.limit)
             with Workers(deps.encoder.preparation, settings.decode_workers) as workers:
                 job = Job(deps, run, Pictures(workers), record.clock)
@@ -138,6 +140,7 @@ def ingest_source(
                     record.clock.seconds["decode"] = workers.seconds
                     record.peak_device_mib = deps.encoder.peak_device_mib
                     advance(report.counts["read"])
+                    told("embed", record.done.counts["read"], expected, account=record.account)
 
                 take_in(job, lock, wanted, sizes(deps.encoder, settings), step, tell)
             if request.only is None:
@@ -195,6 +198,15 @@ def take_in(
 def sizes(encoder: Encoder, settings: Settings) -> Sizes:
     """Return when a batch is full: some of the model's own batches, no more than were asked for."""
     return Sizes(settings.batch_size, min(settings.batch_size, OWN_BATCHES * encoder.pictures_at_once))
+
+
+def expected_of(deps: Deps, source: str, request: Request) -> int:
+    """Return how many records are to be expected: as many as the last time; 0 if nobody knows."""
+    if request.only is not None:
+        return 0
+    with deps.sessions() as session:
+        before = runs.last_read_count(session, source)
+    return before if request.limit is None else min(before, request.limit)
 
 
 def _name_of(deps: Deps, request: Request) -> str:

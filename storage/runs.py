@@ -1,6 +1,6 @@
 """Runs and their rejects in Postgres. Functions take a Session and never commit: the caller does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -19,6 +19,41 @@ class RunClosed(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is in the stage that it is in."""
+
+    stage: str
+    done: int
+    total: int
+    """0 where nobody knows."""
+
+    since: datetime
+    """When the stage began, as far as its progress was told."""
+
+    first: int
+    """How much of it was done by then."""
+
+    at: datetime
+    """When this was told."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"since": self.since.isoformat(), "at": self.at.isoformat()}
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> "Progress":
+        since, at = (datetime.fromisoformat(told[name]) for name in ("since", "at"))
+        return cls(told["stage"], told["done"], told["total"], since, told["first"], at)
+
+    def remaining_s(self, now: datetime) -> float | None:
+        """Return in how many seconds the stage ends at the pace it has; None where that cannot be told."""
+        gained, took_s = self.done - self.first, (self.at - self.since).total_seconds()
+        if gained <= 0 or took_s <= 0 or self.total < self.done:
+            return None
+        at_the_end = (self.total - self.done) * took_s / gained
+        return max(0.0, at_the_end - (now - self.at).total_seconds())
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One run, as `status` shows it."""
 
@@ -32,6 +67,8 @@ class Run:
     error: str | None
     counts: dict[str, Any]
     seconds: dict[str, Any]
+    prefect_run_id: UUID | None = None
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +170,25 @@ def require_running(session: Session, run_id: UUID) -> None:
         )
 
 
+def note_progress(
+    session: Session,
+    run_id: UUID,
+    progress: Progress,
+    *,
+    counts: dict[str, Any] | None = None,
+    seconds: dict[str, Any] | None = None,
+) -> None:
+    """Put on record how far a run is, for whoever watches it; a run that has ended stays as it is.
+
+    Args:
+        counts: what it has done so far, where it can tell.
+        seconds: where the time went so far.
+    """
+    told = {"progress": progress.as_json(), "counts": counts, "seconds": seconds}
+    known = {name: value for name, value in told.items() if value is not None}
+    session.execute(update(RunRow).where(RunRow.id == run_id, RunRow.outcome == "running").values(known))
+
+
 def end_run(
     session: Session,
     run_id: UUID,
@@ -146,7 +202,7 @@ def end_run(
     session.execute(
         update(RunRow)
         .where(RunRow.id == run_id)
-        .values(outcome=outcome, ended=func.now(), counts=counts, seconds=seconds, error=error)
+        .values(outcome=outcome, ended=func.now(), counts=counts, seconds=seconds, error=error, progress=None)
     )
     session.execute(delete(SeenRow).where(SeenRow.run_id == run_id))
 
@@ -193,10 +249,55 @@ def failed_runs(session: Session) -> list[Run]:
     return [_run(row) for row in session.scalars(failed)]
 
 
-def recent_runs(session: Session, limit: int) -> list[Run]:
-    """Return the latest runs, newest first."""
-    rows = session.scalars(select(RunRow).order_by(RunRow.started.desc(), RunRow.id).limit(limit))
+def recent_runs(
+    session: Session,
+    limit: int,
+    *,
+    flow: str | None = None,
+    source: str | None = None,
+    outcome: str | None = None,
+    before: tuple[datetime, UUID] | None = None,
+) -> list[Run]:
+    """Return the latest runs, newest first.
+
+    Args:
+        flow: only runs of this flow; likewise `source` and `outcome`.
+        before: only runs that come after the one that started then and has this id, in this order.
+    """
+    wanted = {RunRow.flow: flow, RunRow.source: source, RunRow.outcome: outcome}
+    latest = select(RunRow).where(*(column == value for column, value in wanted.items() if value is not None))
+    if before is not None:
+        started, id = before
+        latest = latest.where(or_(RunRow.started < started, and_(RunRow.started == started, RunRow.id > id)))
+    rows = session.scalars(latest.order_by(RunRow.started.desc(), RunRow.id).limit(limit))
     return [_run(row) for row in rows]
+
+
+def run_of(session: Session, run_id: UUID) -> Run | None:
+    """Return one run, or None where there is none of that id."""
+    row = session.get(RunRow, run_id)
+    return None if row is None else _run(row)
+
+
+def running(session: Session) -> list[Run]:
+    """Return the runs that say they go on, oldest first."""
+    rows = select(RunRow).where(RunRow.outcome == "running").order_by(RunRow.started, RunRow.id)
+    return [_run(row) for row in session.scalars(rows)]
+
+
+def last_runs(session: Session) -> list[Run]:
+    """Return the latest run of each flow, by name of the flow."""
+    latest = select(RunRow).distinct(RunRow.flow).order_by(RunRow.flow, RunRow.started.desc(), RunRow.id)
+    return [_run(row) for row in session.scalars(latest)]
+
+
+def last_read_count(session: Session, source: str) -> int:
+    """Return how many records the last complete ingest of `source` read; 0 if there was none."""
+    complete = RunRow.source == source, RunRow.flow == "ingest", RunRow.outcome == "completed"
+    read = (
+        select(RunRow.counts["read"].as_integer()).where(*complete).order_by(RunRow.started.desc()).limit(1)
+    )
+    return session.scalar(read) or 0
 
 
 def last_ingest(session: Session) -> Run | None:
@@ -219,6 +320,8 @@ def _run(row: RunRow) -> Run:
         row.error,
         row.counts,
         row.seconds,
+        row.prefect_run_id,
+        None if row.progress is None else Progress.of_json(row.progress),
     )
 
 
