@@ -60,11 +60,10 @@ class TooManyRejects(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Only:
-    """Which rows of a source are tried again, and why: those at these places, or with these keys."""
+    """Which rows of a source are tried again: those of rejects, at these places or with these keys."""
 
     places: frozenset[str]
     keys: frozenset[str]
-    reason: str | None
 
     def has(self, row: Row) -> bool:
         return row.place in self.places or (row.key is not None and row.key in self.keys)
@@ -219,8 +218,8 @@ def finish(deps: Deps, run: Run, request: Request, besides: Counter[str]) -> Non
     with deps.sessions.begin() as session:
         runs.require_running(session, run.id)
         if request.limit is None:
-            reason = request.only.reason if request.only else None
-            runs.resolve_rejects(session, run.id, run.source, reason)
+            places = request.only.places if request.only else None
+            runs.resolve_rejects(session, run.id, run.source, places)
     if request.delete_missing:
         for many in delete_missing(deps, run):
             besides["deleted"] += many

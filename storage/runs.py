@@ -1,17 +1,18 @@
 """Runs and their rejects in Postgres. Functions take a Session and never commit: the caller does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, literal, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from storage.records import Rejected, item_id
 from storage.schema import ItemRow, RejectRow, RunRow, SeenRow
+from storage.sets import among
 
 
 class RunClosed(RuntimeError):
@@ -84,6 +85,7 @@ class Read:
 class Reject:
     """One open reject, as `rejects` shows it."""
 
+    id: UUID
     source: str
     place: str
     key: str | None
@@ -156,6 +158,15 @@ def close_failed(session: Session, flow: str, prefect_run_id: UUID, outcome: str
     session.execute(insert(RunRow).values(about | ended))
 
 
+def close_cancelled(session: Session, prefect_run_id: UUID, why: str) -> None:
+    """Have what a Prefect run has left open, or failed to end, say that a person cancelled it."""
+    left = RunRow.prefect_run_id == prefect_run_id, RunRow.outcome.in_(("running", "failed"))
+    ended = {"outcome": "cancelled", "ended": func.coalesce(RunRow.ended, func.now()), "error": why}
+    closed = update(RunRow).where(*left).values(ended).returning(RunRow.id)
+    ids = list(session.scalars(closed))
+    session.execute(delete(SeenRow).where(SeenRow.run_id.in_(ids)))
+
+
 def require_running(session: Session, run_id: UUID) -> None:
     """Make sure, for as long as the transaction lasts, that this run is the one that may write.
 
@@ -224,7 +235,7 @@ def last_read(session: Session, source: str) -> tuple[str, dict[str, Any]] | Non
 def known_sources(session: Session) -> list[Read]:
     """Return where each source was last ingested from, by name; without those of which nothing is left."""
     living = exists().where(ItemRow.source == RunRow.source, ItemRow.deleted.is_(None))
-    rejected = exists().where(RejectRow.source == RunRow.source, *_open(None))
+    rejected = exists().where(RejectRow.source == RunRow.source, RejectRow.resolved.is_(None))
     ingests = RunRow.flow == "ingest", RunRow.location.is_not(None), or_(living, rejected)
     latest = (
         select(RunRow.source, RunRow.location, RunRow.options)
@@ -236,11 +247,14 @@ def known_sources(session: Session) -> list[Read]:
 
 
 def failed_runs(session: Session) -> list[Run]:
-    """Return the last run that ended of each flow and each of its sources, if that failed; newest first."""
+    """Return the last run that ended of each flow and each of its sources, if that failed; newest first.
+
+    One that a person cancelled says nothing of either.
+    """
     ended = (
         select(RunRow)
         .distinct(RunRow.flow, RunRow.source)
-        .where(RunRow.ended.is_not(None))
+        .where(RunRow.ended.is_not(None), RunRow.outcome != "cancelled")
         .order_by(RunRow.flow, RunRow.source, RunRow.started.desc())
         .subquery()
     )
@@ -349,22 +363,52 @@ def save_rejects(session: Session, run_id: UUID, source: str, rejects: Sequence[
     session.execute(update(RejectRow).where(*moved, RejectRow.resolved.is_(None)).values(resolved=func.now()))
 
 
-def resolve_rejects(session: Session, run_id: UUID, source: str, reason: str | None = None) -> None:
+def resolve_rejects(session: Session, run_id: UUID, source: str, places: Iterable[str] | None = None) -> None:
     """Close the rejects of `source` that this run, which tried all of them, did not meet again.
 
     Args:
-        reason: only those that were open for this reason were tried.
+        places: only those at these places were tried.
     """
-    tried = RejectRow.source == source, RejectRow.run_id != run_id, *_open(reason)
+    tried: list[ColumnElement[bool]] = [
+        RejectRow.source == source,
+        RejectRow.run_id != run_id,
+        RejectRow.resolved.is_(None),
+    ]
+    if places is not None:
+        tried.append(among(RejectRow.place, places))
     session.execute(update(RejectRow).where(*tried).values(resolved=func.now()))
 
 
-def open_rejects(session: Session, *, reason: str | None = None, source: str | None = None) -> list[Reject]:
-    """Return the open rejects, by source and place."""
-    wanted = _open(reason) if source is None else [RejectRow.source == source, *_open(reason)]
-    rows = session.scalars(select(RejectRow).where(*wanted).order_by(RejectRow.source, RejectRow.place))
+def open_rejects(
+    session: Session,
+    *,
+    reason: str | None = None,
+    source: str | None = None,
+    ids: Iterable[UUID] | None = None,
+    after: tuple[str, str] | None = None,
+    limit: int | None = None,
+) -> list[Reject]:
+    """Return the open rejects, by source and place.
+
+    Args:
+        reason: only those for this reason; likewise `source` and `ids`.
+        after: only those that come after this source and place.
+    """
+    wanted: list[ColumnElement[bool]] = [RejectRow.resolved.is_(None)]
+    if reason is not None:
+        wanted.append(RejectRow.reason == reason)
+    if source is not None:
+        wanted.append(RejectRow.source == source)
+    if ids is not None:
+        wanted.append(among(RejectRow.id, ids))
+    if after is not None:
+        wanted.append(tuple_(RejectRow.source, RejectRow.place) > tuple_(*map(literal, after)))
+    rows = session.scalars(
+        select(RejectRow).where(*wanted).order_by(RejectRow.source, RejectRow.place).limit(limit)
+    )
     return [
         Reject(
+            row.id,
             row.source,
             row.place,
             row.key,
@@ -376,10 +420,6 @@ def open_rejects(session: Session, *, reason: str | None = None, source: str | N
         )
         for row in rows
     ]
-
-
-def _open(reason: str | None) -> list[ColumnElement[bool]]:
-    return [RejectRow.resolved.is_(None), *([] if reason is None else [RejectRow.reason == reason])]
 
 
 def forget_rejects(session: Session, items: Sequence[tuple[str, str]]) -> int:

@@ -128,7 +128,9 @@ class RunRow(Base):
 
     __tablename__ = "runs"
     __table_args__ = (
-        CheckConstraint("outcome in ('running', 'completed', 'failed', 'crashed')", name="outcome_is_known"),
+        CheckConstraint(
+            "outcome in ('running', 'completed', 'failed', 'crashed', 'cancelled')", name="outcome_is_known"
+        ),
         Index(None, "source", "started"),
         Index(None, "started"),
         Index("ix_runs_running", "started", postgresql_where=text("outcome = 'running'")),
