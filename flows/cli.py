@@ -737,6 +737,26 @@ def serve(debug: bool, port: int) -> None:
     run_schedules(settings, port, lambda served: tables.show(tables.of_served(served)))
 
 
+@main.command(short_help="Show the console, beside the API and the metrics.")
+@click.option("--host", help="The address to listen at.  [default: SIGHTLINE_CONSOLE__HOST, 127.0.0.1]")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="And the port.  [default: SIGHTLINE_CONSOLE__PORT, 8080]"
+)
+@click.pass_obj
+def console(debug: bool, host: str | None, port: int | None) -> None:
+    """Serve pages to watch the index and to act on it, until a signal.
+
+    On this machine alone, unless SIGHTLINE_CONSOLE__PASSWORD is set, or SIGHTLINE_CONSOLE__USER_HEADER for a
+    proxy that signs people in. What starts flows needs `sightline serve`; `sightline up` runs both.
+    """
+    settings = load_settings().listening_at(host, port)
+    prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
+    from flows.console.serve import serve as serve_console
+
+    click.echo(f"The console is at {settings.console.url}", err=True)
+    serve_console(settings)
+
+
 @main.command(short_help="Run the home folder's servers in the foreground.")
 def start() -> None:
     """Run Postgres and Qdrant of the home folder in the foreground, with their logs, until a signal.

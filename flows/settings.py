@@ -123,6 +123,10 @@ class Console(BaseModel, frozen=True, extra="forbid"):
         ("127.0.0.1",), description="Addresses of such proxies; from anywhere else the header counts nothing."
     )
 
+    @property
+    def url(self) -> str:
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
     @field_validator("proxies", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -186,6 +190,11 @@ class Settings(BaseSettings):
         """Return these settings for work whose single requests take long, such as a snapshot."""
         slow = self.qdrant.model_copy(update={"timeout_s": max(self.qdrant.timeout_s, LONG_REQUEST_S)})
         return self.model_copy(update={"qdrant": slow})
+
+    def listening_at(self, host: str | None, port: int | None) -> "Settings":
+        """Return these settings for a console elsewhere."""
+        given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+        return self.model_copy(update={"console": self.console.model_copy(update=given)})
 
     @field_validator("langs", mode="before")
     @classmethod
