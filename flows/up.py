@@ -190,6 +190,8 @@ def part(name: str, *command: str, say: Say) -> Iterator[Part]:
             process.kill()
             process.wait()
         reader.join(STOP_S)
+        if process.stdout is not None:
+            process.stdout.close()
         say(Line(datetime.now(UTC), name, "has ended"))
 
 
