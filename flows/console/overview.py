@@ -23,7 +23,8 @@ def add_page(desk: Desk) -> None:
     """Add the page at `/`."""
 
     @ui.page("/")
-    def overview(request: Request) -> None:
+    async def overview(request: Request) -> None:
+        await desk.first_look()
         with frame(desk, request, "Overview"):
             ui.label("Overview").props("role=heading aria-level=1").classes("sr-only")
             shown = ui.refreshable(lambda: show(desk.observer.seen, datetime.now(UTC)))
