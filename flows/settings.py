@@ -161,9 +161,15 @@ class Settings(BaseSettings):
         return Limits(self.max_picture_bytes, self.fetch_timeout_s, self.private_redirects)
 
     def with_time(self) -> "Settings":
-        """Return these settings for work whose single requests take long, such as a snapshot."""
+        """Return these settings for work whose single requests take long, such as a snapshot or a COPY."""
         slow = self.qdrant.model_copy(update={"timeout_s": max(self.qdrant.timeout_s, LONG_REQUEST_S)})
-        return self.model_copy(update={"qdrant": slow})
+        timeout_s = max(self.database_timeout_s, LONG_REQUEST_S)
+        return self.model_copy(update={"qdrant": slow, "database_timeout_s": timeout_s})
+
+    def embedded(self) -> "Settings":
+        """Return these settings without any server: all that is in the home, and nothing else."""
+        own = self.qdrant.model_copy(update={"url": None, "api_key": None})
+        return self.model_copy(update={"database_url": None, "qdrant": own, "pictures_url": None})
 
     @field_validator("langs", mode="before")
     @classmethod
