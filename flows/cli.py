@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.logging import RichHandler
 
-from flows.settings import load_settings, prepare_prefect, split_langs
+from flows.settings import load_settings, prepare_prefect, split_list
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -95,7 +95,7 @@ def ingest(
     from flows.deps import open_catalog
 
     if dry_run:
-        chosen = None if langs is None else split_langs(langs)
+        chosen = None if langs is None else split_list(langs)
         with open_catalog(settings) as engine:
             request = intake.Request(source, name, chosen, limit, delete_missing, revive)
             report = intake.dry_run(engine, settings, request)
@@ -497,7 +497,7 @@ def evaluate(
     from flows.progress import stages
     from flows.testsets import Question, chosen_set
 
-    chosen = None if langs is None else split_langs(langs)
+    chosen = None if langs is None else split_list(langs)
     question = Question(keys, held_out, manifest, judgments, chosen)
     with open_stores(settings) as stores, stages("evaluate") as advance:
         test_set = chosen_set(stores, settings, question, models)

@@ -108,16 +108,32 @@ def open_database(settings: Settings) -> Iterator[Engine]:
         own = partial(postgres_url, settings.home)  # starts it: nobody else would, if it died meanwhile
         engine = open_engine(own(), timeout_s=settings.database_timeout_s, before_connecting=own)
     try:
-        yield engine
+        with postgres_named(settings, engine):
+            yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def postgres_named(settings: Settings, engine: Engine) -> Iterator[None]:
+    """Have the error of a Postgres that does not answer name it and the remedy.
+
+    Raises:
+        StoreUnavailable: it does not answer.
+    """
+    try:
+        yield
     except DBAPIError as error:
         if not is_transient(error):
             raise
-        remedy = "is the server of SIGHTLINE_DATABASE_URL running?" if given else "see its log with --debug"
+        remedy = (
+            "is the server of SIGHTLINE_DATABASE_URL running?"
+            if settings.database_url
+            else "see its log with --debug"
+        )
         raise StoreUnavailable(
             f"Postgres at {address_of(engine)} does not answer ({first_line(error)}); {remedy}"
         ) from error
-    finally:
-        engine.dispose()
 
 
 @contextmanager
@@ -131,9 +147,20 @@ def open_index(settings: Settings) -> Iterator[QdrantClient]:
     """
     url = settings.qdrant.url
     own = index_client(settings.home, timeout_s=settings.qdrant.timeout_s)
+    with index_named(settings), own if url is None else _server(url, settings.qdrant) as client:
+        yield client
+
+
+@contextmanager
+def index_named(settings: Settings) -> Iterator[None]:
+    """Have the error of a Qdrant that does not answer name it and the remedy.
+
+    Raises:
+        StoreUnavailable: it does not answer.
+    """
+    url = settings.qdrant.url
     try:
-        with own if url is None else _server(url, settings.qdrant) as client:
-            yield client
+        yield
     except (ResponseHandlingException, UnexpectedResponse) as error:
         if not is_transient(error):
             raise

@@ -14,7 +14,7 @@ from embedding.intervals import Figure, Sample, mean_of
 from embedding.metrics import Scores
 from flows.deps import Stores
 from flows.evaluate import Judged, judge
-from flows.ledger import Account, recorded
+from flows.ledger import Account, Told, recorded, told_as_well
 from flows.models import Load, open_model
 from flows.progress import Advance
 from flows.retries import held
@@ -101,8 +101,9 @@ def promote(
             account=lambda: account,
             options={"model": name},
             prefect_run_id=prefect_run_id,
-        ),
+        ) as run,
     ):
+        advance = told_as_well(advance, Told(stores.sessions, lock, run))
         collection = index.active(stores.vectors)
         if collection is None:
             raise index.NoCollection

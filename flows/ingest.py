@@ -15,7 +15,7 @@ from flows.deps import open_deps
 from flows.intake import Request, ingest_source
 from flows.progress import progress_bar
 from flows.report import IngestReport, as_markdown
-from flows.settings import load_settings, split_langs
+from flows.settings import load_settings, split_list
 from storage.source import count_rows
 
 
@@ -38,7 +38,7 @@ def ingest(
 ) -> IngestReport:
     """Embed and store every record of a folder or manifest; run it again to pick up changes."""
     settings = load_settings()
-    chosen = None if langs is None else split_langs(langs)
+    chosen = None if langs is None else split_list(langs)
     request = Request(location, name, chosen, limit, delete_missing, revive)
     total = min(count_rows(location), limit or sys.maxsize)
     with (

@@ -18,7 +18,7 @@ from embedding.stream import Clock, ahead, behind
 from embedding.workers import Workers
 from flows.batch import Embedded, Job, Kept, embed, keep, look, write
 from flows.deps import Deps
-from flows.ledger import Account, recorded
+from flows.ledger import Account, Told, recorded
 from flows.maintain import delete_missing, finish_deletes
 from flows.models import make_collection
 from flows.pictures import Pictures
@@ -60,11 +60,10 @@ class TooManyRejects(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Only:
-    """Which rows of a source are tried again, and why: those at these places, or with these keys."""
+    """Which rows of a source are tried again: those of rejects, at these places or with these keys."""
 
     places: frozenset[str]
     keys: frozenset[str]
-    reason: str | None
 
     def has(self, row: Row) -> bool:
         return row.place in self.places or (row.key is not None and row.key in self.keys)
@@ -129,6 +128,8 @@ def ingest_source(
             options=options_of(run, request),
             prefect_run_id=prefect_run_id,
         ):
+            told = Told(deps.sessions, lock, run.id)
+            expected = lock.persist(partial(expected_of, deps, source, request))
             wanted = islice(records_of(rows, record.besides, request.only), request.limit)
             with Workers(deps.encoder.preparation, settings.decode_workers) as workers:
                 job = Job(deps, run, Pictures(workers), record.clock)
@@ -138,6 +139,7 @@ def ingest_source(
                     record.clock.seconds["decode"] = workers.seconds
                     record.peak_device_mib = deps.encoder.peak_device_mib
                     advance(report.counts["read"])
+                    told("embed", record.done.counts["read"], expected, account=record.account)
 
                 take_in(job, lock, wanted, sizes(deps.encoder, settings), step, tell)
             if request.only is None:
@@ -197,6 +199,15 @@ def sizes(encoder: Encoder, settings: Settings) -> Sizes:
     return Sizes(settings.batch_size, min(settings.batch_size, OWN_BATCHES * encoder.pictures_at_once))
 
 
+def expected_of(deps: Deps, source: str, request: Request) -> int:
+    """Return how many records are to be expected: as many as the last time; 0 if nobody knows."""
+    if request.only is not None:
+        return 0
+    with deps.sessions() as session:
+        before = runs.last_read_count(session, source)
+    return before if request.limit is None else min(before, request.limit)
+
+
 def _name_of(deps: Deps, request: Request) -> str:
     with deps.sessions() as session:
         return name_of(session, request)
@@ -207,8 +218,8 @@ def finish(deps: Deps, run: Run, request: Request, besides: Counter[str]) -> Non
     with deps.sessions.begin() as session:
         runs.require_running(session, run.id)
         if request.limit is None:
-            reason = request.only.reason if request.only else None
-            runs.resolve_rejects(session, run.id, run.source, reason)
+            places = request.only.places if request.only else None
+            runs.resolve_rejects(session, run.id, run.source, places)
     if request.delete_missing:
         for many in delete_missing(deps, run):
             besides["deleted"] += many

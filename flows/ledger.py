@@ -1,9 +1,13 @@
-"""The row of each run in `runs`: opened before its first step, closed after the last one, or the error."""
+"""The row of each run in `runs`: opened before its first step, closed after the last one, or the error.
+
+Meanwhile it says how far the run is.
+"""
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -12,9 +16,12 @@ from uuid import UUID, uuid4
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
+from flows.progress import Advance
 from flows.retries import Held, is_transient
 from storage import runs
+from storage.runs import Progress
 
+TOLD_EVERY = timedelta(seconds=1)
 log = logging.getLogger(__name__)
 
 
@@ -84,3 +91,48 @@ def recorded(
         raise
     done = account()
     held.persist(partial(end, done, done.outcome, done.error))
+
+
+class Told:
+    """Puts on record how far a run is, at the beginning of each stage and then once a second."""
+
+    def __init__(self, sessions: sessionmaker[Session], held: Held, run_id: UUID) -> None:
+        self._sessions, self._held, self._run_id = sessions, held, run_id
+        self._last: Progress | None = None
+
+    def __call__(
+        self, stage: str, done: int, total: int, *, account: Callable[[], Account] = Account
+    ) -> None:
+        """Take note of it.
+
+        Args:
+            total: 0 where it is not known.
+            account: what the run has done so far, where it can tell; called when it is put on record.
+        """
+        now, last = datetime.now(UTC), self._last
+        same = last is not None and last.stage == stage and last.done <= done
+        if last is not None and same and now - last.at < TOLD_EVERY:
+            return
+        since, first = (last.since, last.first) if last is not None and same else (now, done)
+        self._last = Progress(stage, done, total, since, first, now)
+        self._held.persist(partial(self._put, self._last, account()))
+
+    def _put(self, progress: Progress, account: Account) -> None:
+        with self._sessions.begin() as session:
+            runs.note_progress(
+                session,
+                self._run_id,
+                progress,
+                counts=account.counts or None,
+                seconds=account.seconds or None,
+            )
+
+
+def told_as_well(advance: Advance, told: Told) -> Advance:
+    """Return what tells both whoever started the run and whoever watches it."""
+
+    def tell(stage: str, done: int, total: int) -> None:
+        advance(stage, done, total)
+        told(stage, done, total)
+
+    return tell

@@ -26,7 +26,7 @@ from flows.filling import (
     settle,
     write,
 )
-from flows.ledger import Account, recorded
+from flows.ledger import Account, Told, recorded, told_as_well
 from flows.models import Load, make_collection, open_model
 from flows.progress import Advance
 from flows.retries import Held, held
@@ -132,9 +132,10 @@ def reindex(
             account=lambda: account,
             options={"model": encoder.name},
             prefect_run_id=prefect_run_id,
-        ),
+        ) as run,
         Workers(encoder.preparation, settings.decode_workers) as workers,
     ):
+        advance = told_as_well(advance, Told(stores.sessions, lock, run))
         before = index.active(stores.vectors)
         if before is None:
             raise index.NoCollection
@@ -154,6 +155,7 @@ def rollback(
     settings: Settings,
     *,
     load: Load = open_model,
+    prefect_run_id: UUID | None = None,
     advance: Advance = lambda _what, _done, _of: None,
 ) -> Switched:
     """Have searches go to the collection that they went to before, at once; then fill in what it lacks.
@@ -166,8 +168,11 @@ def rollback(
     account = Account()
     with (
         held(flow_lock(stores.engine, "re-index"), for_s=settings.retry_for_s) as lock,
-        recorded(stores.sessions, lock, "rollback", account=lambda: account),
+        recorded(
+            stores.sessions, lock, "rollback", account=lambda: account, prefect_run_id=prefect_run_id
+        ) as run,
     ):
+        advance = told_as_well(advance, Told(stores.sessions, lock, run))
         before = index.active(stores.vectors)
         collection = _last_retired(stores)
         encoder = load(settings, collection.model)

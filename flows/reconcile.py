@@ -14,7 +14,7 @@ from embedding.preparation import prepare
 from flows.batch import embed_all
 from flows.deps import Deps, Stores
 from flows.intake import open_collection
-from flows.ledger import Account, recorded
+from flows.ledger import Account, Told, recorded
 from flows.maintain import finish_deletes
 from flows.pictures import Shown
 from flows.retries import held
@@ -149,9 +149,12 @@ def watch(
     account = Account()
     with (
         held(flow_lock(stores.engine, RECONCILE), for_s=settings.retry_for_s) as lock,
-        recorded(stores.sessions, lock, RECONCILE, account=lambda: account, prefect_run_id=prefect_run_id),
+        recorded(
+            stores.sessions, lock, RECONCILE, account=lambda: account, prefect_run_id=prefect_run_id
+        ) as run,
     ):
-        report = lock.persist(partial(reconcile, stores, advance=advance))
+        told = Told(stores.sessions, lock, run)
+        report = lock.persist(partial(_compared, stores, told, advance))
         account.counts = dict(report.counts)
         if report.damage:
             account.outcome, account.error = "failed", damage_of(report)
@@ -170,6 +173,7 @@ def repair(
     *,
     max_delete: float,
     yes: bool,
+    prefect_run_id: UUID | None = None,
     advance: Advance = lambda _: None,
 ) -> Mended:
     """Mend what differs, and compare again, until nothing does or nothing gets better.
@@ -187,13 +191,17 @@ def repair(
     with (
         flow_lock(deps.engine, RECONCILE),
         held(lone_lock(deps.engine), for_s=settings.retry_for_s) as lock,
-        recorded(deps.sessions, lock, RECONCILE, account=lambda: account),
+        recorded(
+            deps.sessions, lock, RECONCILE, account=lambda: account, prefect_run_id=prefect_run_id
+        ) as run,
     ):
-        before = after = lock.persist(partial(reconcile, deps, advance=advance))
+        told = Told(deps.sessions, lock, run)
+        before = after = lock.persist(partial(_compared, deps, told, advance))
         account.counts = dict(before.counts)
         _refuse_many_deletes(before, max_delete, yes=yes)
         rounds, unmended = 0, set[str]()
         while after.work and rounds < MAX_ROUNDS:
+            told("mend", rounds, MAX_ROUNDS)
             unmended = lock.persist(partial(_mend, deps, settings))
             rounds, last = rounds + 1, after.work
             after = lock.persist(partial(reconcile, deps))
@@ -202,6 +210,21 @@ def repair(
         if after.damage:
             account.outcome, account.error = "failed", damage_of(after)
     return Mended(before, after, rounds, tuple(sorted(unmended)))
+
+
+def _compared(stores: Stores, told: Told, advance: Advance) -> Report:
+    """Return what differs; whoever watches is told how far the comparison is."""
+    with stores.sessions() as session:
+        total = catalog.counts(session)["items"]
+    done = 0
+
+    def tell(many: int) -> None:
+        nonlocal done
+        done += many
+        advance(many)
+        told("compare", done, total)
+
+    return reconcile(stores, advance=tell)
 
 
 def confirmed(

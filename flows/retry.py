@@ -1,9 +1,11 @@
 """Trying again what could not be taken in, and only that."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from flows.deps import Deps
 from flows.intake import Only, Request, ingest_source
@@ -30,7 +32,13 @@ class Retry:
 
 
 def retry_rejects(
-    deps: Deps, settings: Settings, *, reason: str | None = None, source: str | None = None
+    deps: Deps,
+    settings: Settings,
+    *,
+    reason: str | None = None,
+    source: str | None = None,
+    ids: Collection[UUID] | None = None,
+    prefect_run_id: UUID | None = None,
 ) -> list[Retry]:
     """Read the sources of open rejects again, and try those rows alone; what passes is resolved.
 
@@ -40,25 +48,28 @@ def retry_rejects(
     Args:
         reason: only rejects with this code.
         source: only those of this source.
+        ids: only these.
 
     Raises:
         Busy: another process writes one of the sources; those before it in order of name are done.
     """
     with deps.sessions() as session:
-        rejects = runs.open_rejects(session, reason=reason, source=source)
+        rejects = runs.open_rejects(session, reason=reason, source=source, ids=ids)
     grouped = groupby(rejects, key=lambda reject: reject.source)
-    return [_retry(deps, settings, name, list(group), reason) for name, group in grouped]
+    return [_retry(deps, settings, name, list(group), prefect_run_id) for name, group in grouped]
 
 
-def _retry(deps: Deps, settings: Settings, source: str, rejects: list[Reject], reason: str | None) -> Retry:
+def _retry(
+    deps: Deps, settings: Settings, source: str, rejects: list[Reject], prefect_run_id: UUID | None
+) -> Retry:
     with deps.sessions() as session:
         location, options = runs.last_read(session, source) or ("", {})
     langs = options.get("langs")
     keys = frozenset(reject.key for reject in rejects if reject.key is not None)
-    only = Only(frozenset(reject.place for reject in rejects), keys, reason)
+    only = Only(frozenset(reject.place for reject in rejects), keys)
     request = Request(Path(location), source, None if langs is None else tuple(langs), None, only=only)
     try:
-        ingest_source(deps, settings, request)
+        ingest_source(deps, settings, request, prefect_run_id=prefect_run_id)
     except BadSource as error:
         return Retry(source, len(rejects), len(rejects), str(error))
     with deps.sessions() as session:

@@ -10,8 +10,9 @@ from flows.deps import Deps, Stores, open_stores, with_model
 from flows.evaluate import Evaluation
 from flows.evaluate import evaluate as measure
 from flows.intake import EmptySource, Request, TooManyRejects, ingest_source
-from flows.ledger import Account, recorded
+from flows.ledger import Account, Told, recorded
 from flows.models import models_folder
+from flows.progress import Advance
 from flows.purge import purge as remove_orphans
 from flows.reconcile import damage_of, watch
 from flows.report import COUNTS
@@ -48,16 +49,20 @@ def ingest(settings: Settings, prefect_run_id: UUID | None) -> Counts:
     with (
         open_stores(settings, wait_s=settings.retry_for_s) as stores,
         held(flow_lock(stores.engine, "ingest"), for_s=settings.retry_for_s) as lock,
-        recorded(stores.sessions, lock, "ingest", account=lambda: account, prefect_run_id=prefect_run_id),
+        recorded(
+            stores.sessions, lock, "ingest", account=lambda: account, prefect_run_id=prefect_run_id
+        ) as run,
     ):
+        told = Told(stores.sessions, lock, run)
         with stores.sessions() as session:
             sources = runs.known_sources(session)
         counts, failed = Counter[str](), dict[str, str]()
         account.counts = {"sources": len(sources), "failed": failed}
         if sources:
             deps = with_model(stores, settings)
-            for read in sources:
+            for done, read in enumerate(sources):
                 lock.lock.keep()
+                told("sources", done, len(sources))
                 counts += ingest_again(deps, settings, read, prefect_run_id, failed)
                 account.counts |= counts
         if failed:
@@ -98,17 +103,19 @@ def evaluate(settings: Settings, prefect_run_id: UUID | None) -> Counts:
     with (
         open_stores(settings, wait_s=settings.retry_for_s) as stores,
         held(flow_lock(stores.engine, "evaluate"), for_s=settings.retry_for_s) as lock,
-        recorded(stores.sessions, lock, "evaluate", account=lambda: account, prefect_run_id=prefect_run_id),
+        recorded(
+            stores.sessions, lock, "evaluate", account=lambda: account, prefect_run_id=prefect_run_id
+        ) as run,
     ):
-        account.counts = figures(stores, settings)
+        account.counts = figures(stores, settings, Told(stores.sessions, lock, run))
     return account.counts
 
 
-def figures(stores: Stores, settings: Settings) -> Counts:
+def figures(stores: Stores, settings: Settings, advance: Advance) -> Counts:
     """Return what an evaluation found; where there is nothing to evaluate yet, that."""
     try:
         held_out = chosen_set(stores, settings, Question(held_out=True), (), at_most=MOST_JUDGED)
-        return summary(measure(stores, settings, (), held_out))
+        return summary(measure(stores, settings, (), held_out, advance=advance))
     except (NothingToEvaluate, NoCollection) as error:
         return {"nothing": str(error)}
 

@@ -5,7 +5,8 @@ What they do is imported when one runs, in a process of its own: whoever only se
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, ParamSpec
 from uuid import UUID
 
 from prefect import Flow, flow
@@ -41,6 +42,9 @@ from storage import runs
 from storage.locks import Busy
 
 DEPLOYMENT = "scheduled"
+ASKED = "asked"
+"""The name of the deployments that nothing but a person starts."""
+
 OWN_SCHEDULE = "settings"
 """The one of a deployment's schedules that the settings have; others are those of whoever added them."""
 
@@ -49,6 +53,7 @@ AT_WORK = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 Work = Callable[[Settings, UUID | None], dict[str, Any]]
 Outcome = dict[str, Any] | State[Any]
+Given = ParamSpec("Given")
 
 
 def failed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -61,9 +66,10 @@ def crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     settle(flow, flow_run, state, "crashed")
 
 
-def cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Close what a run that somebody cancelled has left open; nobody needs to be told."""
-    close(flow, flow_run, state, "crashed")
+def cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 (Prefect's)
+    """Put on record that somebody cancelled a run; nobody needs to be told."""
+    with open_catalog(load_settings()) as engine, Session(engine) as session, session.begin():
+        runs.close_cancelled(session, flow_run.id, state.message or "")
 
 
 def settle(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any], outcome: str) -> None:
@@ -99,7 +105,7 @@ def carried_out(work: Work) -> Outcome:
         return Completed(name="Skipped", message=str(error))
 
 
-def told(body: Callable[[], Outcome]) -> Flow[[], Outcome]:
+def told(body: Callable[Given, Outcome]) -> Flow[Given, Outcome]:
     """Return the flow of that name, whose failures are put on record and told."""
     made = flow(name=body.__name__, on_failure=[failed], on_crashed=[crashed], on_cancellation=[cancelled])
     return made(body)
@@ -153,7 +159,48 @@ def purge() -> Outcome:
     return carried_out(scheduled.purge)
 
 
+@told
+def promote(model: str, force: bool = False) -> Outcome:
+    """Decide whether searches may use a candidate."""
+    from flows import asked
+
+    return carried_out(partial(asked.promote, model=model, force=force))
+
+
+@told
+def reindex(model: str, force: bool = False) -> Outcome:
+    """Have searches use another model: fill its collection, verify it, switch."""
+    from flows import asked
+
+    return carried_out(partial(asked.reindex, model=model, force=force))
+
+
+@told
+def rollback() -> Outcome:
+    """Have searches use the model that they used before."""
+    from flows import asked
+
+    return carried_out(asked.rollback)
+
+
+@told
+def repair() -> Outcome:
+    """Mend what differs between Postgres and Qdrant, unless that deletes suspiciously much."""
+    from flows import asked
+
+    return carried_out(asked.repair)
+
+
+@told
+def retry(reason: str | None = None, source: str | None = None, rejects: list[UUID] | None = None) -> Outcome:
+    """Try again what could not be taken in: what is open for a reason, of a source, or just these."""
+    from flows import asked
+
+    return carried_out(partial(asked.retry, reason=reason, source=source, rejects=rejects))
+
+
 FLOWS = (ingest, evaluate, reconcile, finetune, backup, purge)
+ON_REQUEST = (promote, reindex, rollback, repair, retry)
 
 
 def deployments(settings: Settings, client: SyncPrefectClient) -> list[RunnerDeployment]:
@@ -162,7 +209,17 @@ def deployments(settings: Settings, client: SyncPrefectClient) -> list[RunnerDep
     Whatever somebody paused stays paused, and a schedule that somebody added stays.
     """
     crons = settings.schedules.model_dump()
-    return [deployment_of(flow, crons[flow.name], client) for flow in FLOWS]
+    scheduled = [deployment_of(flow, crons[flow.name], client) for flow in FLOWS]
+    flows: tuple[Flow[..., Outcome], ...] = ON_REQUEST
+    return [*scheduled, *(on_request(flow) for flow in flows)]
+
+
+def on_request(flow: Flow[..., Outcome]) -> RunnerDeployment:
+    """Return the deployment of a flow that a person starts; one that is asked for twice is done twice."""
+    in_turn = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
+    return RunnerDeployment.from_flow(
+        flow, ASKED, concurrency_limit=in_turn, entrypoint_type=EntrypointType.MODULE_PATH, tags=["sightline"]
+    )
 
 
 def deployment_of(flow: Flow[[], Outcome], cron: str | None, client: SyncPrefectClient) -> RunnerDeployment:
@@ -196,10 +253,11 @@ def close_left(client: SyncPrefectClient) -> None:
     has its lock still, and the next run of its kind is skipped.
     """
     left = client.read_flow_runs(
-        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[DEPLOYMENT])),
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[DEPLOYMENT, ASKED])),
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*AT_WORK]))),
     )
-    flows = {client.read_flow_by_name(flow.name).id: flow for flow in FLOWS} if left else {}
+    known: tuple[Flow[..., Outcome], ...] = (*FLOWS, *ON_REQUEST)
+    flows = {client.read_flow_by_name(flow.name).id: flow for flow in known} if left else {}
     for run in left:
         gone: State[Any] = Crashed(message="its process ended together with the Prefect server")
         client.set_flow_run_state(run.id, gone, force=True)

@@ -91,6 +91,24 @@ def _end(*_: object) -> None:
     raise _Asked
 
 
+def address_file(home: Path) -> Path:
+    """Return where the address of the home's own Prefect server stands while it runs."""
+    return home / "prefect" / "address"
+
+
+def find_server(home: Path) -> str | None:
+    """Return the API of the Prefect server that runs this home's schedules; None if none answers."""
+    file = address_file(home)
+    given = PREFECT_API_URL.value()
+    url = given or (file.read_text().strip() if file.exists() else None)
+    if url is None:
+        return None
+    with suppress(httpx.TransportError):
+        if httpx.get(f"{url}/health", trust_env=given is not None).is_success:
+            return url
+    return None
+
+
 @contextmanager
 def own_server(home: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]":
     """Run a Prefect server on loopback whose data is in `home`; it listens when this yields."""
@@ -109,7 +127,10 @@ def own_server(home: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]":
         )
     try:
         _wait_until_healthy(server, port, folder / "server.log")
+        address = address_file(home)
+        address.write_text(f"http://{HOST}:{port}/api\n")
         yield server
+        address.unlink(missing_ok=True)
     finally:
         server.terminate()
         try:

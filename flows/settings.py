@@ -108,6 +108,27 @@ class Schedules(BaseModel, frozen=True, extra="forbid"):
         return checked_cron(value) if isinstance(value, str) else value
 
 
+class Console(BaseModel, frozen=True, extra="forbid"):
+    """Where the console, the API and the metrics listen, and who may see them."""
+
+    host: str = Field("127.0.0.1", description="The address that `console` and `up` listen at.")
+    port: int = Field(8080, ge=1, le=65535, description="And the port.")
+    password: SecretStr | None = Field(
+        None, min_length=8, description="What the console asks for; it is needed on any other address."
+    )
+    user_header: str | None = Field(
+        None, description="The header by which a proxy in front says who it is, such as X-Forwarded-User."
+    )
+    proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("127.0.0.1",), description="Addresses of such proxies; from anywhere else the header counts nothing."
+    )
+
+    @field_validator("proxies", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return split_list(value) if isinstance(value, str) else value
+
+
 class Settings(BaseSettings):
     """Read once, at the edge, and passed on in parts; frozen afterwards.
 
@@ -155,6 +176,7 @@ class Settings(BaseSettings):
         None, description="Where scheduled backups are written: a folder or an fsspec URL."
     )
     schedules: Schedules = Schedules()
+    console: Console = Console()
 
     @property
     def limits(self) -> Limits:
@@ -174,16 +196,16 @@ class Settings(BaseSettings):
     @field_validator("langs", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return split_langs(value) if isinstance(value, str) else value
+        return split_list(value) if isinstance(value, str) else value
 
 
-def split_langs(value: str) -> tuple[str, ...]:
-    """Return the language tags of a list such as `en,de`.
+def split_list(value: str) -> tuple[str, ...]:
+    """Return the parts of a list such as `en,de`.
 
-    >>> split_langs("en, pt_BR")
+    >>> split_list("en, pt_BR")
     ('en', 'pt_BR')
     """
-    return tuple(lang for part in value.split(",") if (lang := part.strip()))
+    return tuple(one for part in value.split(",") if (one := part.strip()))
 
 
 def checked_cron(value: str) -> str | None:

@@ -30,7 +30,7 @@ from embedding.workers import Workers
 from flows.card import model_card
 from flows.deps import Stores
 from flows.judgments import Judgment, pictures_of, read_judgments
-from flows.ledger import Account, recorded
+from flows.ledger import Account, Told, recorded, told_as_well
 from flows.models import active_model, models_folder, open_model
 from flows.negatives import with_negatives
 from flows.pairs import (
@@ -112,8 +112,11 @@ def train_candidate(
     account = Account()
     with (
         held(flow_lock(stores.engine, "training"), for_s=settings.retry_for_s) as lock,
-        recorded(stores.sessions, lock, "finetune", account=lambda: account, prefect_run_id=prefect_run_id),
+        recorded(
+            stores.sessions, lock, "finetune", account=lambda: account, prefect_run_id=prefect_run_id
+        ) as run,
     ):
+        advance = told_as_well(advance, Told(stores.sessions, lock, run))
         encoder = open_model(settings, order.model or active_model(stores.vectors, stores.sessions, settings))
         work = settings.home / "training" / _digest(order, encoder.fingerprint)
         judgments = [] if order.judgments is None else list(read_judgments(order.judgments))
@@ -241,7 +244,7 @@ def _prepared(
             model.pop(-1)
         texts = sorted({name for part in rows.values() for name in part["text"]})
         pictures = sorted({sha256 for part in rows.values() for sha256 in _pictures_of(part)})
-        told = Told(partial(advance, "embed"), len(texts) + len(pictures))
+        told = Added(partial(advance, "embed"), len(texts) + len(pictures))
         frozen = freeze(encoder, texts, pictures, material, work / "frozen", advance=told)
         new = PictureHead(frozen.inputs.shape[1], frozen.texts.shape[1])
         head = own if isinstance(own, PictureHead) else new
@@ -256,7 +259,7 @@ def _prepared(
         merge_lora(model)
 
 
-class Told:
+class Added:
     """Adds up how much is done, for whoever shows it."""
 
     def __init__(self, advance: Callable[[int, int], None], total: int) -> None:

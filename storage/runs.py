@@ -1,21 +1,57 @@
 """Runs and their rejects in Postgres. Functions take a Session and never commit: the caller does."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, literal, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from storage.records import Rejected, item_id
 from storage.schema import ItemRow, RejectRow, RunRow, SeenRow
+from storage.sets import among
 
 
 class RunClosed(RuntimeError):
     """Another run has closed this one as crashed, and may have written since: this one must stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is in the stage that it is in."""
+
+    stage: str
+    done: int
+    total: int
+    """0 where nobody knows."""
+
+    since: datetime
+    """When the stage began, as far as its progress was told."""
+
+    first: int
+    """How much of it was done by then."""
+
+    at: datetime
+    """When this was told."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"since": self.since.isoformat(), "at": self.at.isoformat()}
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> "Progress":
+        since, at = (datetime.fromisoformat(told[name]) for name in ("since", "at"))
+        return cls(told["stage"], told["done"], told["total"], since, told["first"], at)
+
+    def remaining_s(self, now: datetime) -> float | None:
+        """Return in how many seconds the stage ends at the pace it has; None where that cannot be told."""
+        gained, took_s = self.done - self.first, (self.at - self.since).total_seconds()
+        if gained <= 0 or took_s <= 0 or self.total < self.done:
+            return None
+        at_the_end = (self.total - self.done) * took_s / gained
+        return max(0.0, at_the_end - (now - self.at).total_seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +68,8 @@ class Run:
     error: str | None
     counts: dict[str, Any]
     seconds: dict[str, Any]
+    prefect_run_id: UUID | None = None
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +85,7 @@ class Read:
 class Reject:
     """One open reject, as `rejects` shows it."""
 
+    id: UUID
     source: str
     place: str
     key: str | None
@@ -123,6 +162,15 @@ def close_failed(session: Session, flow: str, prefect_run_id: UUID, outcome: str
     session.execute(insert(RunRow).values(about | ended))
 
 
+def close_cancelled(session: Session, prefect_run_id: UUID, why: str) -> None:
+    """Have what a Prefect run has left open, or failed to end, say that a person cancelled it."""
+    left = RunRow.prefect_run_id == prefect_run_id, RunRow.outcome.in_(("running", "failed"))
+    ended = {"outcome": "cancelled", "ended": func.coalesce(RunRow.ended, func.now()), "error": why}
+    closed = update(RunRow).where(*left).values(ended).returning(RunRow.id)
+    ids = list(session.scalars(closed))
+    session.execute(delete(SeenRow).where(SeenRow.run_id.in_(ids)))
+
+
 def require_running(session: Session, run_id: UUID) -> None:
     """Make sure, for as long as the transaction lasts, that this run is the one that may write.
 
@@ -135,6 +183,25 @@ def require_running(session: Session, run_id: UUID) -> None:
             "this run lost its connection to Postgres, and another run of the same source has begun; "
             "what this one has not done, that one does"
         )
+
+
+def note_progress(
+    session: Session,
+    run_id: UUID,
+    progress: Progress,
+    *,
+    counts: dict[str, Any] | None = None,
+    seconds: dict[str, Any] | None = None,
+) -> None:
+    """Put on record how far a run is, for whoever watches it; a run that has ended stays as it is.
+
+    Args:
+        counts: what it has done so far, where it can tell.
+        seconds: where the time went so far.
+    """
+    told = {"progress": progress.as_json(), "counts": counts, "seconds": seconds}
+    known = {name: value for name, value in told.items() if value is not None}
+    session.execute(update(RunRow).where(RunRow.id == run_id, RunRow.outcome == "running").values(known))
 
 
 def end_run(
@@ -150,7 +217,7 @@ def end_run(
     session.execute(
         update(RunRow)
         .where(RunRow.id == run_id)
-        .values(outcome=outcome, ended=func.now(), counts=counts, seconds=seconds, error=error)
+        .values(outcome=outcome, ended=func.now(), counts=counts, seconds=seconds, error=error, progress=None)
     )
     session.execute(delete(SeenRow).where(SeenRow.run_id == run_id))
 
@@ -172,7 +239,7 @@ def last_read(session: Session, source: str) -> tuple[str, dict[str, Any]] | Non
 def known_sources(session: Session) -> list[Read]:
     """Return where each source was last ingested from, by name; without those of which nothing is left."""
     living = exists().where(ItemRow.source == RunRow.source, ItemRow.deleted.is_(None))
-    rejected = exists().where(RejectRow.source == RunRow.source, *_open(None))
+    rejected = exists().where(RejectRow.source == RunRow.source, RejectRow.resolved.is_(None))
     ingests = RunRow.flow == "ingest", RunRow.location.is_not(None), or_(living, rejected)
     latest = (
         select(RunRow.source, RunRow.location, RunRow.options)
@@ -184,11 +251,14 @@ def known_sources(session: Session) -> list[Read]:
 
 
 def failed_runs(session: Session) -> list[Run]:
-    """Return the last run that ended of each flow and each of its sources, if that failed; newest first."""
+    """Return the last run that ended of each flow and each of its sources, if that failed; newest first.
+
+    One that a person cancelled says nothing of either.
+    """
     ended = (
         select(RunRow)
         .distinct(RunRow.flow, RunRow.source)
-        .where(RunRow.ended.is_not(None))
+        .where(RunRow.ended.is_not(None), RunRow.outcome != "cancelled")
         .order_by(RunRow.flow, RunRow.source, RunRow.started.desc())
         .subquery()
     )
@@ -197,10 +267,55 @@ def failed_runs(session: Session) -> list[Run]:
     return [_run(row) for row in session.scalars(failed)]
 
 
-def recent_runs(session: Session, limit: int) -> list[Run]:
-    """Return the latest runs, newest first."""
-    rows = session.scalars(select(RunRow).order_by(RunRow.started.desc(), RunRow.id).limit(limit))
+def recent_runs(
+    session: Session,
+    limit: int,
+    *,
+    flow: str | None = None,
+    source: str | None = None,
+    outcome: str | None = None,
+    before: tuple[datetime, UUID] | None = None,
+) -> list[Run]:
+    """Return the latest runs, newest first.
+
+    Args:
+        flow: only runs of this flow; likewise `source` and `outcome`.
+        before: only runs that come after the one that started then and has this id, in this order.
+    """
+    wanted = {RunRow.flow: flow, RunRow.source: source, RunRow.outcome: outcome}
+    latest = select(RunRow).where(*(column == value for column, value in wanted.items() if value is not None))
+    if before is not None:
+        started, id = before
+        latest = latest.where(or_(RunRow.started < started, and_(RunRow.started == started, RunRow.id > id)))
+    rows = session.scalars(latest.order_by(RunRow.started.desc(), RunRow.id).limit(limit))
     return [_run(row) for row in rows]
+
+
+def run_of(session: Session, run_id: UUID) -> Run | None:
+    """Return one run, or None where there is none of that id."""
+    row = session.get(RunRow, run_id)
+    return None if row is None else _run(row)
+
+
+def running(session: Session) -> list[Run]:
+    """Return the runs that say they go on, oldest first."""
+    rows = select(RunRow).where(RunRow.outcome == "running").order_by(RunRow.started, RunRow.id)
+    return [_run(row) for row in session.scalars(rows)]
+
+
+def last_runs(session: Session) -> list[Run]:
+    """Return the latest run of each flow, by name of the flow."""
+    latest = select(RunRow).distinct(RunRow.flow).order_by(RunRow.flow, RunRow.started.desc(), RunRow.id)
+    return [_run(row) for row in session.scalars(latest)]
+
+
+def last_read_count(session: Session, source: str) -> int:
+    """Return how many records the last complete ingest of `source` read; 0 if there was none."""
+    complete = RunRow.source == source, RunRow.flow == "ingest", RunRow.outcome == "completed"
+    read = (
+        select(RunRow.counts["read"].as_integer()).where(*complete).order_by(RunRow.started.desc()).limit(1)
+    )
+    return session.scalar(read) or 0
 
 
 def last_ingest(session: Session) -> Run | None:
@@ -223,6 +338,8 @@ def _run(row: RunRow) -> Run:
         row.error,
         row.counts,
         row.seconds,
+        row.prefect_run_id,
+        None if row.progress is None else Progress.of_json(row.progress),
     )
 
 
@@ -250,22 +367,52 @@ def save_rejects(session: Session, run_id: UUID, source: str, rejects: Sequence[
     session.execute(update(RejectRow).where(*moved, RejectRow.resolved.is_(None)).values(resolved=func.now()))
 
 
-def resolve_rejects(session: Session, run_id: UUID, source: str, reason: str | None = None) -> None:
+def resolve_rejects(session: Session, run_id: UUID, source: str, places: Iterable[str] | None = None) -> None:
     """Close the rejects of `source` that this run, which tried all of them, did not meet again.
 
     Args:
-        reason: only those that were open for this reason were tried.
+        places: only those at these places were tried.
     """
-    tried = RejectRow.source == source, RejectRow.run_id != run_id, *_open(reason)
+    tried: list[ColumnElement[bool]] = [
+        RejectRow.source == source,
+        RejectRow.run_id != run_id,
+        RejectRow.resolved.is_(None),
+    ]
+    if places is not None:
+        tried.append(among(RejectRow.place, places))
     session.execute(update(RejectRow).where(*tried).values(resolved=func.now()))
 
 
-def open_rejects(session: Session, *, reason: str | None = None, source: str | None = None) -> list[Reject]:
-    """Return the open rejects, by source and place."""
-    wanted = _open(reason) if source is None else [RejectRow.source == source, *_open(reason)]
-    rows = session.scalars(select(RejectRow).where(*wanted).order_by(RejectRow.source, RejectRow.place))
+def open_rejects(
+    session: Session,
+    *,
+    reason: str | None = None,
+    source: str | None = None,
+    ids: Iterable[UUID] | None = None,
+    after: tuple[str, str] | None = None,
+    limit: int | None = None,
+) -> list[Reject]:
+    """Return the open rejects, by source and place.
+
+    Args:
+        reason: only those for this reason; likewise `source` and `ids`.
+        after: only those that come after this source and place.
+    """
+    wanted: list[ColumnElement[bool]] = [RejectRow.resolved.is_(None)]
+    if reason is not None:
+        wanted.append(RejectRow.reason == reason)
+    if source is not None:
+        wanted.append(RejectRow.source == source)
+    if ids is not None:
+        wanted.append(among(RejectRow.id, ids))
+    if after is not None:
+        wanted.append(tuple_(RejectRow.source, RejectRow.place) > tuple_(*map(literal, after)))
+    rows = session.scalars(
+        select(RejectRow).where(*wanted).order_by(RejectRow.source, RejectRow.place).limit(limit)
+    )
     return [
         Reject(
+            row.id,
             row.source,
             row.place,
             row.key,
@@ -277,10 +424,6 @@ def open_rejects(session: Session, *, reason: str | None = None, source: str | N
         )
         for row in rows
     ]
-
-
-def _open(reason: str | None) -> list[ColumnElement[bool]]:
-    return [RejectRow.resolved.is_(None), *([] if reason is None else [RejectRow.reason == reason])]
 
 
 def forget_rejects(session: Session, items: Sequence[tuple[str, str]]) -> int:

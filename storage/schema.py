@@ -128,8 +128,12 @@ class RunRow(Base):
 
     __tablename__ = "runs"
     __table_args__ = (
-        CheckConstraint("outcome in ('running', 'completed', 'failed', 'crashed')", name="outcome_is_known"),
+        CheckConstraint(
+            "outcome in ('running', 'completed', 'failed', 'crashed', 'cancelled')", name="outcome_is_known"
+        ),
         Index(None, "source", "started"),
+        Index(None, "started"),
+        Index("ix_runs_running", "started", postgresql_where=text("outcome = 'running'")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -146,6 +150,8 @@ class RunRow(Base):
     error: Mapped[str | None]
     counts: Mapped[dict[str, Any]]
     seconds: Mapped[dict[str, Any]]
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    """How far a run is that goes on: `storage.runs.Progress`."""
 
 
 class RejectRow(Base):

@@ -69,6 +69,18 @@ def test_a_reason_leaves_the_others_alone(deps: Deps, lenient: Settings, tmp_pat
     assert set(open_rejects(deps)) == {"line 3", "line 4", "line 5"}
 
 
+def test_some_rejects_leave_the_others_alone(deps: Deps, lenient: Settings, tmp_path: Path, manifest: Path):
+    a_folder(tmp_path / "shop", {"b.png": png("red")})
+    a_manifest(manifest, [*ROWS[:4], {"key": "e", "text": "blue"}])
+    with deps.sessions() as session:
+        [chosen] = runs.open_rejects(session, reason="missing_file")
+
+    done = retry_rejects(deps, lenient, ids=[chosen.id])
+
+    assert done == [Retry("shop", tried=1, open=0)]
+    assert set(open_rejects(deps)) == {"line 3", "line 4", "line 5"}
+
+
 def test_the_languages_of_the_ingest_are_those_of_the_retry(deps: Deps, lenient: Settings, tmp_path: Path):
     rows = [{"key": "c", "image": "c.png", "texts": [{"text": "blau", "lang": "de"}]}]
     path = a_manifest(tmp_path / "shop.jsonl", rows)

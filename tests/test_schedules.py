@@ -31,6 +31,7 @@ from flows.deletes import delete_items
 from flows.deps import Stores, open_deps
 from flows.gate import Decision
 from flows.intake import Request, ingest_source
+from flows.operations import NothingServes, open_prefect
 from flows.purge import TooManyOrphans
 from flows.rebuild import Order, Switched
 from flows.reconcile import repair
@@ -572,3 +573,56 @@ def test_a_port_that_is_taken_is_one_line_with_the_remedy(tmp_path: Path, monkey
     assert done.returncode == 1
     assert f"PREFECT_API_URL=http://127.0.0.1:{port}/api" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_person_sees_what_is_served_pauses_a_flow_and_resumes_it(served: Served):
+    with open_prefect(served.home) as prefect:
+        before = {one.flow: one for one in prefect.deployed()}
+        prefect.pause("purge", paused=True)
+        paused = {one.flow: one.paused for one in prefect.deployed()}
+        prefect.pause("purge", paused=False)
+        after = {one.flow: one.paused for one in prefect.deployed()}
+
+    assert [*before] == [flow.name for flow in (*schedules.FLOWS, *schedules.ON_REQUEST)]
+    assert before["purge"].cron == "30 4 * * *"
+    assert (before["purge"].scheduled, before["retry"].scheduled) == (True, False)
+    assert (paused["purge"], after["purge"]) == (True, False)
+
+
+def test_a_person_starts_a_run_follows_it_and_cancels_it(served: Served, postgres: Engine):
+    with open_prefect(served.home) as prefect, items_locked(postgres):
+        run = prefect.start("reconcile")
+        wait_long(lambda: is_at_work(served, postgres, str(run)))
+        [begun] = [one for one in prefect.begun() if one.id == run]
+
+        prefect.cancel(run)
+
+        assert served.end_of(str(run))["type"] == "CANCELLED"
+    assert (begun.flow, begun.state) == ("reconcile", "Running")
+    assert prefect.page_of(run) == f"http://127.0.0.1:{served.port}/runs/flow-run/{run}"
+    wait_long(lambda: [row[2] for row in served.row(postgres, str(run))] == ["cancelled"])
+    assert [one for one in status()["failed"] if one["flow"] == "reconcile"] == []
+
+
+def test_a_person_has_a_reject_tried_again(served: Served, postgres: Engine):
+    picture = served.home.parent / "apples" / "broken.png"
+    picture.write_bytes(b"no picture")
+    with open_deps(served.settings) as deps:
+        ingest_source(deps, served.settings, Request(picture.parent))
+        with deps.sessions() as session:
+            [reject] = runs.open_rejects(session, source="apples")
+    picture.write_bytes(png("blue"))
+
+    with open_prefect(served.home) as prefect:
+        run = prefect.start("retry", rejects=[str(reject.id)])
+        ended = served.end_of(str(run))
+        wait_long(lambda: any("Beginning flow run" in line.message for line in prefect.log(run)))
+
+    assert ended["type"] == "COMPLETED"
+    with Session(postgres) as session:
+        assert runs.open_rejects(session, source="apples") == []
+
+
+def test_without_a_server_a_person_is_told_what_starts_one(tmp_path: Path):
+    with pytest.raises(NothingServes, match="sightline up"), open_prefect(tmp_path):
+        pass

@@ -1,0 +1,101 @@
+"""What a server keeps open between requests: the stores and the models, each opened when first asked for.
+
+A store that is away is one request's error, not the server's end: the next request tries again.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from threading import Lock
+
+from qdrant_client import QdrantClient
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from embedding.process import keep_freed_memory, wait_briefly
+from flows.deps import (
+    StoreUnavailable,
+    index_named,
+    open_blobs,
+    open_catalog,
+    open_index,
+    postgres_named,
+)
+from flows.models import Models
+from flows.search import Searching
+from flows.settings import Settings
+from storage import index
+from storage.embedded.account import PostgresUnavailable
+from storage.embedded.qdrant.access import OwnedElsewhere
+from storage.embedded.qdrant.client import IndexUnavailable
+
+AWAY = (StoreUnavailable, PostgresUnavailable, IndexUnavailable, OwnedElsewhere)
+"""What says that a store cannot be used now; its message names the store and the remedy."""
+
+
+class Backend:
+    """The stores and models of one process that serves many; threads may share it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._open = ExitStack()
+        self._turn = Lock()
+        self._engine: Engine | None = None
+        self._vectors: QdrantClient | None = None
+        self._models = Models(settings)
+        self._blobs = open_blobs(settings)
+
+    @contextmanager
+    def sessions(self) -> Iterator[sessionmaker[Session]]:
+        """Yield sessions of Postgres.
+
+        Raises:
+            AWAY: it does not answer, now or in what the caller does with it.
+        """
+        engine = self._catalog()
+        with postgres_named(self.settings, engine):
+            yield sessionmaker(engine)
+
+    @contextmanager
+    def vectors(self) -> Iterator[QdrantClient]:
+        """Yield the client of Qdrant.
+
+        Raises:
+            AWAY: it does not answer, now or in what the caller does with it.
+        """
+        client = self._index()
+        with index_named(self.settings):
+            yield client
+
+    @contextmanager
+    def searching(self) -> Iterator[Searching]:
+        """Yield what searches need; the first time it loads the model, which takes seconds.
+
+        Raises:
+            AWAY: a store does not answer, now or in what the caller does with it.
+            NoCollection: nothing has been ingested yet.
+            ModelUnavailable: the model of the collection cannot be loaded.
+        """
+        with self.sessions() as sessions, self.vectors() as vectors:
+            collection = index.active(vectors)
+            if collection is None:
+                raise index.NoCollection
+            keep_freed_memory()
+            wait_briefly()
+            encoder = self._models.of(collection)
+            yield Searching(self._catalog(), sessions, vectors, self._blobs, encoder, self._models)
+
+    def close(self) -> None:
+        """Close what is open; the servers of the home go on."""
+        self._open.close()
+
+    def _catalog(self) -> Engine:
+        with self._turn:
+            if self._engine is None:
+                self._engine = self._open.enter_context(open_catalog(self.settings))
+            return self._engine
+
+    def _index(self) -> QdrantClient:
+        with self._turn:
+            if self._vectors is None:
+                self._vectors = self._open.enter_context(open_index(self.settings))
+            return self._vectors

@@ -1,0 +1,203 @@
+"""What a person does with the flows: see what runs and what comes, start, cancel, pause. Asks Prefect."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterTags,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import FlowRunSort, LogSort
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling
+
+from flows.schedules import ASKED, DEPLOYMENT, FLOWS, ON_REQUEST
+from flows.serving import find_server
+
+WAITING = (StateType.SCHEDULED, StateType.PENDING)
+AT_WORK = (StateType.RUNNING, StateType.CANCELLING)
+MOST_LOGS = 200
+"""What one page of Prefect has at most."""
+
+
+class NothingServes(RuntimeError):
+    """No Prefect server runs the schedules of this home."""
+
+
+class NoSuchRun(ValueError):
+    """Prefect knows no such run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """One flow that can be started."""
+
+    flow: str
+    id: UUID
+    cron: str | None
+    next: datetime | None
+    paused: bool
+    scheduled: bool
+    """Whether it has, or could have, a schedule; else only a person starts it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A run that Prefect is about to begin, or that goes on."""
+
+    id: UUID
+    flow: str
+    state: str
+    parameters: dict[str, Any]
+    expected: datetime | None
+    started: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a run's log."""
+
+    at: datetime
+    level: int
+    """As Python's logging counts it: 30 is a warning."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prefect:
+    """The server that runs the schedules of a home."""
+
+    client: SyncPrefectClient
+    ui: str
+
+    def deployed(self) -> list[Deployed]:
+        """Return the flows that can be started, the scheduled ones first, in the order of the README."""
+        own = DeploymentFilter(tags=DeploymentFilterTags(all_=["sightline"]))
+        found = {one.id: one for one in self.client.read_deployments(deployment_filter=own)}
+        names = {one.id: self.client.read_flow(one.flow_id).name for one in found.values()}
+        coming = self._coming(list(found))
+        order = [flow.name for flow in (*FLOWS, *ON_REQUEST)]
+        deployed = [
+            Deployed(
+                names[id],
+                id,
+                next(
+                    (cron for each in one.schedules if (cron := getattr(each.schedule, "cron", None))), None
+                ),
+                coming.get(id),
+                one.paused or (bool(one.schedules) and not any(each.active for each in one.schedules)),
+                one.name == DEPLOYMENT,
+            )
+            for id, one in found.items()
+            if one.name in (DEPLOYMENT, ASKED) and names[id] in order
+        ]
+        return sorted(deployed, key=lambda one: (not one.scheduled, order.index(one.flow)))
+
+    def begun(self) -> list[Begun]:
+        """Return what runs, and what was asked for and is about to, in the order of its beginning."""
+        deployed = {one.id: one for one in self.deployed()}
+        runs = self._runs(list(deployed), [*WAITING, *AT_WORK])
+        return [
+            Begun(
+                run.id,
+                deployed[run.deployment_id].flow,
+                run.state_name or "",
+                run.parameters,
+                run.expected_start_time,
+                run.start_time,
+            )
+            for run in runs
+            if run.deployment_id in deployed
+            and (run.state_type != StateType.SCHEDULED or not run.auto_scheduled)
+        ]
+
+    def start(self, flow: str, **parameters: Any) -> UUID:
+        """Have a flow run as soon as possible, and return the id of its run in Prefect.
+
+        Raises:
+            NothingServes: the flow is not deployed there.
+        """
+        name = DEPLOYMENT if flow in {one.name for one in FLOWS} else ASKED
+        try:
+            deployment = self.client.read_deployment_by_name(f"{flow}/{name}")
+        except ObjectNotFound as error:
+            raise NothingServes(f"{flow} is not served; run: sightline up") from error
+        return self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
+
+    def cancel(self, run: UUID) -> None:
+        """Have a run end where it is; what it has done stays, and the next one does the rest.
+
+        Raises:
+            NoSuchRun: Prefect does not know it.
+        """
+        try:
+            self.client.set_flow_run_state(run, Cancelling(message="cancelled by a person"))
+        except ObjectNotFound as error:
+            raise NoSuchRun(f"Prefect knows no run {run}; was it started at a terminal?") from error
+
+    def pause(self, flow: str, *, paused: bool) -> None:
+        """Pause or resume the schedule of a flow; a paused one still runs when it is started by hand.
+
+        Raises:
+            NothingServes: the flow is not deployed there.
+        """
+        try:
+            deployment = self.client.read_deployment_by_name(f"{flow}/{DEPLOYMENT}")
+        except ObjectNotFound as error:
+            raise NothingServes(f"{flow} is not served; run: sightline up") from error
+        (self.client.pause_deployment if paused else self.client.resume_deployment)(deployment.id)
+
+    def log(self, run: UUID, *, after: int = 0) -> list[Line]:
+        """Return the log of a run, in order, without its first `after` lines; a page at most."""
+        own = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]))
+        lines = self.client.read_logs(own, limit=MOST_LOGS, offset=after, sort=LogSort.TIMESTAMP_ASC)
+        return [Line(one.timestamp, one.level, one.message) for one in lines]
+
+    def page_of(self, run: UUID) -> str:
+        """Return the address of a run in Prefect's own pages."""
+        return f"{self.ui}/runs/flow-run/{run}"
+
+    def _coming(self, deployments: list[UUID]) -> dict[UUID, datetime]:
+        """Return when each deployment runs next, as far as Prefect has planned it."""
+        coming: dict[UUID, datetime] = {}
+        for run in self._runs(deployments, [StateType.SCHEDULED]):
+            if run.deployment_id is not None and run.expected_start_time is not None and run.auto_scheduled:
+                coming.setdefault(run.deployment_id, run.expected_start_time)
+        return coming
+
+    def _runs(self, deployments: list[UUID], states: list[StateType]) -> Any:
+        return self.client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                deployment_id=FlowRunFilterDeploymentId(any_=deployments),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)),
+            ),
+            sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+        )
+
+
+@contextmanager
+def open_prefect(home: Path) -> Iterator[Prefect]:
+    """Open the Prefect server that runs the schedules of `home`.
+
+    Raises:
+        NothingServes: none does.
+    """
+    url = find_server(home)
+    if url is None:
+        raise NothingServes("nothing runs the flows of this home; run: sightline up (or: sightline serve)")
+    with SyncPrefectClient(url) as client:
+        yield Prefect(client, url.removesuffix("/api"))
