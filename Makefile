@@ -38,6 +38,7 @@ bench: .venv/installed
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.index
 	$(BIN)/python -m tests.bench.reconcile
+	$(BIN)/python -m tests.bench.console
 
 stress: .venv/installed
 	$(BIN)/python -m tests.bench.stress

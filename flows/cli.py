@@ -745,8 +745,9 @@ def demo(debug: bool, source: Path | None) -> None:
     show_default=True,
     help="Where our own Prefect server listens, on this machine alone.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Say what runs when as one line of JSON.")
 @click.pass_obj
-def serve(debug: bool, port: int) -> None:
+def serve(debug: bool, port: int, as_json: bool) -> None:
     """Run ingest, evaluate, reconcile, finetune, backup and purge on their schedules, until a signal.
 
     The schedules are settings, SIGHTLINE_SCHEDULES__INGEST and so on: crons in UTC, or off. None overlaps
@@ -756,9 +757,75 @@ def serve(debug: bool, port: int) -> None:
     settings = load_settings()
     prepare_prefect(settings.home, log_level="DEBUG" if debug else "INFO")
     from flows import tables
+    from flows.served import Served
     from flows.serving import serve as run_schedules
 
-    run_schedules(settings, port, lambda served: tables.show(tables.of_served(served)))
+    def tell(served: Served) -> None:
+        if as_json:
+            click.echo(json.dumps(served.as_json(), default=str))
+        else:
+            tables.show(tables.of_served(served))
+
+    run_schedules(settings, port, tell)
+
+
+@main.command(short_help="Run everything: the stores, the schedules, the console.")
+@click.option("--host", help="Where the console listens.  [default: SIGHTLINE_CONSOLE__HOST, 127.0.0.1]")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="And its port.  [default: SIGHTLINE_CONSOLE__PORT, 8080]"
+)
+@click.option(
+    "--prefect-port",
+    type=click.IntRange(1, 65535),
+    default=4200,
+    show_default=True,
+    help="Where our own Prefect server listens, on this machine alone.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How each line of the log is written, on standard error.",
+)
+def up(host: str | None, port: int | None, prefect_port: int, log_format: str) -> None:
+    """Run the home's stores, a Prefect server with the schedules, and the console, until Ctrl-C.
+
+    Prints where each of them is. When one of them ends by itself all end, with code 1, so that a service
+    manager starts them anew. Where URLs of servers are set, those are used.
+    """
+    settings = load_settings().listening_at(host, port)
+    from flows import tables
+    from flows.up import Line, Running
+    from flows.up import up as run_everything
+
+    def say(line: Line) -> None:
+        click.echo(line.as_json() if log_format == "json" else line.as_text(), err=True)
+
+    def tell(running: Running) -> None:
+        tables.show(tables.of_running(running))
+
+    run_everything(settings, prefect_port, say, tell)
+
+
+@main.command(short_help="Show the console, beside the API and the metrics.")
+@click.option("--host", help="The address to listen at.  [default: SIGHTLINE_CONSOLE__HOST, 127.0.0.1]")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="And the port.  [default: SIGHTLINE_CONSOLE__PORT, 8080]"
+)
+@click.pass_obj
+def console(debug: bool, host: str | None, port: int | None) -> None:
+    """Serve pages to watch the index and to act on it, until a signal.
+
+    On this machine alone, unless SIGHTLINE_CONSOLE__PASSWORD is set, or SIGHTLINE_CONSOLE__USER_HEADER for a
+    proxy that signs people in. What starts flows needs `sightline serve`; `sightline up` runs both.
+    """
+    settings = load_settings().listening_at(host, port)
+    prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
+    from flows.console.serve import serve as serve_console
+
+    click.echo(f"The console is at {settings.console.url}", err=True)
+    serve_console(settings)
 
 
 @main.command(short_help="Run the home folder's servers in the foreground.")

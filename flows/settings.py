@@ -132,6 +132,10 @@ class Console(BaseModel, frozen=True, extra="forbid"):
         ("127.0.0.1",), description="Addresses of such proxies; from anywhere else the header counts nothing."
     )
 
+    @property
+    def url(self) -> str:
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
     @field_validator("proxies", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -218,6 +222,11 @@ class Settings(BaseSettings):
         """Return these settings without any server: all that is in the home, and nothing else."""
         own = self.qdrant.model_copy(update={"url": None, "api_key": None})
         return self.model_copy(update={"database_url": None, "qdrant": own, "pictures_url": None})
+
+    def listening_at(self, host: str | None, port: int | None) -> "Settings":
+        """Return these settings for a console elsewhere."""
+        given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+        return self.model_copy(update={"console": self.console.model_copy(update=given)})
 
     @field_validator("langs", mode="before")
     @classmethod

@@ -30,9 +30,10 @@ if TYPE_CHECKING:  # each command brings its own; a search need not wait for wha
     from flows.restore import Restored
     from flows.retry import Retry
     from flows.search import Results
-    from flows.serving import Served
+    from flows.served import Served
     from flows.status import Status
     from flows.training import Candidate
+    from flows.up import Running
 
 PLAIN_WIDTH = 120
 """How wide tables are where there is no terminal to ask."""
@@ -363,11 +364,24 @@ def of_decision(decision: Decision) -> RenderableType:
 
 def of_served(served: Served) -> RenderableType:
     """Return what runs when, and where to watch it."""
+    watch = Text(f"watch them, pause them or start one by hand at {served.ui}")
+    return Group(_of_planned(served), Text(""), watch)
+
+
+def of_running(running: Running) -> RenderableType:
+    """Return where everything is, and what runs when."""
+    table = _table("what", "where")
+    for name, address in (*running.addresses().items(), ("Prefect", running.served.ui)):
+        table.add_row(name, Text(address))
+    return Group(table, Text(""), _of_planned(running.served), Text(""), Text("Ctrl-C ends all of it."))
+
+
+def _of_planned(served: Served) -> Table:
     table = _table("flow", "cron, UTC", "next run, UTC")
     for one in served.planned:
         when = "" if one.next is None else f"{one.next:%Y-%m-%d %H:%M}"
         table.add_row(one.flow, one.cron or "off", "paused" if one.paused else when)
-    return Group(table, Text(""), Text(f"watch them, pause them or start one by hand at {served.ui}"))
+    return table
 
 
 def of_switched(switched: Switched) -> RenderableType:

@@ -8,8 +8,9 @@ mkdir -p "$folder"
 chmod 700 "$folder"
 umask 022
 
+# Without a newline at the end, which not everyone who reads them takes off.
 secret() { # NAME VALUE
-    [ -e "$folder/$1" ] || printf '%s\n' "$2" >"$folder/$1"
+    [ -e "$folder/$1" ] || printf '%s' "$2" >"$folder/$1"
 }
 
 random() {

@@ -216,6 +216,7 @@ class TestSecrets:
         assert made.keys() == wanted.keys()
         assert {name: {"file": f"./secrets/{name}"} for name in wanted} == wanted
         assert len(set(made.values())) == len(made)
+        assert [name for name, value in made.items() if value != value.strip()] == []
         assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
         assert self.write(tmp_path / "secrets") == made
 
@@ -226,12 +227,9 @@ class TestSecrets:
         settings = load_settings()
 
         url = settings.database_url.get_secret_value()
-        assert (
-            url
-            == f"postgresql+psycopg://sightline:{made['postgres_password'].strip()}@postgres:5432/sightline"
-        )
-        assert settings.qdrant.api_key.get_secret_value() == made["sightline_qdrant__api_key"].strip()
-        assert settings.console.password.get_secret_value() == made["sightline_console__password"].strip()
+        assert url == f"postgresql+psycopg://sightline:{made['postgres_password']}@postgres:5432/sightline"
+        assert settings.qdrant.api_key.get_secret_value() == made["sightline_qdrant__api_key"]
+        assert settings.console.password.get_secret_value() == made["sightline_console__password"]
 
 
 def settings_of(model: type[BaseModel], prefix: str) -> Iterator[str]:

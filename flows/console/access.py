@@ -1,0 +1,217 @@
+"""Who may see the console: on loopback anyone; elsewhere who knows the password, or whom a proxy names.
+
+The API and MCP have keys of their own, and are let through to them.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import os
+import secrets
+from base64 import b64decode
+from binascii import Error as NotBase64
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Form
+from itsdangerous import BadData, URLSafeTimedSerializer
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+from flows.settings import Console
+
+COOKIE = "sightline_session"
+SESSION_S = 7 * 86400
+FAILED_LOGIN_S = 1.0
+KEYED = ("/api/", "/mcp")
+"""What has keys of its own."""
+
+OPEN = ("/healthz", "/login", "/favicon.ico")
+SAFE = ("GET", "HEAD", "OPTIONS")
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Referrer-Policy": "same-origin",
+}
+LOGIN = (Path(__file__).parent / "login.html").read_text("utf-8")
+
+
+class NotProtected(ValueError):
+    """The console would be open to whoever reaches its address."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+    (True, True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def refuse_open(console: Console) -> None:
+    """Raise `NotProtected` if others than this machine would see the console unasked."""
+    if is_loopback(console.host) or console.password or console.user_header:
+        return
+    raise NotProtected(
+        f"at {console.host} anyone could use the console; set SIGHTLINE_CONSOLE__PASSWORD, or behind a proxy "
+        "that signs people in SIGHTLINE_CONSOLE__USER_HEADER, or listen at 127.0.0.1"
+    )
+
+
+class Sessions:
+    """The cookies of those who know the password; another password, or another home, ends them all."""
+
+    def __init__(self, password: str, home: Path) -> None:
+        self._password = password
+        salt = hashlib.sha256(password.encode()).hexdigest()
+        self._signer = URLSafeTimedSerializer(_key_of(home), salt=salt)
+
+    def knows(self, password: str) -> bool:
+        return hmac.compare_digest(password.encode(), self._password.encode())
+
+    def new(self) -> str:
+        return str(self._signer.dumps("console"))
+
+    def has(self, cookie: str | None) -> bool:
+        try:
+            return cookie is not None and self._signer.loads(cookie, max_age=SESSION_S) == "console"
+        except BadData:
+            return False
+
+
+def _key_of(home: Path) -> str:
+    """Return the secret that cookies are signed with, made when it is first needed."""
+    path = home / "console.key"
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(32))
+    except FileExistsError:
+        return path.read_text()
+    return path.read_text()
+
+
+class Guard:
+    """Lets in who may see the console, and nobody's pages but ours act on it."""
+
+    def __init__(self, app: ASGIApp, console: Console, sessions: Sessions | None) -> None:
+        self._app, self._console, self._sessions = app, console, sessions
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        refusal = None if _starts_with(scope["path"], KEYED) else self._refusal(HTTPConnection(scope))
+        if refusal is None:
+            await self._app(scope, receive, _with_headers(send))
+        elif scope["type"] == "websocket":
+            await WebSocketClose(code=1008)(scope, receive, send)
+        else:
+            await refusal(scope, receive, send)
+
+    def _refusal(self, asked: HTTPConnection) -> Response | None:
+        """Return what a request is refused with, or None if it is not."""
+        path, headers = asked.url.path, asked.headers
+        if is_foreign(asked.scope.get("method", "WEBSOCKET"), headers):
+            return PlainTextResponse("this request comes from another site's page\n", 403)
+        if _starts_with(path, OPEN):
+            return None
+        if self._console.user_header is not None and self._is_named(asked):
+            return None
+        if self._sessions is not None:
+            return self._without_session(self._sessions, asked)
+        if self._console.user_header is not None:
+            return PlainTextResponse("come by the proxy that signs you in\n", 403)
+        if not is_loopback(host_of(headers.get("host", ""))):
+            # another site's name that leads to this machine: its pages could read ours
+            return PlainTextResponse("the console answers to localhost and 127.0.0.1 alone\n", 421)
+        return None
+
+    def _is_named(self, asked: HTTPConnection) -> bool:
+        by_proxy = asked.client is not None and asked.client.host in self._console.proxies
+        return by_proxy and bool(asked.headers.get(self._console.user_header or ""))
+
+    def _without_session(self, sessions: Sessions, asked: HTTPConnection) -> Response | None:
+        if sessions.has(asked.cookies.get(COOKIE)):
+            return None
+        if asked.url.path == "/metrics":  # asked by a program, which has a password but no cookie
+            if sessions.knows(_basic_password(asked.headers) or ""):
+                return None
+            return PlainTextResponse("unauthorized\n", 401, {"WWW-Authenticate": 'Basic realm="Sightline"'})
+        if asked.scope["type"] == "http" and asked.scope["method"] == "GET":
+            return RedirectResponse("/login", 303)
+        return PlainTextResponse("sign in first\n", 401)
+
+
+def host_of(address: str) -> str:
+    """Return an address without its port.
+
+    >>> host_of("localhost:8080"), host_of("[::1]:8080"), host_of("[::1"), host_of("")
+    ('localhost', '::1', '', '')
+    """
+    try:
+        return urlsplit(f"//{address}").hostname or ""
+    except ValueError:  # a bracket that nothing closes
+        return ""
+
+
+def is_foreign(method: str, headers: Headers) -> bool:
+    """Whether a request that could change something was made by the page of another site."""
+    origin = headers.get("origin")
+    if origin is None or method in SAFE:
+        return False
+    own = {headers.get("host"), headers.get("x-forwarded-host")}
+    return origin.partition("://")[2] not in own
+
+
+def add_login(app: FastAPI, sessions: Sessions) -> None:
+    """Add the page that asks for the password."""
+    turn = asyncio.Lock()
+
+    @app.get("/login", include_in_schema=False)
+    def ask() -> HTMLResponse:
+        return HTMLResponse(LOGIN.replace("{{problem}}", ""))
+
+    @app.post("/login", include_in_schema=False)
+    async def answer(password: Annotated[str, Form()]) -> Response:
+        async with turn:  # one guess at a time, and a wrong one takes a second
+            if not sessions.knows(password):
+                await asyncio.sleep(FAILED_LOGIN_S)
+                return HTMLResponse(LOGIN.replace("{{problem}}", "That is not the password."), 401)
+        signed_in = RedirectResponse("/", 303)
+        signed_in.set_cookie(COOKIE, sessions.new(), max_age=SESSION_S, httponly=True, samesite="strict")
+        return signed_in
+
+
+def _starts_with(path: str, prefixes: tuple[str, ...]) -> bool:
+    return any(path == one or path.startswith(one if one.endswith("/") else f"{one}/") for one in prefixes)
+
+
+def _basic_password(headers: Headers) -> str | None:
+    kind, _, given = headers.get("authorization", "").partition(" ")
+    if kind.lower() != "basic":
+        return None
+    try:
+        return b64decode(given).decode().partition(":")[2]
+    except (NotBase64, UnicodeDecodeError):
+        return None
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return sending

@@ -1,0 +1,64 @@
+"""One web application: the console's pages, and beside them whatever other programs ask."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from nicegui import ui
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from flows.backend import Backend
+from flows.console import overview
+from flows.console.access import COOKIE, Guard, Sessions, add_login, refuse_open
+from flows.console.desk import Desk
+from flows.observe import Observer
+from flows.settings import Settings
+
+ICON = (
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><circle cx='16' cy='16' r='13' fill='none' "
+    "stroke='%235b8def' stroke-width='3'/><circle cx='16' cy='16' r='5' fill='%235b8def'/></svg>"
+)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application; it opens the stores when somebody first looks. Once a process.
+
+    Raises:
+        NotProtected: it would listen at an address where anyone could use it.
+    """
+    console = settings.console
+    refuse_open(console)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    backend = Backend(settings)
+    observer = Observer(backend)
+    sessions = (
+        None if console.password is None else Sessions(console.password.get_secret_value(), settings.home)
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with observer.at_work():
+            yield
+        backend.close()
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/healthz", include_in_schema=False)
+    def health() -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    if sessions is not None:
+        add_login(app, sessions)
+
+        @app.get("/logout", include_in_schema=False)
+        def sign_out() -> Response:
+            gone = RedirectResponse("/login", 303)
+            gone.delete_cookie(COOKIE)
+            return gone
+
+    desk = Desk(backend, observer, protected=sessions is not None)
+    for page in (overview,):
+        page.add_page(desk)
+    ui.run_with(app, title="Sightline", favicon=ICON, dark=None, language="en-US", show_welcome_message=False)
+    app.add_middleware(Guard, console=console, sessions=sessions)
+    return app

@@ -1,0 +1,31 @@
+"""The console as a process: it listens until a signal ends it."""
+
+import uvicorn
+
+from flows.console.app import create_app
+from flows.settings import Settings
+
+GRACE_S = 5
+"""For answers that are under way when it ends; open pages are told at once."""
+
+
+def serve(settings: Settings) -> None:
+    """Serve the console, until SIGTERM or SIGINT.
+
+    Raises:
+        NotProtected: it would listen at an address where anyone could use it.
+    """
+    uvicorn.Server(config_of(settings)).run()
+
+
+def config_of(settings: Settings) -> uvicorn.Config:
+    """Return how the application is served."""
+    console = settings.console
+    return uvicorn.Config(
+        create_app(settings),
+        host=console.host,
+        port=console.port,
+        log_level="warning",
+        proxy_headers=False,  # who asks is the proxy, and only what a proxy of ours says counts
+        timeout_graceful_shutdown=GRACE_S,
+    )

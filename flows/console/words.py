@@ -1,0 +1,63 @@
+"""Figures in the words of a page."""
+
+from datetime import datetime
+
+MINUTE, HOUR, DAY = 60, 3600, 86400
+
+
+def lasting(seconds: float | None) -> str:
+    """Return how long something takes, in the two largest units that matter.
+
+    >>> lasting(0.042), lasting(3.14159), lasting(75), lasting(3 * HOUR + 60), lasting(2 * DAY + HOUR)
+    ('42 ms', '3.1 s', '1 min 15 s', '3 h 1 min', '2 d 1 h')
+    >>> lasting(None)
+    '–'
+    """
+    if seconds is None:
+        return "–"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < MINUTE:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, name, smaller, rest in (
+        (DAY, "d", HOUR, "h"),
+        (HOUR, "h", MINUTE, "min"),
+        (MINUTE, "min", 1, "s"),
+    ):
+        if whole >= unit:
+            left = whole % unit // smaller
+            return f"{whole // unit} {name}" + (f" {left} {rest}" if left else "")
+    return f"{whole} s"
+
+
+def ago(then: datetime | None, now: datetime) -> str:
+    """Return how long ago something was.
+
+    >>> ago(datetime(2026, 1, 1, 11), datetime(2026, 1, 1, 12, 5))
+    '1 h 5 min ago'
+    >>> ago(None, datetime(2026, 1, 1))
+    'never'
+    """
+    if then is None:
+        return "never"
+    seconds = (now - then).total_seconds()
+    return "just now" if seconds < 1 else f"{lasting(seconds)} ago"
+
+
+def many(count: int, name: str) -> str:
+    """Return a count with its noun.
+
+    >>> many(1, "record"), many(12000, "record")
+    ('1 record', '12,000 records')
+    """
+    return f"{count:,} {name}" + ("" if count == 1 else "s")
+
+
+def share(part: float | None) -> str:
+    """Return a share as a percentage.
+
+    >>> share(0.7351), share(None)
+    ('73.5%', '–')
+    """
+    return "–" if part is None else f"{part:.1%}"

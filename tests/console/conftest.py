@@ -1,0 +1,163 @@
+"""A home with something of everything, its console and its schedules as processes, and a browser."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from flows.deps import open_deps
+from flows.evaluate import evaluate
+from flows.intake import Request, ingest_source
+from flows.reconcile import watch
+from flows.settings import Settings
+from flows.testsets import Question, chosen_set
+from tests.builders import a_folder, a_manifest, png
+from tests.processes import homes, wait_until
+from tests.tiny_clip import write_tiny_clip
+from tests.tools import tool
+
+SHOTS = Path(__file__).parent.parent.parent / ".artifacts" / "console"
+"""Where pictures of the pages are kept, for whoever wants to see what a test saw."""
+
+PATIENCE_S = 90
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+)
+COLOURS = ("red", "green", "blue")
+
+
+def a_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Running:
+    """A console at work, and where its home is."""
+
+    home: Path
+    folder: Path
+    """What the sources lie in: `shop`, a folder of three pictures and a broken one, and `words.jsonl`."""
+
+    model: Path
+    port: int = field(default_factory=a_free_port)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(home=self.home, model=str(self.model), decode_workers=0)
+
+    def environment(self) -> dict[str, str]:
+        return os.environ | {
+            "SIGHTLINE_HOME": str(self.home),
+            "SIGHTLINE_MODEL": str(self.model),
+            "SIGHTLINE_DECODE_WORKERS": "0",
+            "SIGHTLINE_CONSOLE__PORT": str(self.port),
+            "PREFECT_HOME": str(self.home / "prefect"),
+            "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        }
+
+
+def fill(running: Running) -> None:
+    """Do what people do: ingest twice, with something to reject, evaluate, and compare the stores."""
+    settings = running.settings
+    pictures = {f"{colour}.png": png(colour) for colour in COLOURS}
+    captions = {f"{colour}.txt": f"a {colour} square" for colour in COLOURS}
+    shop = a_folder(running.folder / "shop", {**pictures, **captions, "broken.png": b"no picture"})
+    words = a_manifest(
+        running.folder / "words.jsonl",
+        [{"key": "a", "text": "a poem about the sea", "kind": "poem"}, {"key": "b", "image": "lost.png"}],
+    )
+    with open_deps(settings) as deps:
+        for source in (shop, words):
+            ingest_source(deps, settings, Request(source))
+        everything = chosen_set(deps, settings, Question(), ())
+        evaluate(deps, settings, (), everything, load=lambda *_: deps.encoder)
+        watch(deps, settings)
+
+
+@contextmanager
+def process(running: Running, *command: str, until: str) -> Iterator[None]:
+    """Run a command of ours until this ends; what it prints is in the folder, under its first word."""
+    log = running.folder / f"{command[0]}.log"
+    with log.open("wb") as file:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", *command],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=running.environment(),
+        )
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while until not in log.read_text():
+            assert started.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield
+    finally:
+        started.terminate()
+        started.wait(60)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz").is_success
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A filled home, its console, and the flows that the console starts."""
+    folder = tmp_path_factory.mktemp("console")
+    with homes() as home_at, ExitStack() as processes:
+        running = Running(home_at(folder / "home"), folder, write_tiny_clip(folder / "tiny"))
+        fill(running)
+        processes.enter_context(process(running, "serve", "--port", str(a_free_port()), until="watch them"))
+        processes.enter_context(process(running, "console", until="The console is at"))
+        wait_until(lambda: answers(running.url), patience_s=PATIENCE_S)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=tool("chromium"), args=[*FLAGS])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, running: Running, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page of the console; the test fails if the browser had anything to complain of."""
+    context = browser.new_context(base_url=running.url, viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE_S * 1000)
+    complaints: list[str] = []
+    page.on(
+        "console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None
+    )
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda failed: complaints.append(f"{failed.url}: {failed.failure}"))
+    yield page
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{request.node.name}.png", full_page=True)
+    context.close()
+    assert complaints == []

@@ -1,0 +1,64 @@
+"""The first page says whether the index is fresh and true."""
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.console.conftest import SHOTS, Running
+
+
+def figure(page: Page, name: str) -> str:
+    return page.locator(f'[data-figure="{name}"] .sl-value').inner_text()
+
+
+def test_it_shows_what_is_stored_and_what_is_wrong(page: Page):
+    page.goto("/")
+
+    shown = {name: figure(page, name) for name in ("Records", "Searchable", "Pending", "Rejected", "Deleted")}
+    assert shown == {"Records": "4", "Searchable": "4", "Pending": "0", "Rejected": "2", "Deleted": "0"}
+    assert (figure(page, "Freshness"), figure(page, "Postgres"), figure(page, "Qdrant")) == (
+        "up to date",
+        "up",
+        "up",
+    )
+    expect(page.get_by_role("row").filter(has_text="reconcile")).to_contain_text("completed")
+    expect(page.get_by_role("row").filter(has_text="recall@10, text to image")).to_contain_text("100.0%")
+    expect(page.get_by_role("img", name="Recall@10, last 30 days").locator("canvas")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, scheme: str):
+    phone = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+
+    phone.goto(running.url)
+
+    expect(phone.get_by_text("Last 30 days")).to_be_visible()
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    assert ("body--dark" in str(phone.locator("body").get_attribute("class"))) == (scheme == "dark")
+    phone.screenshot(path=SHOTS / f"phone_{scheme}.png", full_page=True)
+    phone.close()
+
+
+def test_the_theme_that_was_chosen_stays(page: Page):
+    page.goto("/")
+    page.get_by_role("button", name="Dark or light").click()
+    expect(page.locator("body.body--dark")).to_be_attached()
+
+    page.reload()
+
+    expect(page.locator("body.body--dark")).to_be_attached()
+
+
+def test_keys_lead_to_pages(page: Page):
+    page.goto("/")
+    expect(page.get_by_text("Last 30 days")).to_be_visible()
+
+    page.keyboard.press("Tab")
+    expect(page.get_by_text("Skip to main content")).to_be_focused()
+
+
+def test_a_page_of_another_site_cannot_act(running: Running):
+    elsewhere = httpx.post(f"{running.url}/login", headers={"Origin": "http://elsewhere.example"})
+    renamed = httpx.get(running.url, headers={"Host": "elsewhere.example"})
+
+    assert (elsewhere.status_code, renamed.status_code) == (403, 421)
