@@ -348,6 +348,30 @@ def restore(ctx: click.Context, location: str, as_json: bool) -> None:
     ctx.exit(1 if restored.report.damage else 0)
 
 
+@main.command(short_help="Move the home's embedded stores into servers.")
+@click.option(
+    "--to-servers", is_flag=True, required=True, help="Into those of the settings; there is no other way."
+)
+@as_json_option
+@click.pass_context
+def move(ctx: click.Context, to_servers: bool, as_json: bool) -> None:  # noqa: ARG001
+    """Copy what the home's embedded stores hold into the servers of SIGHTLINE_DATABASE_URL and
+    SIGHTLINE_QDRANT__URL, which are empty, and compare them.
+
+    Nothing is embedded again, and the home stays as it is. A move that was interrupted goes on when it is
+    run again. Exit code 1 says that the stores differ, as they did in the home.
+    """
+    settings = load_settings()
+    from flows import tables
+    from flows.move import move_to_servers
+    from flows.progress import stages
+
+    with stages("move") as advance:
+        moved = move_to_servers(settings, advance=advance)
+    _print(moved.as_json(), as_json, lambda: tables.of_moved(moved))
+    ctx.exit(1 if moved.report.damage else 0)
+
+
 @main.command(short_help="Remove what nothing needs any more.")
 @click.option("--dry-run", is_flag=True, help="Count them, and remove nothing.")
 @max_delete_option

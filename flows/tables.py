@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # each command brings its own; a search need not wait for wha
     from flows.duplicates import Groups
     from flows.evaluate import Evaluation
     from flows.gate import Decision
+    from flows.move import Moved
     from flows.purge import Purged
     from flows.rebuild import Switched
     from flows.reconcile import Mended, Report
@@ -136,6 +137,24 @@ def of_restored(restored: Restored) -> RenderableType:
             Text("its vectors fit another kind of Qdrant: sightline reconcile --repair embeds again")
         )
     return Group(*parts, of_differences(restored.report))
+
+
+def of_moved(moved: Moved) -> RenderableType:
+    """Return what was copied into servers, how they compare, and what stays in the home."""
+    table = _table("count", "copied", numbers=1)
+    table.add_row(f"{sum(moved.rows.values()):,}", "rows")
+    for collection, many in moved.points.items():
+        table.add_row(f"{many:,}", f"points of {collection}")
+    table.add_row(f"{moved.pictures:,}", "pictures")
+    stays = ", ".join(map(str, moved.stays)) or "nothing"
+    return Group(
+        table,
+        Text(""),
+        of_differences(moved.report),
+        Text(""),
+        Text("from now on, keep the two URLs set as they are now; the home's embedded stores are unchanged"),
+        Text(f"still needed in the home, with SIGHTLINE_HOME={moved.home}: {stays}"),
+    )
 
 
 def of_groups(found: Groups) -> RenderableType:

@@ -135,10 +135,14 @@ def start_run(
     session.execute(insert(RunRow).values(row).on_conflict_do_nothing())
 
 
-def close_all(session: Session) -> None:
-    """Close runs that a backup took along as running: where it is restored, none of them runs."""
-    running = RunRow.outcome == "running"
-    session.execute(update(RunRow).where(running).values(outcome="crashed", ended=func.now()))
+def close_all(session: Session, *, but: UUID | None = None) -> None:
+    """Close runs that a copy took along as running: where it is now, none of them runs.
+
+    Args:
+        but: the run that goes on here.
+    """
+    running = RunRow.outcome == "running", RunRow.id.is_distinct_from(but)
+    session.execute(update(RunRow).where(*running).values(outcome="crashed", ended=func.now()))
 
 
 def close_failed(session: Session, flow: str, prefect_run_id: UUID, outcome: str, error: str) -> None:

@@ -20,6 +20,7 @@ from tests.faults.points import (
     DELETE,
     EVERYWHERE,
     FIRST_INGEST,
+    MOVE,
     REINDEX,
     REPAIR,
     RESTORE,
@@ -147,10 +148,10 @@ def test_the_schedules_of_the_readme_are_those_of_the_settings():
 
 
 def test_the_readme_counts_the_faults_that_are_tried():
-    points = (FIRST_INGEST + SECOND_INGEST, DELETE, REPAIR, BACKUP, RESTORE, REINDEX)
+    points = (FIRST_INGEST + SECOND_INGEST, DELETE, REPAIR, BACKUP, RESTORE, REINDEX, MOVE)
     breaks = len(STORES) * len(get_args(How))
 
-    names = ("an ingest", "a delete", "a repair", "a backup", "a restore", "a re-index")
+    names = ("an ingest", "a delete", "a repair", "a backup", "a restore", "a re-index", "a move")
     kills = ", ".join(f"{len(each)} of {name}" for each, name in zip(points, names, strict=True))
     assert f"{kills} | {len(EVERYWHERE)} points |" in README
     assert f"| {breaks * test_proxy.SEEDS} times |" in README

@@ -143,7 +143,20 @@ REINDEX = (
 )
 """While searches change to another model."""
 
-EVERYWHERE = (*FIRST_INGEST, *SECOND_INGEST, *DELETE, *REPAIR, *BACKUP, *RESTORE, *REINDEX)
+MOVE = (
+    KillPoint("a move: the run on record, not committed", "storage.runs:start_run", "after"),
+    KillPoint("a move: before the collection is made", "storage.transfer:make_collection", "before"),
+    HalfARequest("a move: in the middle of its points", "/points", 2),  # the first reads them
+    KillPoint("a move: the points are there, no row is", "storage.transfer:copy_points", "after"),
+    KillPoint("a move: in the middle of the rows", "storage.transfer:copy_table", "after", 4),
+    KillPoint("a move: the rows are written, not committed", "storage.transfer:copy_rows", "after"),
+    KillPoint("a move: before the alias", "storage.transfer:copy_aliases", "before"),
+    HalfARequest("a move: in the middle of the alias", "/collections/aliases"),
+    KillPoint("a move: compared, not closed", "storage.runs:end_run", "before"),
+)
+"""While an embedded home is copied into servers."""
+
+EVERYWHERE = (*FIRST_INGEST, *SECOND_INGEST, *DELETE, *REPAIR, *BACKUP, *RESTORE, *REINDEX, *MOVE)
 ALL = {point.name: point for point in EVERYWHERE}
 
 

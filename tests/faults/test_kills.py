@@ -18,7 +18,7 @@ from sqlalchemy.orm import sessionmaker
 
 from embedding.encoder import Encoder, load_encoder
 from flows.backup import BadBackup, fetch_checked, read_manifest
-from flows.deps import Deps, Stores
+from flows.deps import Deps, Stores, open_stores
 from flows.intake import Request, ingest_source
 from flows.purge import purge
 from flows.rebuild import rollback
@@ -33,6 +33,7 @@ from tests.faults.points import (
     BACKUP,
     DELETE,
     FIRST_INGEST,
+    MOVE,
     REINDEX,
     REPAIR,
     RESTORE,
@@ -40,7 +41,7 @@ from tests.faults.points import (
     HalfARequest,
     KillPoint,
 )
-from tests.processes import environment_of
+from tests.processes import environment_of, homes
 from tests.tiny_clip import write_tiny_clip
 
 Sightline = Callable[..., int]
@@ -116,6 +117,19 @@ def empty_database(engine: Engine) -> Iterator[Engine]:
         yield other
         other.dispose()
         connection.execute(text("drop database restored with (force)"))
+
+
+@pytest.fixture(scope="module")
+def own_home(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder, model: Path) -> Iterator[Path]:
+    """A home with embedded stores that hold the shop; moves leave it as it is."""
+    shop = a_folder(tmp_path_factory.mktemp("own") / "shop", GOOD | CAPTIONS | {"bad.png": b"no picture"})
+    with homes() as home_at:
+        home = home_at(shop.parent / "home")
+        settings = Settings(home=home, model=str(model), batch_size=BATCH)
+        with open_stores(settings) as own:
+            deps = Deps(own.engine, own.sessions, own.vectors, own.blobs, encoder)
+            ingest_source(deps, settings, Request(shop))
+        yield home
 
 
 @pytest.fixture
@@ -308,3 +322,16 @@ def test_a_killed_reindex_leaves_searches_whole_and_is_finished_by_the_next(
     assert searched is not None
     assert searched.fingerprint == encoder.fingerprint
     assert reconcile(stores).work == 0
+
+
+@named(MOVE)
+def test_a_move_that_dies_is_finished_by_the_next(
+    stores: Stores, sightline: Sightline, own_home: Path, point
+):
+    home = {"SIGHTLINE_HOME": str(own_home)}
+
+    assert sightline("move", "--to-servers", kill=point.name, **home) == -signal.SIGKILL
+    assert sightline("move", "--to-servers", **home) == 0
+
+    moved = Stores(stores.engine, stores.sessions, stores.vectors, Blobs(str(own_home / "pictures")))
+    check(moved, own_home, set(GOOD), pictures=8)
