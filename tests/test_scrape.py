@@ -254,7 +254,10 @@ def test_a_search_that_fails_is_counted_apart_and_a_bad_picture_is_no_failure():
 
 def test_searching_on_the_command_line_imports_nothing_of_this():
     code = (
-        "import sys, flows.cli, flows.search; "
+        "import sys, flows.cli, flows.search\n"
+        "from flows.tracing import span\n"
+        "with span('search'):\n"
+        "    pass\n"
         "print([name for name in ('prometheus_client', 'opentelemetry', 'starlette') if name in sys.modules])"
     )
 
