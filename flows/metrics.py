@@ -160,7 +160,7 @@ def of_runs(catalogued: Catalogued, schedules: Schedules) -> Iterator[Metric]:
     yield gauge(
         "run_last_duration_seconds",
         "How long the last run of the flow took that ended.",
-        {(run.flow,): run.seconds["total"] for run in totals.last_ended if "total" in run.seconds},
+        {(flow,): seconds for flow, seconds in totals.took_s.items()},
         "flow",
     )
 

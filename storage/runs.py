@@ -291,17 +291,6 @@ def last_runs(session: Session) -> list[Run]:
     return [_run(row) for row in session.scalars(latest)]
 
 
-def last_ended(session: Session) -> list[Run]:
-    """Return the latest run of each flow that does not go on, by name of the flow."""
-    latest = (
-        select(RunRow)
-        .distinct(RunRow.flow)
-        .where(RunRow.ended.is_not(None))
-        .order_by(RunRow.flow, RunRow.started.desc(), RunRow.id)
-    )
-    return [_run(row) for row in session.scalars(latest)]
-
-
 def last_read_count(session: Session, source: str) -> int:
     """Return how many records the last complete ingest of `source` read; 0 if there was none."""
     complete = RunRow.source == source, RunRow.flow == "ingest", RunRow.outcome == "completed"

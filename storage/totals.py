@@ -8,7 +8,7 @@ from sqlalchemy import Float, Integer, cast, func, or_, select
 from sqlalchemy.orm import Session
 
 from storage.figures import INGESTS
-from storage.runs import Run, last_ended, last_ingest
+from storage.runs import Run, last_ingest
 from storage.schema import RunRow
 
 RESULTS = ("unchanged", "embedded", "updated", "rejected", "still_deleted")
@@ -54,8 +54,8 @@ class Totals:
     """All of it."""
 
     outcomes: tuple[Outcomes, ...]
-    last_ended: tuple[Run, ...]
-    """Of each flow."""
+    took_s: Mapping[str, float]
+    """How long the last run of each flow took that ended, by flow."""
 
     taken_in: TakenIn
     stage_seconds: Mapping[str, float]
@@ -71,7 +71,7 @@ def totals(session: Session) -> Totals:
     """Add up the runs on record; a statement for each figure."""
     return Totals(
         tuple(outcomes(session)),
-        tuple(last_ended(session)),
+        took_s(session),
         taken_in(session),
         stage_seconds(session),
         last_ingest(session),
@@ -84,6 +84,18 @@ def outcomes(session: Session) -> list[Outcomes]:
     each = RunRow.flow, RunRow.outcome
     statement = select(*each, func.count(), func.max(RunRow.ended)).group_by(*each).order_by(*each)
     return [Outcomes(*row) for row in session.execute(statement).tuples()]
+
+
+def took_s(session: Session) -> dict[str, float]:
+    """Return how long the last run of each flow took that ended and knows it, by name of the flow."""
+    seconds = cast(RunRow.seconds["total"].astext, Float)
+    last = (
+        select(RunRow.flow, seconds)
+        .distinct(RunRow.flow)
+        .where(RunRow.ended.is_not(None), seconds.is_not(None))
+        .order_by(RunRow.flow, RunRow.started.desc())
+    )
+    return dict(session.execute(last).tuples().all())
 
 
 def taken_in(session: Session) -> TakenIn:

@@ -33,6 +33,7 @@ from flows.search import Query, search
 from flows.settings import Settings
 from flows.testsets import Question, chosen_set
 from storage.blobs import Blobs
+from tests import tools
 from tests.builders import a_folder, png
 from tests.conftest import emptied
 from tests.fakes import ColourEncoder
@@ -238,6 +239,16 @@ def test_a_flow_that_fails_and_stores_that_differ_are_told(watched: Watched):
     wait_long(lambda: {"SightlineFlowFailing", "SightlineStoresDiffer"} <= watched.alerts().keys())
     failing = watched.alerts()["SightlineFlowFailing"]
     assert failing["annotations"]["summary"] == "The last ingest run failed"
+
+
+@pytest.mark.parametrize(("must", "ends"), [(False, pytest.skip.Exception), (True, pytest.fail.Exception)])
+def test_without_a_tool_a_test_is_skipped_or_fails_where_all_must_be_there(
+    must: bool, ends: type[BaseException], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tools, "MUST", must)
+
+    with pytest.raises(ends, match="no-such-program is not installed"):
+        tool("no-such-program")
 
 
 def test_the_rules_are_what_prometheus_takes_and_each_does_what_its_test_says():
