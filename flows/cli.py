@@ -858,13 +858,13 @@ def stop() -> None:
 
 
 def _log_to_stderr(debug: bool) -> None:
-    """Show our own warnings; what libraries say while they work is for `--debug`."""
+    """Show our own warnings, and of spans that cannot be sent; what libraries say else is for `--debug`."""
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     if debug:
         logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
         return
     logging.basicConfig(handlers=[logging.NullHandler()])
-    for package in ("flows", "embedding", "storage"):
+    for package in ("flows", "embedding", "storage", "opentelemetry.exporter"):
         logging.getLogger(package).addHandler(handler)
 
 

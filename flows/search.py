@@ -1,14 +1,14 @@
 """Searching: a text or a picture in, ranked items out."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from embedding.encoder import Encoder
+from embedding.encoder import Encoder, Vectors
 from embedding.preparation import prepare
 from embedding.process import keep_freed_memory, wait_briefly
 from flows.deps import Deps, open_stores
@@ -16,10 +16,15 @@ from flows.gallery import Card, Page
 from flows.models import Models, active_model
 from flows.rows import kept_picture
 from flows.settings import OVERSAMPLING, Limits, Settings
+from flows.tracing import span
 from storage import catalog, index
 from storage.records import Digest, Hit, Item
 
 Find = Literal["images", "texts"]
+Asked = Literal["text", "image"]
+Clock = Callable[[str, str], AbstractContextManager[None]]
+"""Returns what a search happens in, by what is asked with and what is found."""
+
 SPACES: dict[Find, index.Space] = {"images": "image", "texts": "text"}
 
 
@@ -35,6 +40,11 @@ class Query:
     where: Mapping[str, str] | None = None
     oversampling: float = OVERSAMPLING
     """Candidates per hit that are scored anew, where the collection packs or shortens vectors."""
+
+    @property
+    def asked(self) -> Asked:
+        """What it is asked with."""
+        return "text" if self.image is None else "image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +92,14 @@ class Searching(Deps):
     """What searches need that go on while models come and go."""
 
     models: Models
+    clock: Clock | None = None
+    """Takes the time of searches, where somebody wants to know."""
 
     def encoder_of(self, collection: index.Collection) -> Encoder:
         return self.models.of(collection)
+
+    def timed(self, asked: str, find: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.clock is None else self.clock(asked, find)
 
 
 @contextmanager
@@ -122,40 +137,49 @@ def search(deps: Deps, query: Query) -> Results:
         BadImage: the query's picture cannot be shown to a model.
         OSError: the query's picture cannot be read.
     """
-    while True:
-        collection = index.active(deps.vectors)
-        if collection is None:
-            raise index.NoCollection
-        try:
-            return _search_in(deps, collection, query)
-        except UnexpectedResponse:
-            if deps.vectors.collection_exists(collection.name):
-                raise
-            # it was dropped since the alias was read, which therefore names another
+    about = {"query": query.asked, "find": query.find, "limit": query.limit}
+    with deps.timed(query.asked, query.find), span("search", about) as note:
+        while True:
+            collection = index.active(deps.vectors)
+            if collection is None:
+                raise index.NoCollection
+            try:
+                results = _search_in(deps, collection, query)
+            except UnexpectedResponse:
+                if deps.vectors.collection_exists(collection.name):
+                    raise
+                continue  # it was dropped since the alias was read, which therefore names another
+            note({"collection": collection.name, "model": results.model, "hits": len(results.found)})
+            return results
 
 
 def _search_in(deps: Deps, collection: index.Collection, query: Query) -> Results:
     encoder = deps.encoder_of(collection)
-    if query.image is not None:
-        data = query.image.read_bytes()
-        prepared = prepare(encoder.preparation, data, name=str(query.image))
-        [vector] = encoder.prepared([prepared.features])
-    else:
-        [vector] = encoder.texts([query.text or ""])
-    hits = index.search(
-        deps.vectors,
-        collection,
-        vector,
-        using=SPACES[query.find],
-        limit=query.limit,
-        min_score=query.min_score,
-        where=query.where,
-        oversampling=query.oversampling,
-    )
-    with deps.sessions() as session:
+    with span("encode"):
+        [vector] = _encoded(encoder, query)
+    with span("qdrant"):
+        hits = index.search(
+            deps.vectors,
+            collection,
+            vector,
+            using=SPACES[query.find],
+            limit=query.limit,
+            min_score=query.min_score,
+            where=query.where,
+            oversampling=query.oversampling,
+        )
+    with span("postgres"), deps.sessions() as session:
         items = catalog.items_with_digests(session, [hit.id for hit in hits])
     found = tuple(Found(hit, _as_matched(hit, *items[hit.id])) for hit in hits if hit.id in items)
     return Results(query, encoder.name, collection.name, found)
+
+
+def _encoded(encoder: Encoder, query: Query) -> Vectors:
+    """Return the query's vector as a row, shape (1, dim)."""
+    if query.image is None:
+        return encoder.texts([query.text or ""])
+    prepared = prepare(encoder.preparation, query.image.read_bytes(), name=str(query.image))
+    return encoder.prepared([prepared.features])
 
 
 def _as_matched(hit: Hit, item: Item, digest: Digest) -> Item:

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,6 +42,10 @@ NOT_EVERYWHERE = re.compile(r"\dL|LW", re.IGNORECASE)
 
 SLOT_KEEPER = "prefect.server.concurrency.lease_storage.filesystem"
 """Where Prefect keeps who runs; from memory, its default, a restart of the server loses it for good."""
+
+
+TRACES_TO = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+WEEKS = timedelta(days=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +281,22 @@ def next_time(cron: str, now: datetime) -> datetime:
     return next(CronSim(cron, now.astimezone(UTC)))
 
 
+def longest_pause(cron: str, now: datetime) -> timedelta:
+    """Return the longest time between two runs of `cron` in the next two weeks, or the first after them.
+
+    >>> str(longest_pause("0 8 * * mon-fri", datetime(2026, 1, 1, tzinfo=UTC)))
+    '3 days, 0:00:00'
+    """
+    times = CronSim(cron, now.astimezone(UTC))
+    first = last = next(times)
+    longest = timedelta(0)
+    for time in times:
+        longest, last = max(longest, time - last), time
+        if time - first > WEEKS:
+            break
+    return longest
+
+
 def load_settings() -> Settings:
     """Read the settings from the environment.
 
@@ -321,6 +341,11 @@ def prepare_prefect(home: Path, *, log_level: str) -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+
+def wants_traces() -> bool:
+    """Whether OpenTelemetry's own variables say where spans are sent to."""
+    return any(os.environ.get(name) for name in TRACES_TO)
 
 
 def own_prefect_server(home: Path) -> dict[str, str]:

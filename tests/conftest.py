@@ -35,7 +35,7 @@ hypothesis.settings.load_profile("steady")
 @pytest.fixture(scope="session", autouse=True)
 def a_clean_environment() -> None:
     """No setting of whoever runs the tests reaches them."""
-    for name in [name for name in os.environ if name.startswith(("SIGHTLINE_", "PREFECT_"))]:
+    for name in [name for name in os.environ if name.startswith(("SIGHTLINE_", "PREFECT_", "OTEL_"))]:
         del os.environ[name]
 
 

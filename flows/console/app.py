@@ -11,6 +11,7 @@ from flows.backend import Backend
 from flows.console import overview
 from flows.console.access import COOKIE, Guard, Sessions, add_login, refuse_open
 from flows.console.desk import Desk
+from flows.metrics import metrics_route
 from flows.observe import Observer
 from flows.settings import Settings
 
@@ -47,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     def health() -> JSONResponse:
         return JSONResponse({"status": "ok"})
 
+    app.router.routes.append(metrics_route(observer))
     if sessions is not None:
         add_login(app, sessions)
 
