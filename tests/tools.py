@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 ALL = "SIGHTLINE_TEST_ALL_TOOLS"
-MUST = bool(os.environ.get(ALL))  # noqa: TID251 (read before the environment is cleaned)
+MUST = bool(os.environ.get(ALL))
 
 
 def tool(name: str) -> str:
