@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCE ?=
-# Each worker has a Postgres and an index of its own.
-ON_ALL_CORES := -n auto --maxprocesses 4 --dist worksteal
+# Each worker has a Postgres and an index of its own, and one thread to compute in: more would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test lint types tests test-faults bench stress help
 
@@ -29,10 +29,10 @@ types: .venv/installed
 	$(BIN)/mypy
 
 tests: .venv/installed
-	$(BIN)/pytest $(ON_ALL_CORES)
+	$(PYTEST)
 
 test-faults: .venv/installed
-	$(BIN)/pytest $(ON_ALL_CORES) -m "" tests/faults
+	$(PYTEST) -m "" tests/faults
 
 bench: .venv/installed
 	$(BIN)/python -m tests.bench
