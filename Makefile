@@ -5,13 +5,13 @@ SOURCE ?=
 # Each worker has a Postgres and an index of its own, and one thread to compute in: more would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test lint types tests test-faults bench stress help
+.PHONY: demo test lint types tests test-all bench stress help
 
 help:
 	@echo "make demo                 fetch a captioned set of pictures, ingest it, search it"
 	@echo "make demo SOURCE=folder   the same with your own pictures"
 	@echo "make test                 linters, types, import rules and tests"
-	@echo "make test-faults          every fault, and far more moments (ten minutes)"
+	@echo "make test-all             the same, with every kill point and far more faults (half an hour)"
 	@echo "make bench                speed and memory, measured here: tables, and bench.json (three quarters of an hour)"
 	@echo "make stress               eight processes on one index, whose owner is killed (minutes)"
 
@@ -31,8 +31,8 @@ types: .venv/installed
 tests: .venv/installed
 	$(PYTEST)
 
-test-faults: .venv/installed
-	$(PYTEST) -m "" tests/faults
+test-all: .venv/installed lint types
+	$(PYTEST) -m ""
 
 bench: .venv/installed
 	$(BIN)/python -m tests.bench

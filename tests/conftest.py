@@ -1,5 +1,6 @@
 """Services only. What a test is about stays in the test."""
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -43,6 +44,13 @@ def pytest_configure() -> None:
     """
     if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ENOUGH_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: there was no garbage to be found in it, and there will be none."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
