@@ -108,6 +108,7 @@ def sightline(prefect_url: str, engine: Engine, index_home: Path, model: Path, t
         **os.environ,
         **environment_of(tmp_path / "home", engine.url, find(index_home), model),
         "SIGHTLINE_BATCH_SIZE": str(BATCH),
+        "SIGHTLINE_DECODE_WORKERS": "1",
         "PREFECT_API_URL": prefect_url,
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "OMP_NUM_THREADS": "1",
