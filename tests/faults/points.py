@@ -159,6 +159,41 @@ MOVE = (
 EVERYWHERE = (*FIRST_INGEST, *SECOND_INGEST, *DELETE, *REPAIR, *BACKUP, *RESTORE, *REINDEX, *MOVE)
 ALL = {point.name: point for point in EVERYWHERE}
 
+OFTEN = tuple(
+    ALL[name]
+    for name in (
+        "the collection without its indexes",
+        "the alias has moved, Postgres does not know",
+        "the first keys are claimed, not committed",
+        "half a blob",
+        "after all blobs of a batch, before its items",
+        "the items are written, not committed",
+        "in the middle of embedding",
+        "in the middle of a Qdrant write",
+        "after the points, before the marks",
+        "in the middle of the second batch",
+        "the run is closed, not committed",
+        "in the middle of new payloads",
+        "tombstones, and points that answer",
+        "a picture is gone, its tombstone says it has one",
+        "a delete: tombstones, and points that answer",
+        "a delete: the points are gone, the pictures are not",
+        "a delete: done, its receipt without its name",
+        "a repair: a picture is back",
+        "a repair: strays are gone",
+        "a repair: in the middle of lost points",
+        "a backup: after a snapshot",
+        "a backup: all but its manifest",
+        "a restore: in the middle of a snapshot",
+        "a restore: before Postgres",
+        "a re-index: the first points, before their marks",
+        "a re-index: the alias has moved, nothing is committed",
+        "a move: the points are there, no row is",
+        "a move: in the middle of the alias",
+    )
+)
+"""What `make test` tries, one of each kind of step; `make test-all` tries all."""
+
 
 def arm(name: str) -> None:
     """Have this process end itself at the kill point `name`."""
