@@ -11,7 +11,7 @@ help:
 	@echo "make demo                 fetch a captioned set of pictures, ingest it, search it"
 	@echo "make demo SOURCE=folder   the same with your own pictures"
 	@echo "make test                 linters, types, import rules and tests"
-	@echo "make test-all             the same, with every kill point and far more faults (half an hour)"
+	@echo "make test-all             the same, with every kill point and far more faults (half an hour or more)"
 	@echo "make bench                speed and memory, measured here: tables, and bench.json (three quarters of an hour)"
 	@echo "make stress               eight processes on one index, whose owner is killed (minutes)"
 
