@@ -33,6 +33,11 @@ CONFIRM = 500
 EXAMPLES = 20
 MAX_ROUNDS = 5
 RECONCILE = "reconcile"
+STILL = "still"
+"""Where a repair's counts say what still differs after it; the others are of before."""
+
+MAX_DELETE = 0.05
+"""The share of points that a repair may delete; for more, a person looks first and says so at a terminal."""
 
 DAMAGE = ("missing", "stray", "stale", "wrong_vectors", "missing_picture", "other_model", "no_alias")
 """What makes two stores disagree; `pending` is work that an ingest has left."""
@@ -192,7 +197,12 @@ def repair(
         flow_lock(deps.engine, RECONCILE),
         held(lone_lock(deps.engine), for_s=settings.retry_for_s) as lock,
         recorded(
-            deps.sessions, lock, RECONCILE, account=lambda: account, prefect_run_id=prefect_run_id
+            deps.sessions,
+            lock,
+            RECONCILE,
+            account=lambda: account,
+            options={"repair": True},
+            prefect_run_id=prefect_run_id,
         ) as run,
     ):
         told = Told(deps.sessions, lock, run)
@@ -207,6 +217,7 @@ def repair(
             after = lock.persist(partial(reconcile, deps))
             if after.work >= last:
                 break
+        account.counts[STILL] = dict(after.counts)
         if after.damage:
             account.outcome, account.error = "failed", damage_of(after)
     return Mended(before, after, rounds, tuple(sorted(unmended)))
