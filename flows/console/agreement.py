@@ -145,24 +145,41 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Stores:
-    """What both stores say; of one that is away the problem."""
+class Compared:
+    """What Postgres says of comparisons; where it is away the problem."""
 
     comparisons: tuple[Run, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The collections; where a store is away the problem."""
+
     collections: tuple[Held, ...] = ()
     problem: str | None = None
 
 
-def look(desk: Desk) -> Stores:
-    """Ask both stores; what Postgres says is returned even where Qdrant is away."""
-    comparisons: tuple[Run, ...] = ()
+def look_at_comparisons(desk: Desk) -> Compared:
+    """Return the last ones, newest first."""
     try:
         with desk.backend.sessions() as sessions, sessions() as session:
-            comparisons = tuple(runs.recent_runs(session, COMPARISONS, flow=RECONCILE))
-            with desk.backend.vectors() as client:
-                return Stores(comparisons, tuple(collections(session, client)))
+            return Compared(tuple(runs.recent_runs(session, COMPARISONS, flow=RECONCILE)))
     except AWAY as error:
-        return Stores(comparisons, problem=str(error))
+        return Compared(problem=str(error))
+
+
+def look_at_collections(desk: Desk) -> Stored:
+    """Return what both stores say of them."""
+    try:
+        with (
+            desk.backend.sessions() as sessions,
+            desk.backend.vectors() as client,
+            sessions() as session,
+        ):
+            return Stored(tuple(collections(session, client)))
+    except AWAY as error:
+        return Stored(problem=str(error))
 
 
 def collections(session: Session, client: QdrantClient) -> list[Held]:

@@ -48,6 +48,7 @@ class Card:
         self._since.text = f"since {lasting(took_s(run, now))}"
         self._cancel.visible = begun is not None and not ends
         self._whose.text = "is being ended…" if ends else who_ends(going) if begun is None else ""
+        self._whose.visible = bool(self._whose.text)
         self._progress(run, now)
         counts = [f"{run.counts[name]:,} {name}" for name in COUNTS if run.counts.get(name)]
         self._counts.text = " · ".join([*counts, f"{a_second(run, now)} records/s"] if counts else [])

@@ -14,7 +14,7 @@ from nicegui import ui
 from flows.backend import AWAY
 from flows.console.desk import Desk
 from flows.console.going import name_of
-from flows.console.kept import Kept
+from flows.console.kept import Kept, box
 from flows.console.parts import OUTCOMES, cells, columns_of, heading, outcome, problem
 from flows.console.stages import a_second, bar, stages_of, took_s
 from flows.console.words import lasting
@@ -118,7 +118,6 @@ class History:
     def __init__(self, desk: Desk, wanted: Wanted, found: Found) -> None:
         self._desk, self._wanted = desk, wanted
         self._pages: list[Place | None] = [None] if wanted.before is None else [None, wanted.before]
-        self._going: frozenset[UUID] | None = None
         with ui.element("section").classes("sl-sheet"):
             heading("History")
             with ui.element("div").classes("sl-row"):
@@ -127,17 +126,19 @@ class History:
                 self._choice("outcome", tuple(OUTCOMES))
             self._rows = Kept[UUID](columns_of(COLUMNS, NUMBERS))
             self._none = ui.label("There is no such run.").classes("sl-faint")
-            self._problem = ui.element("div").classes("sl-column")
+            self._problem = Kept[str](ui.element("div").classes("sl-column"))
             with ui.element("div").classes("sl-row") as self._pager:
                 self._newer = ui.button("Newer", on_click=self._go_back).props("flat no-caps")
                 self._older = ui.button("Older", on_click=self._go_on).props("flat no-caps")
         self._show(found)
 
-    async def follow(self, going: frozenset[UUID]) -> None:
-        """Read the newest page again if a run has begun or ended since this was called last."""
-        if self._going != going and self._going is not None and self._wanted.before is None:
-            self._show(await to_thread(find, self._desk, self._wanted))
-        self._going = going
+    async def follow(self) -> None:
+        """Show the newest page as it is now; an older one stays as it was."""
+        wanted = self._wanted
+        if wanted.before is None:
+            found = await to_thread(find, self._desk, wanted)
+            if wanted == self._wanted:  # else somebody has chosen others meanwhile
+                self._show(found)
 
     def _choice(self, name: str, known: tuple[str, ...]) -> None:
         chosen = getattr(self._wanted, name)
@@ -161,15 +162,15 @@ class History:
     async def _look(self, wanted: Wanted) -> None:
         self._wanted = wanted
         ui.navigate.history.replace(wanted.url())
-        self._show(await to_thread(find, self._desk, wanted))
+        found = await to_thread(find, self._desk, wanted)
+        if wanted == self._wanted:
+            self._show(found)
 
     def _show(self, found: Found) -> None:
         self._rows.show([(run.id, (run.outcome, run.ended), partial(_row, run)) for run in found.runs])
         self._none.visible = not found.runs and found.problem is None
-        self._problem.clear()
-        if found.problem is not None:
-            with self._problem:
-                problem(found.problem)
+        away = [found.problem] if found.problem else []
+        self._problem.show([(one, None, partial(box, problem, one)) for one in away])
         if found.runs:
             self._last = found.runs[-1]
         self._older.enabled, self._newer.enabled = found.has_more, len(self._pages) > 1

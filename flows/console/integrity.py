@@ -1,6 +1,6 @@
 """Whether Postgres and Qdrant agree, and what mends it where they do not."""
 
-from asyncio import to_thread
+from asyncio import gather, to_thread
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
@@ -11,17 +11,19 @@ from starlette.requests import Request
 from flows.console.agreement import (
     MEANS,
     NOUNS,
+    Compared,
     Held,
-    Stores,
+    Stored,
     Verdict,
     found_in_words,
     judge,
-    look,
+    look_at_collections,
+    look_at_comparisons,
     repair_in_words,
 )
 from flows.console.desk import Desk
 from flows.console.frame import frame
-from flows.console.going import Going, Watch, name_of
+from flows.console.going import Watch, name_of
 from flows.console.kept import Child, Kept, box
 from flows.console.live import Live
 from flows.console.parts import Row, heading, note, outcome, problem, table
@@ -41,65 +43,66 @@ def add_page(desk: Desk) -> None:
 
     @ui.page("/integrity")
     async def integrity(request: Request) -> None:
-        stores = await to_thread(look, desk)
+        compared, stored = await gather(
+            to_thread(look_at_comparisons, desk), to_thread(look_at_collections, desk)
+        )
         with frame(desk, request, "Integrity"):
             ui.label("Integrity").props("role=heading aria-level=1").classes("sr-only")
-            Page(desk, watch, stores)
+            Page(desk, watch, compared, stored)
 
 
 class Page:
     """What is on the page; while a comparison runs, only what has changed is shown anew."""
 
-    def __init__(self, desk: Desk, watch: Watch, stores: Stores) -> None:
-        self._desk, self._watch, self._stores = desk, watch, stores
-        self._going: frozenset[object] | None = None
+    def __init__(self, desk: Desk, watch: Watch, compared: Compared, stored: Stored) -> None:
+        self._desk, self._watch, self._compared, self._stored = desk, watch, compared, stored
         with ui.element("div").classes("sl-column") as self._where:
             self._away = Kept[str](ui.element("div").classes("sl-column"))
             with ui.element("div").classes("sl-sheet") as self._sheet, ui.element("div").classes("sl-row"):
-                self._verdict = ui.label().classes("sl-strong sl-grow").props("role=status")
+                self._verdict = ui.label().props("role=status")
                 self._repair = ui.button("Repair…", on_click=self._ask_to_repair).props("unelevated no-caps")
                 ui.button("Compare now", on_click=self._compare).props("outline no-caps")
             self._live = Live(desk, watch, OWN)
             self._findings = Kept[str](ui.element("div").classes("sl-column"))
             self._rest = Kept[str](ui.element("div").classes("sl-column"))
-        self._show(None)
+        self._show(desk.observer.seen.at)
         ui.timer(REFRESH_S, self._refresh)
 
     async def _refresh(self) -> None:
         going = await self._watch.look()
         self._live.show(going)
-        own = frozenset(run.id for run in going.runs if run.flow in OWN)
-        if self._going != own and self._going is not None:
-            self._stores = await to_thread(look, self._desk)
-        self._going = own
-        self._show(going)
+        before, self._compared = self._compared, await to_thread(look_at_comparisons, self._desk)
+        if before != self._compared or self._stored.problem is not None:
+            self._stored = await to_thread(look_at_collections, self._desk)
+        self._show(going.at)
 
-    def _show(self, going: Going | None) -> None:
-        stores, verdict = self._stores, judge(self._stores.comparisons)
-        catalogued = self._desk.observer.seen.catalogued
-        waiting = None if catalogued is None else catalogued.figures
-        now = self._desk.observer.seen.at if going is None else going.at
-        self._repair.visible = bool(verdict.differences)
+    def _show(self, now: datetime) -> None:
+        verdict = judge(self._compared.comparisons)
+        differ = tuple(verdict.differences.items())
+        agree = verdict.last is not None and not differ
         self._verdict.text = in_words(verdict, now)
-        agree = verdict.last is not None and not verdict.differences
         self._verdict.classes(replace="sl-strong sl-grow" + (" sl-good" if agree else ""))
-        self._sheet.classes(replace="sl-sheet" + (" sl-problem" if verdict.differences else ""))
-        away = [("away", stores.problem, partial(box, problem, stores.problem))] if stores.problem else []
-        self._away.show(away)
+        self._sheet.classes(replace="sl-sheet" + (" sl-problem" if differ else ""))
+        self._sheet.visible = self._compared.problem is None
+        self._repair.visible = bool(differ)
+        away = sorted({one for one in (self._compared.problem, self._stored.problem) if one})
+        self._away.show([(one, None, partial(box, problem, one)) for one in away])
         findings: list[Child[str]] = []
         if verdict.problem is not None:
             findings.append(("problem", verdict.problem, partial(box, problem, verdict.problem)))
-        if differ := tuple(verdict.differences.items()):
+        if differ:
             findings.append(("differences", differ, partial(_differences, differ)))
-        if waiting is not None and waiting.pending:
-            behind = pending_in_words(waiting, now)
+        catalogued = self._desk.observer.seen.catalogued
+        if catalogued is not None and catalogued.figures.pending:
+            behind = pending_in_words(catalogued.figures, now)
             findings.append(("behind", behind, partial(box, note, behind)))
         self._findings.show(findings)
-        ended = tuple(run for run in stores.comparisons if run.ended is not None)
+        ended = tuple(run for run in self._compared.comparisons if run.ended is not None)
+        collections = self._stored.collections
         self._rest.show(
             [
-                ("collections", stores.collections, partial(_collections, stores.collections)),
-                ("comparisons", tuple(run.id for run in ended), partial(_history, ended)),
+                ("collections", collections, partial(_collections, collections)),
+                ("comparisons", tuple((run.id, run.outcome) for run in ended), partial(_history, ended)),
             ]
         )
 
@@ -109,8 +112,8 @@ class Page:
                 self._live.show(await self._watch.look_again())
 
     async def _ask_to_repair(self) -> None:
-        differences = judge(self._stores.comparisons).differences
-        points = sum(one.points or 0 for one in self._stores.collections)
+        differences = judge(self._compared.comparisons).differences
+        points = sum(one.points or 0 for one in self._stored.collections)
         with self._where:
             if await begin(self._desk, self._watch, "repair", repair_in_words(differences, points)):
                 self._live.show(await self._watch.look_again())

@@ -8,8 +8,7 @@ from nicegui import ui
 from flows.console.card import Card, ask_to_cancel
 from flows.console.desk import Desk
 from flows.console.going import Going, Watch, name_of
-from flows.console.kept import Child, Kept, box
-from flows.console.parts import problem
+from flows.console.kept import Child, Kept
 from flows.console.words import ago
 from storage.runs import Run
 
@@ -26,20 +25,18 @@ class Live:
         """
         self._desk, self._watch, self._flows, self._idle = desk, watch, flows, idle
         with ui.element("div").classes("sl-column") as self._where:
-            self._problems, self._cards, self._lines = (
-                Kept[object](ui.element("div").classes("sl-column")) for _ in range(3)
+            self._cards, self._lines = (
+                Kept[object](ui.element("div").classes("sl-column")) for _ in range(2)
             )
         self._shown: dict[object, Card] = {}
 
     def show(self, going: Going) -> None:
         """Show what goes on."""
-        away = [going.postgres_problem] if going.postgres_problem else []
-        self._problems.show([(one, None, partial(box, problem, one)) for one in away])
         own = [run for run in going.runs if self._is_wanted(name_of(run))]
         self._cards.show([(run.id, None, partial(self._card, run)) for run in own])
         for run in own:
             self._shown[run.id].show(run, going)
-        self._lines.show(self._told(going, is_idle=not own and not away))
+        self._lines.show(self._told(going, is_idle=not own and going.postgres_problem is None))
 
     def _told(self, going: Going, *, is_idle: bool) -> list[Child[object]]:
         lines: list[tuple[object, str]] = [

@@ -1,7 +1,7 @@
 """One run: everything on record of it, and its log."""
 
 from asyncio import to_thread
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from urllib.parse import urlencode
 from uuid import UUID
@@ -14,6 +14,7 @@ from flows.console.card import Card, ask_to_cancel, title_of
 from flows.console.desk import Desk
 from flows.console.frame import frame
 from flows.console.going import Watch, name_of
+from flows.console.kept import Kept
 from flows.console.logs import Log
 from flows.console.parts import Row, heading, outcome, problem, table
 from flows.console.stages import a_second, bar, flat, legend, stages_of, took_s
@@ -22,6 +23,8 @@ from storage import runs
 from storage.runs import Run
 
 REFRESH_S = 3.0
+SETTLES = timedelta(seconds=30)
+"""After its end Prefect tells a run's last lines, and that it did not fail but was cancelled."""
 
 
 def add_page(desk: Desk, watch: Watch) -> None:
@@ -67,21 +70,28 @@ def _while_it_goes_on(desk: Desk, watch: Watch, run: Run) -> None:
                     card.show(run, await watch.look_again())
 
         card = Card(run, cancel)
+    ended = Kept[str](ui.element("div").classes("sl-column"))
     log = Log(desk, run)
 
     async def refresh() -> None:
         going, found = await watch.look(), await to_thread(find, desk, str(run.id))
         if isinstance(found, Run):
-            if found.ended is None:
+            goes_on = found.ended is None
+            shown.visible = goes_on
+            if goes_on:
                 card.show(found, going)
-            else:
+            ended.show([] if goes_on else [("ended", found.outcome, partial(_shown, found))])
+            if found.ended is not None and going.at - found.ended > SETTLES:
                 timer.deactivate()
-                shown.clear()
-                with shown:
-                    show(found)
         await log.read()
 
     timer = ui.timer(REFRESH_S, refresh)
+
+
+def _shown(run: Run) -> ui.element:
+    with ui.element("div").classes("sl-column") as everything:
+        show(run)
+    return everything
 
 
 def show(run: Run) -> None:

@@ -38,6 +38,6 @@ def add_page(desk: Desk) -> None:
                 going = await watch.look()
                 live.show(going)
                 startable.show(going)
-                await history.follow(frozenset(run.id for run in going.runs))
+                await history.follow()
 
             ui.timer(REFRESH_S, refresh)

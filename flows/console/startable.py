@@ -9,6 +9,7 @@ from nicegui import ui
 
 from flows.console.desk import Desk
 from flows.console.going import Going, Watch
+from flows.console.kept import Kept, box
 from flows.console.live import Live
 from flows.console.parts import acting, confirmed, heading, note, start
 from flows.console.words import lasting, many
@@ -87,22 +88,17 @@ class Startable:
         flows = [flow for flow in DOES if flow != "backup" or settings.backup_url is not None]
         with ui.element("section").classes("sl-sheet") as self._where:
             heading("Flows")
-            self._problem = ui.element("div").classes("sl-column")
+            self._problem = Kept[str](ui.element("div").classes("sl-column"))
             with ui.element("ul").classes("sl-flows"):
                 self._rows = {flow: FlowRow(flow, crons[flow], self._begin, self._pause) for flow in flows}
-        self._shown: str | None = None
 
     def show(self, going: Going) -> None:
         """Show when each runs next, and what is paused."""
         for one in going.deployed:
             if one.scheduled and one.flow in self._rows:
                 self._rows[one.flow].show(one, going.at)
-        if going.prefect_problem != self._shown:
-            self._shown = going.prefect_problem
-            self._problem.clear()
-            if going.prefect_problem is not None:
-                with self._problem:
-                    note(going.prefect_problem)
+        away = [going.prefect_problem] if going.prefect_problem else []
+        self._problem.show([(one, None, partial(box, note, one)) for one in away])
 
     async def _begin(self, flow: str) -> None:
         with self._where:
