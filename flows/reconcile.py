@@ -33,6 +33,8 @@ PAGE = 2000
 CONFIRM = 500
 EXAMPLES = 20
 MAX_ROUNDS = 5
+MAX_DELETE = 0.05
+"""The share of points that a repair may delete; for more, a person looks first and says so at a terminal."""
 
 DAMAGE = ("missing", "stray", "stale", "wrong_vectors", "missing_picture", "other_model", "no_alias")
 """What makes two stores disagree; `pending` is work that an ingest has left."""
@@ -192,7 +194,12 @@ def repair(
         flow_lock(deps.engine, COMPARISON),
         held(lone_lock(deps.engine), for_s=settings.retry_for_s) as lock,
         recorded(
-            deps.sessions, lock, COMPARISON, account=lambda: account, prefect_run_id=prefect_run_id
+            deps.sessions,
+            lock,
+            COMPARISON,
+            account=lambda: account,
+            options={"repair": True},
+            prefect_run_id=prefect_run_id,
         ) as run,
     ):
         told = Told(deps.sessions, lock, run)
