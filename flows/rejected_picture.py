@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from embedding.images import BadImage
 from embedding.preparation import PIXELS, Shrink
-from embedding.workers import Workers
+from embedding.workers import Workers, WorkersFailed
 from flows.rows import picture_bytes
 from flows.settings import Limits
 from storage import runs
@@ -18,6 +18,8 @@ from storage.source import BadSource, FetchError, find_row
 
 SIDE = 480
 JPEG_QUALITY = 82
+SAME_KEY = "duplicate_key"
+"""Of such a row the key says nothing: elsewhere it is the other record that has it."""
 
 
 class NoPicture(ValueError):
@@ -44,7 +46,7 @@ def picture_of_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID)
         row = find_row(Path(location), reject.place, reject.key)
     except (BadSource, OSError) as error:
         raise NoPicture(f"its source cannot be read: {error}") from error
-    if row is None:
+    if row is None or (row.place != reject.place and reject.reason == SAME_KEY):
         raise NoPicture("its source has this row no longer; a retry takes it off this list")
     if isinstance(row, Rejected):
         raise NoPicture(row.message)
@@ -52,7 +54,7 @@ def picture_of_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID)
         raise NoPicture("the record names no picture")
     try:
         return drawn_anew(picture_bytes(row.image, limits), name=row.place)
-    except (FetchError, BadImage) as error:
+    except (FetchError, BadImage, WorkersFailed) as error:
         raise NoPicture(str(error)) from error
 
 

@@ -8,7 +8,7 @@ from nicegui import ui
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from flows.backend import Backend
-from flows.console import overview, rejects
+from flows.console import models, overview, rejects
 from flows.console.access import COOKIE, Guard, Sessions, add_login, refuse_open
 from flows.console.desk import Desk
 from flows.observe import Observer
@@ -57,7 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
             return gone
 
     desk = Desk(backend, observer, protected=sessions is not None)
-    for page in (overview, rejects):
+    for page in (overview, rejects, models):
         page.add_page(desk)
     ui.run_with(app, title="Sightline", favicon=ICON, dark=None, language="en-US", show_welcome_message=False)
     app.add_middleware(Guard, console=console, sessions=sessions)

@@ -46,7 +46,7 @@ class Entry:
                     ui.label(f"key {reject.key}").classes("sl-faint")
                 ui.label(f"{reject.reason}, from {reject.source}").classes("sl-faint")
                 ui.space()
-                again = ui.button("Retry", on_click=self._retry).props("outline dense no-caps")
+                again = ui.button("Retry", on_click=self._retry).props('outline padding="2px 12px"')
                 again.props["aria-label"] = f"Retry {reject.place}"
             ui.label(reject.message.removeprefix(f"{reject.place}: ")).classes("sl-message")
             self._note = ui.label(note).classes("sl-good").props('role="status"')
@@ -74,7 +74,7 @@ class Entry:
 
     def _place_of_picture(self) -> None:
         self._button = ui.button("Show picture", on_click=self._show_or_hide)
-        self._button.props("flat dense no-caps align=left").classes("self-start")
+        self._button.props('flat padding="0 8px"').classes("self-start")
         self._button.props["aria-label"] = f"Show picture of {self.reject.place}"
         self._shown = ui.element("div").props('aria-live="polite"')
 
@@ -109,7 +109,7 @@ def look_for_picture(desk: Desk, reject: Reject) -> tuple[bytes | None, str]:
         with desk.backend.sessions() as sessions:
             return picture_of_reject(sessions, desk.backend.settings.limits, reject.id), ""
     except (NoPicture, *AWAY) as error:
-        return None, str(error)
+        return None, str(error).removeprefix(f"{reject.place}: ")
 
 
 def _row_as_text(reject: Reject) -> None:

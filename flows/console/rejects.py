@@ -1,7 +1,7 @@
 """What could not be taken in: why, what to do about it, and another try. The address says what is shown."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -12,6 +12,7 @@ from nicegui import run, ui
 from starlette.requests import Request
 
 from flows.backend import AWAY
+from flows.console.chips import Chips
 from flows.console.desk import Desk
 from flows.console.frame import frame
 from flows.console.parts import confirmed, problem, start
@@ -115,8 +116,8 @@ class Listing:
                 self._total = ui.label().classes("sl-strong").props('role="status"')
                 ui.space()
                 self._every = ui.checkbox("All on this page", on_change=self._choose_every).props("dense")
-                self._some = ui.button(on_click=self._retry_chosen).props("outline no-caps")
-                self._all = ui.button("Retry all…", on_click=self._retry_all).props("unelevated no-caps")
+                self._some = ui.button(on_click=self._retry_chosen).props("outline")
+                self._all = ui.button("Retry all…", on_click=self._retry_all).props("unelevated")
             self._list = ui.element("ul").classes("sl-list")
             with ui.element("nav").classes("sl-row").props('aria-label="Pages of rejects"'):
                 if wanted.after is not None:
@@ -223,32 +224,3 @@ class Listing:
         ):
             for entry in self._entries.values():
                 entry.asked()
-
-
-class Chips:
-    """A row of links that narrow what is shown, each with how many there are."""
-
-    def __init__(self, title: str, chosen: str | None, address_of: Callable[[str | None], str]) -> None:
-        self._chosen, self._address_of = chosen, address_of
-        self._links: dict[str | None, ui.link] = {}
-        self._place = ui.element("nav").classes("sl-chips")
-        self._place.props["aria-label"] = title
-        self._title = title
-
-    def show(self, counts: Counter[str]) -> None:
-        """Show how many there are; the links are made anew only where there are others."""
-        if self._chosen is not None and self._chosen not in counts:
-            counts = counts + Counter()
-            counts[self._chosen] = 0
-        texts: dict[str | None, str] = {None: f"All {self._title.lower()} · {counts.total():,}"}
-        texts |= {name: f"{name} · {count:,}" for name, count in counts.most_common()}
-        if texts.keys() != self._links.keys():
-            self._make(texts)
-        for name, text in texts.items():
-            self._links[name].set_text(text)
-
-    def _make(self, texts: dict[str | None, str]) -> None:
-        self._place.clear()
-        with self._place:
-            self._links = {name: ui.link("", self._address_of(name)).classes("sl-chip") for name in texts}
-        self._links[self._chosen].props('aria-current="true"')
