@@ -6,7 +6,7 @@ from nicegui import ui
 
 from flows.console.parts import Row, table
 from flows.console.recall import short
-from flows.console.words import many, share
+from flows.console.words import many, moment, share
 from flows.lineage import Lineage
 from storage.figures import HEADLINE
 from storage.lives import Checked, Decision, Life
@@ -16,7 +16,7 @@ def name_of(depth: int, life: Life) -> None:
     """Show its name, indented below that of its parent."""
     label = ui.label(("└ " if depth else "") + short(life.name, life.fingerprint))
     label.style(f"padding-left: {max(0, depth - 1) * 1.2}rem; white-space: nowrap")
-    label.props["title"] = f"{life.name}, {life.fingerprint}, since {life.created:%Y-%m-%d %H:%M}"
+    label.props["title"] = f"{life.name}, {life.fingerprint}, since {moment(life.created)}"
 
 
 def state_of(state: str) -> None:
@@ -35,9 +35,9 @@ def collections_of(seen: Lineage, life: Life) -> None:
         elif seen.qdrant_problem is None:
             what.append("gone from Qdrant")
         if one.activated is not None:
-            what.append(f"used from {one.activated:%Y-%m-%d %H:%M}")
+            what.append(f"used from {moment(one.activated)}")
         if one.retired is not None:
-            what.append(f"to {one.retired:%Y-%m-%d %H:%M}")
+            what.append(f"to {moment(one.retired)}")
         ui.label(one.name).style("white-space: nowrap")
         ui.label(", ".join(what)).classes("sl-faint")
     if not own:
@@ -54,7 +54,7 @@ def last_decision(life: Life) -> str:
     """Return what the gate decided last."""
     if life.decided is None:
         return "–"
-    return f"{_verdict(life.decided.promoted, life.decided.forced)}, {life.decided.at:%Y-%m-%d %H:%M}"
+    return f"{_verdict(life.decided.promoted, life.decided.forced)}, {moment(life.decided.at)}"
 
 
 def _verdict(promoted: bool, forced: bool) -> str:
@@ -69,7 +69,7 @@ def show_decision(decision: Decision) -> None:
         verdict = _verdict(decision.promoted, decision.forced)
         ui.label(verdict).classes("sl-strong " + ("sl-good" if decision.promoted else "sl-bad"))
         ui.label(f"{decision.candidate}, over {decision.active or 'none'}").style("overflow-wrap: anywhere")
-        ui.label(f"{decision.at:%Y-%m-%d %H:%M}").classes("sl-faint")
+        ui.label(moment(decision.at)).classes("sl-faint")
     if not decision.checks:
         ui.label("Nothing was compared.").classes("sl-faint")
         return

@@ -23,6 +23,7 @@ from flows.console.model_cells import (
 )
 from flows.console.parts import Row, problem, table, tile
 from flows.console.recall import data_set_of, data_sets, recall, short
+from flows.console.words import moment
 from flows.console.work import last_work, progress
 from flows.lineage import WORK, Lineage, look_at_models
 from storage import runs
@@ -135,7 +136,7 @@ class Page:
                 tile("Model in use", short(active.name, active.fingerprint), active.name)
             if collection is not None:
                 points = seen.points.get(collection.name)
-                since = "" if collection.activated is None else f"since {collection.activated:%Y-%m-%d %H:%M}"
+                since = "" if collection.activated is None else f"since {moment(collection.activated)}"
                 tile("Points", "–" if points is None else f"{points:,}", since)
         back = seen.back
         if back is not None and active is not None:
@@ -153,16 +154,16 @@ class Page:
                 [
                     partial(name_of, depth, life),
                     partial(state_of, life.state),
+                    partial(self._actions, seen, life),
                     partial(collections_of, seen, life),
                     before_and_after(life, "text_to_image"),
                     before_and_after(life, "image_to_text"),
                     last_decision(life),
-                    partial(self._actions, seen, life),
                 ]
                 for depth, life in seen.models
             ]
             table(
-                ("model", "state", "collection", "text to image", "image to text", "last decision", ""), rows
+                ("model", "state", "", "collection", "text to image", "image to text", "last decision"), rows
             )
             ui.label(
                 "A model stands below the one that it was fine-tuned from. Figures: recall@10 on the pairs "

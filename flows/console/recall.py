@@ -1,21 +1,25 @@
 """How well each model was found to do: recall@k with its intervals, as a chart and as a table."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
 from nicegui import ui
 
 from flows.console.parts import Row, table
-from flows.console.words import share
+from flows.console.words import moment, share
 from storage.figures import Measured
 
 CUTOFFS = (1, 5, 10)
 METRICS = (*(f"recall@{k}" for k in CUTOFFS), "mrr", "ndcg@10")
 COLOURS = ("#5b8def", "#e08a3c", "#2e9e6b", "#b565c9", "#c94f5b", "#8a94a0")
 GREY = {"color": "#8a94a0"}
+THICK = 0.008
+"""Half of how high a value is drawn, so that it is seen between its whiskers."""
+
 TOLD = """point => {
-  const [, low, value, , , high] = point.value.map(one => `${(100 * one).toFixed(1)}%`);
+  const [, low, , value, , high] = point.value.map(one => `${(100 * one).toFixed(1)}%`);
   return `${point.seriesName}: ${value} (${low} to ${high})`;
 }"""
 """What a point says when it is pointed at; drawn as text, so that a name is never markup."""
@@ -24,10 +28,11 @@ TOLD = """point => {
 def short(name: str, fingerprint: str) -> str:
     """Return a name that fits a column, and still tells models of one folder's name apart.
 
-    >>> short("/models/my clip", "0123456789abcdef")
-    'my clip (0123456)'
+    >>> short("/models/my clip", "0123456789abcdef"), short("clip-01234567", "0123456789abcdef")
+    ('my clip (01234567)', 'clip-01234567')
     """
-    return f"{PurePath(name).name} ({fingerprint[:7]})"
+    last = PurePath(name).name
+    return last if last.endswith(fingerprint[:8]) else f"{last} ({fingerprint[:8]})"
 
 
 def data_set_of(one: Measured) -> str:
@@ -62,9 +67,10 @@ def recall(measured: Sequence[Measured], names: Mapping[str, str]) -> None:
             own = {one.metric: one for one in measured if (one.model, one.direction) == (model, direction)}
             if own:
                 any_one = next(iter(own.values()))
-                figures = [_with_interval(own[metric]) if metric in own else "–" for metric in METRICS]
-                sizes = [f"{any_one.queries:,}", f"{any_one.gallery:,}", f"{any_one.at:%Y-%m-%d %H:%M}"]
-                rows.append([direction.replace("_", " "), short(name, model), *figures, *sizes])
+                figures = [partial(_figure, own.get(metric)) for metric in METRICS]
+                sizes = [f"{any_one.queries:,}", f"{any_one.gallery:,}", moment(any_one.at)]
+                about = [partial(_whole, direction.replace("_", " ")), partial(_whole, short(name, model))]
+                rows.append([*about, *figures, *sizes])
     head = ("", "model", "recall@1", "recall@5", "recall@10", "MRR", "nDCG@10", "queries", "gallery", "when")
     table(head, rows, numbers=8)
     if len({one.gallery for one in measured}) > len(directions):
@@ -73,9 +79,15 @@ def recall(measured: Sequence[Measured], names: Mapping[str, str]) -> None:
         ).classes("sl-warn")
 
 
-def _with_interval(one: Measured) -> str:
-    interval = "" if one.low is None or one.high is None else f" ({share(one.low)} to {share(one.high)})"
-    return f"{share(one.value)}{interval}"
+def _whole(text: str) -> None:
+    ui.label(text).style("white-space: nowrap")
+
+
+def _figure(one: Measured | None) -> None:
+    """Show a figure, and below it its interval."""
+    ui.label("–" if one is None else share(one.value))
+    if one is not None and one.low is not None and one.high is not None:
+        ui.label(f"{share(one.low)} to {share(one.high)}").classes("sl-faint")
 
 
 def _chart(direction: str, measured: Sequence[Measured], names: Mapping[str, str]) -> None:
@@ -98,8 +110,8 @@ def _chart(direction: str, measured: Sequence[Measured], names: Mapping[str, str
                 "type": "value",
                 "min": 0,
                 "max": 1,
-                "axisLabel": GREY,
-                "splitNumber": 4,
+                "interval": 0.25,
+                "axisLabel": GREY | {":formatter": "value => `${100 * value}%`"},
                 "splitLine": {"lineStyle": {"color": "#8a94a033"}},
             },
             "series": series,
@@ -109,7 +121,7 @@ def _chart(direction: str, measured: Sequence[Measured], names: Mapping[str, str
 
 
 def _series(name: str, own: Mapping[str, Measured], colour: str) -> dict[str, Any]:
-    """Return one model's values, as boxes without height between whiskers."""
+    """Return one model's values, as flat boxes between whiskers."""
     return {
         "type": "boxplot",
         "name": name,
@@ -123,4 +135,4 @@ def _box(one: Measured | None) -> list[float]:
     if one is None:
         return []
     low, high = (one.value if bound is None else bound for bound in (one.low, one.high))
-    return [low, one.value, one.value, one.value, high]
+    return [low, max(0.0, one.value - THICK), one.value, min(1.0, one.value + THICK), high]

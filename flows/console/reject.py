@@ -10,7 +10,7 @@ from nicegui import run, ui
 from flows.backend import AWAY
 from flows.console.desk import Desk
 from flows.console.parts import start
-from flows.console.words import ago
+from flows.console.words import ago, moment
 from flows.reasons import REASONS
 from flows.rejected_picture import NoPicture, picture_of_reject
 from storage.runs import Reject
@@ -42,17 +42,13 @@ class Entry:
                 self.box = ui.checkbox(on_change=chosen).props("dense")
                 self.box.props["aria-label"] = f"Choose {reject.place}"
                 ui.label(reject.place).classes("sl-strong")
-                if reject.key is not None and reject.key != reject.place:
-                    ui.label(f"key {reject.key}").classes("sl-faint")
-                ui.label(f"{reject.reason}, from {reject.source}").classes("sl-faint")
-                ui.space()
+                ui.label(_what(reject)).classes("sl-faint")
                 again = ui.button("Retry", on_click=self._retry).props('outline padding="2px 12px"')
                 again.props["aria-label"] = f"Retry {reject.place}"
             ui.label(reject.message.removeprefix(f"{reject.place}: ")).classes("sl-message")
             self._note = ui.label(note).classes("sl-good").props('role="status"')
-            self._note.set_visibility(bool(note))
             self._seen = ui.label(_seen(reject, now)).classes("sl-faint")
-            self._seen.props["title"] = f"first {reject.first_seen:%Y-%m-%d %H:%M:%S %Z}"
+            self._seen.props["title"] = f"first {moment(reject.first_seen)}"
             _row_as_text(reject)
             reason = REASONS.get(reject.reason)
             if reason is not None and reason.of_picture:
@@ -66,7 +62,6 @@ class Entry:
         """Say that it is tried again."""
         self.is_asked = True
         self._note.set_text(ASKED)
-        self._note.set_visibility(True)
 
     async def _retry(self) -> None:
         if await start(self._desk, "retry", rejects=[str(self.reject.id)]):
@@ -120,6 +115,11 @@ def _row_as_text(reject: Reject) -> None:
         with ui.element("summary"):
             ui.label(one_line[:SHORT_CHARS] + ("…" if len(one_line) > SHORT_CHARS else ""))
         ui.label(reject.raw).classes("sl-code")
+
+
+def _what(reject: Reject) -> str:
+    key = "" if reject.key in (None, reject.place) else f"key {reject.key}, "
+    return f"{key}{reject.reason}, from {reject.source}"
 
 
 def _seen(reject: Reject, now: datetime) -> str:

@@ -24,7 +24,7 @@ from storage.figures import RejectCount
 from storage.runs import Reject
 
 REFRESH_S = 3.0
-PAGE = 25
+PAGE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,8 @@ class Listing:
                 note = STILL if was is not None and was.is_asked else ""
                 made = Entry(self._desk, reject, now, self._count_chosen, note)
                 made.box.value = was is not None and was.box.value
-                made.root.move(self._list, place)
+                if place < len(self._entries):
+                    made.root.move(self._list, place)
                 self._entries[reject.id] = made
         self._count_chosen()
 

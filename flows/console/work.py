@@ -7,7 +7,7 @@ from functools import partial
 from nicegui import ui
 
 from flows.console.parts import Row, outcome, table
-from flows.console.words import lasting
+from flows.console.words import lasting, moment
 from storage.runs import Run
 
 
@@ -38,7 +38,7 @@ def last_work(last_runs: Sequence[Run]) -> None:
             [
                 one.flow,
                 partial(outcome, one.outcome),
-                f"{one.started:%Y-%m-%d %H:%M}",
+                moment(one.started),
                 lasting(None if one.ended is None else (one.ended - one.started).total_seconds()),
                 one.error or "",
             ]

@@ -9,9 +9,6 @@ from storage import index
 from tests.console.conftest import PATIENCE_S, SHOTS, Running
 from tests.processes import wait_until
 
-WAIT_MS = PATIENCE_S * 1000
-"""For a flow: it starts as a process."""
-
 
 @pytest.fixture
 def running(workshop: Running) -> Running:
@@ -50,7 +47,7 @@ def test_it_shows_where_models_come_from_and_how_good_they_are(page: Page, runni
         f"{lineage.points[index.collection_name(given.fingerprint)]} points"
     )
     expect(page.get_by_role("img", name="Recall, text to image").locator("canvas")).to_be_visible()
-    measured = page.get_by_role("row").filter(has_text=f"{candidate.name} ({candidate.fingerprint[:7]})")
+    measured = page.get_by_role("row").filter(has_text=candidate.name)
     expect(measured.filter(has_text="image to text")).to_contain_text(
         f"{recalled[candidate.fingerprint].value:.1%}"
     )
@@ -75,6 +72,7 @@ def test_a_promotion_that_is_not_confirmed_does_not_happen(page: Page, running: 
     page.goto("/models")
 
     page.get_by_role("button", name="Promote…").click()
+    expect(page.get_by_role("button", name="Cancel")).to_be_focused()
     page.keyboard.press("Escape")
 
     expect(page.get_by_role("dialog")).to_have_count(0)
@@ -95,7 +93,7 @@ def test_a_model_is_promoted_by_force_searches_move_to_it_and_go_back(page: Page
     page.screenshot(path=SHOTS / "models_promote.png")
     page.get_by_role("button", name="Compare and decide").click()
 
-    expect(row.get_by_role("button", name="Re-index…")).to_be_visible(timeout=WAIT_MS)
+    expect(row.get_by_role("button", name="Re-index…")).to_be_visible()
     decision = seen(running).decisions[0]
     assert (decision.candidate, decision.promoted, decision.forced) == (candidate.name, True, True)
     assert [one.name for one in decision.checks] == ["held-out"]
@@ -106,7 +104,7 @@ def test_a_model_is_promoted_by_force_searches_move_to_it_and_go_back(page: Page
     expect(page.get_by_role("dialog")).to_contain_text("The old one stays for 7 days")
     page.get_by_role("button", name="Re-index", exact=True).click()
 
-    expect(row).to_contain_text("active", timeout=WAIT_MS)
+    expect(row).to_contain_text("active")
     assert searched(running) == new
     after = seen(running)
     assert after.points == {old: many, new: many}
@@ -117,7 +115,7 @@ def test_a_model_is_promoted_by_force_searches_move_to_it_and_go_back(page: Page
     page.get_by_role("button", name="Roll back", exact=True).click()
 
     wait_until(lambda: searched(running) == old, patience_s=PATIENCE_S)
-    expect(row).to_contain_text("retired", timeout=WAIT_MS)
+    expect(row).to_contain_text("retired")
     active = seen(running).active
     assert active is not None
     assert active.fingerprint == given.fingerprint
