@@ -47,6 +47,20 @@ def prepare(preparation: Preparation, data: bytes, *, name: str) -> Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class Shrink:
+    """Makes a picture small enough for a person to look at it on a page."""
+
+    side: int
+    """Of the longer side, at most."""
+
+    def __call__(self, image: Image.Image) -> Features:
+        """Return `pixel_values` of `image`, an RGB picture: uint8, shape (height, width, 3)."""
+        small = image.copy()
+        small.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
+        return {PIXELS: np.asarray(small)}
+
+
+@dataclass(frozen=True, slots=True)
 class ResizeCrop:
     """Resizes a picture, crops its centre, and leaves the numbers of its pixels to the device.
 

@@ -11,6 +11,14 @@ from storage.schema import EvaluationRow, ItemRow, MarkRow, RejectRow, RunRow
 
 INGESTS = ("ingest", "retry")
 HEADLINE = "recall@10"
+ONE_FIGURE = (
+    EvaluationRow.dataset,
+    EvaluationRow.lang,
+    EvaluationRow.direction,
+    EvaluationRow.model,
+    EvaluationRow.metric,
+)
+"""What tells one figure from others, whenever it was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,8 @@ class Measured:
     high: float | None
     queries: int
     gallery: int
+    langs: str | None = None
+    """The languages of the captions that were asked for; None for those that are embedded."""
 
 
 def figures(session: Session, collection: str | None) -> Figures:
@@ -155,22 +165,35 @@ def last_evaluation(session: Session, collection: str | None) -> list[Measured]:
         .where(*own, EvaluationRow.at == last)
         .order_by(EvaluationRow.direction, EvaluationRow.metric, EvaluationRow.id)
     )
-    return [
-        Measured(
-            row.model,
-            row.collection,
-            row.at,
-            row.dataset,
-            row.direction,
-            row.metric,
-            row.value,
-            row.low,
-            row.high,
-            row.queries,
-            row.gallery,
-        )
-        for row in rows
-    ]
+    return [_measured(row) for row in rows]
+
+
+def last_evaluations(session: Session) -> list[Measured]:
+    """Return of each model its last figures on each data set, by data set, direction, model and metric."""
+    rows = session.scalars(
+        select(EvaluationRow)
+        .distinct(*ONE_FIGURE)
+        .where(EvaluationRow.part.is_(None))
+        .order_by(*ONE_FIGURE, EvaluationRow.at.desc(), EvaluationRow.id.desc())
+    )
+    return [_measured(row) for row in rows]
+
+
+def _measured(row: EvaluationRow) -> Measured:
+    return Measured(
+        row.model,
+        row.collection,
+        row.at,
+        row.dataset,
+        row.direction,
+        row.metric,
+        row.value,
+        row.low,
+        row.high,
+        row.queries,
+        row.gallery,
+        row.lang,
+    )
 
 
 def _recalls(session: Session, first: date) -> dict[date, float]:

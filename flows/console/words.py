@@ -1,6 +1,6 @@
 """Figures in the words of a page."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
@@ -43,6 +43,15 @@ def ago(then: datetime | None, now: datetime) -> str:
         return "never"
     seconds = (now - then).total_seconds()
     return "just now" if seconds < 1 else f"{lasting(seconds)} ago"
+
+
+def moment(then: datetime) -> str:
+    """Return when something was, wherever whoever reads it is.
+
+    >>> moment(datetime.fromisoformat("2026-01-01T12:30:15+01:00"))
+    '2026-01-01 11:30 UTC'
+    """
+    return f"{then.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def many(count: int, name: str) -> str:

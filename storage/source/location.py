@@ -41,6 +41,29 @@ def read_source(location: Path) -> Iterator[Record | Rejected | Ignored]:
     return read_folder(found) if found.is_dir() else READERS[found.suffix.lower()](found)
 
 
+def find_row(location: Path, place: str, key: str | None) -> Record | Rejected | None:
+    """Return the row that was at `place` when it was rejected, as `read_source` gives it now.
+
+    Reads the source up to there; to its end where the row has moved, and then it is known by its key, if
+    no other has that. None where the source no longer has it.
+
+    Args:
+        key: the row's; None if it had none.
+
+    Raises:
+        BadSource, OSError: as `read_source`.
+    """
+    moved: list[Record | Rejected] = []
+    for row in read_source(location):
+        if isinstance(row, Ignored):
+            continue
+        if row.place == place and row.key == key:
+            return row
+        if key is not None and row.key == key:
+            moved.append(row)
+    return moved[0] if len(moved) == 1 else None
+
+
 def source_name(location: Path) -> str:
     """Return the name that a source has by default: its folder's, or its manifest's without the suffix."""
     return location.resolve().name if location.is_dir() else location.stem

@@ -14,13 +14,16 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from embedding.train import options_of
 from flows.deps import open_deps
 from flows.evaluate import evaluate
+from flows.gate import promote
 from flows.intake import Request, ingest_source
 from flows.reconcile import watch
 from flows.settings import Settings
 from flows.testsets import Question, chosen_set
-from tests.builders import a_folder, a_manifest, png
+from flows.training import Order, train_candidate
+from tests.builders import a_folder, a_manifest, encoded, noise, png
 from tests.processes import homes, wait_until
 from tests.tiny_clip import write_tiny_clip
 from tests.tools import tool
@@ -93,6 +96,36 @@ def fill(running: Running) -> None:
         watch(deps, settings)
 
 
+def fill_workshop(running: Running) -> None:
+    """Ingest enough to train on, and much that is rejected; train a candidate, which the gate refuses."""
+    settings = running.settings.model_copy(update={"max_reject_share": 1.0})
+    folder = running.folder
+    scenes = range(24)
+    a_folder(folder / "set", {f"{n}.png": encoded(noise((40 + n, 32)), "PNG") for n in scenes})
+    a_folder(folder / "stock", {"twin.png": png("red"), "torn.png": b"no picture"})
+    sources = {
+        "set/set.jsonl": [
+            {"key": str(n), "image": f"{n}.png", "texts": [f"scene {n}", f"view {n}"]} for n in scenes
+        ],
+        "stock/stock.jsonl": [
+            {"key": "first", "image": "first.png", "text": "<b>not bold</b>"},
+            {"key": "second", "image": "second.png"},
+            {"key": "twin", "image": "twin.png", "text": "one of two"},
+            {"key": "twin", "image": "twin.png", "text": "the other"},
+            {"key": "torn", "image": "torn.png"},
+        ],
+        "bulk/bulk.jsonl": [{"text": f"row {n}"} for n in range(30)],
+    }
+    with open_deps(settings) as deps:
+        for name, rows in sources.items():
+            ingest_source(deps, settings, Request(a_manifest(folder / name, rows)))
+        order = Order(options_of("head", epochs=1, batch_size=16))
+        models = str(running.model), train_candidate(deps, settings, order).name
+        held_out = chosen_set(deps, settings, Question(held_out=True), models)
+        evaluate(deps, settings, models, held_out)
+        promote(deps, settings, models[1])
+
+
 @contextmanager
 def process(running: Running, *command: str, until: str) -> Iterator[None]:
     """Run a command of ours until this ends; what it prints is in the folder, under its first word."""
@@ -123,13 +156,10 @@ def answers(url: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A filled home, its console, and the flows that the console starts."""
-    folder = tmp_path_factory.mktemp("console")
-    with homes() as home_at, ExitStack() as processes:
-        running = Running(home_at(folder / "home"), folder, write_tiny_clip(folder / "tiny"))
-        fill(running)
+@contextmanager
+def at_work(running: Running) -> Iterator[Running]:
+    """Have its console, and the flows that the console starts, run until this ends."""
+    with ExitStack() as processes:
         processes.enter_context(process(running, "serve", "--port", str(a_free_port()), until="watch them"))
         processes.enter_context(process(running, "console", until="The console is at"))
         wait_until(lambda: answers(running.url), patience_s=PATIENCE_S)
@@ -137,7 +167,30 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A filled home, its console, and the flows that the console starts."""
+    folder = tmp_path_factory.mktemp("console")
+    with homes() as home_at:
+        running = Running(home_at(folder / "home"), folder, write_tiny_clip(folder / "tiny"))
+        fill(running)
+        with at_work(running):
+            yield running
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The same of another home, for tests after which it is not what it was."""
+    folder = tmp_path_factory.mktemp("workshop")
+    with homes() as home_at:
+        workshop = Running(home_at(folder / "home"), folder, write_tiny_clip(folder / "tiny"))
+        fill_workshop(workshop)
+        with at_work(workshop):
+            yield workshop
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=PATIENCE_S * 1000)  # a flow starts as a process, on a machine that is busy
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=tool("chromium"), args=[*FLAGS])
         yield browser

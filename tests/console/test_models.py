@@ -1,0 +1,121 @@
+"""Models can be compared, and searches moved to another and back, with each step said and confirmed."""
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from flows.backend import Backend
+from flows.lineage import Lineage, look_at_models
+from storage import index
+from tests.console.conftest import PATIENCE_S, SHOTS, Running
+from tests.processes import wait_until
+
+
+@pytest.fixture
+def running(workshop: Running) -> Running:
+    """Searches move here, which other tests count on."""
+    return workshop
+
+
+def seen(running: Running) -> Lineage:
+    backend = Backend(running.settings)
+    found = look_at_models(backend, decisions=10)
+    backend.close()
+    return found
+
+
+def searched(running: Running) -> str:
+    """The collection that searches go to, as Qdrant has it."""
+    backend = Backend(running.settings)
+    with backend.vectors() as client:
+        collection = index.active(client)
+    backend.close()
+    assert collection is not None
+    return collection.name
+
+
+def test_it_shows_where_models_come_from_and_how_good_they_are(page: Page, running: Running):
+    lineage = seen(running)
+    [(_, given), (depth, candidate)] = lineage.models
+    recalled = {one.model: one for one in lineage.measured if one.metric == "recall@1"}
+
+    page.goto("/models")
+
+    row = page.get_by_role("row").filter(has_text=f"└ {candidate.name}")
+    expect(row).to_contain_text("candidate")
+    expect(row).to_contain_text("refused")
+    expect(page.get_by_role("row").filter(has_text="active")).to_contain_text(
+        f"{lineage.points[index.collection_name(given.fingerprint)]} points"
+    )
+    expect(page.get_by_role("img", name="Recall, text to image").locator("canvas")).to_be_visible()
+    measured = page.get_by_role("row").filter(has_text=candidate.name)
+    expect(measured.filter(has_text="image to text")).to_contain_text(
+        f"{recalled[candidate.fingerprint].value:.1%}"
+    )
+    expect(page.get_by_role("row").filter(has_text="held-out")).to_contain_text("failed")
+    assert depth == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, scheme: str):
+    phone = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+
+    phone.goto(f"{running.url}/models")
+
+    expect(phone.get_by_text("Decisions of the gate")).to_be_visible()
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.screenshot(path=SHOTS / f"models_phone_{scheme}.png", full_page=True)
+    phone.close()
+
+
+def test_a_promotion_that_is_not_confirmed_does_not_happen(page: Page, running: Running):
+    many = len(seen(running).decisions)
+    page.goto("/models")
+
+    page.get_by_role("button", name="Promote…").click()
+    expect(page.get_by_role("button", name="Cancel")).to_be_focused()
+    page.keyboard.press("Escape")
+
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert len(seen(running).decisions) == many
+
+
+def test_a_model_is_promoted_by_force_searches_move_to_it_and_go_back(page: Page, running: Running):
+    before = seen(running)
+    given, candidate = (life for _, life in before.models)
+    old, new = (index.collection_name(life.fingerprint) for life in (given, candidate))
+    many = before.points[old]
+    page.goto("/models")
+    row = page.get_by_role("row").filter(has_text=f"└ {candidate.name}")
+
+    row.get_by_role("button", name="Promote…").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Searches stay as they are, until you re-index.")
+    page.get_by_role("checkbox", name="Promote it whatever the comparison says").click()
+    page.screenshot(path=SHOTS / "models_promote.png")
+    page.get_by_role("button", name="Compare and decide").click()
+
+    expect(row.get_by_role("button", name="Re-index…")).to_be_visible()
+    decision = seen(running).decisions[0]
+    assert (decision.candidate, decision.promoted, decision.forced) == (candidate.name, True, True)
+    assert [one.name for one in decision.checks] == ["held-out"]
+    assert searched(running) == old
+
+    row.get_by_role("button", name="Re-index…").click()
+    expect(page.get_by_role("dialog")).to_contain_text(f"{candidate.name} embeds {many} records, in about")
+    expect(page.get_by_role("dialog")).to_contain_text("The old one stays for 7 days")
+    page.get_by_role("button", name="Re-index", exact=True).click()
+
+    expect(row).to_contain_text("active")
+    assert searched(running) == new
+    after = seen(running)
+    assert after.points == {old: many, new: many}
+
+    page.get_by_role("button", name=f"Roll back to {running.model.name}").click()
+    expect(page.get_by_role("dialog")).to_contain_text(f"(collection {new})")
+    expect(page.get_by_role("dialog")).to_contain_text(f"(collection {old})")
+    page.get_by_role("button", name="Roll back", exact=True).click()
+
+    wait_until(lambda: searched(running) == old, patience_s=PATIENCE_S)
+    expect(row).to_contain_text("retired")
+    active = seen(running).active
+    assert active is not None
+    assert active.fingerprint == given.fingerprint
