@@ -1,5 +1,6 @@
 """Trying again what could not be taken in, and only that."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -47,10 +48,23 @@ def retry_rejects(
     with deps.sessions() as session:
         rejects = runs.open_rejects(session, reason=reason, source=source)
     grouped = groupby(rejects, key=lambda reject: reject.source)
-    return [_retry(deps, settings, name, list(group), reason) for name, group in grouped]
+    return [one for name, group in grouped for one in _retry(deps, settings, name, list(group), reason)]
 
 
-def _retry(deps: Deps, settings: Settings, source: str, rejects: list[Reject], reason: str | None) -> Retry:
+def _retry(
+    deps: Deps, settings: Settings, source: str, rejects: list[Reject], reason: str | None
+) -> Iterator[Retry]:
+    """Yield what became of those that can be read again, and of those that cannot."""
+    read = [reject for reject in rejects if not reject.sent]
+    if read:
+        yield _read_again(deps, settings, source, read, reason)
+    if many := len(rejects) - len(read):
+        yield Retry(source, 0, many, "they came over the API; whoever sent them has to send them again")
+
+
+def _read_again(
+    deps: Deps, settings: Settings, source: str, rejects: list[Reject], reason: str | None
+) -> Retry:
     with deps.sessions() as session:
         location, options = runs.last_read(session, source) or ("", {})
     langs = options.get("langs")
@@ -62,5 +76,5 @@ def _retry(deps: Deps, settings: Settings, source: str, rejects: list[Reject], r
     except BadSource as error:
         return Retry(source, len(rejects), len(rejects), str(error))
     with deps.sessions() as session:
-        still = {reject.place for reject in runs.open_rejects(session, source=source)}
+        still = {reject.place for reject in runs.open_rejects(session, source=source) if not reject.sent}
     return Retry(source, len(rejects), sum(reject.place in still for reject in rejects))

@@ -45,6 +45,8 @@ class Record:
     """An absolute path or a URL that `fetch` takes."""
 
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    data: bytes | None = field(default=None, repr=False)
+    """The picture's bytes, where they came with the record; then `image` is a name for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,11 @@ from sqlalchemy.orm import Session, aliased
 
 from storage.records import Rejected, item_id
 from storage.schema import ItemRow, RejectRow, RunRow, SeenRow
+from storage.sets import among
+
+
+SENT = "api"
+"""The flow of a run whose records came with a request: nobody can read them again."""
 
 
 class RunClosed(RuntimeError):
@@ -92,6 +97,8 @@ class Reject:
     raw: str
     first_seen: datetime
     last_seen: datetime
+    sent: bool
+    """Whether the record came over the API, so that only whoever sent it can send it again."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -352,17 +359,32 @@ def save_rejects(session: Session, run_id: UUID, source: str, rejects: Sequence[
 def resolve_rejects(session: Session, run_id: UUID, source: str, reason: str | None = None) -> None:
     """Close the rejects of `source` that this run, which tried all of them, did not meet again.
 
+    Those of records that came over the API stay: no run can read them.
+
     Args:
         reason: only those that were open for this reason were tried.
     """
-    tried = RejectRow.source == source, RejectRow.run_id != run_id, *_open(reason)
+    tried = RejectRow.source == source, RejectRow.run_id != run_id, ~_was_sent(), *_open(reason)
     session.execute(update(RejectRow).where(*tried).values(resolved=func.now()))
+
+
+def resolve_sent(session: Session, run_id: UUID, source: str, keys: Sequence[str]) -> None:
+    """Close the rejects of records with `keys` that came over the API earlier: this run has tried them."""
+    tried = RejectRow.source == source, among(RejectRow.key, keys), RejectRow.run_id != run_id
+    session.execute(update(RejectRow).where(*tried, _was_sent(), *_open(None)).values(resolved=func.now()))
+
+
+def rejects_of(session: Session, run_id: UUID) -> list[dict[str, Any]]:
+    """Return what a run, the last one to meet it, could not take in: key, reason and message, by place."""
+    columns = RejectRow.key, RejectRow.reason, RejectRow.message
+    rows = session.execute(select(*columns).where(RejectRow.run_id == run_id).order_by(RejectRow.place))
+    return [dict(row._mapping) for row in rows]
 
 
 def open_rejects(session: Session, *, reason: str | None = None, source: str | None = None) -> list[Reject]:
     """Return the open rejects, by source and place."""
     wanted = _open(reason) if source is None else [RejectRow.source == source, *_open(reason)]
-    rows = session.scalars(select(RejectRow).where(*wanted).order_by(RejectRow.source, RejectRow.place))
+    statement = select(RejectRow, _was_sent()).where(*wanted).order_by(RejectRow.source, RejectRow.place)
     return [
         Reject(
             row.source,
@@ -373,9 +395,14 @@ def open_rejects(session: Session, *, reason: str | None = None, source: str | N
             row.raw,
             row.first_seen,
             row.last_seen,
+            was_sent,
         )
-        for row in rows
+        for row, was_sent in session.execute(statement).tuples()
     ]
+
+
+def _was_sent() -> ColumnElement[bool]:
+    return exists().where(RunRow.id == RejectRow.run_id, RunRow.flow == SENT)
 
 
 def _open(reason: str | None) -> list[ColumnElement[bool]]:

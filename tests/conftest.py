@@ -65,7 +65,7 @@ def engine(migrated: Engine) -> Iterator[Engine]:
         connection.execute(
             text(
                 "truncate items, marks, rejects, runs, models, collections, evaluations, seen,"
-                " perceptual_hashes, promotions cascade"
+                " perceptual_hashes, promotions, keys, requests cascade"
             )
         )
 
