@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from flows.settings import Settings
 from flows.speed import speed_of
 from storage import catalog, index, registry, runs
 from storage.locks import collection_lock, source_lock
-from storage.records import Ignored, Record
+from storage.records import Ignored
 from storage.source import read_source, source_name
 
 Step = Callable[[Callable[[], int]], int]
@@ -83,7 +83,7 @@ class Request:
     delete_missing: bool = False
     revive: bool = False
     only: Only | None = None
-    sent: tuple[Record, ...] = ()
+    sent: tuple[Row, ...] = ()
     """Records that came with the request, to be added to those of source `name`; nobody reads them again."""
 
     @property
@@ -246,7 +246,8 @@ def finish(deps: Deps, run: Run, request: Request, besides: Counter[str]) -> Non
     with deps.sessions.begin() as session:
         runs.require_running(session, run.id)
         if request.location is None:
-            runs.resolve_sent(session, run.id, run.source, [record.key for record in request.sent])
+            keys = [row.key for row in request.sent if row.key is not None]
+            runs.resolve_sent(session, run.id, run.source, keys)
         elif request.limit is None:
             reason = request.only.reason if request.only else None
             runs.resolve_rejects(session, run.id, run.source, reason)
@@ -280,7 +281,9 @@ def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestRepor
 def new_run(source: str, collection: index.Collection, settings: Settings, request: Request) -> Run:
     """Return a run that has not begun yet."""
     langs = settings.langs if request.langs is None else request.langs
-    return Run(uuid4(), source, collection, langs, settings.limits, request.revive)
+    strangers = request.location is None and not settings.api.private_images
+    limits = replace(settings.limits, from_strangers=strangers)
+    return Run(uuid4(), source, collection, langs, limits, request.revive)
 
 
 def options_of(run: Run, request: Request) -> dict[str, Any]:

@@ -29,6 +29,9 @@ class Query:
 
     text: str | None = None
     image: Path | None = None
+    picture: bytes | None = None
+    """The bytes of a picture that is no file."""
+
     find: Find = "images"
     limit: int = 10
     min_score: float | None = None
@@ -136,9 +139,9 @@ def search(deps: Deps, query: Query) -> Results:
 
 def _search_in(deps: Deps, collection: index.Collection, query: Query) -> Results:
     encoder = deps.encoder_of(collection)
-    if query.image is not None:
-        data = query.image.read_bytes()
-        prepared = prepare(encoder.preparation, data, name=str(query.image))
+    data = query.picture if query.image is None else query.image.read_bytes()
+    if data is not None:
+        prepared = prepare(encoder.preparation, data, name=str(query.image or "the query's picture"))
         [vector] = encoder.prepared([prepared.features])
     else:
         [vector] = encoder.texts([query.text or ""])

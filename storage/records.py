@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -148,7 +149,8 @@ def readings(value: str) -> list[str | int | float | bool]:
     if re.fullmatch(r"-?\d{1,18}", value):
         return [value, int(value)]
     if re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", value):
-        return [value, float(value)]
+        number = float(value)
+        return [value, number] if math.isfinite(number) else [value]
     return [value]
 
 

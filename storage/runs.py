@@ -14,7 +14,6 @@ from storage.records import Rejected, item_id
 from storage.schema import ItemRow, RejectRow, RunRow, SeenRow
 from storage.sets import among
 
-
 SENT = "api"
 """The flow of a run whose records came with a request: nobody can read them again."""
 
