@@ -39,6 +39,7 @@ class Backend:
 
     def __init__(self, settings: Settings, load: Load = open_model) -> None:
         self.settings = settings
+        settings.home.mkdir(parents=True, exist_ok=True)  # with servers elsewhere nobody else makes it
         self._open = ExitStack()
         self._turn = Lock()
         self._engine: Engine | None = None

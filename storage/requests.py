@@ -164,12 +164,12 @@ def finish(
 ) -> None:
     """Put on record what a request has done, and forget what was asked for."""
     done = {"counts": dict(counts), "rejects": [dict(one) for one in rejects], "run_id": run_id}
-    session.execute(_own(id).values(done | _ended("done"), problem=None))
+    session.execute(_own(id).values(done | _ended("done", None)))
 
 
 def fail(session: Session, id: UUID, problem: str) -> None:
     """Put on record why a request is not carried out, and forget what was asked for."""
-    session.execute(_own(id).values(_ended("failed"), problem=problem))
+    session.execute(_own(id).values(_ended("failed", problem)))
 
 
 def old(session: Session, days: float) -> int:
@@ -186,8 +186,8 @@ def _own(id: UUID) -> Any:
     return update(RequestRow).where(RequestRow.id == id, RequestRow.state.in_(PENDING))
 
 
-def _ended(state: State) -> dict[str, Any]:
-    return {"state": state, "ended": func.now(), "body": None}
+def _ended(state: State, problem: str | None) -> dict[str, Any]:
+    return {"state": state, "ended": func.now(), "body": None, "problem": problem}
 
 
 def _ended_before(days: float) -> Any:

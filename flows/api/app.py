@@ -29,8 +29,7 @@ and its address says what became of the request.
 """
 TAGS = [
     {"name": "search", "description": "Finding records by a text or a picture."},
-    {"name": "records", "description": "Looking at one, taking some in, deleting some."},
-    {"name": "receipts", "description": "What became of what was sent."},
+    {"name": "records", "description": "Looking at one, taking some in, deleting some, and the receipts."},
     {"name": "status", "description": "How the server and the stores are."},
 ]
 
@@ -72,7 +71,7 @@ def search_routes(backend: Backend, callers: Callers) -> APIRouter:
     @router.post(
         "/search",
         operation_id="search",
-        responses=responses(400, 409, 413, 415),
+        responses=responses(400, 409, 413, 415, 422),
         openapi_extra=described(SearchRequest, form=SEARCH_FORM),
     )
     def search(_: reader, asked: Annotated[SearchRequest, Depends(read_search)]) -> SearchAnswer:

@@ -198,7 +198,7 @@ MEANINGS = {
     429: "The key has made too many requests; Retry-After says when the next may come.",
     503: "A store or the model is away; the detail says what helps, Retry-After when to try again.",
 }
-ALWAYS = (401, 403, 422, 429, 503)
+ALWAYS = (401, 403, 429, 503)
 WITH_RETRY = (429, 503)
 
 

@@ -53,7 +53,7 @@ IdempotencyKey = Annotated[
     ),
 ]
 LOCATION = {"Location": {"schema": {"type": "string"}, "description": "Where the receipt is."}}
-QUEUED: dict[int | str, dict[str, Any]] = {
+RECEIPT: dict[int | str, dict[str, Any]] = {
     200: {
         "model": ReceiptAnswer,
         "description": "A request that was sent before, and has ended.",
@@ -69,7 +69,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
     reader = Annotated[Key, Security(callers.require, scopes=["read"])]
     writer = Annotated[Key, Security(callers.require, scopes=["write"])]
 
-    @router.get("/records/{id}", operation_id="get_record", responses=responses(404))
+    @router.get("/records/{id}", operation_id="get_record", responses=responses(404, 422))
     def get_record(_: reader, id: UUID) -> RecordAnswer:
         """Return a record: its texts, its metadata, its picture, and whether searches find it."""
         return answers.record(backend, id)
@@ -78,7 +78,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
         "/records/{id}/picture",
         operation_id="get_picture",
         response_class=Response,
-        responses=responses(404) | described_picture(),
+        responses=responses(404, 422) | described_picture(),
     )
     def get_picture(_: reader, id: UUID, if_none_match: Annotated[str | None, Header()] = None) -> Response:
         """Return the bytes of a record's picture, as they came in."""
@@ -91,7 +91,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
         "/records",
         operation_id="send_records",
         status_code=202,
-        responses=QUEUED | responses(400, 413, 415),
+        responses=RECEIPT | responses(400, 413, 415, 422),
         openapi_extra=described(IngestRequest),
     )
     def send_records(
@@ -111,7 +111,9 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
         accept = _acceptor(backend, request, response, caller, idempotency_key)
         return accept("ingest", asked.source, asked)
 
-    @router.delete("/records", operation_id="delete_records", status_code=202, responses=QUEUED | responses())
+    @router.delete(
+        "/records", operation_id="delete_records", status_code=202, responses=RECEIPT | responses(422)
+    )
     def delete_records(
         request: Request,
         response: Response,
@@ -131,7 +133,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
         accept = _acceptor(backend, request, response, caller, idempotency_key)
         return accept("delete", asked.source, asked)
 
-    @router.get("/receipts/{id}", operation_id="get_receipt", tags=["receipts"], responses=responses(404))
+    @router.get("/receipts/{id}", operation_id="get_receipt", responses=responses(404, 422))
     def get_receipt(_: writer, id: UUID) -> ReceiptAnswer:
         """Return what became of a request: queued, running, done or failed, with counts and rejects."""
         with backend.sessions() as sessions, sessions() as session:
