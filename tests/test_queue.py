@@ -131,7 +131,7 @@ def test_the_same_idempotency_key_is_the_same_request(backend: Backend, caller: 
     assert theirs["id"] != first["id"]
 
 
-def test_many_who_send_one_request_at_once_get_one_receipt(backend: Backend, caller: TestClient):
+def test_many_who_send_one_request_at_once_get_one_receipt(caller: TestClient):
     ids: set[str] = set()
 
     def send() -> None:
@@ -261,8 +261,8 @@ def settings_of(backend: Backend) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("target", "when"),
     [
-        ("storage.requests:take", "after"),
-        ("storage.catalog:save_items", "before"),
+        pytest.param("storage.requests:take", "after", marks=pytest.mark.full),
+        pytest.param("storage.catalog:save_items", "before", marks=pytest.mark.full),
         ("storage.catalog:mark_embedded", "before"),
         ("storage.requests:finish", "before"),
     ],
@@ -361,7 +361,7 @@ def test_a_picture_is_never_read_from_the_servers_own_files(caller: TestClient, 
     assert answer.json()["errors"][0]["where"] == "body.records.0.image"
 
 
-def test_pictures_that_could_not_be_kept_are_refused(backend: Backend, caller: TestClient):
+def test_pictures_that_could_not_be_kept_are_refused(backend: Backend):
     forgetful = with_settings(backend, keep_pictures=False)
     with a_caller(forgetful, "write") as client:
         answer = client.post("records", json={"source": "shop", "records": [BROKEN]})
