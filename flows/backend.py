@@ -13,6 +13,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from embedding.process import keep_freed_memory, wait_briefly
 from flows.deps import (
+    Deps,
+    Stores,
     StoreUnavailable,
     index_named,
     open_blobs,
@@ -20,7 +22,7 @@ from flows.deps import (
     open_index,
     postgres_named,
 )
-from flows.models import Load, Models, open_model
+from flows.models import Load, Models, active_model, open_model
 from flows.search import Searching
 from flows.search_times import SearchTimes
 from flows.settings import Settings
@@ -44,6 +46,7 @@ class Backend:
         """
         self.settings = settings
         self.search_times = SearchTimes()
+        settings.home.mkdir(parents=True, exist_ok=True)  # with servers elsewhere nobody else makes it
         self._open = ExitStack()
         self._turn = Lock()
         self._engine: Engine | None = None
@@ -98,6 +101,33 @@ class Backend:
                 self._models,
                 self.search_times.of,
             )
+
+    @contextmanager
+    def stores(self) -> Iterator[Stores]:
+        """Yield the stores.
+
+        Raises:
+            AWAY: one does not answer, now or in what the caller does with it.
+        """
+        with self.sessions() as sessions, self.vectors() as vectors:
+            yield Stores(self._catalog(), sessions, vectors, self._blobs)
+
+    @contextmanager
+    def writing(self) -> Iterator[Deps]:
+        """Yield what ingests need: the stores, and the model that searches use, or will use.
+
+        Raises:
+            AWAY: a store does not answer, now or in what the caller does with it.
+            OtherModel: a model is set that has never been used here.
+            ModelUnavailable: it cannot be loaded.
+        """
+        with self.stores() as stores:
+            name = active_model(stores.vectors, stores.sessions, self.settings)
+            collection = index.active(stores.vectors)
+            keep_freed_memory()
+            wait_briefly()
+            encoder = self._models.named(name) if collection is None else self._models.of(collection)
+            yield Deps(stores.engine, stores.sessions, stores.vectors, stores.blobs, encoder)
 
     def close(self) -> None:
         """Close what is open; the servers of the home go on."""

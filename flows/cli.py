@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -153,7 +154,15 @@ def search(
 
     default: Find = "images" if image is None else "texts"
     chosen: Find = next((known for known in get_args(Find) if known == find), default)
-    query = Query(text, image, chosen, limit, min_score, _pairs(where), settings.qdrant.oversampling)
+    query = Query(
+        text,
+        image,
+        find=chosen,
+        limit=limit,
+        min_score=min_score,
+        where=_pairs(where),
+        oversampling=settings.qdrant.oversampling,
+    )
     with open_search(settings) as deps:
         results = find_items(deps, query)
         if gallery is not None:
@@ -826,6 +835,91 @@ def console(debug: bool, host: str | None, port: int | None) -> None:
 
     click.echo(f"The console is at {settings.console.url}", err=True)
     serve_console(settings)
+
+
+@main.group(short_help="Make, list and revoke keys of the API.")
+def keys() -> None:
+    """Make, list and revoke the keys that the API and MCP over HTTP ask for."""
+
+
+@keys.command("create", short_help="Make a key, and print it once.")
+@click.argument("name")
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice(["read", "write", "admin"]),
+    multiple=True,
+    required=True,
+    help="What it may do; may be repeated. write has no read in it, admin has all.",
+)
+@click.option("--days", type=click.IntRange(min=1), help="It ends after so many.  [default: never]")
+@as_json_option
+def create_key(
+    name: str, scopes: "tuple[Literal['read', 'write', 'admin'], ...]", days: int | None, as_json: bool
+) -> None:
+    """Make a key called NAME, and print it: it cannot be shown again, for only its hash is kept.
+
+    read searches and looks, write sends and deletes records, admin does everything and alone deletes whole
+    sources.
+    """
+    settings = load_settings()
+    from sqlalchemy.orm import Session
+
+    from flows import tables
+    from flows.deps import open_catalog
+    from storage.keys import create
+
+    with open_catalog(settings) as engine, Session(engine) as session, session.begin():
+        key, made = create(session, name, scopes, lasts=None if days is None else timedelta(days=days))
+    _print({"key": key} | made.as_json(), as_json, lambda: tables.of_new_key(key, made))
+
+
+@keys.command("list", short_help="List keys: what they may do, and when they were last used.")
+@as_json_option
+def list_keys(as_json: bool) -> None:
+    """List all keys, those in use first; when one was last used is known to the minute."""
+    settings = load_settings()
+    from sqlalchemy.orm import Session
+
+    from flows import tables
+    from flows.deps import open_catalog
+    from storage.keys import every
+
+    with open_catalog(settings) as engine, Session(engine) as session:
+        found = every(session)
+    _print({"keys": [one.as_json() for one in found]}, as_json, lambda: tables.of_keys(found))
+
+
+@keys.command("revoke", short_help="Make a key useless, at once.")
+@click.argument("name")
+def revoke_key(name: str) -> None:
+    """Make the key called NAME useless, at once; what was accepted from it is still carried out."""
+    settings = load_settings()
+    from sqlalchemy.orm import Session
+
+    from flows.deps import open_catalog
+    from storage.keys import revoke
+
+    with open_catalog(settings) as engine, Session(engine) as session, session.begin():
+        revoke(session, name)
+    click.echo(f"{name} is revoked.")
+
+
+@main.command(short_help="Serve an assistant on this machine, over MCP.")
+def mcp() -> None:
+    """Serve search, get and status to an assistant that started this command, on standard input and output.
+
+    It needs no key, as it runs as whoever started it. Over HTTP, `sightline console` has the same at /mcp.
+    """
+    settings = load_settings()
+    from flows.api.mcp import serve_on_stdio
+    from flows.backend import Backend
+
+    backend = Backend(settings)
+    try:
+        serve_on_stdio(backend)
+    finally:
+        backend.close()
 
 
 @main.command(short_help="Run the home folder's servers in the foreground.")

@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -72,15 +72,31 @@ class Only:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a person or a schedule asks for."""
+    """What a person, a schedule or a program asks for."""
 
-    location: Path
+    location: Path | None
+    """Where the records are; None where they came with the request."""
+
     name: str | None = None
     langs: tuple[str, ...] | None = None
     limit: int | None = None
     delete_missing: bool = False
     revive: bool = False
     only: Only | None = None
+    sent: tuple[Row, ...] = ()
+    """Records that came with the request, to be added to those of source `name`; nobody reads them again."""
+
+    @property
+    def flow(self) -> str:
+        """What such a run is called on record."""
+        if self.location is None:
+            return runs.SENT
+        return "ingest" if self.only is None else "retry"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that the source has is read, or the beginning of it: then few of it may be bad."""
+        return self.location is not None and self.only is None
 
 
 def ingest_source(
@@ -112,7 +128,7 @@ def ingest_source(
         ModelMismatch: the collection was made by another model.
         TooManyRejects: the share of rejects is above `settings.max_reject_share`.
     """
-    rows = read_source(request.location)
+    rows = rows_of(request)
     source = persist(partial(_name_of, deps, request), for_s=settings.retry_for_s)
     with held(source_lock(deps.engine, source), for_s=settings.retry_for_s) as lock:
         collection = lock.persist(partial(open_collection, deps, settings))
@@ -121,11 +137,11 @@ def ingest_source(
         with recorded(
             deps.sessions,
             lock,
-            "retry" if request.only else "ingest",
+            request.flow,
             account=record.account,
             run_id=run.id,
             source=run.source,
-            location=str(request.location.resolve()),
+            location=None if request.location is None else str(request.location.resolve()),
             options=options_of(run, request),
             prefect_run_id=prefect_run_id,
         ):
@@ -143,7 +159,7 @@ def ingest_source(
                     told("embed", record.done.counts["read"], expected, account=record.account)
 
                 take_in(job, lock, wanted, sizes(deps.encoder, settings), step, tell)
-            if request.only is None:
+            if request.is_whole:
                 refuse_empty(record.report("failed"), request)
                 refuse_mostly_bad(record.report("failed"), settings.max_reject_share)
             lock.persist(partial(finish, deps, run, request, record.besides))
@@ -202,8 +218,19 @@ def sizes(encoder: Encoder, settings: Settings) -> Sizes:
     return Sizes(settings.batch_size, min(settings.batch_size, OWN_BATCHES * encoder.pictures_at_once))
 
 
+def rows_of(request: Request) -> Iterator[Row | Ignored]:
+    """Return what is to be taken in, row by row.
+
+    Raises:
+        BadSource: the location is no folder of pictures and no manifest.
+    """
+    return iter(request.sent) if request.location is None else read_source(request.location)
+
+
 def expected_of(deps: Deps, source: str, request: Request) -> int:
     """Return how many records are to be expected: as many as the last time; 0 if nobody knows."""
+    if request.location is None:
+        return len(request.sent)
     if request.only is not None:
         return 0
     with deps.sessions() as session:
@@ -220,7 +247,10 @@ def finish(deps: Deps, run: Run, request: Request, besides: Counter[str]) -> Non
     """Do what only a run that has read its source to the end can do; safe to repeat."""
     with deps.sessions.begin() as session:
         runs.require_running(session, run.id)
-        if request.limit is None:
+        if request.location is None:
+            keys = [row.key for row in request.sent if row.key is not None]
+            runs.resolve_sent(session, run.id, run.source, keys)
+        elif request.limit is None:
             places = request.only.places if request.only else None
             runs.resolve_rejects(session, run.id, run.source, places)
     if request.delete_missing:
@@ -235,7 +265,7 @@ def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestRepor
 
     Everything happens in one transaction that is rolled back, and no model is loaded.
     """
-    rows = read_source(request.location)
+    rows = rows_of(request)
     with Session(engine) as session:
         name = registry.active_collection(session) or "none yet"
         nowhere = index.Collection(name, settings.model, "", dim=0)
@@ -253,7 +283,9 @@ def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestRepor
 def new_run(source: str, collection: index.Collection, settings: Settings, request: Request) -> Run:
     """Return a run that has not begun yet."""
     langs = settings.langs if request.langs is None else request.langs
-    return Run(uuid4(), source, collection, langs, settings.limits, request.revive)
+    strangers = request.location is None and not settings.api.private_images
+    limits = replace(settings.limits, from_strangers=strangers)
+    return Run(uuid4(), source, collection, langs, limits, request.revive)
 
 
 def options_of(run: Run, request: Request) -> dict[str, Any]:
@@ -270,6 +302,8 @@ def name_of(session: Session, request: Request) -> str:
     """
     if request.name is not None:
         return request.name
+    if request.location is None:
+        raise ValueError("records that come with a request need the name of their source")
     name = source_name(request.location)
     before = runs.last_location(session, name)
     if before not in (None, str(request.location.resolve())):

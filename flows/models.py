@@ -129,8 +129,24 @@ class Models:
             if encoder is None:
                 encoder = self._load(self._settings, collection.model)
                 index.require_model(collection, encoder.fingerprint, encoder.name)
-                self._loaded[collection.fingerprint] = encoder
-            self._loaded.move_to_end(collection.fingerprint)
-            while len(self._loaded) > KEPT:
-                self._loaded.popitem(last=False)
+            self._keep(encoder)
         return encoder
+
+    def named(self, name: str) -> Encoder:
+        """Return the model of that name: the one that will make the first collection.
+
+        Raises:
+            ModelUnavailable: it cannot be loaded.
+        """
+        with self._turn:
+            encoder = next((one for one in self._loaded.values() if one.name == name), None)
+            if encoder is None:
+                encoder = self._load(self._settings, name)
+            self._keep(encoder)
+        return encoder
+
+    def _keep(self, encoder: Encoder) -> None:
+        self._loaded[encoder.fingerprint] = encoder
+        self._loaded.move_to_end(encoder.fingerprint)
+        while len(self._loaded) > KEPT:
+            self._loaded.popitem(last=False)

@@ -11,7 +11,7 @@ from flows.ledger import Account, recorded
 from flows.maintain import finish_deletes
 from flows.retries import held
 from flows.settings import Settings
-from storage import catalog, index, registry
+from storage import catalog, index, registry, requests
 from storage.blobs import PREFIXES
 from storage.locks import Lock, flow_lock, lone_lock
 
@@ -39,6 +39,9 @@ class Purged:
     collections: tuple[str, ...]
     """Those that searches no longer use, or never did."""
 
+    receipts: int = 0
+    """Of requests over the API that ended long ago."""
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"collections": list(self.collections)}
 
@@ -53,6 +56,8 @@ def purge(
     prefect_run_id: UUID | None = None,
 ) -> Purged:
     """Remove pictures that no living item has, what a crash left half-written, and disused collections.
+
+    Receipts of the API's requests go as well, once they are old.
 
     Args:
         max_delete: the share of all pictures that may be removed, in [0, 1].
@@ -94,6 +99,8 @@ def _remove(stores: Stores, settings: Settings, found: Purged, lock: Lock) -> No
         _drop(stores, name)
     for folder in left_scratch(settings.home):
         shutil.rmtree(folder)
+    with stores.sessions.begin() as session:
+        requests.forget_old(session, settings.api.keep_receipts_days)
     if stores.blobs is not None:
         for prefix in PREFIXES:
             lock.keep()
@@ -113,6 +120,7 @@ def _count(stores: Stores, settings: Settings) -> Purged:
     unfinished = len(left_scratch(settings.home))
     with stores.sessions() as session:
         collections = registry.disused(session, settings.keep_retired_days)
+        receipts = requests.old(session, settings.api.keep_receipts_days)
     searched = index.active(stores.vectors)
     if stores.blobs is not None:
         for prefix in PREFIXES:
@@ -121,7 +129,7 @@ def _count(stores: Stores, settings: Settings) -> Purged:
             orphans += len(_orphans(stores, names))
             unfinished += len(stores.blobs.unfinished(prefix))
     dropped = tuple(name for name in collections if searched is None or name != searched.name)
-    return Purged(pictures, orphans, unfinished, dropped)
+    return Purged(pictures, orphans, unfinished, dropped, receipts)
 
 
 def _orphans(stores: Stores, names: set[str]) -> set[str]:

@@ -1,6 +1,6 @@
 """Trying again what could not be taken in, and only that."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -56,10 +56,23 @@ def retry_rejects(
     with deps.sessions() as session:
         rejects = runs.open_rejects(session, reason=reason, source=source, ids=ids)
     grouped = groupby(rejects, key=lambda reject: reject.source)
-    return [_retry(deps, settings, name, list(group), prefect_run_id) for name, group in grouped]
+    return [
+        one for name, group in grouped for one in _retry(deps, settings, name, list(group), prefect_run_id)
+    ]
 
 
 def _retry(
+    deps: Deps, settings: Settings, source: str, rejects: list[Reject], prefect_run_id: UUID | None
+) -> Iterator[Retry]:
+    """Yield what became of those that can be read again, and of those that cannot."""
+    read = [reject for reject in rejects if not reject.sent]
+    if read:
+        yield _read_again(deps, settings, source, read, prefect_run_id)
+    if many := len(rejects) - len(read):
+        yield Retry(source, 0, many, "they came over the API; whoever sent them has to send them again")
+
+
+def _read_again(
     deps: Deps, settings: Settings, source: str, rejects: list[Reject], prefect_run_id: UUID | None
 ) -> Retry:
     with deps.sessions() as session:
@@ -73,5 +86,5 @@ def _retry(
     except BadSource as error:
         return Retry(source, len(rejects), len(rejects), str(error))
     with deps.sessions() as session:
-        still = {reject.place for reject in runs.open_rejects(session, source=source)}
+        still = {reject.place for reject in runs.open_rejects(session, source=source) if not reject.sent}
     return Retry(source, len(rejects), sum(reject.place in still for reject in rejects))

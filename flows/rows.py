@@ -147,7 +147,7 @@ def read_batches(run: Run, rows: Iterable[Row], sizes: Sizes) -> Iterator[Read]:
 
 def has_picture(row: Row) -> bool:
     """Whether something is to be fetched for `row`."""
-    return isinstance(row, Record) and row.image is not None
+    return isinstance(row, Record) and row.image is not None and row.data is None
 
 
 def read_row(run: Run, row: Row) -> Fetched | Rejected:
@@ -159,7 +159,7 @@ def read_row(run: Run, row: Row) -> Fetched | Rejected:
         why = f"{record.place}: no picture, and no text in an embedded language; name it with --langs"
         return rejected(record, "nothing_to_embed", why)
     try:
-        data = picture_bytes(record.image, run.limits) if record.image else None
+        data = picture_of(record, run.limits)
     except FetchError as error:
         return rejected(record, error.reason, f"{record.place}: {error}")
     sha256 = None if data is None else hashlib.sha256(data).hexdigest()
@@ -214,6 +214,23 @@ def chosen(record: Record, langs: Sequence[str]) -> Record:
     )
 
 
+def picture_of(record: Record, limits: Limits) -> bytes | None:
+    """Return the bytes of the record's picture, which came with it or are fetched; None without a picture.
+
+    Raises:
+        FetchError: they cannot be had, or there are too many of them.
+    """
+    if record.image is None:
+        return None
+    if record.data is None:
+        return picture_bytes(record.image, limits)
+    if len(record.data) > limits.max_picture_bytes:
+        raise FetchError(
+            "too_large", f"its picture has over {limits.max_picture_bytes:,} bytes; make it smaller"
+        )
+    return record.data
+
+
 def picture_bytes(uri: str, limits: Limits) -> bytes:
     """Return the bytes at `uri`, as `fetch` does, within `limits`."""
     return fetch(
@@ -221,6 +238,7 @@ def picture_bytes(uri: str, limits: Limits) -> bytes:
         max_bytes=limits.max_picture_bytes,
         timeout_s=limits.fetch_timeout_s,
         private_redirects=limits.private_redirects,
+        from_strangers=limits.from_strangers,
     )
 
 

@@ -34,6 +34,9 @@ class Query:
 
     text: str | None = None
     image: Path | None = None
+    picture: bytes | None = None
+    """The bytes of a picture that is no file."""
+
     find: Find = "images"
     limit: int = 10
     min_score: float | None = None
@@ -44,7 +47,7 @@ class Query:
     @property
     def asked(self) -> Asked:
         """What it is asked with."""
-        return "text" if self.image is None else "image"
+        return "text" if self.image is None and self.picture is None else "image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +179,10 @@ def _search_in(deps: Deps, collection: index.Collection, query: Query) -> Result
 
 def _encoded(encoder: Encoder, query: Query) -> Vectors:
     """Return the query's vector as a row, shape (1, dim)."""
-    if query.image is None:
+    data = query.picture if query.image is None else query.image.read_bytes()
+    if data is None:
         return encoder.texts([query.text or ""])
-    prepared = prepare(encoder.preparation, query.image.read_bytes(), name=str(query.image))
+    prepared = prepare(encoder.preparation, data, name=str(query.image or "the query's picture"))
     return encoder.prepared([prepared.features])
 
 

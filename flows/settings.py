@@ -55,6 +55,8 @@ class Limits:
     max_picture_bytes: int
     fetch_timeout_s: float
     private_redirects: bool = False
+    from_strangers: bool = False
+    """Whether URLs come from those who have no business in private networks."""
 
 
 class BadSettings(ValueError):
@@ -146,6 +148,22 @@ class Console(BaseModel, frozen=True, extra="forbid"):
         return split_list(value) if isinstance(value, str) else value
 
 
+class Api(BaseModel, frozen=True, extra="forbid"):
+    """What one request over the API may cost, and how long its receipt is kept."""
+
+    requests_per_minute: int = Field(
+        600, ge=1, description="Of each key, in each process; a burst may use up a minute's at once."
+    )
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Larger requests are refused.")
+    max_records: int = Field(1000, ge=1, le=100_000, description="Records in one request.")
+    private_images: bool = Field(
+        False, description="Whether an image's URL may lead to this machine or into a private network."
+    )
+    keep_receipts_days: float = Field(
+        7, ge=0, description="How long `purge` leaves the receipts of requests that have ended."
+    )
+
+
 class Settings(BaseSettings):
     """Read once, at the edge, and passed on in parts; frozen afterwards.
 
@@ -197,6 +215,7 @@ class Settings(BaseSettings):
         None, description="A folder of files that each hold one setting and are named as its variable is."
     )
     console: Console = Console()
+    api: Api = Api()
 
     @classmethod
     def settings_customise_sources(

@@ -13,6 +13,7 @@ from flows.report import COUNTS, IngestReport, as_sentences
 from flows.speed import Speed
 from storage.embedded.server import Server
 from storage.index import Collection
+from storage.keys import Key
 from storage.lives import Decided, Life
 from storage.runs import Reject, Run
 
@@ -234,8 +235,8 @@ def of_purge(purged: Purged, *, dry_run: bool) -> RenderableType:
     verb = "would be removed" if dry_run else "removed"
     return Text(
         f"{purged.orphans:,} of {_many(purged.pictures, 'picture')}, "
-        f"{_many(purged.unfinished, 'unfinished file')} and {_many(len(purged.collections), 'collection')} "
-        f"{verb}."
+        f"{_many(purged.unfinished, 'unfinished file')}, {_many(len(purged.collections), 'collection')} "
+        f"and {_many(purged.receipts, 'receipt')} {verb}."
     )
 
 
@@ -419,6 +420,28 @@ def of_candidate(candidate: Candidate) -> RenderableType:
         Text(f"candidate {candidate.name}: {candidate.folder}"),
         Text(f"next: sightline promote {candidate.name}"),
     )
+
+
+def of_new_key(key: str, made: Key) -> RenderableType:
+    """Return a key, this one time."""
+    ends = "" if made.expires is None else f", until {made.expires.astimezone():%Y-%m-%d %H:%M}"
+    about = f"{made.name} may {' and '.join(made.scopes)}{ends}; this is shown once:"
+    return Group(Text(about), Text(key))
+
+
+def of_keys(keys: Sequence[Key]) -> RenderableType:
+    """Return what is known of all keys."""
+    if not keys:
+        return Text("No keys yet; run: sightline keys create NAME --scope read")
+    table = _table("name", "may", "created", "last used", "ends", "")
+    for key in keys:
+        moments = (
+            "" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M}"
+            for moment in (key.created, key.used, key.expires)
+        )
+        revoked = "" if key.revoked is None else f"revoked {key.revoked.astimezone():%Y-%m-%d %H:%M}"
+        table.add_row(Text(key.name), ", ".join(key.scopes), *moments, revoked)
+    return table
 
 
 RUN_COUNTS = ("read", "embedded", "rejected", "deleted")

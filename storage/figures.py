@@ -7,9 +7,10 @@ from typing import Any
 from sqlalchemy import Date, Float, and_, cast, func, literal, select
 from sqlalchemy.orm import Session
 
+from storage.runs import SENT
 from storage.schema import EvaluationRow, ItemRow, MarkRow, RejectRow, RunRow
 
-INGESTS = ("ingest", "retry")
+INGESTS = ("ingest", "retry", SENT)
 HEADLINE = "recall@10"
 ONE_FIGURE = (
     EvaluationRow.dataset,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ class Record:
     """An absolute path or a URL that `fetch` takes."""
 
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    data: bytes | None = field(default=None, repr=False)
+    """The picture's bytes, where they came with the record; then `image` is a name for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,8 @@ def readings(value: str) -> list[str | int | float | bool]:
     if re.fullmatch(r"-?\d{1,18}", value):
         return [value, int(value)]
     if re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", value):
-        return [value, float(value)]
+        number = float(value)
+        return [value, number] if math.isfinite(number) else [value]
     return [value]
 
 

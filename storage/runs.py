@@ -14,6 +14,9 @@ from storage.records import Rejected, item_id
 from storage.schema import ItemRow, RejectRow, RunRow, SeenRow
 from storage.sets import among
 
+SENT = "api"
+"""The flow of a run whose records came with a request: nobody can read them again."""
+
 
 class RunClosed(RuntimeError):
     """Another run has closed this one as crashed, and may have written since: this one must stop."""
@@ -95,6 +98,8 @@ class Reject:
     raw: str
     first_seen: datetime
     last_seen: datetime
+    sent: bool
+    """Whether the record came over the API, so that only whoever sent it can send it again."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -386,6 +391,8 @@ def save_rejects(session: Session, run_id: UUID, source: str, rejects: Sequence[
 def resolve_rejects(session: Session, run_id: UUID, source: str, places: Iterable[str] | None = None) -> None:
     """Close the rejects of `source` that this run, which tried all of them, did not meet again.
 
+    Those of records that came over the API stay: no run can read them.
+
     Args:
         places: only those at these places were tried.
     """
@@ -393,10 +400,25 @@ def resolve_rejects(session: Session, run_id: UUID, source: str, places: Iterabl
         RejectRow.source == source,
         RejectRow.run_id != run_id,
         RejectRow.resolved.is_(None),
+        ~_was_sent(),
     ]
     if places is not None:
         tried.append(among(RejectRow.place, places))
     session.execute(update(RejectRow).where(*tried).values(resolved=func.now()))
+
+
+def resolve_sent(session: Session, run_id: UUID, source: str, keys: Sequence[str]) -> None:
+    """Close the rejects of records with `keys` that came over the API earlier: this run has tried them."""
+    tried = RejectRow.source == source, among(RejectRow.key, keys), RejectRow.run_id != run_id
+    still_open = _was_sent(), RejectRow.resolved.is_(None)
+    session.execute(update(RejectRow).where(*tried, *still_open).values(resolved=func.now()))
+
+
+def rejects_of(session: Session, run_id: UUID) -> list[dict[str, Any]]:
+    """Return what a run, the last one to meet it, could not take in: key, reason and message, by place."""
+    columns = RejectRow.key, RejectRow.reason, RejectRow.message
+    rows = session.execute(select(*columns).where(RejectRow.run_id == run_id).order_by(RejectRow.place))
+    return [dict(row._mapping) for row in rows]
 
 
 def open_rejects(
@@ -423,8 +445,8 @@ def open_rejects(
         wanted.append(among(RejectRow.id, ids))
     if after is not None:
         wanted.append(tuple_(RejectRow.source, RejectRow.place) > tuple_(*map(literal, after)))
-    rows = session.scalars(
-        select(RejectRow).where(*wanted).order_by(RejectRow.source, RejectRow.place).limit(limit)
+    statement = (
+        select(RejectRow, _was_sent()).where(*wanted).order_by(RejectRow.source, RejectRow.place).limit(limit)
     )
     return [
         Reject(
@@ -437,9 +459,14 @@ def open_rejects(
             row.raw,
             row.first_seen,
             row.last_seen,
+            was_sent,
         )
-        for row in rows
+        for row, was_sent in session.execute(statement).tuples()
     ]
+
+
+def _was_sent() -> ColumnElement[bool]:
+    return exists().where(RunRow.id == RejectRow.run_id, RunRow.flow == SENT)
 
 
 def forget_rejects(session: Session, items: Sequence[tuple[str, str]]) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Index, MetaData, Text, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -244,3 +244,74 @@ class PromotionRow(Base):
 
     checks: Mapped[list[dict[str, Any]]]
     """Each with its name, figures, limit and whether it was passed."""
+
+
+class KeyRow(Base):
+    """One key of the API; of the key itself only its hash is here."""
+
+    __tablename__ = "keys"
+    __table_args__ = (
+        CheckConstraint("scopes <@ '{read,write,admin}' and scopes <> '{}'", name="scopes_are_known"),
+        Index("ix_keys_name", "name", unique=True, postgresql_where=text("revoked is null")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    sha256: Mapped[str] = mapped_column(unique=True)
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    created: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    expires: Mapped[datetime | None]
+    used: Mapped[datetime | None]
+    """When it was last used, to the minute."""
+
+    revoked: Mapped[datetime | None]
+
+
+class RequestRow(Base):
+    """Something that was accepted over the API, to be carried out in its turn; later its receipt."""
+
+    __tablename__ = "requests"
+    __table_args__ = (
+        CheckConstraint("kind in ('ingest', 'delete')", name="kind_is_known"),
+        CheckConstraint("state in ('queued', 'running', 'done', 'failed')", name="state_is_known"),
+        CheckConstraint("(body is null) = (state in ('done', 'failed'))", name="what_waits_has_a_body"),
+        Index(
+            "ix_requests_idempotency_key",
+            "key_id",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=text("idempotency_key is not null"),
+        ),
+        Index(
+            "ix_requests_waiting", "accepted", "id", postgresql_where=text("state in ('queued', 'running')")
+        ),
+        Index(None, "ended"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    key_id: Mapped[UUID] = mapped_column(ForeignKey("keys.id"))
+    """Whose request it is."""
+
+    idempotency_key: Mapped[str | None]
+    fingerprint: Mapped[str]
+    """SHA-256 of what was asked for, by which a repetition is known from another request."""
+
+    kind: Mapped[str]
+    source: Mapped[str | None]
+    body: Mapped[bytes | None]
+    """What was asked for, whole, with pictures; it goes when the request is carried out."""
+
+    state: Mapped[str]
+    attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    """How often it was begun and neither ended nor put back: its process died, or a bug stopped it."""
+
+    accepted: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    started: Mapped[datetime | None]
+    ended: Mapped[datetime | None]
+    run_id: Mapped[UUID | None]
+    counts: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    rejects: Mapped[list[dict[str, Any]]] = mapped_column(server_default=text("'[]'"))
+    """What could not be taken in: key, reason, message."""
+
+    problem: Mapped[str | None]
+    """Why it failed, or what it waits for."""

@@ -9,10 +9,12 @@ from threading import RLock
 
 import hypothesis
 import pytest
+from pydantic import SecretStr
 from qdrant_client import QdrantClient
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import sessionmaker
 
+from flows.backend import Backend
 from flows.deps import Deps
 from flows.settings import Settings
 from storage import migrate
@@ -86,7 +88,7 @@ def engine(migrated: Engine) -> Iterator[Engine]:
         connection.execute(
             text(
                 "truncate items, marks, rejects, runs, models, collections, evaluations, seen,"
-                " perceptual_hashes, promotions cascade"
+                " perceptual_hashes, promotions, keys, requests cascade"
             )
         )
 
@@ -163,6 +165,23 @@ def emptied(client: QdrantClient) -> Iterator[QdrantClient]:
 def deps(engine: Engine, vectors: QdrantClient, tmp_path: Path) -> Deps:
     """The real stores, and a model whose vectors can be worked out by hand."""
     return Deps(engine, sessionmaker(engine), vectors, Blobs(str(tmp_path / "blobs")), ColourEncoder())
+
+
+@pytest.fixture
+def backend(engine: Engine, index_home: Path, embedded: QdrantClient, tmp_path: Path) -> Iterator[Backend]:
+    """What a server keeps open: the real stores, empty, and a model worked out by hand."""
+    settings = Settings(
+        home=index_home,
+        database_url=SecretStr(engine.url.render_as_string(hide_password=False)),
+        pictures_url=str(tmp_path / "pictures"),
+        batch_size=4,
+        retry_for_s=1,
+    )
+    model = ColourEncoder()
+    backend = Backend(settings, load=lambda _settings, _name: model)
+    for _ in emptied(embedded):
+        yield backend
+    backend.close()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 
-from flows.settings import PREFIX, Console, Gate, Qdrant, Schedules, Settings
+from flows.settings import PREFIX, Api, Console, Gate, Qdrant, Schedules, Settings
 from tests import forks
 from tests.builders import a_folder, png
 from tests.faults import test_proxy, test_servers
@@ -142,7 +142,7 @@ def test_the_plain_client_works_in_another_process_while_an_ingest_runs(folder: 
 
 
 def test_every_setting_is_in_the_readme():
-    nested = {"qdrant": Qdrant, "gate": Gate, "schedules": Schedules, "console": Console}
+    nested = {"qdrant": Qdrant, "gate": Gate, "schedules": Schedules, "console": Console, "api": Api}
     names = {PREFIX + name.upper() for name in Settings.model_fields.keys() - nested.keys()}
     within = {name for model in nested.values() for name in model.model_fields}
 

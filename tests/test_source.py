@@ -846,10 +846,10 @@ def test_an_answer_without_end_is_read_up_to_the_limit():
         ("403", "unreachable", "HTTP 403 Forbidden; does it need a login"),
         ("503", "unreachable", "HTTP 503"),
         ("round", "unreachable", "redirected more than 10 times"),
-        ("away", "private_address", "redirected to localhost, a private address"),
+        ("away", "private_address", "leads to localhost, a private address"),
         ("mapped", "private_address", "a private address"),
-        ("metadata", "private_address", "redirected to 169.254.169.254, a private address"),
-        ("file", "private_address", "redirected to file:, which is not followed"),
+        ("metadata", "private_address", "leads to 169.254.169.254, a private address"),
+        ("file", "private_address", "leads to file:, which is not followed"),
         ("silent", "unreachable", "no full answer within 0.1 s"),
     ],
 )

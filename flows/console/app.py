@@ -1,12 +1,15 @@
 """One web application: the console's pages, and beside them whatever other programs ask."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 from fastapi import FastAPI
 from nicegui import ui
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from flows.api.app import create_api
+from flows.api.mcp import mcp_app
+from flows.api.queue import queue_at_work
 from flows.backend import Backend
 from flows.console import integrity, models, overview, rejects, runs
 from flows.console.access import COOKIE, Guard, Sessions, add_login, refuse_open
@@ -15,6 +18,7 @@ from flows.metrics import metrics_route
 from flows.observe import Observer
 from flows.settings import Settings
 
+API = "/api/v1"
 ICON = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><circle cx='16' cy='16' r='13' fill='none' "
     "stroke='%235b8def' stroke-width='3'/><circle cx='16' cy='16' r='5' fill='%235b8def'/></svg>"
@@ -36,11 +40,13 @@ def create_app(settings: Settings) -> FastAPI:
         None if console.password is None else Sessions(console.password.get_secret_value(), settings.home)
     )
 
+    mcp = mcp_app(backend, observer)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with observer.at_work():
-            yield
-        backend.close()
+        with closing(backend), observer.at_work(), queue_at_work(backend):
+            async with mcp.at_work():
+                yield
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -48,7 +54,8 @@ def create_app(settings: Settings) -> FastAPI:
     def health() -> JSONResponse:
         return JSONResponse({"status": "ok"})
 
-    app.router.routes.append(metrics_route(observer))
+    app.router.routes += [metrics_route(observer), mcp.route]
+    app.mount(API, create_api(backend, observer))
     if sessions is not None:
         add_login(app, sessions)
 

@@ -3,15 +3,19 @@
 from storage.source.fetch import FetchError, fetch
 from storage.source.location import count_rows, find_row, read_source, source_name
 from storage.source.manifest import BadSource
-from storage.source.validate import printable
+from storage.source.validate import checked_metadata, checked_texts, is_storable, printable, rejected
 
 __all__ = [
     "BadSource",
     "FetchError",
+    "checked_metadata",
+    "checked_texts",
     "count_rows",
     "fetch",
     "find_row",
+    "is_storable",
     "printable",
     "read_source",
+    "rejected",
     "source_name",
 ]

@@ -23,7 +23,14 @@ class FetchError(ValueError):
         self.reason = reason
 
 
-def fetch(uri: str, *, max_bytes: int, timeout_s: float, private_redirects: bool = False) -> bytes:
+def fetch(
+    uri: str,
+    *,
+    max_bytes: int,
+    timeout_s: float,
+    private_redirects: bool = False,
+    from_strangers: bool = False,
+) -> bytes:
     """Return the bytes at `uri`; none is a fine answer here, an empty file is refused when it is decoded.
 
     Args:
@@ -31,12 +38,13 @@ def fetch(uri: str, *, max_bytes: int, timeout_s: float, private_redirects: bool
         max_bytes: no more than one byte beyond this is read.
         timeout_s: for the whole of an HTTP answer; other protocols have limits of their own.
         private_redirects: whether an http redirect to another host may lead into a private network.
+        from_strangers: whether the URL itself comes from somebody who has no business there either.
 
     Raises:
         FetchError: whatever it is that keeps the bytes from being read.
     """
     if uri.lower().startswith(("http://", "https://")):
-        content = _from_web(uri, max_bytes + 1, timeout_s, private_redirects)
+        content = _from_web(uri, max_bytes + 1, timeout_s, private_redirects, from_strangers)
     elif "://" in uri and not uri.startswith("/"):
         content = _from_store(uri, max_bytes + 1)
     else:
@@ -62,9 +70,15 @@ def _from_disk(path: str, limit: int) -> bytes:
         raise FetchError("unreachable", why) from error
 
 
-def _from_web(url: str, limit: int, timeout_s: float, private_redirects: bool) -> bytes:
+def _from_web(url: str, limit: int, timeout_s: float, private_redirects: bool, from_strangers: bool) -> bytes:
     try:
-        return read_url(url, limit=limit, timeout_s=timeout_s, private_redirects=private_redirects)
+        return read_url(
+            url,
+            limit=limit,
+            timeout_s=timeout_s,
+            private_redirects=private_redirects,
+            from_strangers=from_strangers,
+        )
     except FileNotFoundError as error:
         raise FetchError("missing_file", f"{url}: {error}; correct the URL or remove the row") from error
     except TimeoutError as error:
@@ -75,7 +89,8 @@ def _from_web(url: str, limit: int, timeout_s: float, private_redirects: bool) -
         raise FetchError("unreachable", why) from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
         if (private := _private(error)) is not None:
-            why = f"{url}: {private}; correct the URL, or set SIGHTLINE_PRIVATE_REDIRECTS=true"
+            setting = "SIGHTLINE_API__PRIVATE_IMAGES" if from_strangers else "SIGHTLINE_PRIVATE_REDIRECTS"
+            why = f"{url}: {private}; correct the URL, or set {setting}=true"
             raise FetchError("private_address", why) from error
         why = f"{url}: {type(error).__name__} ({error}); check the URL and the network"
         raise FetchError("unreachable", why) from error

@@ -1,4 +1,4 @@
-"""The bytes of a picture behind an http URL; a redirect does not lead into private networks."""
+"""The bytes of a picture behind an http URL; what strangers send does not lead into private networks."""
 
 import asyncio
 import socket
@@ -18,30 +18,32 @@ REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class PrivateAddress(OSError):
-    """A redirect leads to this machine or into a private network, where its sender has no business."""
+    """It leads to this machine or into a private network, where whoever sent it has no business."""
 
 
 class TooManyRedirects(OSError):
     """A redirect leads to a redirect, and so on."""
 
 
-def read_url(url: str, *, limit: int, timeout_s: float, private_redirects: bool) -> bytes:
+def read_url(
+    url: str, *, limit: int, timeout_s: float, private_redirects: bool, from_strangers: bool = False
+) -> bytes:
     """Return at most `limit` bytes of the answer to `url`.
 
     Args:
         timeout_s: for all of it, redirects included.
         private_redirects: whether a redirect to another host may lead to a loopback or private address. The
             URL itself may: whoever wrote it knows that host; whoever sends a redirect is a stranger.
+        from_strangers: the URL itself may not either.
 
     Raises:
         FileNotFoundError: HTTP 404 or 410.
-        PrivateAddress, TooManyRedirects: where a redirect leads.
+        PrivateAddress, TooManyRedirects: where it leads.
         aiohttp.ClientError, OSError, ValueError: all else that goes wrong.
     """
     plain, guarded = filesystem("http"), filesystem("http", get_client=_guarded_client)
-    if private_redirects:
-        guarded = plain
-    content: bytes = sync(plain.loop, _within, timeout_s, _follow(plain, guarded, url, limit))
+    trusts = (not from_strangers, private_redirects and not from_strangers)
+    content: bytes = sync(plain.loop, _within, timeout_s, _follow(plain, guarded, url, limit, trusts))
     return content
 
 
@@ -51,20 +53,25 @@ async def _within(timeout_s: float, work: Any) -> bytes:
         return content
 
 
-async def _follow(plain: Any, guarded: Any, url: str, limit: int) -> bytes:
+async def _follow(plain: Any, guarded: Any, url: str, limit: int, trusts: tuple[bool, bool]) -> bytes:
+    """Return what `url` leads to.
+
+    Args:
+        trusts: whether the URL's own host may be a private one, and any other that it redirects to.
+    """
     first = at = URL(url)
     for _ in range(MAX_REDIRECTS):
-        known = (at.host, at.port) == (first.host, first.port)
-        if not known and guarded is not plain:
+        trusted = trusts[(at.host, at.port) != (first.host, first.port)]
+        if not trusted:
             _require_public(at)
-        session: aiohttp.ClientSession = await (plain if known else guarded).set_session()
+        session: aiohttp.ClientSession = await (plain if trusted else guarded).set_session()
         # `identity`: a compressed answer could unfold to any size
         headers = {"Accept-Encoding": "identity"}
         async with session.get(at, headers=headers, allow_redirects=False) as answer:
             if answer.status in REDIRECTS and "Location" in answer.headers:
                 at = at.join(URL(answer.headers["Location"]))
                 if at.scheme not in ("http", "https"):
-                    raise PrivateAddress(f"redirected to {at.scheme}:, which is not followed")
+                    raise PrivateAddress(f"leads to {at.scheme}:, which is not followed")
                 continue
             if answer.status in GONE:
                 raise FileNotFoundError(f"HTTP {answer.status} {answer.reason}")
@@ -113,4 +120,4 @@ def _require_global(address: str, host: str) -> None:
     ip = ip_address(address)
     inner = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
     if not (inner or ip).is_global:
-        raise PrivateAddress(f"redirected to {host}, a private address")
+        raise PrivateAddress(f"leads to {host}, a private address")

@@ -197,7 +197,11 @@ OFTEN = tuple(
 
 def arm(name: str) -> None:
     """Have this process end itself at the kill point `name`."""
-    point = ALL[name]
+    arm_point(ALL[name])
+
+
+def arm_point(point: KillPoint | HalfARequest) -> None:
+    """Have this process end itself at `point`."""
     if isinstance(point, HalfARequest):
         _arm_request(point)
         return

@@ -1,0 +1,122 @@
+"""The API as an application of its own, to be mounted at /api/v1."""
+
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Security
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from flows.api import answers
+from flows.api.answers import SearchAnswer, StatusAnswer
+from flows.api.asked import IngestRequest, SearchRequest
+from flows.api.bodies import SEARCH_FORM, described, read_search
+from flows.api.callers import Callers
+from flows.api.limits import BodyLimit
+from flows.api.problems import Problem, add_handlers, responses
+from flows.api.records import record_routes
+from flows.backend import Backend
+from flows.observe import Observer
+from storage.keys import Key
+
+DESCRIPTION = """
+Finds pictures with words and words with pictures, takes records in and deletes them.
+
+Every operation but `health` needs a key: `Authorization: Bearer sl_…`. Whatever goes wrong is told as
+`application/problem+json` (RFC 9457). Records are taken in and deleted by a queue: the answer is a receipt,
+and its address says what became of the request.
+"""
+TAGS = [
+    {"name": "search", "description": "Finding records by a text or a picture."},
+    {"name": "records", "description": "Looking at one, taking some in, deleting some, and the receipts."},
+    {"name": "status", "description": "How the server and the stores are."},
+]
+
+
+class Health(BaseModel):
+    """That the process answers."""
+
+    status: str = "ok"
+
+
+def create_api(backend: Backend, observer: Observer) -> FastAPI:
+    """Return the API over `backend`; mount it at /api/v1, and have `queue_at_work` carry out what it takes.
+
+    Its description is at `openapi.json` below the mount, and readable at `docs`.
+    """
+    app = FastAPI(
+        title="Sightline",
+        version=version("sightline"),
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    add_handlers(app)
+    app.add_middleware(BodyLimit, max_bytes=backend.settings.api.max_body_bytes)
+    callers = Callers(backend)
+    app.include_router(search_routes(backend, callers))
+    app.include_router(record_routes(backend, callers))
+    app.include_router(status_routes(backend, observer, callers))
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]  # FastAPI's way to extend it
+    return app
+
+
+def search_routes(backend: Backend, callers: Callers) -> APIRouter:
+    """Return the search."""
+    router = APIRouter(tags=["search"])
+    reader = Annotated[Key, Security(callers.require, scopes=["read"])]
+
+    @router.post(
+        "/search",
+        operation_id="search",
+        responses=responses(400, 409, 413, 415, 422),
+        openapi_extra=described(SearchRequest, form=SEARCH_FORM),
+    )
+    def search(_: reader, asked: Annotated[SearchRequest, Depends(read_search)]) -> SearchAnswer:
+        """Return the records that are closest to a text or a picture, best first.
+
+        A picture goes in as base64 in the JSON document, or as the file `image` of a form. The first search
+        of a server waits until its model is loaded.
+        """
+        return answers.found(backend, asked)
+
+    return router
+
+
+def status_routes(backend: Backend, observer: Observer, callers: Callers) -> APIRouter:
+    """Return what watches the server."""
+    router = APIRouter(tags=["status"])
+    reader = Annotated[Key, Security(callers.require, scopes=["read"])]
+
+    @router.get("/status", operation_id="get_status", responses=responses())
+    def get_status(_: reader) -> StatusAnswer:
+        """Return how many records there are, what runs, what has failed, and whether the stores answer."""
+        return answers.status(backend, observer.seen)
+
+    @router.get("/health", operation_id="get_health")
+    def get_health() -> Health:
+        """Say that the process answers; it looks at no store, and needs no key."""
+        return Health()
+
+    return router
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """Return the description of `app`, made once, with the bodies, of which FastAPI knows nothing."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            tags=app.openapi_tags,
+        )
+        _, own = models_json_schema(
+            [(Problem, "serialization"), (SearchRequest, "validation"), (IngestRequest, "validation")],
+            ref_template="#/components/schemas/{model}",
+        )
+        schema["components"]["schemas"] |= own["$defs"]
+        app.openapi_schema = schema
+    return app.openapi_schema

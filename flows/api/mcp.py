@@ -1,0 +1,137 @@
+"""The same for assistants, over the Model Context Protocol: search, look at a record, see how things are."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Annotated, TypeVar
+from uuid import UUID
+
+from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.transport_security import TransportSecuritySettings
+from mcp.types import ToolAnnotations
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from flows.api import answers
+from flows.api.answers import RecordAnswer, SearchAnswer, StatusAnswer
+from flows.api.asked import SearchRequest, Where, Words
+from flows.api.callers import Callers, require_scope
+from flows.api.problems import TOLD, refusal_of, response_of
+from flows.backend import Backend
+from flows.observe import Observation, Observer, observe
+from flows.search import Find
+
+PATH = "/mcp"
+INSTRUCTIONS = (
+    "Sightline holds pictures and texts. `search` finds them by what a text describes, `get` shows one "
+    "record whole, `status` tells how many there are and whether everything works."
+)
+LOOKS = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class McpApp:
+    """MCP over Streamable HTTP: a route for the application, and what has to be open while it serves.
+
+    Args:
+        route: to be appended to the application's routes, not mounted: clients do not follow the redirect
+            from `/mcp` to `/mcp/` that a mount answers with.
+        at_work: entered once, in the application's lifespan.
+    """
+
+    route: Route
+    server: MCPServer
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        async with self.server.session_manager.run():
+            yield
+
+
+def mcp_app(backend: Backend, observer: Observer) -> McpApp:
+    """Return the server for assistants elsewhere: it asks for a key with the scope `read`."""
+    server = mcp_server(backend, lambda: observer.seen)
+    # whoever has no key gets nothing here, so that a page that a browser was lured to cannot ask either
+    no_check = TransportSecuritySettings(enable_dns_rebinding_protection=False)
+    app = server.streamable_http_app(
+        streamable_http_path=PATH, stateless_http=True, json_response=True, transport_security=no_check
+    )
+    return McpApp(Route(PATH, endpoint=_WithKey(app, Callers(backend))), server)
+
+
+def serve_on_stdio(backend: Backend) -> None:
+    """Serve one assistant on this machine, on standard input and output, until it closes them."""
+    mcp_server(backend, lambda: observe(backend)).run("stdio")
+
+
+def mcp_server(backend: Backend, look: Callable[[], Observation]) -> MCPServer:
+    """Return the server with its three tools, none of which changes anything.
+
+    Args:
+        look: returns what `status` tells.
+    """
+    server: MCPServer = MCPServer(
+        "sightline",
+        title="Sightline",
+        version=version("sightline"),
+        instructions=INSTRUCTIONS,
+        log_level="WARNING",
+        subscriptions=False,
+    )
+
+    @server.tool(annotations=LOOKS)
+    def search(
+        text: Annotated[Words, Field(description="What to look for, in words.")],
+        find: Annotated[
+            Find, Field(description="Whether pictures are compared with it, or texts.")
+        ] = "images",
+        limit: Annotated[int, Field(ge=1, le=100)] = 10,
+        min_score: Annotated[float | None, Field(ge=-1, le=1)] = None,
+        where: Where | None = None,
+    ) -> SearchAnswer:
+        """Find the records that are closest to a text, best first."""
+        asked = {"text": text, "find": find, "limit": limit, "min_score": min_score, "where": where or {}}
+        return _told(lambda: answers.found(backend, SearchRequest.model_validate(asked)))
+
+    @server.tool(annotations=LOOKS)
+    def get(id: Annotated[UUID, Field(description="As a hit has it.")]) -> RecordAnswer:
+        """Show one record: all its texts, its metadata, what is known of its picture."""
+        return _told(lambda: answers.record(backend, id))
+
+    @server.tool(annotations=LOOKS)
+    def status() -> StatusAnswer:
+        """Tell how many records there are, what runs, what has failed, and whether the stores answer."""
+        return _told(lambda: answers.status(backend, look()))
+
+    return server
+
+
+def _told(work: Callable[[], Answer]) -> Answer:
+    try:
+        return work()
+    except TOLD as error:
+        raise ToolError(refusal_of(error).detail) from error
+
+
+class _WithKey:
+    """Lets those through whose key has the scope `read`."""
+
+    def __init__(self, app: ASGIApp, callers: Callers) -> None:
+        self._app, self._callers = app, callers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stated = Headers(scope=scope).get("authorization", "")
+        scheme, _, key = stated.partition(" ")
+        given = key.strip() if scheme.lower() == "bearer" else None
+        try:
+            require_scope(await run_in_threadpool(self._callers.known, given), "read")
+        except TOLD as error:
+            await response_of(refusal_of(error))(scope, receive, send)
+            return
+        await self._app(scope, receive, send)

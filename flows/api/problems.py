@@ -1,0 +1,219 @@
+"""What a caller is told when something cannot be done: problem details, as RFC 9457 has them."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from math import ceil
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from qdrant_client.http.exceptions import UnexpectedResponse
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from embedding.encoder import ModelUnavailable
+from embedding.images import BadImage
+from flows.backend import AWAY
+from flows.errors import explain
+from flows.models import OtherModel
+from storage.index import ModelMismatch, NoCollection
+from storage.requests import KeyReused
+
+MEDIA_TYPE = "application/problem+json"
+SCHEMA = "#/components/schemas/Problem"
+RETRY_AWAY_S = 10
+"""A store that is away is asked again for longer than that, and starts anew where it is our own."""
+
+RETRY_MODEL_S = 60
+OWN_TYPE = "urn:problem-type:sightline:"
+NOT_READY = (ModelUnavailable, ModelMismatch, OtherModel)
+log = logging.getLogger(__name__)
+
+
+class Flaw(BaseModel):
+    """One thing that is wrong with a request."""
+
+    where: str = Field(description="The field, as a path from the request's outside in.")
+    why: str
+
+
+class Problem(BaseModel):
+    """Why a request was not carried out (RFC 9457)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "about:blank",
+                    "title": "Unprocessable Content",
+                    "status": 422,
+                    "detail": "2 fields cannot be used; errors lists them",
+                    "errors": [{"where": "body.limit", "why": "Input should be less than or equal to 1000"}],
+                }
+            ]
+        }
+    )
+
+    type: str = Field(description="about:blank, or what tells this problem from others with its status.")
+    title: str
+    status: int = Field(ge=400, le=599)
+    detail: str = Field(description="What is wrong and what helps, in a sentence.")
+    errors: list[Flaw] | None = None
+
+
+class Refusal(Exception):
+    """A request is not carried out; the caller is told why.
+
+    Args:
+        kind: what tells this problem from others with its status.
+        retry_after_s: when another try may do better.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        kind: str | None = None,
+        errors: Sequence[Flaw] = (),
+        headers: Mapping[str, str] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.kind = status, detail, kind
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+        if retry_after_s is not None:
+            self.headers["Retry-After"] = str(ceil(retry_after_s))
+
+
+def flaws(errors: Sequence[Any], *within: str) -> tuple[Flaw, ...]:
+    """Return what pydantic found as flaws; their values are not repeated.
+
+    Args:
+        within: the part of the request that was looked at.
+    """
+    return tuple(
+        Flaw(where=".".join(map(str, (*within, *error["loc"]))), why=printable(error["msg"]))
+        for error in errors
+    )
+
+
+def unfit(found: Sequence[Flaw]) -> Refusal:
+    """Return the refusal of a request with these flaws."""
+    many = f"{len(found)} fields cannot be used" if len(found) > 1 else "a field cannot be used"
+    detail = f"{found[0].where}: {found[0].why}" if len(found) == 1 else f"{many}; errors lists them"
+    return Refusal(422, detail, errors=found)
+
+
+def printable(text: str) -> str:
+    """Return `text` as every JSON parser takes it: without halves of characters."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """Return what a caller is told of `error`, one of `TOLD`."""
+    match error:
+        case Refusal():
+            return error
+        case RequestValidationError():
+            return unfit(flaws(error.errors()))
+        case HTTPException():
+            return Refusal(error.status_code, printable(str(error.detail)), headers=error.headers)
+        case NoCollection():
+            return Refusal(409, str(error), kind="nothing-ingested")
+        case KeyReused():
+            # the IETF's draft on the header says 422; 409 is for a first request that still goes on, and
+            # whoever repeats such a one gets its receipt
+            return Refusal(422, str(error), kind="idempotency-key-reused")
+        case BadImage():
+            return Refusal(422, str(error), kind=error.reason.replace("_", "-"))
+        case UnexpectedResponse(status_code=400):
+            return Refusal(422, explain(error))
+        case ClientDisconnect():
+            return Refusal(400, "the connection ended before the request did")
+        case NoConnectionFree():
+            return Refusal(503, "too many requests wait for Postgres; try again", retry_after_s=RETRY_AWAY_S)
+    after_s = RETRY_MODEL_S if isinstance(error, NOT_READY) else RETRY_AWAY_S
+    return Refusal(503, explain(error), retry_after_s=after_s)
+
+
+TOLD: tuple[type[Exception], ...] = (
+    Refusal,
+    RequestValidationError,
+    HTTPException,
+    NoCollection,
+    KeyReused,
+    BadImage,
+    UnexpectedResponse,
+    ClientDisconnect,
+    NoConnectionFree,
+    *NOT_READY,
+    *AWAY,
+)
+"""What a caller is told of; everything else is a bug."""
+
+
+def response_of(refusal: Refusal) -> Response:
+    """Return the answer that says why."""
+    problem = Problem(
+        type="about:blank" if refusal.kind is None else OWN_TYPE + refusal.kind,
+        title=HTTPStatus(refusal.status).phrase,
+        status=refusal.status,
+        detail=refusal.detail,
+        errors=list(refusal.errors) or None,
+    )
+    content = problem.model_dump_json(exclude_none=True)
+    return Response(content, refusal.status, refusal.headers, MEDIA_TYPE)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Have every error leave `app` as a problem."""
+
+    def tell(_: Request, error: Exception) -> Response:
+        return response_of(refusal_of(error))
+
+    def own_up(request: Request, _: Exception) -> Response:
+        # Starlette raises it again once this is sent, so that the server's log has the traceback
+        log.error("%s %s failed by a bug", request.method, request.url.path)
+        return response_of(Refusal(500, "an error on our side; the server's log has it"))
+
+    for kind in TOLD:
+        app.add_exception_handler(kind, tell)
+    app.add_exception_handler(Exception, own_up)
+
+
+MEANINGS = {
+    400: "The request cannot be read.",
+    401: "No key, or one that is unknown, revoked or expired.",
+    403: "The key lacks the scope.",
+    404: "There is none.",
+    409: "Nothing has been ingested yet.",
+    413: "The request is larger than the server takes.",
+    415: "The body is of a type that is not taken.",
+    422: "The request can be read, and its content cannot be used.",
+    429: "The key has made too many requests; Retry-After says when the next may come.",
+    503: "A store or the model is away; the detail says what helps, Retry-After when to try again.",
+}
+ALWAYS = (401, 403, 429, 503)
+WITH_RETRY = (429, 503)
+
+
+def responses(*more: int) -> dict[int | str, dict[str, Any]]:
+    """Return how the description lists the problems of an operation: those of all, and `more`."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for status in sorted({*ALWAYS, *more}):
+        found[status] = {
+            "description": MEANINGS[status],
+            "content": {MEDIA_TYPE: {"schema": {"$ref": SCHEMA}}},
+        }
+        if status in WITH_RETRY:
+            seconds = {"schema": {"type": "integer"}, "description": "Seconds to wait."}
+            found[status]["headers"] = {"Retry-After": seconds}
+        if status == 401:
+            asked = {"schema": {"type": "string"}, "description": "Bearer"}
+            found[status]["headers"] = {"WWW-Authenticate": asked}
+    return found

@@ -1,0 +1,205 @@
+"""The queue at work: what was accepted is carried out, in the order it came in, by one process at a time.
+
+Requests about one source never overtake each other. One that has to wait, for another run that writes its
+source or for a store that is away, waits in the queue; others go on.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Event, Thread
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from embedding.encoder import ModelUnavailable
+from embedding.workers import WorkersFailed
+from flows.api.asked import DeleteRequest, IngestRequest, as_typed
+from flows.backend import AWAY, Backend
+from flows.deletes import NoSuchItem, delete_items
+from flows.errors import explain
+from flows.intake import Request, ingest_source
+from flows.models import OtherModel
+from flows.report import COUNTS
+from flows.retries import persist
+from flows.settings import BadSettings
+from storage import requests, runs
+from storage.catalog import Selection
+from storage.index import ModelMismatch
+from storage.locks import Busy, flow_lock
+from storage.requests import Taken, Waiting
+from storage.runs import RunClosed
+
+POLL_S = 0.5
+LATER_S = 5.0
+"""How long to leave what has to wait."""
+
+STOP_S = 30
+MOST_ATTEMPTS = 5
+"""A request that ends whoever carries it out is not begun more often."""
+
+TO_WAIT_FOR = (
+    *(Busy, RunClosed, *AWAY),
+    *(ModelUnavailable, ModelMismatch, OtherModel, BadSettings, WorkersFailed),
+)
+"""What is wrong with the surroundings, not with the request."""
+
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a request has done."""
+
+    counts: Mapping[str, Any]
+    rejects: Sequence[Mapping[str, Any]] = ()
+    run_id: UUID | None = None
+
+
+@dataclass(slots=True)
+class Blocked:
+    """What has to wait, because something earlier does."""
+
+    sources: set[str] = field(default_factory=set)
+    all: bool = False
+
+    def has(self, waiting: Waiting) -> bool:
+        return self.all or waiting.source in self.sources or (waiting.source is None and bool(self.sources))
+
+    def add(self, waiting: Waiting) -> None:
+        if waiting.source is None:
+            self.all = True
+        else:
+            self.sources.add(waiting.source)
+
+
+@contextmanager
+def queue_at_work(backend: Backend) -> Iterator[None]:
+    """Carry out what is accepted for as long as this is open; what is left, the next process takes up.
+
+    At the end it waits a while for the request at hand. One that takes longer is begun again later, as
+    after a crash.
+    """
+    ended = Event()
+    thread = Thread(target=_keep_draining, args=(backend, ended), name="queue", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(STOP_S)
+        if thread.is_alive():
+            log.warning("a request is still being carried out; it is begun again at the next start")
+
+
+def _keep_draining(backend: Backend, ended: Event) -> None:
+    pause_s = 0.0
+    while not ended.wait(pause_s):
+        try:
+            pause_s = LATER_S if drain(backend, ended) else POLL_S
+        except (Busy, *AWAY) as error:
+            log.debug("the queue waits: %s", error)
+            pause_s = LATER_S
+        except Exception:
+            log.exception("the queue waits: a bug")  # a thread that ends here would be missed by nobody
+            pause_s = LATER_S
+
+
+def drain(backend: Backend, ended: Event | None = None) -> int:
+    """Carry out what waits, until nothing is left that can be; return how many requests have to wait.
+
+    Args:
+        ended: once it is set, no further request is begun.
+
+    Raises:
+        Busy: another process is at it.
+        AWAY: a store does not answer.
+    """
+    with backend.sessions() as sessions, sessions() as session:
+        if not requests.pending(session):
+            return 0
+    with backend.stores() as stores, flow_lock(stores.engine, "queue") as lock:
+        while True:
+            with stores.sessions() as session:
+                found = requests.pending(session)
+            blocked, left = Blocked(), 0
+            for waiting in found:
+                if ended is not None and ended.is_set():
+                    return len(found)
+                lock.keep()
+                if blocked.has(waiting) or not _carry_out(backend, waiting):
+                    blocked.add(waiting)
+                    left += 1
+            if left == len(found):
+                return left
+
+
+def _carry_out(backend: Backend, waiting: Waiting) -> bool:
+    """Begin a request; return whether it has ended, one way or the other."""
+    taken = _in_transaction(backend, partial(requests.take, id=waiting.id))
+    if taken is None:
+        return True
+    if taken.attempts > MOST_ATTEMPTS:
+        why = f"it was begun {MOST_ATTEMPTS} times, and each time the process ended; see the server's log"
+        _in_transaction(backend, partial(requests.fail, id=taken.id, problem=why))
+        return True
+    try:
+        done = _ingest(backend, taken) if taken.kind == "ingest" else _delete(backend, taken)
+    except TO_WAIT_FOR as error:
+        _in_transaction(backend, partial(requests.put_back, taken=taken, problem=explain(error)))
+        return False
+    except NoSuchItem as error:
+        _in_transaction(backend, partial(requests.fail, id=taken.id, problem=str(error)))
+        return True
+    except Exception as error:
+        log.exception("request %s failed by a bug", taken.id)  # and the queue must go on
+        return _after_a_bug(backend, taken, error)
+    finish = partial(requests.finish, counts=done.counts, rejects=done.rejects, run_id=done.run_id)
+    _in_transaction(backend, partial(finish, id=taken.id))
+    return True
+
+
+def _after_a_bug(backend: Backend, taken: Taken, error: Exception) -> bool:
+    why = explain(error)
+    if taken.attempts >= MOST_ATTEMPTS:
+        _in_transaction(backend, partial(requests.fail, id=taken.id, problem=why))
+        return True
+    back = partial(requests.put_back, taken=taken, problem=why, is_its_fault=True)
+    _in_transaction(backend, back)
+    return False
+
+
+def _ingest(backend: Backend, taken: Taken) -> Done:
+    asked = IngestRequest.model_validate_json(taken.body)
+    rows = tuple(record.as_row() for record in asked.records)
+    # starting processes that decode takes longer than a thread needs for the pictures of one request
+    settings = backend.settings.model_copy(update={"decode_workers": 0})
+    with backend.writing() as deps:
+        report = ingest_source(deps, settings, Request(None, asked.source, revive=asked.revive, sent=rows))
+        with deps.sessions() as session:
+            rejects = runs.rejects_of(session, report.run)
+    return Done({name: getattr(report, name) for name in COUNTS}, rejects, report.run)
+
+
+def _delete(backend: Backend, taken: Taken) -> Done:
+    asked = DeleteRequest.model_validate_json(taken.body)
+    selection = Selection(tuple(asked.keys), asked.source, as_typed(asked.where))
+    settings = backend.settings
+    with backend.stores() as stores:
+        receipt = delete_items(stores, selection, settings.home / "receipts", for_s=settings.retry_for_s)
+    return Done(receipt.as_json())
+
+
+def _in_transaction(backend: Backend, write: Callable[[Session], Result]) -> Result:
+    """Return what `write` returns, once that is committed; while Postgres does not answer, try again."""
+    with backend.sessions() as sessions:
+
+        def attempt() -> Result:
+            with sessions.begin() as session:
+                return write(session)
+
+        return persist(attempt, for_s=backend.settings.retry_for_s)

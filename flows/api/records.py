@@ -1,0 +1,239 @@
+"""What the API does with records: show one, take some in, delete some; and the receipts of the latter two."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response, Security
+from pydantic import BaseModel, ValidationError
+
+from flows.api import answers
+from flows.api.answers import ReceiptAnswer, RecordAnswer, receipt_answer
+from flows.api.asked import MOST_KEYS, DeleteRequest, IngestRequest
+from flows.api.bodies import described, read_json
+from flows.api.callers import Callers, require_scope
+from flows.api.problems import Flaw, Refusal, flaws, responses, unfit
+from flows.backend import Backend
+from flows.rows import kept_picture
+from storage import catalog, requests
+from storage.keys import Key
+from storage.requests import Kind
+
+MEDIA_TYPES = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+    "TIFF": "image/tiff",
+    "AVIF": "image/avif",
+}
+SAFELY = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Content-Disposition": "inline",
+    "Cache-Control": "private, no-cache",
+}
+"""The bytes are a stranger's: a browser shows them as a picture and as nothing else."""
+
+MAX_IDEMPOTENCY_CHARS = 255
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=MAX_IDEMPOTENCY_CHARS,
+        pattern="^[\\x21-\\x7e]+$",
+        description=(
+            "Names the request, so that it can be sent again without being carried out again: the same key "
+            "of the same caller gets the same receipt for as long as receipts are kept."
+        ),
+        examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
+    ),
+]
+LOCATION = {"Location": {"schema": {"type": "string"}, "description": "Where the receipt is."}}
+RECEIPT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": ReceiptAnswer,
+        "description": "A request that was sent before, and has ended.",
+        "headers": LOCATION,
+    },
+    202: {"description": "The receipt of a request that is carried out in its turn.", "headers": LOCATION},
+}
+
+
+def record_routes(backend: Backend, callers: Callers) -> APIRouter:
+    """Return the operations on records and receipts."""
+    router = APIRouter(tags=["records"])
+    reader = Annotated[Key, Security(callers.require, scopes=["read"])]
+    writer = Annotated[Key, Security(callers.require, scopes=["write"])]
+
+    @router.get("/records/{id}", operation_id="get_record", responses=responses(404, 422))
+    def get_record(_: reader, id: UUID) -> RecordAnswer:
+        """Return a record: its texts, its metadata, its picture, and whether searches find it."""
+        return answers.record(backend, id)
+
+    @router.get(
+        "/records/{id}/picture",
+        operation_id="get_picture",
+        response_class=Response,
+        responses=responses(404, 422) | described_picture(),
+    )
+    def get_picture(_: reader, id: UUID, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+        """Return the bytes of a record's picture, as they came in."""
+        return _picture(backend, id, if_none_match)
+
+    async def sent(request: Request) -> IngestRequest:
+        return await read_json(request, IngestRequest)
+
+    @router.post(
+        "/records",
+        operation_id="send_records",
+        status_code=202,
+        responses=RECEIPT | responses(400, 413, 415, 422),
+        openapi_extra=described(IngestRequest),
+    )
+    def send_records(
+        request: Request,
+        response: Response,
+        caller: writer,
+        asked: Annotated[IngestRequest, Depends(sent)],
+        idempotency_key: IdempotencyKey = None,
+    ) -> ReceiptAnswer:
+        """Take records in, or replace those with the same keys.
+
+        What is accepted is on disk before the answer, survives a crash, and is carried out in its turn; the
+        receipt says when it has been, and what could not be taken in. Sending a record again as it is
+        changes nothing, with or without an idempotency key.
+        """
+        _require_takeable(backend, asked)
+        accept = _acceptor(backend, request, response, caller, idempotency_key)
+        return accept("ingest", asked.source, asked)
+
+    @router.delete(
+        "/records", operation_id="delete_records", status_code=202, responses=RECEIPT | responses(422)
+    )
+    def delete_records(
+        request: Request,
+        response: Response,
+        caller: writer,
+        key: Annotated[list[str], Query(max_length=MOST_KEYS, description="May be repeated.")] = [],  # noqa: B006
+        source: Annotated[str | None, Query(description="Alone, all of it goes: that needs `admin`.")] = None,
+        where: Annotated[list[str], Query(description="Metadata, as K=V; may be repeated.")] = [],  # noqa: B006
+        idempotency_key: IdempotencyKey = None,
+    ) -> ReceiptAnswer:
+        """Delete records for good, in their turn: points, pictures, texts.
+
+        All that is given must hold. They stay deleted when they are sent again, until that says `revive`.
+        """
+        asked = _deletion(key, source, where)
+        if asked.is_whole_source:
+            require_scope(caller, "admin")
+        accept = _acceptor(backend, request, response, caller, idempotency_key)
+        return accept("delete", asked.source, asked)
+
+    @router.get("/receipts/{id}", operation_id="get_receipt", responses=responses(404, 422))
+    def get_receipt(_: writer, id: UUID) -> ReceiptAnswer:
+        """Return what became of a request: queued, running, done or failed, with counts and rejects."""
+        with backend.sessions() as sessions, sessions() as session:
+            found = requests.receipt(session, id)
+        if found is None:
+            raise Refusal(404, f"there is no receipt {id}; receipts are kept for some days")
+        return receipt_answer(found)
+
+    return router
+
+
+def _require_takeable(backend: Backend, asked: IngestRequest) -> None:
+    """Refuse what could never be carried out as it is meant.
+
+    Raises:
+        Refusal: 413 or 422.
+    """
+    settings = backend.settings
+    if len(asked.records) > settings.api.max_records:
+        raise Refusal(
+            413, f"{len(asked.records):,} records in one request; send at most {settings.api.max_records:,}"
+        )
+    if not settings.keep_pictures and any(one.image_base64 is not None for one in asked.records):
+        why = "pictures are not kept here (SIGHTLINE_KEEP_PICTURES); give the URL of each as image"
+        raise unfit([Flaw(where="body.records", why=why)])
+
+
+def _deletion(keys: list[str], source: str | None, where: list[str]) -> DeleteRequest:
+    pairs = {}
+    for one in where:
+        name, equals, value = one.partition("=")
+        if not equals or not name:
+            raise unfit([Flaw(where="query.where", why="write K=V, such as kind=fruit")])
+        pairs[name] = value
+    try:
+        return DeleteRequest.model_validate({"keys": keys, "source": source, "where": pairs})
+    except ValidationError as error:
+        raise unfit(flaws(error.errors(), "query")) from error
+
+
+Accept = Callable[[Kind, str | None, BaseModel], ReceiptAnswer]
+
+
+def _acceptor(
+    backend: Backend, request: Request, response: Response, caller: Key, idempotency_key: str | None
+) -> Accept:
+    """Return what puts a request into the queue, and says in `response` where its receipt is."""
+
+    def accept(kind: Kind, source: str | None, asked: BaseModel) -> ReceiptAnswer:
+        body = asked.model_dump_json().encode()
+        with backend.sessions() as sessions, sessions.begin() as session:
+            receipt, _ = requests.accept(
+                session,
+                caller.id,
+                kind,
+                source=source,
+                body=body,
+                fingerprint=hashlib.sha256(kind.encode() + b"\n" + body).hexdigest(),
+                idempotency_key=idempotency_key,
+            )
+        response.status_code = 200 if receipt.ended else 202
+        response.headers["Location"] = f"{request.scope.get('root_path', '')}/receipts/{receipt.id}"
+        return receipt_answer(receipt)
+
+    return accept
+
+
+def _picture(backend: Backend, id: UUID, known: str | None) -> Response:
+    """Return the bytes of a picture, or that the caller has them.
+
+    Raises:
+        Refusal: 404, there is no such record, or no picture of it; 503, it cannot be read now.
+    """
+    with backend.stores() as stores:
+        with stores.sessions() as session:
+            item, _ = answers.living(catalog.items_with_digests(session, [id]), id)
+        if item.picture is None:
+            raise Refusal(404, f"record {id} has no picture")
+        headers = SAFELY | {"ETag": f'"{item.picture.sha256}"'}
+        if known is not None and headers["ETag"] in known:
+            return Response(status_code=304, headers=headers)
+        try:
+            data = kept_picture(stores, item.picture.sha256, item.picture.uri, backend.settings.limits)
+        except OSError as error:
+            why = f"pictures cannot be read now ({error.strerror or error}); see SIGHTLINE_PICTURES_URL"
+            raise Refusal(503, why, retry_after_s=10) from error
+    if data is None:
+        raise Refusal(404, f"the picture of record {id} is gone; see: sightline reconcile")
+    return Response(data, headers=headers, media_type=MEDIA_TYPES[item.picture.format])
+
+
+def described_picture() -> dict[int | str, dict[str, Any]]:
+    """Return how the description tells of a picture."""
+    picture = {"schema": {"type": "string", "format": "binary"}}
+    etag = {"ETag": {"schema": {"type": "string"}, "description": "The SHA-256 of the bytes."}}
+    return {
+        200: {
+            "description": "The picture.",
+            "content": dict.fromkeys(MEDIA_TYPES.values(), picture),
+            "headers": etag,
+        },
+        304: {"description": "The caller has it, as If-None-Match says.", "headers": etag},
+    }
