@@ -42,7 +42,7 @@ class Backend:
         self._engine: Engine | None = None
         self._vectors: QdrantClient | None = None
         self._models = Models(settings)
-        self._blobs = open_blobs(settings)
+        self.blobs = open_blobs(settings)
 
     @contextmanager
     def sessions(self) -> Iterator[sessionmaker[Session]]:
@@ -82,7 +82,7 @@ class Backend:
             keep_freed_memory()
             wait_briefly()
             encoder = self._models.of(collection)
-            yield Searching(self._catalog(), sessions, vectors, self._blobs, encoder, self._models)
+            yield Searching(self._catalog(), sessions, vectors, self.blobs, encoder, self._models)
 
     def close(self) -> None:
         """Close what is open; the servers of the home go on."""

@@ -8,7 +8,7 @@ from nicegui import ui
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from flows.backend import Backend
-from flows.console import overview
+from flows.console import overview, record, search
 from flows.console.access import COOKIE, Guard, Sessions, add_login, refuse_open
 from flows.console.desk import Desk
 from flows.observe import Observer
@@ -57,7 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
             return gone
 
     desk = Desk(backend, observer, protected=sessions is not None)
-    for page in (overview,):
+    for page in (overview, search, record):
         page.add_page(desk)
     ui.run_with(app, title="Sightline", favicon=ICON, dark=None, language="en-US", show_welcome_message=False)
     app.add_middleware(Guard, console=console, sessions=sessions)
