@@ -37,8 +37,8 @@ def card(one: Found, best: float, similar: str, more_like: Callable[[], Any]) ->
             share = max(0.0, one.hit.score / best) if best > 0 else 0.0
             ui.element("div").style(f"width: {min(1.0, share):.1%}")
         with ui.element("div").classes("sl-card-facts"):
-            with ui.element("div").classes("sl-row no-wrap justify-between"):
-                ui.label(item.key).classes("sl-card-key").tooltip(item.key)
+            with ui.element("div").classes("sl-card-head"):
+                ui.label(item.key).classes("sl-card-key")
                 ui.label(f"{one.hit.score:.3f}").classes("sl-card-score").tooltip("the cosine, at most 1")
             if item.picture is not None and one.text:
                 ui.label(one.text).classes("sl-card-text").props("dir=auto")
@@ -48,12 +48,10 @@ def card(one: Found, best: float, similar: str, more_like: Callable[[], Any]) ->
             link.on("click", more_like, js_handler=PLAIN_CLICK)
 
 
-def picture(source: str, says: str, *, side: str = "") -> None:
+def picture(source: str, says: str) -> None:
     """Show a picture of ours, loaded once it comes into view; `says` is what it shows."""
     shown = ui.element("img").props("loading=lazy decoding=async")
     shown.props["src"], shown.props["alt"] = source, says
-    if side:
-        shown.style(f"max-height: {side}")
 
 
 def example(source: str | None, says: str, leave_out: Callable[[], Any]) -> None:

@@ -18,7 +18,7 @@ from flows.console.cards import picture
 from flows.console.desk import Desk
 from flows.console.frame import frame
 from flows.console.parts import Row, note, problem, table
-from flows.console.words import ago
+from flows.console.words import ago, many
 from storage import duplicates, registry
 from storage.details import Details, details
 from storage.duplicates import Copy
@@ -78,7 +78,7 @@ def show(id: UUID, seen: Seen, now: datetime) -> None:
     if found is None:
         problem(f"There is no record {id}, and there never was one here.")
         return
-    ui.label(found.key).props("role=heading aria-level=1 dir=auto").style("overflow-wrap: anywhere")
+    ui.label(found.key).props("role=heading aria-level=1 dir=auto").classes("sl-title")
     if found.item is None:
         why = "somebody asked for it" if found.deletion == "asked" else "its source no longer had it"
         note(f"This record of {found.source} was deleted {ago(found.deleted, now)}, because {why}.")
@@ -92,13 +92,15 @@ def show(id: UUID, seen: Seen, now: datetime) -> None:
             ui.link("Texts like this", Asked(like=id, find="texts").address)
             ui.link("Pictures like this", Asked(like=id).address)
     with ui.element("div").classes("sl-two"):
-        if item.picture is not None:
-            with ui.element("div").classes("sl-sheet sl-picture"):
-                picture(f"/pictures/{id}?v={item.picture.sha256[:12]}", item.short_text or item.key)
-        _texts(item)
-        _facts(id, found, item, seen.collection, now)
-        if item.metadata:
-            _metadata(item.metadata)
+        with ui.element("div").classes("sl-column"):
+            if item.picture is not None:
+                with ui.element("div").classes("sl-sheet sl-picture"):
+                    picture(f"/pictures/{id}?v={item.picture.sha256[:12]}", item.short_text or item.key)
+            _texts(item)
+        with ui.element("div").classes("sl-column"):
+            _facts(id, found, item, seen.collection, now)
+            if item.metadata:
+                _metadata(item.metadata)
     if item.picture is not None:
         _copies(seen.copies, item.picture.sha256)
 
@@ -120,8 +122,15 @@ def _texts(item: Item) -> None:
         if not item.texts:
             ui.label("It has none.").classes("sl-faint")
             return
-        rows = [[one.text, one.lang or "–", "yes" if one.embedded else "no"] for one in item.texts]
-        table(("text", "language", "searched"), rows)
+        searched, others = (
+            [[one.text, one.lang or "–"] for one in item.texts if one.embedded is embedded]
+            for embedded in (True, False)
+        )
+        if searched:
+            table(("searched", "language"), searched)
+        if others:
+            with ui.expansion(f"{many(len(others), 'text')} kept, in languages that are not searched"):
+                table(("text", "language"), others)
 
 
 def _facts(id: UUID, found: Details, item: Item, collection: str | None, now: datetime) -> None:

@@ -78,7 +78,7 @@ class SearchPage:
             .props("role=search")
             .on("submit.prevent", lambda: self._search())
         ):
-            with ui.element("div").classes("sl-row no-wrap"):
+            with ui.element("div").classes("sl-form"):
                 self._box = ui.input(placeholder="What are you looking for?").classes("grow")
                 self._box.props(f"for=sl-query outlined dense autofocus maxlength={LONGEST_TEXT}")
                 self._box.props('type=search enterkeyhint=search aria-label="Words to search for"')
@@ -99,12 +99,14 @@ class SearchPage:
                 self._find.props('unelevated dense padding="4px 12px" aria-label="What to find"')
                 self._filters = ui.select(
                     [],
-                    label="Only where",
+                    label="Only where, such as source=shop",
                     multiple=True,
                     new_value_mode="add-unique",
                     on_change=self._changed,
                 )
-                self._filters.classes("grow").props('use-chips outlined dense hint="field=value, then Enter"')
+                self._filters.classes("grow").props("use-chips outlined dense").style(
+                    "min-width: min(100%, 16rem)"
+                )
                 self._least = ui.number(
                     label="Least score", min=-1, max=1, step=0.05, on_change=self._changed
                 )
@@ -263,7 +265,7 @@ class SearchPage:
         self._examples.clear()
         with self._examples:
             if asked.picture is not None:
-                picture = f"/search/pictures/{asked.picture}"
+                picture = f"/search/pictures/{asked.picture}" if asked.picture in self._uploads else None
                 example(picture, "your picture", lambda: self._search(picture=None))
             if asked.like is not None:
                 shown = "a record" if like is None else (like.key if like.picture else like.short_text)

@@ -59,6 +59,11 @@ class Uploads:
             self._touch(token, data)
             return data
 
+    def __contains__(self, token: str) -> bool:
+        with self._turn:
+            self._forget_old()
+            return token in self._kept
+
     def _touch(self, token: str, data: bytes) -> None:
         self._kept[token] = monotonic(), data
         self._kept.move_to_end(token)
