@@ -38,10 +38,9 @@ def card(one: Found, best: float, similar: str, more_like: Callable[[], Any]) ->
             ui.element("div").style(f"width: {min(1.0, share):.1%}")
         with ui.element("div").classes("sl-card-facts"):
             with ui.element("div").classes("sl-card-head"):
-                ui.label(item.key).classes("sl-card-key")
+                ui.label(one.text if item.picture else "").classes("sl-card-text").props("dir=auto")
                 ui.label(f"{one.hit.score:.3f}").classes("sl-card-score").tooltip("the cosine, at most 1")
-            if item.picture is not None and one.text:
-                ui.label(one.text).classes("sl-card-text").props("dir=auto")
+            ui.label(item.key).classes("sl-card-key").props("dir=auto")
             ui.label(_which(one)).classes("sl-faint")
             link = ui.link("More like this", similar)
             link.props["aria-label"] = f"More like {item.key}"

@@ -134,7 +134,7 @@ def _texts(item: Item) -> None:
 
 
 def _facts(id: UUID, found: Details, item: Item, collection: str | None, now: datetime) -> None:
-    with ui.element("section").classes("sl-sheet"):
+    with ui.element("section").classes("sl-sheet sl-wrapping"):
         _heading("Record")
         rows = [
             ["source", item.source],
