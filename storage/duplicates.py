@@ -97,9 +97,8 @@ def near(session: Session, sha256: str, *, bits: int, least_bits: int, limit: in
     if own is not None and (own + SIGN).bit_count() >= least_bits:
         differing = func.bit_count(cast(PerceptualHashRow.phash.op("#")(own), BIT(64)))
         alike = select(PerceptualHashRow.sha256, differing).where(differing <= bits)
-        shas |= dict(
-            session.execute(alike.order_by(differing, PerceptualHashRow.sha256).limit(limit)).tuples()
-        )
+        nearest = alike.order_by(differing, PerceptualHashRow.sha256).limit(limit)
+        shas |= dict(session.execute(nearest).tuples().all())
     found = sorted(_copies(session, list(shas)), key=lambda copy: shas[copy.sha256])
     return None if own is None and len(found) == 1 else found[:limit]
 

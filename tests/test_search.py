@@ -83,12 +83,16 @@ def test_more_like_a_record_finds_others_by_what_it_has_in_the_space_that_is_sea
     shop: Deps, settings: Settings, tmp_path: Path
 ):
     ingest_source(shop, settings, Request(a_manifest(tmp_path / "n.jsonl", NOTES)))
-    rose, note = item_id("shop", "rose.png"), item_id("n", "note")
+    odd_folder = a_folder(tmp_path / "odd", {"odd.png": png("blue", (9, 9)), "odd.txt": "green"})
+    ingest_source(shop, settings, Request(odd_folder))
+    rose, note, odd = item_id("shop", "rose.png"), item_id("n", "note"), item_id("odd", "odd.png")
 
-    assert set(keys(shop, Query(like=rose))) == {"leaf.png", "sky.png"}
+    assert keys(shop, Query(like=odd, limit=1)) == ["sky.png"]
+    assert keys(shop, Query(like=odd, find="texts", limit=1)) == ["leaf.png"]
+    assert set(keys(shop, Query(like=rose))) == {"leaf.png", "sky.png", "odd.png"}
     assert keys(shop, Query(like=rose, find="texts", limit=1)) == ["note"]
     assert keys(shop, Query(like=note, limit=1)) == ["rose.png"]
-    assert keys(shop, Query(like=rose, text="blue", limit=1)) == ["sky.png"]
+    assert keys(shop, Query(like=rose, text="blue", where={"source": "shop"}, limit=1)) == ["sky.png"]
 
 
 def test_more_like_a_record_that_is_gone_says_so(shop: Deps):
