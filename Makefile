@@ -2,23 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCE ?=
-# Each worker has a Postgres and an index of its own.
-ON_ALL_CORES := -n auto --maxprocesses 4 --dist worksteal
+# Each worker has a Postgres and an index of its own, and one thread to compute in: more would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test lint types tests test-faults bench stress help
+.PHONY: demo test lint types tests test-all bench stress help
 
 help:
 	@echo "make demo                 fetch a captioned set of pictures, ingest it, search it"
 	@echo "make demo SOURCE=folder   the same with your own pictures"
 	@echo "make test                 linters, types, import rules and tests"
-	@echo "make test-faults          every fault, and far more moments (ten minutes)"
+	@echo "make test-all             the same, with every kill point and far more faults (half an hour or more)"
 	@echo "make bench                speed and memory, measured here: tables, and bench.json (three quarters of an hour)"
 	@echo "make stress               eight processes on one index, whose owner is killed (minutes)"
 
 demo: .venv/installed
 	@$(BIN)/sightline demo $(SOURCE)
 
-test: lint types tests
+# Checking types takes a core for a minute; the tests leave as much of one idle.
+test: lint
+	@$(MAKE) --no-print-directory --jobs=2 types tests
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
@@ -29,15 +31,16 @@ types: .venv/installed
 	$(BIN)/mypy
 
 tests: .venv/installed
-	$(BIN)/pytest $(ON_ALL_CORES)
+	$(PYTEST)
 
-test-faults: .venv/installed
-	$(BIN)/pytest $(ON_ALL_CORES) -m "" tests/faults
+test-all: .venv/installed lint types
+	$(PYTEST) -m ""
 
 bench: .venv/installed
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.index
 	$(BIN)/python -m tests.bench.reconcile
+	$(BIN)/python -m tests.bench.console
 
 stress: .venv/installed
 	$(BIN)/python -m tests.bench.stress

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from embedding.fingerprint import fingerprint_of
 from embedding.preparation import Features, Preparation
+from embedding.process import without_garbage
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -102,9 +104,11 @@ def load_encoder(name: str, *, device: str = "auto", folder: Path | None = None)
         ModelUnavailable: there is no such model here, no hub can be reached, or the model takes
             only texts or only pictures.
     """
-    import torch
-    from transformers.utils.logging import disable_progress_bar
+    with without_garbage():
+        import torch
+        from transformers.utils.logging import disable_progress_bar
 
+        import_module("sentence_transformers")  # by far the most of what is imported, whichever model it is
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of reading weights; the bars of downloads are others
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if name == "starter" and folder is None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from embedding.images import BadImage
 from embedding.preparation import Prepared, prepare
-from embedding.process import keep_freed_memory
+from embedding.process import keep_freed_memory, without_garbage
 
 Layout = list[tuple[str, str, tuple[int, ...], int]]
 """Arrays in shared memory: name, dtype, shape, and where each begins."""
@@ -30,7 +30,8 @@ def main(connection_fd: int, memory_fd: int, room: int) -> None:
     os.nice(BEHIND_THE_MODEL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this
     with Connection(connection_fd) as connection, mmap(memory_fd, room) as memory:
-        preparation = connection.recv()
+        with without_garbage():
+            preparation = connection.recv()  # may import the model's libraries
         connection.send(READY)
         while True:
             try:

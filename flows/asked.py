@@ -6,14 +6,11 @@ from uuid import UUID
 
 from flows import gate, rebuild
 from flows.deps import open_stores, with_model
-from flows.reconcile import damage_of
+from flows.reconcile import MAX_DELETE, damage_of
 from flows.reconcile import repair as mend
 from flows.retry import retry_rejects
 from flows.scheduled import Counts, StoresDiffer
 from flows.settings import Settings
-
-MAX_DELETE = 0.05
-"""The share of points that a repair may delete; for more, a person looks first and says so at a terminal."""
 
 
 class NotAllTried(RuntimeError):

@@ -20,8 +20,9 @@ from flows.deps import (
     open_index,
     postgres_named,
 )
-from flows.models import Models
+from flows.models import Load, Models, open_model
 from flows.search import Searching
+from flows.search_times import SearchTimes
 from flows.settings import Settings
 from storage import index
 from storage.embedded.account import PostgresUnavailable
@@ -35,13 +36,19 @@ AWAY = (StoreUnavailable, PostgresUnavailable, IndexUnavailable, OwnedElsewhere)
 class Backend:
     """The stores and models of one process that serves many; threads may share it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, load: Load = open_model) -> None:
+        """Open nothing yet.
+
+        Args:
+            load: opens a model by its name.
+        """
         self.settings = settings
+        self.search_times = SearchTimes()
         self._open = ExitStack()
         self._turn = Lock()
         self._engine: Engine | None = None
         self._vectors: QdrantClient | None = None
-        self._models = Models(settings)
+        self._models = Models(settings, load)
         self.blobs = open_blobs(settings)
 
     @contextmanager
@@ -82,7 +89,15 @@ class Backend:
             keep_freed_memory()
             wait_briefly()
             encoder = self._models.of(collection)
-            yield Searching(self._catalog(), sessions, vectors, self.blobs, encoder, self._models)
+            yield Searching(
+                self._catalog(),
+                sessions,
+                vectors,
+                self.blobs,
+                encoder,
+                self._models,
+                self.search_times.of,
+            )
 
     def close(self) -> None:
         """Close what is open; the servers of the home go on."""

@@ -22,7 +22,7 @@ from flows.deps import Stores
 from flows.ledger import Account, recorded
 from flows.retries import Held, held
 from storage import catalog, dump, index, registry
-from storage.blobs import PREFIXES, Blobs
+from storage.blobs import Blobs, copy_new
 from storage.dump import Dump
 from storage.locks import lone_lock
 
@@ -252,14 +252,8 @@ def _copy_pictures(stores: Stores, target: str, advance: Advance) -> None:
     """Copy the pictures that are not below `target` yet."""
     if stores.blobs is None:
         return
-    kept = Blobs(f"{target.rstrip('/')}/{PICTURES}")
-    for prefix in PREFIXES:
-        for sha256 in sorted(stores.blobs.names(prefix) - kept.names(prefix)):
-            try:
-                kept.put(sha256, stores.blobs.get(sha256))
-            except FileNotFoundError:
-                continue  # deleted meanwhile; what is missing in the end, the manifest counts
-            advance(1)
+    for _ in copy_new(stores.blobs, Blobs(f"{target.rstrip('/')}/{PICTURES}")):
+        advance(1)  # what is missing in the end, the manifest counts
 
 
 def pack_models(models: Path, names: Sequence[str], folder: Path) -> list[str]:

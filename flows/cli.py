@@ -348,6 +348,30 @@ def restore(ctx: click.Context, location: str, as_json: bool) -> None:
     ctx.exit(1 if restored.report.damage else 0)
 
 
+@main.command(short_help="Move the home's embedded stores into servers.")
+@click.option(
+    "--to-servers", is_flag=True, required=True, help="Into those of the settings; there is no other way."
+)
+@as_json_option
+@click.pass_context
+def move(ctx: click.Context, to_servers: bool, as_json: bool) -> None:  # noqa: ARG001
+    """Copy what the home's embedded stores hold into the servers of SIGHTLINE_DATABASE_URL and
+    SIGHTLINE_QDRANT__URL, which are empty, and compare them.
+
+    Nothing is embedded again, and the home stays as it is. A move that was interrupted goes on when it is
+    run again. Exit code 1 says that the stores differ, as they did in the home.
+    """
+    settings = load_settings()
+    from flows import tables
+    from flows.move import move_to_servers
+    from flows.progress import stages
+
+    with stages("move") as advance:
+        moved = move_to_servers(settings, advance=advance)
+    _print(moved.as_json(), as_json, lambda: tables.of_moved(moved))
+    ctx.exit(1 if moved.report.damage else 0)
+
+
 @main.command(short_help="Remove what nothing needs any more.")
 @click.option("--dry-run", is_flag=True, help="Count them, and remove nothing.")
 @max_delete_option
@@ -721,8 +745,9 @@ def demo(debug: bool, source: Path | None) -> None:
     show_default=True,
     help="Where our own Prefect server listens, on this machine alone.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Say what runs when as one line of JSON.")
 @click.pass_obj
-def serve(debug: bool, port: int) -> None:
+def serve(debug: bool, port: int, as_json: bool) -> None:
     """Run ingest, evaluate, reconcile, finetune, backup and purge on their schedules, until a signal.
 
     The schedules are settings, SIGHTLINE_SCHEDULES__INGEST and so on: crons in UTC, or off. None overlaps
@@ -732,9 +757,55 @@ def serve(debug: bool, port: int) -> None:
     settings = load_settings()
     prepare_prefect(settings.home, log_level="DEBUG" if debug else "INFO")
     from flows import tables
+    from flows.served import Served
     from flows.serving import serve as run_schedules
 
-    run_schedules(settings, port, lambda served: tables.show(tables.of_served(served)))
+    def tell(served: Served) -> None:
+        if as_json:
+            click.echo(json.dumps(served.as_json(), default=str))
+        else:
+            tables.show(tables.of_served(served))
+
+    run_schedules(settings, port, tell)
+
+
+@main.command(short_help="Run everything: the stores, the schedules, the console.")
+@click.option("--host", help="Where the console listens.  [default: SIGHTLINE_CONSOLE__HOST, 127.0.0.1]")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="And its port.  [default: SIGHTLINE_CONSOLE__PORT, 8080]"
+)
+@click.option(
+    "--prefect-port",
+    type=click.IntRange(1, 65535),
+    default=4200,
+    show_default=True,
+    help="Where our own Prefect server listens, on this machine alone.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How each line of the log is written, on standard error.",
+)
+def up(host: str | None, port: int | None, prefect_port: int, log_format: str) -> None:
+    """Run the home's stores, a Prefect server with the schedules, and the console, until Ctrl-C.
+
+    Prints where each of them is. When one of them ends by itself all end, with code 1, so that a service
+    manager starts them anew. Where URLs of servers are set, those are used.
+    """
+    settings = load_settings().listening_at(host, port)
+    from flows import tables
+    from flows.up import Line, Running
+    from flows.up import up as run_everything
+
+    def say(line: Line) -> None:
+        click.echo(line.as_json() if log_format == "json" else line.as_text(), err=True)
+
+    def tell(running: Running) -> None:
+        tables.show(tables.of_running(running))
+
+    run_everything(settings, prefect_port, say, tell)
 
 
 @main.command(short_help="Show the console, beside the API and the metrics.")
@@ -787,13 +858,13 @@ def stop() -> None:
 
 
 def _log_to_stderr(debug: bool) -> None:
-    """Show our own warnings; what libraries say while they work is for `--debug`."""
+    """Show our own warnings, and of spans that cannot be sent; what libraries say else is for `--debug`."""
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     if debug:
         logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
         return
     logging.basicConfig(handlers=[logging.NullHandler()])
-    for package in ("flows", "embedding", "storage"):
+    for package in ("flows", "embedding", "storage", "opentelemetry.exporter"):
         logging.getLogger(package).addHandler(handler)
 
 

@@ -27,6 +27,7 @@ from flows.retries import Held, held, persist
 from flows.rows import Row, Run, Sizes, look_up, plan_rows, read_batches
 from flows.settings import Settings
 from flows.speed import speed_of
+from flows.tracing import stepping
 from storage import catalog, index, registry, runs
 from storage.locks import collection_lock, source_lock
 from storage.records import Ignored
@@ -162,9 +163,11 @@ def take_in(
     Whatever fails ends the run where it is: batches that are further on are finished, others are not begun.
     """
     reports: deque[BatchReport] = deque()
+    looking, keeping = stepping("batch: look", look), stepping("batch: keep", keep)
+    embedding, writing = stepping("batch: embed", embed), stepping("batch: write", write)
 
     def finish(batch: Embedded) -> None:
-        reports.append(lock.persist(partial(write, job, batch)))
+        reports.append(lock.persist(partial(writing, job, batch)))
 
     def tell_all() -> None:
         while reports:
@@ -173,7 +176,7 @@ def take_in(
     def show(batches: Iterable[Kept], hand_on: Callable[[Embedded], None]) -> int:
         points, end = 0, perf_counter() + STEP_S
         for batch in batches:
-            embedded = embed(job, batch)
+            embedded = embedding(job, batch)
             points += len(embedded.points)
             hand_on(embedded)
             tell_all()
@@ -184,8 +187,8 @@ def take_in(
     try:
         with (
             ahead(job.clock.reading("read", read_batches(job.run, rows, sizes))) as read,
-            ahead(lock.persist(partial(look, job, batch)) for batch in read) as looked,
-            ahead(lock.persist(partial(keep, job, batch)) for batch in looked) as kept,
+            ahead(lock.persist(partial(looking, job, batch)) for batch in read) as looked,
+            ahead(lock.persist(partial(keeping, job, batch)) for batch in looked) as kept,
             behind(finish) as hand_on,
         ):
             for first in kept:

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from flows.progress import Advance
 from flows.retries import Held, is_transient
+from flows.tracing import begin_stage, run_span
 from storage import runs
 from storage.runs import Progress
 
@@ -75,22 +76,26 @@ def recorded(
 
     def end(done: Account, outcome: str, error: str | None) -> None:
         seconds = done.seconds | {"total": round(perf_counter() - started, 3)}
+        note({"outcome": outcome, "counts": done.counts, "seconds": seconds}, error)
         with sessions.begin() as session:
             runs.end_run(session, own, outcome, counts=done.counts, seconds=seconds, error=error)
 
-    held.persist(begin)
-    try:
-        yield own
-    except BaseException as error:
+    with run_span(flow, own, {"source": source}) as note:
+        held.persist(begin)
         try:
-            end(account(), "failed", f"{type(error).__name__}: {error}".removesuffix(": "))
-        except DBAPIError as second:
-            if not is_transient(second):
-                raise
-            log.warning("the run stays open on record, as Postgres does not answer; the next one closes it")
-        raise
-    done = account()
-    held.persist(partial(end, done, done.outcome, done.error))
+            yield own
+        except BaseException as error:
+            try:
+                end(account(), "failed", f"{type(error).__name__}: {error}".removesuffix(": "))
+            except DBAPIError as second:
+                if not is_transient(second):
+                    raise
+                log.warning(
+                    "the run stays open on record, as Postgres does not answer; the next one closes it"
+                )
+            raise
+        done = account()
+        held.persist(partial(end, done, done.outcome, done.error))
 
 
 class Told:
@@ -114,6 +119,8 @@ class Told:
         if last is not None and same and now - last.at < TOLD_EVERY:
             return
         since, first = (last.since, last.first) if last is not None and same else (now, done)
+        if last is None or last.stage != stage:
+            begin_stage(self._run_id, stage)
         self._last = Progress(stage, done, total, since, first, now)
         self._held.persist(partial(self._put, self._last, account()))
 

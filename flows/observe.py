@@ -18,6 +18,7 @@ from flows.backend import AWAY, Backend
 from storage import figures, index, registry, runs
 from storage.figures import Day, Figures, Measured, RejectCount
 from storage.runs import Run
+from storage.totals import Totals, totals
 
 DAYS = 30
 LEAST_PAUSE_S = 5.0
@@ -44,6 +45,8 @@ class Catalogued:
     days: tuple[Day, ...]
     evaluation: tuple[Measured, ...]
     """The last one of the collection."""
+
+    totals: Totals
 
     @property
     def open_rejects(self) -> int:
@@ -117,6 +120,7 @@ def look_at_catalog(session: Session, now: datetime) -> Catalogued:
         tuple(runs.failed_runs(session)),
         tuple(figures.days(session, now, DAYS)),
         tuple(figures.last_evaluation(session, collection)),
+        totals(session),
     )
 
 
@@ -124,7 +128,7 @@ class Observer:
     """Keeps the last observation of a backend; a thread looks again and again, and sooner when asked to."""
 
     def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+        self.backend = backend
         self._changed = Condition()
         self._seen: Observation | None = None
         self._asked = self._ended = False
@@ -133,7 +137,7 @@ class Observer:
     def seen(self) -> Observation:
         """What was seen last; the first time somebody asks, it is looked at now."""
         if self._seen is None:
-            self._seen = observe(self._backend)
+            self._seen = observe(self.backend)
         return self._seen
 
     def look_again(self) -> None:
@@ -157,7 +161,7 @@ class Observer:
 
     def _keep_looking(self) -> None:
         while not self._ended:
-            seen = observe(self._backend)
+            seen = observe(self.backend)
             self._seen = seen
             with self._changed:
                 pause_s = max(LEAST_PAUSE_S, PAUSE_SHARE * seen.took_s)

@@ -1,30 +1,37 @@
 """What a person does with the flows: see what runs and what comes, start, cancel, pause. Asks Prefect."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterTags,
     FlowRunFilter,
     FlowRunFilterDeploymentId,
+    FlowRunFilterEndTime,
+    FlowRunFilterId,
     FlowRunFilterState,
+    FlowRunFilterStateName,
     FlowRunFilterStateType,
     LogFilter,
     LogFilterFlowRunId,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
-from flows.schedules import ASKED, DEPLOYMENT, FLOWS, ON_REQUEST
+from flows.retries import first_line
+from flows.schedules import ASKED, DEPLOYMENT, FLOWS, ON_REQUEST, SKIPPED
 from flows.serving import find_server
 
 WAITING = (StateType.SCHEDULED, StateType.PENDING)
@@ -67,6 +74,16 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """A run that found another process at the same work, and did nothing."""
+
+    id: UUID
+    flow: str
+    why: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Line:
     """One line of a run's log."""
 
@@ -77,7 +94,7 @@ class Line:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prefect:
     """The server that runs the schedules of a home."""
 
@@ -86,14 +103,12 @@ class Prefect:
 
     def deployed(self) -> list[Deployed]:
         """Return the flows that can be started, the scheduled ones first, in the order of the README."""
-        own = DeploymentFilter(tags=DeploymentFilterTags(all_=["sightline"]))
-        found = {one.id: one for one in self.client.read_deployments(deployment_filter=own)}
-        names = {one.id: self.client.read_flow(one.flow_id).name for one in found.values()}
-        coming = self._coming(list(found))
+        own = self._own
+        coming = self._coming(list(own))
         order = [flow.name for flow in (*FLOWS, *ON_REQUEST)]
         deployed = [
             Deployed(
-                names[id],
+                flow,
                 id,
                 next(
                     (cron for each in one.schedules if (cron := getattr(each.schedule, "cron", None))), None
@@ -102,28 +117,57 @@ class Prefect:
                 one.paused or (bool(one.schedules) and not any(each.active for each in one.schedules)),
                 one.name == DEPLOYMENT,
             )
-            for id, one in found.items()
-            if one.name in (DEPLOYMENT, ASKED) and names[id] in order
+            for id, (flow, one) in own.items()
         ]
         return sorted(deployed, key=lambda one: (not one.scheduled, order.index(one.flow)))
 
     def begun(self) -> list[Begun]:
         """Return what runs, and what was asked for and is about to, in the order of its beginning."""
-        deployed = {one.id: one for one in self.deployed()}
-        runs = self._runs(list(deployed), [*WAITING, *AT_WORK])
+        own = self._own
+        states = FlowRunFilterStateType(any_=[*WAITING, *AT_WORK])
+        runs = self._runs(list(own), FlowRunFilter(state=FlowRunFilterState(type=states)))
         return [
             Begun(
                 run.id,
-                deployed[run.deployment_id].flow,
+                own[run.deployment_id][0],
                 run.state_name or "",
                 run.parameters,
                 run.expected_start_time,
                 run.start_time,
             )
             for run in runs
-            if run.deployment_id in deployed
-            and (run.state_type != StateType.SCHEDULED or not run.auto_scheduled)
+            if run.state_type != StateType.SCHEDULED or not run.auto_scheduled
         ]
+
+    def skipped(self, since: datetime) -> list[Skipped]:
+        """Return the runs that ended since then as another process was at the same work, by their end."""
+        own = self._own
+        found = self._runs(
+            list(own),
+            FlowRunFilter(
+                state=FlowRunFilterState(name=FlowRunFilterStateName(any_=[SKIPPED])),
+                end_time=FlowRunFilterEndTime(after_=since),
+            ),
+        )
+        ended = [
+            Skipped(run.id, own[run.deployment_id][0], run.state.message or "", run.end_time)
+            for run in found
+            if run.state is not None and run.end_time is not None
+        ]
+        return sorted(ended, key=lambda one: one.at)
+
+    def ours(self, runs: Collection[UUID]) -> set[UUID]:
+        """Return those of these runs that it began, in whatever state they are; a terminal's are none."""
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[*runs]))
+        return {one.id for one in self._runs(list(self._own), wanted)}
+
+    def knows(self, run: UUID) -> bool:
+        """Return whether it has a run, and so its log and a page of it."""
+        try:
+            self.client.read_flow_run(run)
+        except ObjectNotFound:
+            return False
+        return True
 
     def start(self, flow: str, **parameters: Any) -> UUID:
         """Have a flow run as soon as possible, and return the id of its run in Prefect.
@@ -171,22 +215,32 @@ class Prefect:
         """Return the address of a run in Prefect's own pages."""
         return f"{self.ui}/runs/flow-run/{run}"
 
+    @cached_property
+    def _own(self) -> dict[UUID, tuple[str, DeploymentResponse]]:
+        """Return our deployments by id, each with the name of its flow; asked for once."""
+        tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=["sightline"]))
+        names = {one.id: one.name for one in self.client.read_flows(deployment_filter=tagged)}
+        known = {flow.name for flow in (*FLOWS, *ON_REQUEST)}
+        return {
+            one.id: (names[one.flow_id], one)
+            for one in self.client.read_deployments(deployment_filter=tagged)
+            if one.name in (DEPLOYMENT, ASKED) and names.get(one.flow_id) in known
+        }
+
     def _coming(self, deployments: list[UUID]) -> dict[UUID, datetime]:
         """Return when each deployment runs next, as far as Prefect has planned it."""
         coming: dict[UUID, datetime] = {}
-        for run in self._runs(deployments, [StateType.SCHEDULED]):
+        planned = FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+        )
+        for run in self._runs(deployments, planned):
             if run.deployment_id is not None and run.expected_start_time is not None and run.auto_scheduled:
                 coming.setdefault(run.deployment_id, run.expected_start_time)
         return coming
 
-    def _runs(self, deployments: list[UUID], states: list[StateType]) -> Any:
-        return self.client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(
-                deployment_id=FlowRunFilterDeploymentId(any_=deployments),
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)),
-            ),
-            sort=FlowRunSort.EXPECTED_START_TIME_ASC,
-        )
+    def _runs(self, deployments: list[UUID], wanted: FlowRunFilter) -> Any:
+        own = wanted.model_copy(update={"deployment_id": FlowRunFilterDeploymentId(any_=deployments)})
+        return self.client.read_flow_runs(flow_run_filter=own, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
 
 
 @contextmanager
@@ -194,10 +248,13 @@ def open_prefect(home: Path) -> Iterator[Prefect]:
     """Open the Prefect server that runs the schedules of `home`.
 
     Raises:
-        NothingServes: none does.
+        NothingServes: none does, or it stops answering.
     """
     url = find_server(home)
     if url is None:
         raise NothingServes("nothing runs the flows of this home; run: sightline up (or: sightline serve)")
-    with SyncPrefectClient(url) as client:
-        yield Prefect(client, url.removesuffix("/api"))
+    try:
+        with SyncPrefectClient(url) as client:
+            yield Prefect(client, url.removesuffix("/api"))
+    except HTTPError as error:
+        raise NothingServes(f"Prefect at {url} does not answer ({first_line(error)}); try again") from error

@@ -27,12 +27,14 @@ from storage.locks import flow_lock, lone_lock
 from storage.records import Item, Picture
 from storage.registry import Known
 from storage.source import FetchError
+from storage.totals import COMPARISON, STILL
 
 PAGE = 2000
 CONFIRM = 500
 EXAMPLES = 20
 MAX_ROUNDS = 5
-RECONCILE = "reconcile"
+MAX_DELETE = 0.05
+"""The share of points that a repair may delete; for more, a person looks first and says so at a terminal."""
 
 DAMAGE = ("missing", "stray", "stale", "wrong_vectors", "missing_picture", "other_model", "no_alias")
 """What makes two stores disagree; `pending` is work that an ingest has left."""
@@ -148,9 +150,9 @@ def watch(
     """
     account = Account()
     with (
-        held(flow_lock(stores.engine, RECONCILE), for_s=settings.retry_for_s) as lock,
+        held(flow_lock(stores.engine, COMPARISON), for_s=settings.retry_for_s) as lock,
         recorded(
-            stores.sessions, lock, RECONCILE, account=lambda: account, prefect_run_id=prefect_run_id
+            stores.sessions, lock, COMPARISON, account=lambda: account, prefect_run_id=prefect_run_id
         ) as run,
     ):
         told = Told(stores.sessions, lock, run)
@@ -189,10 +191,15 @@ def repair(
     """
     account = Account()
     with (
-        flow_lock(deps.engine, RECONCILE),
+        flow_lock(deps.engine, COMPARISON),
         held(lone_lock(deps.engine), for_s=settings.retry_for_s) as lock,
         recorded(
-            deps.sessions, lock, RECONCILE, account=lambda: account, prefect_run_id=prefect_run_id
+            deps.sessions,
+            lock,
+            COMPARISON,
+            account=lambda: account,
+            options={"repair": True},
+            prefect_run_id=prefect_run_id,
         ) as run,
     ):
         told = Told(deps.sessions, lock, run)
@@ -207,6 +214,7 @@ def repair(
             after = lock.persist(partial(reconcile, deps))
             if after.work >= last:
                 break
+        account.counts[STILL] = dict(after.counts)
         if after.damage:
             account.outcome, account.error = "failed", damage_of(after)
     return Mended(before, after, rounds, tuple(sorted(unmended)))

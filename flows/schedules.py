@@ -48,6 +48,9 @@ ASKED = "asked"
 OWN_SCHEDULE = "settings"
 """The one of a deployment's schedules that the settings have; others are those of whoever added them."""
 
+SKIPPED = "Skipped"
+"""The state of a run that found another process at the same work."""
+
 EVENT = "sightline.run.failed"
 AT_WORK = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
@@ -102,7 +105,7 @@ def carried_out(work: Work) -> Outcome:
     try:
         return work(load_settings(), UUID(current.id) if current.id else None)
     except Busy as error:
-        return Completed(name="Skipped", message=str(error))
+        return Completed(name=SKIPPED, message=str(error))
 
 
 def told(body: Callable[Given, Outcome]) -> Flow[Given, Outcome]:

@@ -1,7 +1,7 @@
 """Searching: a text or a picture in, ranked items out."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -21,10 +21,15 @@ from flows.gallery import Card, Page
 from flows.models import Models, active_model
 from flows.rows import kept_picture
 from flows.settings import OVERSAMPLING, Limits, Settings
+from flows.tracing import span
 from storage import catalog, index
 from storage.records import Digest, Hit, Item
 
 Find = Literal["images", "texts"]
+Asked = Literal["text", "image", "both", "record"]
+Clock = Callable[[str, str], AbstractContextManager[None]]
+"""Returns what a search happens in, by what is asked with and what is found."""
+
 SPACES: dict[Find, index.Space] = {"images": "image", "texts": "text"}
 
 
@@ -46,6 +51,16 @@ class Query:
 
     like: UUID | None = None
     """A record that others are to be like; it is no hit itself."""
+
+    @property
+    def asked(self) -> Asked:
+        """What it is asked with."""
+        has_picture = self.image is not None or self.picture is not None
+        if self.like is not None:
+            return "record"
+        if has_picture:
+            return "image" if self.text is None else "both"
+        return "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +136,14 @@ class Searching(Deps):
     """What searches need that go on while models come and go."""
 
     models: Models
+    clock: Clock | None = None
+    """Takes the time of searches, where somebody wants to know."""
 
     def encoder_of(self, collection: index.Collection) -> Encoder:
         return self.models.of(collection)
+
+    def timed(self, asked: str, find: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.clock is None else self.clock(asked, find)
 
 
 @contextmanager
@@ -162,36 +182,42 @@ def search(deps: Deps, query: Query) -> Results:
         BadImage: the query's picture cannot be shown to a model.
         OSError: the query's picture cannot be read.
     """
-    while True:
-        collection = index.active(deps.vectors)
-        if collection is None:
-            raise index.NoCollection
-        try:
-            return _search_in(deps, collection, query)
-        except UnexpectedResponse:
-            if deps.vectors.collection_exists(collection.name):
-                raise
-            # it was dropped since the alias was read, which therefore names another
+    about = {"query": query.asked, "find": query.find, "limit": query.limit}
+    with deps.timed(query.asked, query.find), span("search", about) as note:
+        while True:
+            collection = index.active(deps.vectors)
+            if collection is None:
+                raise index.NoCollection
+            try:
+                results = _search_in(deps, collection, query)
+            except UnexpectedResponse:
+                if deps.vectors.collection_exists(collection.name):
+                    raise
+                continue  # it was dropped since the alias was read, which therefore names another
+            note({"collection": collection.name, "model": results.model, "hits": len(results.found)})
+            return results
 
 
 def _search_in(deps: Deps, collection: index.Collection, query: Query) -> Results:
     started = perf_counter()
     encoder = deps.encoder_of(collection)
-    vector = _vector(deps, collection, encoder, query)
+    with span("encode"):
+        vector = _vector(deps, collection, encoder, query)
     encoded = perf_counter()
-    hits = index.search(
-        deps.vectors,
-        collection,
-        vector,
-        using=SPACES[query.find],
-        limit=query.limit,
-        min_score=query.min_score,
-        where=query.where,
-        without=() if query.like is None else (query.like,),
-        oversampling=query.oversampling,
-    )
+    with span("qdrant"):
+        hits = index.search(
+            deps.vectors,
+            collection,
+            vector,
+            using=SPACES[query.find],
+            limit=query.limit,
+            min_score=query.min_score,
+            where=query.where,
+            without=() if query.like is None else (query.like,),
+            oversampling=query.oversampling,
+        )
     ranked = perf_counter()
-    with deps.sessions() as session:
+    with span("postgres"), deps.sessions() as session:
         items = catalog.items_with_digests(session, [hit.id for hit in hits])
     found = tuple(Found(hit, _as_matched(hit, *items[hit.id])) for hit in hits if hit.id in items)
     took = Took(encoded - started, ranked - encoded, perf_counter() - ranked)

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,7 +20,8 @@ from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
 from flows.schedules import close_left, deployments
-from flows.settings import Settings, next_time, own_prefect_server, use_prefect_server
+from flows.served import Served, planned
+from flows.settings import Settings, own_prefect_server, use_prefect_server
 
 HOST = "127.0.0.1"
 START_S = 120
@@ -37,24 +37,6 @@ class PortTaken(RuntimeError):
 
 class PrefectServerEnded(RuntimeError):
     """Our Prefect server did not start, or has ended although nobody asked it to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """One flow, and when it runs."""
-
-    flow: str
-    cron: str | None
-    next: datetime | None
-    paused: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What is served, and where one can watch it."""
-
-    ui: str
-    planned: tuple[Planned, ...]
 
 
 Tell = Callable[[Served], None]
@@ -178,15 +160,6 @@ def _serve(settings: Settings, tell: Tell, server: "subprocess.Popen[bytes] | No
         # what is left to be told, while there is a server: as this process ends they would wait for one
         for worker in (EventsWorker, APILogWorker):
             worker.drain_all(timeout=STOP_S)
-
-
-def planned(settings: Settings, paused: "set[str | None]", now: datetime) -> tuple[Planned, ...]:
-    """Return what the settings say of each flow, and when it runs next."""
-    crons: dict[str, str | None] = settings.schedules.model_dump()
-    return tuple(
-        Planned(flow, cron, None if cron is None else next_time(cron, now), flow in paused)
-        for flow, cron in crons.items()
-    )
 
 
 async def _run(runner: Runner, server: "subprocess.Popen[bytes] | None") -> None:

@@ -2,8 +2,9 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,9 +12,17 @@ from typing import Annotated, Any, Literal
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 PREFIX = "SIGHTLINE_"
+SECRETS_DIR = f"{PREFIX}SECRETS_DIR"
 LONG_REQUEST_S = 3600
 MOST_WORKERS = 16
 """By default; more only pay where the model is faster than these decode."""
@@ -33,6 +42,10 @@ NOT_EVERYWHERE = re.compile(r"\dL|LW", re.IGNORECASE)
 
 SLOT_KEEPER = "prefect.server.concurrency.lease_storage.filesystem"
 """Where Prefect keeps who runs; from memory, its default, a restart of the server loses it for good."""
+
+
+TRACES_TO = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+WEEKS = timedelta(days=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,16 +193,39 @@ class Settings(BaseSettings):
         None, description="Where scheduled backups are written: a folder or an fsspec URL."
     )
     schedules: Schedules = Schedules()
+    secrets_dir: Path | None = Field(
+        None, description="A folder of files that each hold one setting and are named as its variable is."
+    )
     console: Console = Console()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 (each source knows it)
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read variables first, then files of the folder that one of them names."""
+        folder = os.environ.get(SECRETS_DIR)
+        files = NestedSecretsSettingsSource(file_secret_settings, folder, secrets_dir_missing="error")
+        return init_settings, env_settings, files
 
     @property
     def limits(self) -> Limits:
         return Limits(self.max_picture_bytes, self.fetch_timeout_s, self.private_redirects)
 
     def with_time(self) -> "Settings":
-        """Return these settings for work whose single requests take long, such as a snapshot."""
+        """Return these settings for work whose single requests take long, such as a snapshot or a COPY."""
         slow = self.qdrant.model_copy(update={"timeout_s": max(self.qdrant.timeout_s, LONG_REQUEST_S)})
-        return self.model_copy(update={"qdrant": slow})
+        timeout_s = max(self.database_timeout_s, LONG_REQUEST_S)
+        return self.model_copy(update={"qdrant": slow, "database_timeout_s": timeout_s})
+
+    def embedded(self) -> "Settings":
+        """Return these settings without any server: all that is in the home, and nothing else."""
+        own = self.qdrant.model_copy(update={"url": None, "api_key": None})
+        return self.model_copy(update={"database_url": None, "qdrant": own, "pictures_url": None})
 
     def listening_at(self, host: str | None, port: int | None) -> "Settings":
         """Return these settings for a console elsewhere."""
@@ -245,14 +281,32 @@ def next_time(cron: str, now: datetime) -> datetime:
     return next(CronSim(cron, now.astimezone(UTC)))
 
 
+def longest_pause(cron: str, now: datetime) -> timedelta:
+    """Return the longest time between two runs of `cron` in the next two weeks, or the first after them.
+
+    >>> str(longest_pause("0 8 * * mon-fri", datetime(2026, 1, 1, tzinfo=UTC)))
+    '3 days, 0:00:00'
+    """
+    times = CronSim(cron, now.astimezone(UTC))
+    first = last = next(times)
+    longest = timedelta(0)
+    for time in times:
+        longest, last = max(longest, time - last), time
+        if time - first > WEEKS:
+            break
+    return longest
+
+
 def load_settings() -> Settings:
     """Read the settings from the environment.
 
     Raises:
         BadSettings: a value cannot be used, or a variable looks like a setting and is none.
     """
-    _refuse_unknown_names()
+    _refuse_unknown_names(sorted(os.environ))
     settings = _read()
+    if settings.secrets_dir is not None:
+        _refuse_unknown_names(sorted(file.name.upper() for file in settings.secrets_dir.iterdir()))
     if settings.schedules.backup is not None and settings.backup_url is None:
         raise BadSettings(
             f"{PREFIX}SCHEDULES__BACKUP is set, but not where to: set {PREFIX}BACKUP_URL to a folder or an "
@@ -268,6 +322,8 @@ def _read() -> Settings:
         first = error.errors()[0]
         name = PREFIX + "__".join(str(part) for part in first["loc"]).upper()
         raise BadSettings(f"{name}: {first['msg']}; see the settings in the README") from error
+    except SettingsError as error:
+        raise BadSettings(f"{SECRETS_DIR}: {error}") from error
 
 
 def prepare_prefect(home: Path, *, log_level: str) -> None:
@@ -287,6 +343,11 @@ def prepare_prefect(home: Path, *, log_level: str) -> None:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 
+def wants_traces() -> bool:
+    """Whether OpenTelemetry's own variables say where spans are sent to."""
+    return any(os.environ.get(name) for name in TRACES_TO)
+
+
 def own_prefect_server(home: Path) -> dict[str, str]:
     """Return the environment in which a Prefect server keeps what it knows inside `home`."""
     folder = str(home.absolute() / "prefect")
@@ -299,9 +360,9 @@ def use_prefect_server(url: str) -> None:
     os.environ["PREFECT_API_URL"] = url
 
 
-def _refuse_unknown_names() -> None:
+def _refuse_unknown_names(names: Sequence[str]) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    for name in sorted(os.environ):
+    for name in names:
         if not name.startswith(PREFIX) or name.startswith(PREFIX + "TEST_"):
             continue
         if name.split("__")[0] not in known:

@@ -23,15 +23,17 @@ if TYPE_CHECKING:  # each command brings its own; a search need not wait for wha
     from flows.duplicates import Groups
     from flows.evaluate import Evaluation
     from flows.gate import Decision
+    from flows.move import Moved
     from flows.purge import Purged
     from flows.rebuild import Switched
     from flows.reconcile import Mended, Report
     from flows.restore import Restored
     from flows.retry import Retry
     from flows.search import Results
-    from flows.serving import Served
+    from flows.served import Served
     from flows.status import Status
     from flows.training import Candidate
+    from flows.up import Running
 
 PLAIN_WIDTH = 120
 """How wide tables are where there is no terminal to ask."""
@@ -135,6 +137,24 @@ def of_restored(restored: Restored) -> RenderableType:
             Text("its vectors fit another kind of Qdrant: sightline reconcile --repair embeds again")
         )
     return Group(*parts, of_differences(restored.report))
+
+
+def of_moved(moved: Moved) -> RenderableType:
+    """Return what was copied into servers, how they compare, and what stays in the home."""
+    table = _table("count", "copied", numbers=1)
+    table.add_row(f"{sum(moved.rows.values()):,}", "rows")
+    for collection, many in moved.points.items():
+        table.add_row(f"{many:,}", f"points of {collection}")
+    table.add_row(f"{moved.pictures:,}", "pictures")
+    stays = ", ".join(map(str, moved.stays)) or "nothing"
+    return Group(
+        table,
+        Text(""),
+        of_differences(moved.report),
+        Text(""),
+        Text("from now on, keep the two URLs set as they are now; the home's embedded stores are unchanged"),
+        Text(f"still needed in the home, with SIGHTLINE_HOME={moved.home}: {stays}"),
+    )
 
 
 def of_groups(found: Groups) -> RenderableType:
@@ -344,11 +364,24 @@ def of_decision(decision: Decision) -> RenderableType:
 
 def of_served(served: Served) -> RenderableType:
     """Return what runs when, and where to watch it."""
+    watch = Text(f"watch them, pause them or start one by hand at {served.ui}")
+    return Group(_of_planned(served), Text(""), watch)
+
+
+def of_running(running: Running) -> RenderableType:
+    """Return where everything is, and what runs when."""
+    table = _table("what", "where")
+    for name, address in (*running.addresses().items(), ("Prefect", running.served.ui)):
+        table.add_row(name, Text(address))
+    return Group(table, Text(""), _of_planned(running.served), Text(""), Text("Ctrl-C ends all of it."))
+
+
+def _of_planned(served: Served) -> Table:
     table = _table("flow", "cron, UTC", "next run, UTC")
     for one in served.planned:
         when = "" if one.next is None else f"{one.next:%Y-%m-%d %H:%M}"
         table.add_row(one.flow, one.cron or "off", "paused" if one.paused else when)
-    return Group(table, Text(""), Text(f"watch them, pause them or start one by hand at {served.ui}"))
+    return table
 
 
 def of_switched(switched: Switched) -> RenderableType:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -74,6 +75,17 @@ class Blobs:
 
     def _path(self, sha256: str) -> str:
         return f"{self._root}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
+
+
+def copy_new(source: Blobs, target: Blobs) -> Iterator[str]:
+    """Copy what `target` lacks; yield the SHA-256 of each blob once it is there."""
+    for prefix in PREFIXES:
+        for sha256 in sorted(source.names(prefix) - target.names(prefix)):
+            try:
+                target.put(sha256, source.get(sha256))
+            except FileNotFoundError:
+                continue  # deleted meanwhile
+            yield sha256
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

@@ -108,14 +108,22 @@ def require_empty(engine: Engine) -> None:
     Raises:
         NotEmpty: one has.
     """
+    if (name := first_filled(engine)) is not None:
+        raise NotEmpty(
+            f"the database holds {name} already; restore into an empty SIGHTLINE_HOME, or an empty database"
+        )
+
+
+def first_filled(engine: Engine) -> str | None:
+    """Return the name of a table of ours that has a row, or None where all are empty or missing."""
     with engine.connect() as connection:
         there = set(inspect(connection).get_table_names())
-        for table in tables():
-            if table.name in there and connection.scalar(select(func.count()).select_from(table)):
-                raise NotEmpty(
-                    f"the database holds {table.name} already; restore into an empty SIGHTLINE_HOME, "
-                    "or an empty database"
-                )
+        filled = (
+            table.name
+            for table in tables()
+            if table.name in there and connection.scalar(select(select(table).exists()))
+        )
+        return next(filled, None)
 
 
 def server_major(connection: Connection) -> int:
@@ -172,11 +180,11 @@ def _connection_string(engine: Engine) -> Iterator[str]:
 def _copy_out(engine: Engine, folder: Path) -> tuple[str, ...]:
     files = []
     frozen = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    with frozen.connect() as connection, _cursor(connection) as cursor:
+    with frozen.connect() as connection, cursor(connection) as copying:
         for table in tables():
             path = folder / f"{table.name}.copy"
             names = [column.name for column in table.columns]
-            with path.open("wb") as file, cursor.copy(_copy(table.name, names, "TO STDOUT")) as rows:
+            with path.open("wb") as file, copying.copy(_copy(table.name, names, "TO STDOUT")) as rows:
                 for part in rows:
                     file.write(part)
             files.append(path.name)
@@ -188,23 +196,28 @@ def _copy_in(connection: Connection, folder: Path, made: Dump) -> None:
         table.drop(connection, checkfirst=True)
     connection.execute(text(f"drop table if exists {VERSIONS}"))
     migrate.upgrade(connection, made.revision)
-    with _cursor(connection) as cursor:
+    with cursor(connection) as copying:
         for name in made.files:
             path = folder / name
             with path.open("rb") as file:
                 columns = file.readline().decode().strip().split(",")  # as they were when it was made
                 file.seek(0)
-                with cursor.copy(_copy(path.stem, columns, "FROM STDIN")) as rows:
+                with copying.copy(_copy(path.stem, columns, "FROM STDIN")) as rows:
                     while part := file.read(BLOCK_BYTES):
                         rows.write(part)
     migrate.upgrade(connection)
+    renew_sequences(connection)
+
+
+def renew_sequences(connection: Connection) -> None:
+    """Have new rows take ids above those that were copied."""
     for table in tables():
         if (column := table.autoincrement_column) is not None:
             sequence = func.pg_get_serial_sequence(table.name, column.name)
             connection.execute(select(func.setval(sequence, select(func.max(column)).scalar_subquery())))
 
 
-def _cursor(connection: Connection) -> psycopg.Cursor[Any]:
+def cursor(connection: Connection) -> psycopg.Cursor[Any]:
     """Return a cursor of psycopg's own in the transaction of `connection`: SQLAlchemy has no COPY."""
     raw: psycopg.Connection[Any] = cast(Any, connection.connection.driver_connection)
     return raw.cursor()

@@ -268,6 +268,19 @@ def held(client: QdrantClient, collection: str, ids: Sequence[UUID] | None = Non
         yield Held(id, _digest(point.payload or {}), having["image"].has(id), having["text"].has(id))
 
 
+def digests(
+    client: QdrantClient, collection: str, ids: Sequence[PointId] | None = None
+) -> Iterator[tuple[PointId, Digest | None]]:
+    """Yield id and digest of every point of `collection`, or of those of `ids`, in id order."""
+    for point in _scroll(client, collection, ids, payload=["content_hash", "record_hash"]):
+        yield _point_id(point), _digest(point.payload or {})
+
+
+def wire_ids(ids: Sequence[PointId]) -> list[Any]:
+    """Return `ids` as Qdrant's API takes them."""
+    return [id if isinstance(id, int) else str(id) for id in ids]
+
+
 class _Ids:
     """Ids in order, asked about in order."""
 
@@ -284,7 +297,7 @@ class _Ids:
 def _scroll(
     client: QdrantClient,
     collection: str,
-    ids: Sequence[UUID] | None = None,
+    ids: Sequence[PointId] | None = None,
     *,
     having: Space | None = None,
     payload: list[str] | bool = False,
@@ -292,7 +305,7 @@ def _scroll(
 ) -> Iterator[models.Record]:
     must: list[models.Condition] = []
     if ids is not None:
-        must.append(models.HasIdCondition(has_id=[str(id) for id in ids]))
+        must.append(models.HasIdCondition(has_id=wire_ids(ids)))
     if having is not None:
         must.append(models.HasVectorCondition(has_vector=having))
     offset: Any = None
@@ -321,8 +334,7 @@ def _digest(payload: Mapping[str, Any]) -> Digest | None:
 
 def remove(client: QdrantClient, collection: str, ids: Sequence[PointId]) -> None:
     """Remove the points of `ids` from one collection."""
-    wanted: list[Any] = [id if isinstance(id, int) else str(id) for id in ids]
-    client.delete(collection, wanted, wait=True)
+    client.delete(collection, wire_ids(ids), wait=True)
 
 
 def save_snapshot(client: QdrantClient, collection: str, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Runs and their rejects in Postgres. Functions take a Session and never commit: the caller does."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -70,6 +70,7 @@ class Run:
     seconds: dict[str, Any]
     prefect_run_id: UUID | None = None
     progress: Progress | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +136,14 @@ def start_run(
     session.execute(insert(RunRow).values(row).on_conflict_do_nothing())
 
 
-def close_all(session: Session) -> None:
-    """Close runs that a backup took along as running: where it is restored, none of them runs."""
-    running = RunRow.outcome == "running"
-    session.execute(update(RunRow).where(running).values(outcome="crashed", ended=func.now()))
+def close_all(session: Session, *, but: UUID | None = None) -> None:
+    """Close runs that a copy took along as running: where it is now, none of them runs.
+
+    Args:
+        but: the run that goes on here.
+    """
+    running = RunRow.outcome == "running", RunRow.id.is_distinct_from(but)
+    session.execute(update(RunRow).where(*running).values(outcome="crashed", ended=func.now()))
 
 
 def close_failed(session: Session, flow: str, prefect_run_id: UUID, outcome: str, error: str) -> None:
@@ -293,6 +298,20 @@ def run_of(session: Session, run_id: UUID) -> Run | None:
     return None if row is None else _run(row)
 
 
+def on_record(session: Session, prefect_run_ids: Collection[UUID]) -> set[UUID]:
+    """Return those of these runs of Prefect that have put a run of ours on record."""
+    return set(
+        session.scalars(select(RunRow.prefect_run_id).where(among(RunRow.prefect_run_id, prefect_run_ids)))
+    )
+
+
+def flows_and_sources(session: Session) -> tuple[list[str], list[str]]:
+    """Return the names of all flows that have ever run, and of all sources, in order."""
+    flows = session.scalars(select(RunRow.flow).distinct().order_by(RunRow.flow))
+    sources = select(RunRow.source).where(RunRow.source.is_not(None)).distinct().order_by(RunRow.source)
+    return list(flows), [name for name in session.scalars(sources) if name is not None]
+
+
 def running(session: Session) -> list[Run]:
     """Return the runs that say they go on, oldest first."""
     rows = select(RunRow).where(RunRow.outcome == "running").order_by(RunRow.started, RunRow.id)
@@ -336,6 +355,7 @@ def _run(row: RunRow) -> Run:
         row.seconds,
         row.prefect_run_id,
         None if row.progress is None else Progress.of_json(row.progress),
+        row.options,
     )
 
 

@@ -18,6 +18,7 @@ from flows.cli import main
 from storage.embedded.place import Place
 from storage.embedded.postgres import postgres_runs, stop_postgres
 from storage.embedded.qdrant.client import find_index
+from tests import forks
 from tests.builders import a_folder, png
 from tests.processes import HomeAt
 
@@ -30,8 +31,7 @@ def sightline(*arguments: object) -> Result:
 
 def sightline_process(*arguments: object) -> subprocess.CompletedProcess[str]:
     """A flow gets a process of its own: Prefect's server and loggers live as long as that does."""
-    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return forks.sightline(*arguments)
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from threading import Event
 
 import pytest
 from qdrant_client import QdrantClient, models
@@ -271,10 +272,12 @@ def test_every_acknowledged_batch_survives_kills_and_no_batch_is_torn(home: Path
     with index_client(home, timeout_s=30) as client:
         make(client)
         for enough in (20, 40, 60):
+            killed = Event()
             with ThreadPoolExecutor(1) as threads:
-                writing = threads.submit(write_until_it_fails, client, numbers, acknowledged)
+                writing = threads.submit(write_until, killed, client, numbers, acknowledged)
                 wait_until(lambda enough=enough: len(acknowledged) > enough)
                 kill(home)
+                killed.set()
                 writing.result()
 
             found = batches(client)
@@ -283,11 +286,14 @@ def test_every_acknowledged_batch_survives_kills_and_no_batch_is_torn(home: Path
             assert set(found.values()) == {BATCH}
 
 
-def write_until_it_fails(client: QdrantClient, numbers: Iterator[int], acknowledged: set[int]) -> None:
+def write_until(killed: Event, client: QdrantClient, numbers: Iterator[int], acknowledged: set[int]) -> None:
+    """Write until a write fails, as one does that is under way; a kill between two of them fails none."""
     try:
         for number in numbers:
             client.upsert(NAME, a_batch(number))
             acknowledged.add(number)
+            if killed.is_set():
+                return
     except ResponseHandlingException:
         return
 

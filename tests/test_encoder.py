@@ -1,3 +1,4 @@
+import gc
 import json
 import shutil
 import time
@@ -102,6 +103,12 @@ def test_rows_are_float32_of_the_stated_length_with_norm_one(encoder: Encoder):
         assert rows.dtype == np.float32
         assert rows.shape == (3, encoder.dim)
         assert np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_python_looks_for_garbage_again_after_a_model_is_loaded(tmp_path: Path):
+    loaded(write_tiny_clip(tmp_path))
+
+    assert gc.isenabled()
 
 
 def test_nothing_in_gives_no_rows_of_the_stated_length(encoder: Encoder):

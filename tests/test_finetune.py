@@ -1,8 +1,6 @@
 """From records to a candidate: pairs, negatives, training, what a kill leaves, and what comes out."""
 
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -40,9 +38,10 @@ from flows.training import Order, train_candidate
 from storage import catalog, registry
 from storage.locks import Busy, flow_lock
 from storage.schema import RunRow
+from tests import forks
 from tests.builders import a_folder, a_manifest, encoded
 from tests.tiny_clip import write_tiny_clip
-from tests.trainer import an_order
+from tests.trainer import an_order, train
 
 PICTURES = 60
 
@@ -406,9 +405,7 @@ def test_a_training_that_was_killed_goes_on_and_comes_to_the_same(
     own_home: tuple[Stores, Settings], what: What
 ):
     stores, settings = own_home
-    command = [sys.executable, "-m", "tests.trainer", str(settings.home), settings.model, what]
-
-    killed = subprocess.run([*command, "15"], capture_output=True, text=True, check=False)
+    killed = forks.run(train, settings.home, settings.model, what, 15)
     [work] = (settings.home / "training").iterdir()
     checkpoints = list((work / "checkpoints").glob("checkpoint-*"))
     steps: list[int] = []

@@ -98,10 +98,10 @@ def test_vectors_of_the_starter_are_those_of_the_library(starter: SentenceEncode
 
 
 def agrees_with_the_library(encoder: SentenceEncoder) -> None:
-    """Compare with `encode` on pictures as the gate hands them on, by way of two worker processes."""
+    """Compare with `encode` on pictures as the gate hands them on, by way of a worker process."""
     pictures = [smooth(*size) for size in SIZES]
     expected = encoder.model.encode(pictures, normalize_embeddings=True)
-    with Workers(encoder.preparation, 2) as pool:
+    with Workers(encoder.preparation, 1) as pool:
         waiting = [pool.submit(encoded(picture, "PNG"), name="any.png") for picture in pictures]
         found = encoder.prepared([one.result().features for one in waiting])
 

@@ -1,7 +1,6 @@
 """The README is what people copy from: what it says to run is run here, as it stands there."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -12,7 +11,8 @@ from typing import get_args
 
 import pytest
 
-from flows.settings import PREFIX, Gate, Qdrant, Schedules, Settings
+from flows.settings import PREFIX, Console, Gate, Qdrant, Schedules, Settings
+from tests import forks
 from tests.builders import a_folder, png
 from tests.faults import test_proxy, test_servers
 from tests.faults.points import (
@@ -20,6 +20,8 @@ from tests.faults.points import (
     DELETE,
     EVERYWHERE,
     FIRST_INGEST,
+    MOVE,
+    OFTEN,
     REINDEX,
     REPAIR,
     RESTORE,
@@ -58,22 +60,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield here
 
 
-def environment() -> dict[str, str]:
-    programs = str(Path(sys.executable).parent)
-    return os.environ | {"PATH": programs + os.pathsep + os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-
-
-def run(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+def said(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def sightline(folder: Path, *arguments: str) -> str:
+    return said(forks.sightline(*arguments, folder=folder))
+
+
+def script(folder: Path, code: str) -> str:
+    return said(forks.script(code, folder=folder))
+
+
+def installed(*arguments: str) -> list[str]:
+    """The command as it was installed: a Python of its own."""
+    return [str(Path(sys.executable).with_name("sightline")), *arguments]
 
 
 @pytest.fixture(scope="module")
 def printed(folder: Path) -> dict[str, str]:
     """What each of the README's commands for one's own pictures prints there."""
     return {
-        line: run([sys.executable, "-m", "flows.cli", *shlex.split(line)[1:]], folder)
+        line: sightline(folder, *shlex.split(line)[1:])
         for line in block("bash", "sightline ingest photos").splitlines()
     }
 
@@ -89,23 +98,29 @@ def test_the_commands_for_ones_own_pictures_work_as_they_stand(folder: Path, pri
 
 
 @pytest.mark.usefixtures("printed")
-def test_the_plain_client_finds_what_the_command_finds(folder: Path):
-    plain = run([sys.executable, "-c", block("python", "QdrantClient")], folder)
+def test_the_command_is_installed_and_needs_nothing_but_the_folder(folder: Path):
+    search = installed(*shlex.split('search "a red apple" --json'))
+    done = subprocess.run(search, cwd=folder, capture_output=True, text=True, check=False)
 
-    search = [sys.executable, "-m", "flows.cli", "search", "a red apple", "--json"]
-    hits = json.loads(run(search, folder))["hits"]
+    assert {hit["key"] for hit in json.loads(said(done))["hits"]} == {"apple.png", "leaf.png"}
+
+
+@pytest.mark.usefixtures("printed")
+def test_the_plain_client_finds_what_the_command_finds(folder: Path):
+    plain = script(folder, block("python", "QdrantClient"))
+
+    hits = json.loads(sightline(folder, "search", "a red apple", "--json"))["hits"]
     assert plain.splitlines() == [f"{hit['score']:.3f}  {hit['key']}" for hit in hits]
     assert len(hits) == 2
 
 
 @pytest.mark.usefixtures("printed")
 def test_a_search_kept_warm_finds_what_the_command_finds(folder: Path):
-    warm = run([sys.executable, "-c", block("python", "open_search")], folder)
+    warm = script(folder, block("python", "open_search"))
 
     expected = []
     for words in ("a red apple", "a green leaf"):
-        search = [sys.executable, "-m", "flows.cli", "search", words, "--limit", "3", "--json"]
-        hits = json.loads(run(search, folder))["hits"]
+        hits = json.loads(sightline(folder, "search", words, "--limit", "3", "--json"))["hits"]
         expected += [f"{words}: {hit['score']:.3f}  {hit['key']}" for hit in hits]
     assert warm.splitlines() == expected
     assert len(expected) == 4
@@ -114,12 +129,10 @@ def test_a_search_kept_warm_finds_what_the_command_finds(folder: Path):
 @pytest.mark.usefixtures("printed")
 def test_the_plain_client_works_in_another_process_while_an_ingest_runs(folder: Path):
     a_folder(folder / "more", {f"{number}.png": png("blue", (64, 64)) for number in range(200)})
-    command = [sys.executable, "-m", "flows.cli", "ingest", "more", "--json"]
+    command = installed("ingest", "more", "--json")
 
-    with subprocess.Popen(
-        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True
-    ) as ingest:
-        plain = run([sys.executable, "-c", block("python", "QdrantClient")], folder)
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as ingest:
+        plain = script(folder, block("python", "QdrantClient"))
         was_running = ingest.poll() is None
         report, _ = ingest.communicate(timeout=120)
 
@@ -129,7 +142,7 @@ def test_the_plain_client_works_in_another_process_while_an_ingest_runs(folder: 
 
 
 def test_every_setting_is_in_the_readme():
-    nested = {"qdrant": Qdrant, "gate": Gate, "schedules": Schedules}
+    nested = {"qdrant": Qdrant, "gate": Gate, "schedules": Schedules, "console": Console}
     names = {PREFIX + name.upper() for name in Settings.model_fields.keys() - nested.keys()}
     within = {name for model in nested.values() for name in model.model_fields}
 
@@ -147,18 +160,20 @@ def test_the_schedules_of_the_readme_are_those_of_the_settings():
 
 
 def test_the_readme_counts_the_faults_that_are_tried():
-    points = (FIRST_INGEST + SECOND_INGEST, DELETE, REPAIR, BACKUP, RESTORE, REINDEX)
+    points = (FIRST_INGEST + SECOND_INGEST, DELETE, REPAIR, BACKUP, RESTORE, REINDEX, MOVE)
     breaks = len(STORES) * len(get_args(How))
 
-    names = ("an ingest", "a delete", "a repair", "a backup", "a restore", "a re-index")
-    kills = ", ".join(f"{len(each)} of {name}" for each, name in zip(points, names, strict=True))
-    assert f"{kills} | {len(EVERYWHERE)} points |" in README
+    names = ("an ingest", "a delete", "a repair", "a backup", "a restore", "a re-index", "a move")
+    tried = (len(set(each) & set(OFTEN)) for each in points)
+    kills = ", ".join(f"{many} of {name}" for many, name in zip(tried, names, strict=True))
+    assert f"{kills} | {len(OFTEN)} points |" in README
     assert f"| {breaks * test_proxy.SEEDS} times |" in README
     assert f"| {breaks} times |" in README
     assert f"| {len(test_servers.FIND) * test_servers.SEEDS} times |" in README
     more = breaks * (test_proxy.MORE_SEEDS - test_proxy.SEEDS)
     servers = len(test_servers.FIND) * (test_servers.MORE_SEEDS - test_servers.SEEDS)
-    assert f"adds {more} broken connections and {servers} killed servers" in README
+    rare = len(EVERYWHERE) - len(OFTEN)
+    assert f"adds {rare} kill points, {more} broken connections and {servers} killed servers" in README
 
 
 def test_the_gate_runs_the_test_command_of_the_readme():

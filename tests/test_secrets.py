@@ -1,8 +1,6 @@
 """No password and no key gets into what is printed, logged or kept."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from qdrant_client import QdrantClient
 from sqlalchemy import Engine, text
 
 from storage.embedded.qdrant.access import find
+from tests import forks
 from tests.builders import a_folder, a_manifest, png
 from tests.conftest import emptied
 from tests.processes import environment_of
@@ -83,6 +82,5 @@ def test_no_password_and_no_key_is_printed_logged_or_kept(
 
 
 def sightline(environment: dict[str, str], *arguments: object) -> str:
-    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = forks.sightline(*arguments, environment=environment)
     return done.stdout + done.stderr

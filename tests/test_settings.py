@@ -69,3 +69,70 @@ def test_no_password_shows_when_settings_are_printed(monkeypatch: pytest.MonkeyP
     shown = repr(load_settings())
 
     assert "hunter" not in shown
+
+
+def a_secret(folder: Path, name: str, value: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"{value}\n")
+
+
+def test_secrets_may_be_files_named_as_their_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    a_secret(tmp_path, "sightline_database_url", "postgresql+psycopg://me:hunter2@db/sightline")
+    a_secret(tmp_path, "sightline_qdrant__api_key", "hunter3")
+    a_secret(tmp_path, "SIGHTLINE_CONSOLE__PASSWORD", "hunter4 and more")
+    a_secret(tmp_path, "grafana_password", "of somebody else")
+    monkeypatch.setenv("SIGHTLINE_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("SIGHTLINE_QDRANT__URL", "http://qdrant:6333")
+
+    settings = load_settings()
+
+    assert settings.database_url.get_secret_value() == "postgresql+psycopg://me:hunter2@db/sightline"
+    assert settings.qdrant.url == "http://qdrant:6333"
+    assert settings.qdrant.api_key.get_secret_value() == "hunter3"
+    assert settings.console.password.get_secret_value() == "hunter4 and more"
+    assert "hunter" not in repr(settings)
+
+
+def test_a_variable_counts_more_than_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    a_secret(tmp_path, "sightline_qdrant__api_key", "from the file")
+    monkeypatch.setenv("SIGHTLINE_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("SIGHTLINE_QDRANT__API_KEY", "from the variable")
+
+    assert load_settings().qdrant.api_key.get_secret_value() == "from the variable"
+
+
+def test_secrets_as_kubernetes_mounts_them_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    a_secret(tmp_path / "..2026_11_26", "sightline_qdrant__api_key", "hunter3")
+    (tmp_path / "..data").symlink_to("..2026_11_26")
+    (tmp_path / "sightline_qdrant__api_key").symlink_to("..data/sightline_qdrant__api_key")
+    monkeypatch.setenv("SIGHTLINE_SECRETS_DIR", str(tmp_path))
+
+    assert load_settings().qdrant.api_key.get_secret_value() == "hunter3"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (
+            "sightline_databse_url",
+            r"SIGHTLINE_DATABSE_URL is no setting.*did you mean SIGHTLINE_DATABASE_URL",
+        ),
+        ("sightline_qdrant__key", r"SIGHTLINE_QDRANT__KEY: Extra inputs"),
+        ("sightline_batch_size", r"SIGHTLINE_BATCH_SIZE: Input should be a valid integer"),
+    ],
+)
+def test_a_file_that_would_be_ignored_or_misread_is_an_error_that_names_the_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str
+):
+    a_secret(tmp_path, name, "hunter2")
+    monkeypatch.setenv("SIGHTLINE_SECRETS_DIR", str(tmp_path))
+
+    with pytest.raises(BadSettings, match=says):
+        load_settings()
+
+
+def test_a_folder_of_secrets_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SIGHTLINE_SECRETS_DIR", str(tmp_path / "gone"))
+
+    with pytest.raises(BadSettings, match=r"SIGHTLINE_SECRETS_DIR: .*does not exist"):
+        load_settings()

@@ -1,17 +1,21 @@
-"""Programs that tests need and pip does not install."""
+"""Programs that pip has not: without one, a test that needs it is skipped, or fails where told to."""
 
 import os
 import shutil
 
 import pytest
 
-ALL_TOOLS = "SIGHTLINE_TEST_ALL_TOOLS" in os.environ
-"""Whether a missing one is an error, as it is in the gate; elsewhere its tests are skipped."""
+ALL = "SIGHTLINE_TEST_ALL_TOOLS"
+MUST = bool(os.environ.get(ALL))
 
 
 def tool(name: str) -> str:
-    """Return the path of a program of Debian's packages."""
-    path = shutil.which(name)
-    if path is None:
-        (pytest.fail if ALL_TOOLS else pytest.skip)(f"{name} is not installed; see infra/test-packages.txt")
-    return path
+    """Return where a program is.
+
+    Without it the test is skipped; where the environment says that all tools must be there, it fails.
+    """
+    found = shutil.which(name)
+    if found is None:
+        why = f"{name} is not installed; see infra/test-packages.txt"
+        pytest.fail(f"{why}, and {ALL} is set") if MUST else pytest.skip(why)
+    return found

@@ -1,11 +1,7 @@
-"""A training in a process of its own, which ends itself by SIGKILL after a given step.
-
-python -m tests.trainer HOME MODEL WHAT STEP
-"""
+"""A training that ends its process by SIGKILL after a given step."""
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 from embedding.train import What, options_of
@@ -22,16 +18,11 @@ def an_order(what: What) -> Order:
     return Order(options_of(what, epochs=EPOCHS, batch_size=BATCH_SIZE))
 
 
-def main(home: Path, model: str, what: What, last_step: int) -> None:
+def train(home: Path, model: str, what: What, last_step: int) -> None:
     def advance(stage: str, done: int, _of: int) -> None:
         if stage == "train" and done == last_step:
             os.kill(os.getpid(), signal.SIGKILL)
 
     settings = Settings(home=home, model=model, decode_workers=0)
     with open_stores(settings) as stores:
-        sys.stdout.write(train_candidate(stores, settings, an_order(what), advance=advance).fingerprint)
-
-
-if __name__ == "__main__":
-    _, home, model, what, step = sys.argv
-    main(Path(home), model, "head" if what == "head" else "lora", int(step))
+        train_candidate(stores, settings, an_order(what), advance=advance)

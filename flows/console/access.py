@@ -131,7 +131,7 @@ class Guard:
             return self._without_session(self._sessions, asked)
         if self._console.user_header is not None:
             return PlainTextResponse("come by the proxy that signs you in\n", 403)
-        if not is_loopback(urlsplit(f"//{headers.get('host', '')}").hostname or ""):
+        if not is_loopback(host_of(headers.get("host", ""))):
             # another site's name that leads to this machine: its pages could read ours
             return PlainTextResponse("the console answers to localhost and 127.0.0.1 alone\n", 421)
         return None
@@ -152,13 +152,25 @@ class Guard:
         return PlainTextResponse("sign in first\n", 401)
 
 
+def host_of(address: str) -> str:
+    """Return an address without its port.
+
+    >>> host_of("localhost:8080"), host_of("[::1]:8080"), host_of("[::1"), host_of("")
+    ('localhost', '::1', '', '')
+    """
+    try:
+        return urlsplit(f"//{address}").hostname or ""
+    except ValueError:  # a bracket that nothing closes
+        return ""
+
+
 def is_foreign(method: str, headers: Headers) -> bool:
     """Whether a request that could change something was made by the page of another site."""
     origin = headers.get("origin")
     if origin is None or method in SAFE:
         return False
     own = {headers.get("host"), headers.get("x-forwarded-host")}
-    return urlsplit(origin).netloc not in own
+    return origin.partition("://")[2] not in own
 
 
 def add_login(app: FastAPI, sessions: Sessions) -> None:

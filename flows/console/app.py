@@ -8,9 +8,10 @@ from nicegui import ui
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from flows.backend import Backend
-from flows.console import overview, record, search
+from flows.console import integrity, overview, record, runs, search
 from flows.console.access import COOKIE, Guard, Sessions, add_login, refuse_open
 from flows.console.desk import Desk
+from flows.metrics import metrics_route
 from flows.observe import Observer
 from flows.settings import Settings
 
@@ -47,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     def health() -> JSONResponse:
         return JSONResponse({"status": "ok"})
 
+    app.router.routes.append(metrics_route(observer))
     if sessions is not None:
         add_login(app, sessions)
 
@@ -57,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
             return gone
 
     desk = Desk(backend, observer, protected=sessions is not None)
-    for page in (overview, search, record):
+    for page in (overview, runs, integrity, search, record):
         page.add_page(desk)
     ui.run_with(app, title="Sightline", favicon=ICON, dark=None, language="en-US", show_welcome_message=False)
     app.add_middleware(Guard, console=console, sessions=sessions)

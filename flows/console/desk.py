@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from nicegui import run
+
 from flows.backend import Backend
 from flows.observe import Observer
 from flows.operations import Prefect, open_prefect
@@ -17,6 +19,10 @@ class Desk:
     observer: Observer
     protected: bool
     """Whether somebody signed in with a password, and can sign out."""
+
+    async def first_look(self) -> None:
+        """Return once everything has been looked at; a store that is slow to answer holds nobody else up."""
+        await run.io_bound(lambda: self.observer.seen)
 
     @contextmanager
     def prefect(self) -> Iterator[Prefect]:

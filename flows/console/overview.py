@@ -8,7 +8,8 @@ from starlette.requests import Request
 
 from flows.console.desk import Desk
 from flows.console.frame import frame
-from flows.console.parts import Row, outcome, problem, table, tile
+from flows.console.parts import Row, heading, outcome, problem, table, tile
+from flows.console.stages import a_second
 from flows.console.words import ago, lasting, many, share
 from flows.observe import Catalogued, Observation
 from storage.figures import HEADLINE, Day
@@ -23,7 +24,8 @@ def add_page(desk: Desk) -> None:
     """Add the page at `/`."""
 
     @ui.page("/")
-    def overview(request: Request) -> None:
+    async def overview(request: Request) -> None:
+        await desk.first_look()
         with frame(desk, request, "Overview"):
             ui.label("Overview").props("role=heading aria-level=1").classes("sr-only")
             shown = ui.refreshable(lambda: show(desk.observer.seen, datetime.now(UTC)))
@@ -84,7 +86,7 @@ def _stores(seen: Observation) -> None:
 
 def _failed(failed: tuple[Run, ...], now: datetime) -> None:
     with ui.element("section").classes("sl-sheet sl-problem"):
-        _heading("Failed")
+        heading("Failed")
         rows = [
             [
                 run.flow if run.source is None else f"{run.flow} of {run.source}",
@@ -98,7 +100,7 @@ def _failed(failed: tuple[Run, ...], now: datetime) -> None:
 
 def _last_runs(last_runs: tuple[Run, ...], now: datetime) -> None:
     with ui.element("section").classes("sl-sheet"):
-        _heading("Last run of each flow")
+        heading("Last run of each flow")
         if not last_runs:
             ui.label("Nothing has run yet. Begin with: sightline ingest FOLDER").classes("sl-faint")
             return
@@ -108,7 +110,7 @@ def _last_runs(last_runs: tuple[Run, ...], now: datetime) -> None:
                 partial(outcome, run.outcome),
                 ago(run.started, now),
                 lasting(None if run.ended is None else (run.ended - run.started).total_seconds()),
-                _pace(run),
+                a_second(run, now),
             ]
             for run in last_runs
         ]
@@ -117,7 +119,7 @@ def _last_runs(last_runs: tuple[Run, ...], now: datetime) -> None:
 
 def _searches(seen: Observation, catalogued: Catalogued) -> None:
     with ui.element("section").classes("sl-sheet"):
-        _heading("Searches")
+        heading("Searches")
         collection = None if seen.indexed is None else seen.indexed.collection
         if collection is None:
             ui.label("No collection is in use yet; the first ingest makes one.").classes("sl-faint")
@@ -139,7 +141,7 @@ def _searches(seen: Observation, catalogued: Catalogued) -> None:
 def _trend(days: tuple[Day, ...]) -> None:
     """Draw the last days: records a second, rejects, recall."""
     with ui.element("section").classes("sl-sheet"):
-        _heading("Last 30 days")
+        heading("Last 30 days")
         with ui.element("div").classes("sl-two"):
             _chart("Records read", days, [day.read for day in days], "bar")
             _chart("Records a second", days, [_rounded(day.records_a_second, 1) for day in days], "line")
@@ -177,15 +179,6 @@ def _chart(
             "animation": False,
         }
     ).style("height: 11rem; width: 100%").props(f'role=img aria-label="{name}, last 30 days"')
-
-
-def _heading(text: str) -> None:
-    ui.label(text).props("role=heading aria-level=2").style("font-weight: 650")
-
-
-def _pace(run: Run) -> str:
-    read, seconds = run.counts.get("read"), run.seconds.get("total")
-    return f"{read / seconds:,.1f}" if read and seconds else "–"
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

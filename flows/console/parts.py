@@ -48,21 +48,36 @@ def table(columns: Sequence[str], rows: Sequence[Row], numbers: int = 0) -> None
     Args:
         numbers: how many of the last columns are figures.
     """
-    first_number = len(columns) - numbers
+    with columns_of(columns, numbers):
+        for row in rows:
+            cells(row, numbers)
+
+
+def columns_of(columns: Sequence[str], numbers: int = 0) -> ui.element:
+    """Show the heads of columns; return the element that rows belong into."""
     with ui.element("div").classes("sl-scroll"), ui.element("table").classes("sl-table"):
         with ui.element("thead"), ui.element("tr"):
             for place, column in enumerate(columns):
-                with ui.element("th").classes("sl-number" if place >= first_number else ""):
+                with ui.element("th").classes("sl-number" if place >= len(columns) - numbers else ""):
                     ui.label(column)
-        with ui.element("tbody"):
-            for row in rows:
-                with ui.element("tr"):
-                    for place, cell in enumerate(row):
-                        with ui.element("td").classes("sl-number" if place >= first_number else ""):
-                            if callable(cell):
-                                cell()
-                            else:
-                                ui.label(cell)
+        return ui.element("tbody")
+
+
+def cells(row: Row, numbers: int = 0) -> ui.element:
+    """Show a row of a table."""
+    with ui.element("tr") as shown:
+        for place, cell in enumerate(row):
+            with ui.element("td").classes("sl-number" if place >= len(row) - numbers else ""):
+                if callable(cell):
+                    cell()
+                else:
+                    ui.label(cell)
+    return shown
+
+
+def heading(text: str) -> None:
+    """Show what a section of a page is about."""
+    ui.label(text).props("role=heading aria-level=2").style("font-weight: 650")
 
 
 def outcome(name: str) -> None:
@@ -70,13 +85,13 @@ def outcome(name: str) -> None:
     ui.label(name).classes(OUTCOMES.get(name, ""))
 
 
-async def confirmed(title: str, what_happens: str, yes: str) -> bool:
+async def confirmed(title: str, what_happens: str, yes: str, no: str = "Cancel") -> bool:
     """Ask whether to go on, and say what will happen; Escape says no."""
     with ui.dialog() as dialog, ui.card():
         ui.label(title).style("font-weight: 650; font-size: 1.1rem")
         ui.label(what_happens)
         with ui.row().classes("justify-end w-full"):
-            ui.button("Cancel", on_click=lambda: dialog.submit(False)).props("flat autofocus")
+            ui.button(no, on_click=lambda: dialog.submit(False)).props("flat autofocus")
             ui.button(yes, on_click=lambda: dialog.submit(True)).props("unelevated")
     agreed = bool(await dialog)
     dialog.delete()

@@ -67,6 +67,11 @@ def stop_postgres(home: Path) -> bool:
             return _stop(place)
 
 
+def has_postgres(home: Path) -> bool:
+    """Whether there is a Postgres of `home`, running or not."""
+    return Place(home.resolve()).data.exists()
+
+
 def postgres_runs(home: Path) -> bool:
     """Whether the Postgres of `home` answers, if only to say that it is starting or stopping."""
     return ping(Place(home.resolve())) != Ping.NO_RESPONSE

@@ -143,8 +143,56 @@ REINDEX = (
 )
 """While searches change to another model."""
 
-EVERYWHERE = (*FIRST_INGEST, *SECOND_INGEST, *DELETE, *REPAIR, *BACKUP, *RESTORE, *REINDEX)
+MOVE = (
+    KillPoint("a move: the run on record, not committed", "storage.runs:start_run", "after"),
+    KillPoint("a move: before the collection is made", "storage.transfer:make_collection", "before"),
+    HalfARequest("a move: in the middle of its points", "/points", 2),  # the first reads them
+    KillPoint("a move: the points are there, no row is", "storage.transfer:copy_points", "after"),
+    KillPoint("a move: in the middle of the rows", "storage.transfer:copy_table", "after", 4),
+    KillPoint("a move: the rows are written, not committed", "storage.transfer:copy_rows", "after"),
+    KillPoint("a move: before the alias", "storage.transfer:copy_aliases", "before"),
+    HalfARequest("a move: in the middle of the alias", "/collections/aliases"),
+    KillPoint("a move: compared, not closed", "storage.runs:end_run", "before"),
+)
+"""While an embedded home is copied into servers."""
+
+EVERYWHERE = (*FIRST_INGEST, *SECOND_INGEST, *DELETE, *REPAIR, *BACKUP, *RESTORE, *REINDEX, *MOVE)
 ALL = {point.name: point for point in EVERYWHERE}
+
+OFTEN = tuple(
+    ALL[name]
+    for name in (
+        "the collection without its indexes",
+        "the alias has moved, Postgres does not know",
+        "the first keys are claimed, not committed",
+        "half a blob",
+        "after all blobs of a batch, before its items",
+        "the items are written, not committed",
+        "in the middle of embedding",
+        "in the middle of a Qdrant write",
+        "after the points, before the marks",
+        "in the middle of the second batch",
+        "the run is closed, not committed",
+        "in the middle of new payloads",
+        "tombstones, and points that answer",
+        "a picture is gone, its tombstone says it has one",
+        "a delete: tombstones, and points that answer",
+        "a delete: the points are gone, the pictures are not",
+        "a delete: done, its receipt without its name",
+        "a repair: a picture is back",
+        "a repair: strays are gone",
+        "a repair: in the middle of lost points",
+        "a backup: after a snapshot",
+        "a backup: all but its manifest",
+        "a restore: in the middle of a snapshot",
+        "a restore: before Postgres",
+        "a re-index: the first points, before their marks",
+        "a re-index: the alias has moved, nothing is committed",
+        "a move: the points are there, no row is",
+        "a move: in the middle of the alias",
+    )
+)
+"""What `make test` tries, one of each kind of step; `make test-all` tries all."""
 
 
 def arm(name: str) -> None:

@@ -1,10 +1,7 @@
 """Whatever dies, whenever: the next run finishes the work; nothing is lost, doubled or falsely promised."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from uuid import uuid4
@@ -18,7 +15,7 @@ from sqlalchemy.orm import sessionmaker
 
 from embedding.encoder import Encoder, load_encoder
 from flows.backup import BadBackup, fetch_checked, read_manifest
-from flows.deps import Deps, Stores
+from flows.deps import Deps, Stores, open_stores
 from flows.intake import Request, ingest_source
 from flows.purge import purge
 from flows.rebuild import rollback
@@ -27,12 +24,16 @@ from flows.settings import Settings
 from storage import index
 from storage.blobs import Blobs
 from storage.embedded.qdrant.access import find
+from tests import forks
 from tests.builders import a_folder, png
 from tests.conftest import emptied
+from tests.faults import victim
 from tests.faults.points import (
     BACKUP,
     DELETE,
     FIRST_INGEST,
+    MOVE,
+    OFTEN,
     REINDEX,
     REPAIR,
     RESTORE,
@@ -40,11 +41,10 @@ from tests.faults.points import (
     HalfARequest,
     KillPoint,
 )
-from tests.processes import environment_of
+from tests.processes import environment_of, homes
 from tests.tiny_clip import write_tiny_clip
 
 Sightline = Callable[..., int]
-ROOT = Path(__file__).parents[2]
 BATCH = 4
 GOOD = {f"{n}.png": png("red", (16, 16 + n)) for n in range(8)} | {"copy.png": png("red", (16, 16))}
 CAPTIONS = {"1.txt": "one", "2.txt": "two"}
@@ -69,22 +69,6 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def encoder(model: Path) -> Encoder:
     return load_encoder(str(model), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def victims(prefect_url: str, model: Path) -> Iterator[subprocess.Popen[str]]:
-    """Forks a `sightline` for each order."""
-    environment = {
-        **os.environ,
-        "PREFECT_API_URL": prefect_url,
-        "PREFECT_LOGGING_LEVEL": "CRITICAL",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "tests.faults.victim", "--serve", str(model)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, cwd=ROOT, env=environment, **pipes) as process:
-        yield process
-        process.stdin.close()
 
 
 @pytest.fixture
@@ -118,29 +102,37 @@ def empty_database(engine: Engine) -> Iterator[Engine]:
         connection.execute(text("drop database restored with (force)"))
 
 
+@pytest.fixture(scope="module")
+def own_home(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder, model: Path) -> Iterator[Path]:
+    """A home with embedded stores that hold the shop; moves leave it as it is."""
+    shop = a_folder(tmp_path_factory.mktemp("own") / "shop", GOOD | CAPTIONS | {"bad.png": b"no picture"})
+    with homes() as home_at:
+        home = home_at(shop.parent / "home")
+        settings = Settings(home=home, model=str(model), batch_size=BATCH)
+        with open_stores(settings) as own:
+            deps = Deps(own.engine, own.sessions, own.vectors, own.blobs, encoder)
+            ingest_source(deps, settings, Request(shop))
+        yield home
+
+
 @pytest.fixture
-def sightline(
-    victims: subprocess.Popen[str], engine: Engine, index_home: Path, model: Path, tmp_path: Path
-) -> Sightline:
+def sightline(prefect_url: str, engine: Engine, index_home: Path, model: Path, tmp_path: Path) -> Sightline:
     """Runs the command line in a process of its own, and returns how it ended."""
-    environment = environment_of(tmp_path / "home", engine.url, find(index_home), model)
-    environment["SIGHTLINE_BATCH_SIZE"] = str(BATCH)
+    environment = {
+        **os.environ,
+        **environment_of(tmp_path / "home", engine.url, find(index_home), model),
+        "SIGHTLINE_BATCH_SIZE": str(BATCH),
+        "SIGHTLINE_DECODE_WORKERS": "1",
+        "PREFECT_API_URL": prefect_url,
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "OMP_NUM_THREADS": "1",
+    }
 
     def run(*arguments: object, kill: str | None = None, **elsewhere: str) -> int:
-        order = {
-            "arguments": [str(argument) for argument in arguments],
-            "environment": environment | elsewhere,
-            "kill": kill,
-            "log": str(tmp_path / "log"),
-        }
-        victims.stdin.write(json.dumps(order) + "\n")
-        victims.stdin.flush()
-        ended = int(victims.stdout.readline())
-        if ended not in (0, -signal.SIGKILL):
-            pytest.fail(
-                f"{arguments}, killed at {kill!r}: ended with {ended}\n{(tmp_path / 'log').read_text()}"
-            )
-        return ended
+        done = forks.run(victim.run, kill, *map(str, arguments), environment=environment | elsewhere)
+        if done.returncode not in (0, -signal.SIGKILL):
+            pytest.fail(f"{arguments}, killed at {kill!r}: ended with {done.returncode}\n{done.stderr}")
+        return done.returncode
 
     return run
 
@@ -185,7 +177,8 @@ def break_everything(stores: Stores) -> None:
 
 
 def named(points: Sequence[KillPoint | HalfARequest]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("point", points, ids=lambda point: point.name)
+    marked = [pytest.param(point, marks=() if point in OFTEN else pytest.mark.full) for point in points]
+    return pytest.mark.parametrize("point", marked, ids=lambda point: point.name)
 
 
 @named(FIRST_INGEST)
@@ -275,7 +268,7 @@ def test_a_restore_that_dies_is_done_again(
 
 
 @pytest.mark.usefixtures("ingested")
-@pytest.mark.parametrize("point", REINDEX, ids=lambda point: point.name)
+@named(REINDEX)
 def test_a_killed_reindex_leaves_searches_whole_and_is_finished_by_the_next(
     point: KillPoint | HalfARequest,
     stores: Stores,
@@ -308,3 +301,16 @@ def test_a_killed_reindex_leaves_searches_whole_and_is_finished_by_the_next(
     assert searched is not None
     assert searched.fingerprint == encoder.fingerprint
     assert reconcile(stores).work == 0
+
+
+@named(MOVE)
+def test_a_move_that_dies_is_finished_by_the_next(
+    stores: Stores, sightline: Sightline, own_home: Path, point
+):
+    home = {"SIGHTLINE_HOME": str(own_home)}
+
+    assert sightline("move", "--to-servers", kill=point.name, **home) == -signal.SIGKILL
+    assert sightline("move", "--to-servers", **home) == 0
+
+    moved = Stores(stores.engine, stores.sessions, stores.vectors, Blobs(str(own_home / "pictures")))
+    check(moved, own_home, set(GOOD), pictures=8)

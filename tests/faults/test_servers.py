@@ -21,7 +21,7 @@ from tests.builders import a_folder, png
 from tests.fakes import ColourEncoder
 from tests.processes import homes
 
-SEEDS = 2
+SEEDS = 1
 MORE_SEEDS = 30
 STEPS = 90
 """Fewer than an ingest has statements and requests."""

@@ -1,0 +1,215 @@
+"""All that is at rest, from one pair of stores into another: rows by COPY, points by their ids."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+from psycopg.sql import SQL, Identifier
+from qdrant_client import QdrantClient, models
+from sqlalchemy import Connection, Engine, Table, delete, func, select, text
+from sqlalchemy.orm import Session
+
+from storage import dump, index
+from storage.differences import PointId
+from storage.dump import NotEmpty
+from storage.schema import RunRow
+
+MOVE = "move"
+PAGE = 15 * index.POINTS_A_REQUEST
+Advance = Callable[[int], None]
+
+
+class AlreadyMoved(RuntimeError):
+    """These servers hold all of this home, and may have gone on since."""
+
+
+def identity_of(source: Engine) -> str:
+    """Return what tells this Postgres from every other, wherever its folder is moved to."""
+    with source.connect() as connection:
+        return str(connection.scalar(text("select system_identifier from pg_control_system()")))
+
+
+def require_target(source: Engine, target: Engine, vectors: QdrantClient, home: str) -> None:
+    """Make sure that a move from `source` loses nothing in the target: it is empty, or holds part of `home`.
+
+    Args:
+        home: what `identity_of` tells of the source.
+
+    Raises:
+        NotEmpty: it holds something else.
+        AlreadyMoved: an earlier move of this home came to its end.
+    """
+    with Session(source) as ours, Session(target) as theirs:
+        known = set(ours.scalars(select(RunRow.id)))
+        runs = theirs.scalars(select(RunRow).order_by(RunRow.started.desc())).all()
+    own = [run for run in runs if run.flow == MOVE and run.options.get("home") == home]
+    if done := next((run for run in own if run.outcome == "completed"), None):
+        raise AlreadyMoved(
+            f"this home was moved to these servers on {done.started:%Y-%m-%d}; compare them with: "
+            "sightline reconcile"
+        )
+    foreign = [run for run in runs if run.id not in known and run not in own]
+    if own and foreign:
+        raise NotEmpty(
+            f"the servers hold an interrupted move of this home, and have been used since ({foreign[0].flow} "
+            f"on {foreign[0].started:%Y-%m-%d}); empty both, and run this again"
+        )
+    if own:
+        return
+    if (table := dump.first_filled(target)) is not None:
+        raise NotEmpty(f"the database holds {table} already, of another home; move into an empty one")
+    if there := names(vectors):
+        raise NotEmpty(f"Qdrant holds {', '.join(there)} already; move into an empty one")
+
+
+def copy_rows(source: Engine, target: Connection, run_id: UUID, *, advance: Advance) -> dict[str, int]:
+    """Make our tables in `target` what they are in `source`, all as of one moment; the caller commits.
+
+    Args:
+        target: has the same schema.
+        run_id: the one run of the target that is kept.
+        advance: told how many rows have been written.
+
+    Returns:
+        How many rows each table got.
+    """
+    others = [table for table in dump.tables() if table is not RunRow.__table__]
+    all_names = SQL(", ").join(Identifier(table.name) for table in others)
+    frozen = source.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    with frozen.connect() as reading, dump.cursor(target) as cursor:
+        cursor.execute(SQL("TRUNCATE {}").format(all_names))
+        target.execute(delete(RunRow).where(RunRow.id != run_id))
+        counts = {table.name: copy_table(table, reading, target, advance) for table in dump.tables()}
+    dump.renew_sequences(target)
+    return counts
+
+
+def copy_table(table: Table, source: Connection, target: Connection, advance: Advance) -> int:
+    """Add the rows of `table` to those of the same table in `target`; return how many there were."""
+    columns = SQL(", ").join(Identifier(column.name) for column in table.columns)
+    name = Identifier(table.name)
+    with (
+        dump.cursor(source) as reader,
+        dump.cursor(target) as writer,
+        reader.copy(SQL("COPY {} ({}) TO STDOUT").format(name, columns)) as rows,
+    ):
+        with writer.copy(SQL("COPY {} ({}) FROM STDIN").format(name, columns)) as written:
+            for part in rows:
+                written.write(part)
+                advance(bytes(part).count(b"\n"))  # the text format has none within a row
+        return writer.rowcount
+
+
+def count_rows(source: Engine) -> int:
+    """Return how many rows `copy_rows` would copy."""
+    with source.connect() as connection:
+        counts = (select(func.count()).select_from(table) for table in dump.tables())
+        return sum(connection.scalar(count) or 0 for count in counts)
+
+
+def copy_collection(
+    source: QdrantClient, target: QdrantClient, name: str, *, advance: Advance = lambda _: None
+) -> int:
+    """Make collection `name` in `target` what it is in `source`; what is there already is not sent again.
+
+    Its vectors, payloads, payload indexes, graph, packing and metadata are the source's; when to optimize
+    is the server's own affair. Nobody else may write it meanwhile.
+
+    Args:
+        advance: told how many points have been looked at.
+
+    Returns:
+        How many points it has.
+    """
+    make_collection(source, target, name)
+    with ThreadPoolExecutor(index.STREAMS) as streams:
+        for page in _pages(index.digests(source, name), PAGE):
+            there = dict(index.digests(target, name, [id for id, _ in page]))
+            lacking = [id for id, digest in page if digest is None or there.get(id) != digest]
+            requests = _pages(lacking, index.POINTS_A_REQUEST)
+            list(streams.map(partial(copy_points, source, target, name), requests))
+            advance(len(page))
+    many = index.count(source, name)
+    if index.count(target, name) != many:
+        _remove_others(source, target, name)
+    return many
+
+
+def make_collection(source: QdrantClient, target: QdrantClient, name: str) -> None:
+    """Make collection `name` as in `source`, without its points, unless such a one is there."""
+    wanted = source.get_collection(name)
+    config, params = wanted.config, wanted.config.params
+    if target.collection_exists(name) and _shape(target, name) != _shape(source, name):
+        target.delete_collection(name)
+    if not target.collection_exists(name):
+        target.create_collection(
+            name,
+            vectors_config=params.vectors,
+            sparse_vectors_config=params.sparse_vectors,
+            on_disk_payload=params.on_disk_payload,
+            hnsw_config=models.HnswConfigDiff(**config.hnsw_config.model_dump(exclude_none=True)),
+            quantization_config=config.quantization_config,
+            metadata=config.metadata,
+        )
+    for field, info in wanted.payload_schema.items():
+        target.create_payload_index(name, field, info.params or info.data_type, wait=True)
+
+
+def copy_points(source: QdrantClient, target: QdrantClient, name: str, ids: list[PointId]) -> None:
+    """Copy the points of `ids`; returns once they are searchable."""
+    found = source.retrieve(name, index.wire_ids(ids), with_payload=True, with_vectors=True)
+    points = [models.PointStruct(id=p.id, vector=_sent(p.vector), payload=p.payload) for p in found]
+    target.upsert(name, points, wait=True)
+
+
+def copy_aliases(source: QdrantClient, target: QdrantClient) -> None:
+    """Have each alias of `source` lead to the same collection in `target`, all in one step."""
+    there = {alias.alias_name for alias in target.get_aliases().aliases}
+    steps: list[models.CreateAliasOperation | models.DeleteAliasOperation] = []
+    for alias in source.get_aliases().aliases:
+        if alias.alias_name in there:
+            gone = models.DeleteAlias(alias_name=alias.alias_name)
+            steps.append(models.DeleteAliasOperation(delete_alias=gone))
+        made = models.CreateAlias(alias_name=alias.alias_name, collection_name=alias.collection_name)
+        steps.append(models.CreateAliasOperation(create_alias=made))
+    if steps:
+        target.update_collection_aliases(change_aliases_operations=steps)
+
+
+def drop_others(source: QdrantClient, target: QdrantClient) -> None:
+    """Drop what an interrupted move has left in `target` that `source` has no longer."""
+    for name in set(names(target)) - set(names(source)):
+        target.delete_collection(name)
+
+
+def names(client: QdrantClient) -> list[str]:
+    """Return the names of all collections, in order."""
+    return sorted(one.name for one in client.get_collections().collections)
+
+
+def _shape(client: QdrantClient, name: str) -> tuple[index.Collection, object]:
+    vectors = client.get_collection(name).config.params.vectors or {}
+    named = {"": vectors} if isinstance(vectors, models.VectorParams) else vectors
+    return index.describe(client, name), {
+        space: (one.size, one.distance, one.multivector_config) for space, one in named.items()
+    }
+
+
+def _remove_others(source: QdrantClient, target: QdrantClient, name: str) -> None:
+    for page in _pages(index.digests(target, name), PAGE):
+        ids = [id for id, _ in page]
+        kept = dict(index.digests(source, name, ids))
+        if gone := [id for id in ids if id not in kept]:
+            index.remove(target, name, gone)
+
+
+def _sent(vector: Any) -> Any:
+    return {} if vector is None else vector
+
+
+def _pages(things: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(things)
+    return iter(lambda: list(islice(iterator, size)), [])

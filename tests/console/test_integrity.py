@@ -1,0 +1,92 @@
+"""Whether the stores agree, and what mends them."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from playwright.sync_api import Page, expect
+from qdrant_client import QdrantClient
+
+from flows.console.agreement import found_in_words, judge, repair_in_words
+from flows.deps import open_stores
+from storage import index
+from storage.records import item_id
+from storage.runs import Run
+from tests.console.conftest import Running
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def vectors(running: Running) -> Iterator[QdrantClient]:
+    with open_stores(running.settings) as stores:
+        yield stores.vectors
+
+
+def a_comparison(outcome: str = "completed", error: str | None = None, **counts: Any) -> Run:
+    ended = NOON + timedelta(seconds=3)
+    return Run(uuid4(), "reconcile", None, None, NOON, ended, outcome, error, counts, {})
+
+
+def test_what_differs_is_found_explained_and_mended(page: Page, vectors: QdrantClient):
+    [name] = index.collections(vectors)
+    page.goto("/integrity")
+    expect(page.get_by_role("status").first).to_contain_text("Postgres and Qdrant agree.")
+    expect(page.get_by_role("row").filter(has_text=name)).to_contain_text("active")
+    expect(page.get_by_role("button", name="Repair…")).to_be_hidden()
+    vectors.delete(name, [str(item_id("shop", "red.png"))], wait=True)
+
+    page.get_by_role("button", name="Compare now").click()
+
+    expect(page.get_by_role("status").first).to_contain_text("Postgres and Qdrant differ")
+    expect(page.get_by_role("row").filter(has_text="searches miss them")).to_contain_text("1 record")
+    expect(page.get_by_role("row").filter(has_text=name)).to_contain_text("1 fewer than Postgres says")
+    page.get_by_role("button", name="Repair…").click()
+    expect(page.get_by_role("dialog")).to_contain_text("embeds 1 record again")
+    page.get_by_role("button", name="Start repair").click()
+    expect(page.get_by_role("status").first).to_contain_text("Postgres and Qdrant agree.")
+    expect(page.get_by_role("row").filter(has_text="mended 1")).to_contain_text("repair")
+    expect(page.get_by_role("row").filter(has_text="searches miss them")).to_have_count(0)
+    assert index.count(vectors, name) == 4
+
+
+def test_a_repair_leaves_what_it_left():
+    repair = a_comparison("failed", "the stores differ: 1 missing", missing=3, still={"missing": 1})
+
+    assert judge([repair]).differences == {"missing": 1}
+    assert found_in_words(repair) == "mended 2, 1 missing"
+
+
+def test_a_comparison_that_was_cut_off_hides_no_difference():
+    crashed, differed = a_comparison("crashed"), a_comparison("failed", "the stores differ: 2 stray", stray=2)
+
+    verdict = judge([a_comparison("cancelled"), crashed, differed])
+
+    assert verdict.last == differed
+    assert verdict.differences == {"stray": 2}
+    assert verdict.problem == "The last one was cut off: its process ended. Nothing is lost; compare again."
+
+
+def test_what_was_refused_is_told_in_plain_words():
+    why = "TooManyDeletes: a repair would delete 9 of 10 points, more than 5%; nothing was changed"
+
+    verdict = judge([a_comparison("failed", why, stray=9), a_comparison()])
+
+    assert verdict.problem == (
+        "The last one did not get to its end: a repair would delete 9 of 10 points, more than 5%; "
+        "nothing was changed"
+    )
+
+
+def test_nothing_is_said_of_stores_that_were_never_compared():
+    assert judge([a_comparison("failed", "Busy: a repair runs")]).last is None
+    assert judge([]).problem is None
+
+
+def test_a_repair_that_would_be_refused_says_so_beforehand():
+    assert "refuses" not in repair_in_words({"missing": 9}, 10)
+    assert "refuses to delete more than 5% of the 100 points" in repair_in_words({"stray": 5}, 100)
+    assert "it would delete 6 of 100 points, and refuses" in repair_in_words({"stray": 6}, 100)
+    assert "it would delete 100 of 100 points" in repair_in_words({"other_model": 1}, 100)

@@ -1,0 +1,95 @@
+"""`sightline up`: everything with one command, and nothing left when it ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from flows.cli import main
+from flows.up import Line, PartEnded, _refuse_ended, part
+from storage.embedded.postgres import postgres_runs
+from storage.embedded.qdrant.access import find
+from tests.processes import HomeAt, wait_until
+
+PATIENCE_S = 150
+
+
+def free_ports(many: int) -> list[int]:
+    probes = [socket.socket() for _ in range(many)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def children_of(pid: int) -> Iterable[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_it_runs_everything_says_where_and_ends_all_of_it(tmp_path: Path, home_at: HomeAt):
+    home = home_at(tmp_path / "home")
+    console, prefect = free_ports(2)
+    command = [sys.executable, "-m", "flows.cli", "up", "--log-format", "json"]
+    ports = ["--port", str(console), "--prefect-port", str(prefect)]
+    out, log = tmp_path / "out", tmp_path / "log"
+    with out.open("w") as printed, log.open("w") as said:
+        up = subprocess.Popen(
+            [*command, *ports], stdout=printed, stderr=said, env=os.environ | {"SIGHTLINE_HOME": str(home)}
+        )
+        wait_until(lambda: "Ctrl-C" in out.read_text() or up.poll() is not None, patience_s=PATIENCE_S)
+        assert up.poll() is None, log.read_text()
+        parts = list(children_of(up.pid))
+
+        assert httpx.get(f"http://127.0.0.1:{console}/healthz").is_success
+        assert httpx.get(f"http://127.0.0.1:{prefect}/api/health").is_success
+        assert find(home) is not None
+        up.send_signal(signal.SIGINT)
+
+        assert up.wait(PATIENCE_S) == 0
+    shown = out.read_text()
+    assert f"http://127.0.0.1:{console}/metrics" in shown
+    assert "0 * * * *" in shown
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["part"] for line in lines} == {"postgres", "qdrant", "schedules", "console"}
+    assert len(parts) >= 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in parts)
+    assert (find(home), postgres_runs(home)) == (None, False)
+
+
+def test_a_part_that_ends_by_itself_ends_everything_and_is_named():
+    said: list[Line] = []
+    with part("console", "no-such-command", say=said.append) as console:
+        console.process.wait(60)
+
+        with pytest.raises(PartEnded, match="console has ended with code 2"):
+            _refuse_ended(console)
+
+    assert any("No such command" in line.message for line in said)
+
+
+def test_a_line_has_the_level_that_it_names():
+    now = datetime.now(UTC)
+
+    assert Line(now, "schedules", "12:00:01.000 | ERROR   | Flow run 'a' - it failed").level == "ERROR"
+    assert Line(now, "console", "The console is at …").level == "INFO"
+
+
+def test_at_an_open_address_it_does_not_start_without_a_password(home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SIGHTLINE_HOME", str(home))
+
+    done = CliRunner().invoke(main, ["up", "--host", "0.0.0.0"])
+
+    assert done.exit_code == 1
+    assert "SIGHTLINE_CONSOLE__PASSWORD" in done.output
+    assert not home.exists()
