@@ -52,7 +52,7 @@ class Backend:
         self._engine: Engine | None = None
         self._vectors: QdrantClient | None = None
         self._models = Models(settings, load)
-        self._blobs = open_blobs(settings)
+        self.blobs = open_blobs(settings)
 
     @contextmanager
     def sessions(self) -> Iterator[sessionmaker[Session]]:
@@ -96,7 +96,7 @@ class Backend:
                 self._catalog(),
                 sessions,
                 vectors,
-                self._blobs,
+                self.blobs,
                 encoder,
                 self._models,
                 self.search_times.of,
@@ -110,7 +110,7 @@ class Backend:
             AWAY: one does not answer, now or in what the caller does with it.
         """
         with self.sessions() as sessions, self.vectors() as vectors:
-            yield Stores(self._catalog(), sessions, vectors, self._blobs)
+            yield Stores(self._catalog(), sessions, vectors, self.blobs)
 
     @contextmanager
     def writing(self) -> Iterator[Deps]:

@@ -116,11 +116,11 @@ def ingest(
 
 @main.command(short_help="Find pictures or texts by a text or a picture.")
 @click.argument("text", required=False)
-@click.option("--image", type=EXISTING_FILE, help="Search by a picture.")
+@click.option("--image", type=EXISTING_FILE, help="Search by a picture, or with TEXT by both at once.")
 @click.option(
     "--find",
     type=click.Choice(["images", "texts"]),
-    help="What to find.  [default: images for a text, texts for a picture]",
+    help="What to find.  [default: images for a text or both, texts for a picture]",
 )
 @click.option("--limit", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many hits.")
 @click.option("--min-score", type=click.FloatRange(-1, 1), help="Leave out hits that score lower.")
@@ -139,20 +139,20 @@ def search(
     as_json: bool,
     gallery: Path | None,
 ) -> None:
-    """Show what is closest to TEXT, or to a picture, best first.
+    """Show what is closest to TEXT, to a picture, or to both together, best first.
 
     Scores are cosines: comparable within one search, not between models. --where takes metadata fields,
     `source` and `key`.
     """
-    if (text is None) == (image is None) or text == "":
-        raise click.UsageError("give a TEXT or --image FILE, one of the two")
+    if text == "" or (text is None and image is None):
+        raise click.UsageError("give a TEXT, --image FILE, or both")
     settings = load_settings()
     from flows import tables
     from flows.gallery import render
     from flows.search import Find, Query, gallery_page, open_search
     from flows.search import search as find_items
 
-    default: Find = "images" if image is None else "texts"
+    default: Find = "texts" if text is None else "images"
     chosen: Find = next((known for known in get_args(Find) if known == find), default)
     query = Query(
         text,

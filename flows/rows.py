@@ -7,16 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
+from typing import Protocol
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
 from embedding.images import BadImage
 from embedding.stream import side_by_side
-from flows.deps import Stores
 from flows.report import BatchReport
 from flows.settings import Limits
 from storage import catalog
+from storage.blobs import Blobs
 from storage.catalog import Stored
 from storage.index import Collection
 from storage.plan import Plan, plan_batch
@@ -30,6 +31,13 @@ FETCHES_AT_ONCE = 16
 
 MOST_BYTES = 64 * 2**20
 """A batch ends with the picture that makes it larger: several batches are in memory at once."""
+
+
+class KeepsPictures(Protocol):
+    """Whatever knows where pictures are kept, such as `Stores`."""
+
+    @property
+    def blobs(self) -> Blobs | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +250,7 @@ def picture_bytes(uri: str, limits: Limits) -> bytes:
     )
 
 
-def kept_picture(stores: Stores, sha256: str, uri: str, limits: Limits) -> bytes | None:
+def kept_picture(stores: KeepsPictures, sha256: str, uri: str, limits: Limits) -> bytes | None:
     """Return an item's picture from where pictures are kept, else from its source; None where it is gone."""
     try:
         return picture_bytes(uri, limits) if stores.blobs is None else stores.blobs.get(sha256)

@@ -4,11 +4,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal
+from uuid import UUID
 
+import numpy as np
+from numpy.typing import NDArray
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from embedding.encoder import Encoder, Vectors
+from embedding.encoder import Encoder
+from embedding.fusion import fused
 from embedding.preparation import prepare
 from embedding.process import keep_freed_memory, wait_briefly
 from flows.deps import Deps, open_stores
@@ -21,7 +26,7 @@ from storage import catalog, index
 from storage.records import Digest, Hit, Item
 
 Find = Literal["images", "texts"]
-Asked = Literal["text", "image"]
+Asked = Literal["text", "image", "both", "record"]
 Clock = Callable[[str, str], AbstractContextManager[None]]
 """Returns what a search happens in, by what is asked with and what is found."""
 
@@ -30,13 +35,10 @@ SPACES: dict[Find, index.Space] = {"images": "image", "texts": "text"}
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is looked for, and among what."""
+    """What is looked for, and among what; a text and a picture at once are looked for together."""
 
     text: str | None = None
     image: Path | None = None
-    picture: bytes | None = None
-    """The bytes of a picture that is no file."""
-
     find: Find = "images"
     limit: int = 10
     min_score: float | None = None
@@ -44,10 +46,21 @@ class Query:
     oversampling: float = OVERSAMPLING
     """Candidates per hit that are scored anew, where the collection packs or shortens vectors."""
 
+    picture: bytes | None = None
+    """A picture that is no file here; `image` and this are one and the same to a search."""
+
+    like: UUID | None = None
+    """A record that others are to be like; it is no hit itself."""
+
     @property
     def asked(self) -> Asked:
         """What it is asked with."""
-        return "text" if self.image is None and self.picture is None else "image"
+        has_picture = self.image is not None or self.picture is not None
+        if self.like is not None:
+            return "record"
+        if has_picture:
+            return "image" if self.text is None else "both"
+        return "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +89,21 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Took:
+    """How long each part of a search took, in seconds."""
+
+    encode_s: float
+    """To make a vector of what was asked."""
+
+    index_s: float
+    catalog_s: float
+
+    @property
+    def total_s(self) -> float:
+        return self.encode_s + self.index_s + self.catalog_s
+
+
+@dataclass(frozen=True, slots=True)
 class Results:
     """What a search found, best first, and where it looked."""
 
@@ -83,11 +111,24 @@ class Results:
     model: str
     collection: str
     found: tuple[Found, ...]
+    took: Took
 
     def as_json(self) -> dict[str, Any]:
-        asked = self.query.text if self.query.text is not None else str(self.query.image)
-        where = {"query": asked, "model": self.model, "collection": self.collection}
+        text, image = self.query.text, self.query.image
+        where = {
+            "query": str(image) if text is None else text,
+            "image": None if image is None else str(image),
+            "model": self.model,
+            "collection": self.collection,
+        }
         return where | {"hits": [one.as_json() for one in self.found]}
+
+
+class NoSuchRecord(LookupError):
+    """Others are to be like a record that searches do not know."""
+
+    def __init__(self, id: UUID) -> None:
+        super().__init__(f"record {id} is not searchable: it was deleted, or no ingest has embedded it yet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +170,7 @@ def open_search(settings: Settings) -> Iterator[Searching]:
 
 
 def search(deps: Deps, query: Query) -> Results:
-    """Return the items closest to the query's text or picture.
+    """Return the items closest to the query's text, to its picture, to both (see `fused`), or to a record.
 
     What Postgres says is deleted is left out, whatever Qdrant still holds. The collection that the alias
     names at the beginning answers, to a query by its own model, wherever the alias moves meanwhile.
@@ -137,6 +178,7 @@ def search(deps: Deps, query: Query) -> Results:
     Raises:
         NoCollection: nothing has been ingested yet.
         ModelMismatch: the collection was made by another model than `deps` has.
+        NoSuchRecord: the record that others are to be like cannot be searched by.
         BadImage: the query's picture cannot be shown to a model.
         OSError: the query's picture cannot be read.
     """
@@ -157,9 +199,11 @@ def search(deps: Deps, query: Query) -> Results:
 
 
 def _search_in(deps: Deps, collection: index.Collection, query: Query) -> Results:
+    started = perf_counter()
     encoder = deps.encoder_of(collection)
     with span("encode"):
-        [vector] = _encoded(encoder, query)
+        vector = _vector(deps, collection, encoder, query)
+    encoded = perf_counter()
     with span("qdrant"):
         hits = index.search(
             deps.vectors,
@@ -169,21 +213,40 @@ def _search_in(deps: Deps, collection: index.Collection, query: Query) -> Result
             limit=query.limit,
             min_score=query.min_score,
             where=query.where,
+            without=() if query.like is None else (query.like,),
             oversampling=query.oversampling,
         )
+    ranked = perf_counter()
     with span("postgres"), deps.sessions() as session:
         items = catalog.items_with_digests(session, [hit.id for hit in hits])
     found = tuple(Found(hit, _as_matched(hit, *items[hit.id])) for hit in hits if hit.id in items)
-    return Results(query, encoder.name, collection.name, found)
+    took = Took(encoded - started, ranked - encoded, perf_counter() - ranked)
+    return Results(query, encoder.name, collection.name, found, took)
 
 
-def _encoded(encoder: Encoder, query: Query) -> Vectors:
-    """Return the query's vector as a row, shape (1, dim)."""
+def _vector(deps: Deps, collection: index.Collection, encoder: Encoder, query: Query) -> NDArray[np.float32]:
+    """Return what the query comes to: shape (dim,), unit length."""
+    parts = []
     data = query.picture if query.image is None else query.image.read_bytes()
-    if data is None:
-        return encoder.texts([query.text or ""])
-    prepared = prepare(encoder.preparation, data, name=str(query.image or "the query's picture"))
-    return encoder.prepared([prepared.features])
+    if data is not None:
+        name = "the picture" if query.image is None else str(query.image)
+        prepared = prepare(encoder.preparation, data, name=name)
+        parts += [*encoder.prepared([prepared.features])]
+    if query.like is not None:
+        parts.append(_vector_of(deps, collection, query.like, SPACES[query.find]))
+    if query.text is not None:
+        parts += [*encoder.texts([query.text])]
+    return fused(parts)
+
+
+def _vector_of(deps: Deps, collection: index.Collection, id: UUID, using: index.Space) -> NDArray[np.float32]:
+    """Return the vector of a record in the space that is searched, else in its other one."""
+    with deps.sessions() as session:
+        alive = id in catalog.items_with_digests(session, [id])
+    spaces = index.vectors_of(deps.vectors, collection.name, id) if alive else {}
+    if not spaces:
+        raise NoSuchRecord(id)
+    return fused([*(spaces[using] if using in spaces else next(iter(spaces.values())))])
 
 
 def _as_matched(hit: Hit, item: Item, digest: Digest) -> Item:

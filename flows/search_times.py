@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from embedding.images import BadImage
-from flows.search import Asked, Find
+from flows.search import Asked, Find, NoSuchRecord
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
 LABELS = ("query", "find")
@@ -30,7 +30,7 @@ class SearchTimes(Collector):
         )
         self._failures = Counter(
             "sightline_search_failures",
-            "Searches that ended in an error, other than one of the picture that was asked with.",
+            "Searches that ended in an error, other than one of what was asked with.",
             LABELS,
             registry=None,
         )
@@ -44,7 +44,7 @@ class SearchTimes(Collector):
         started = perf_counter()
         try:
             yield
-        except BadImage:
+        except (BadImage, NoSuchRecord):
             raise
         except Exception:
             self._failures.labels(asked, find).inc()

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import func, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import cast, func, select
+from sqlalchemy.dialects.postgresql import BIT, insert
 from sqlalchemy.orm import Session
 
 from storage.schema import ItemRow, PerceptualHashRow
@@ -80,6 +80,27 @@ def hashes(session: Session) -> dict[str, int]:
     statement = select(PerceptualHashRow).where(PerceptualHashRow.sha256.in_(living))
     rows = session.scalars(statement.order_by(PerceptualHashRow.sha256))
     return {row.sha256: row.phash + SIGN for row in rows}
+
+
+def near(session: Session, sha256: str, *, bits: int, least_bits: int, limit: int) -> list[Copy] | None:
+    """Return living items whose pictures have the same bytes as this one, or look like it; exact ones first.
+
+    Args:
+        bits: in how many of 64 bits the perceptual hashes of pictures that look alike may differ.
+        least_bits: a hash with fewer bits is that of a picture without detail, which nothing looks like.
+
+    Returns:
+        At most `limit`; None where it is not known what the picture looks like, and nothing has its bytes.
+    """
+    own = session.scalar(select(PerceptualHashRow.phash).where(PerceptualHashRow.sha256 == sha256))
+    shas = {sha256: 0}
+    if own is not None and (own + SIGN).bit_count() >= least_bits:
+        differing = func.bit_count(cast(PerceptualHashRow.phash.op("#")(own), BIT(64)))
+        alike = select(PerceptualHashRow.sha256, differing).where(differing <= bits)
+        nearest = alike.order_by(differing, PerceptualHashRow.sha256).limit(limit)
+        shas |= dict(session.execute(nearest).tuples().all())
+    found = sorted(_copies(session, list(shas)), key=lambda copy: shas[copy.sha256])
+    return None if own is None and len(found) == 1 else found[:limit]
 
 
 def _copies(session: Session, shas: object) -> list[Copy]:

@@ -376,6 +376,7 @@ def search(
     limit: int,
     min_score: float | None = None,
     where: Mapping[str, str] | None = None,
+    without: Sequence[UUID] = (),
     oversampling: float = 1.0,
 ) -> list[Hit]:
     """Return the `limit` points closest to `query` (shape (dim,)), best first, ties by id.
@@ -388,9 +389,10 @@ def search(
         using: `image` finds pictures, `text` finds texts; items without one are not found by it.
         min_score: leave out what scores lower, a cosine in [-1, 1].
         where: metadata (or `source`, or `key`) that a hit must have.
+        without: items that are no hits.
         oversampling: how many candidates are scored anew for each hit, where vectors are packed or shortened.
     """
-    condition = _filter(where or {})
+    condition = _filter(where or {}, without)
     first_look = None
     if collection.short_dim is not None:
         first_look = models.Prefetch(
@@ -460,6 +462,21 @@ def picture_vectors(
         if isinstance(point.vector, dict) and "image" in point.vector
         if (point.payload or {}).get("content_hash") == content_hashes[id := UUID(str(point.id))]
     }
+
+
+def vectors_of(client: QdrantClient, collection: str, id: UUID) -> dict[Space, NDArray[np.float32]]:
+    """Return what the point of `id` has in each space, as rows: (1, dim) of `image`, (n, dim) of `text`.
+
+    Returns:
+        Nothing where there is no such point.
+    """
+    found = client.retrieve(collection, [str(id)], with_payload=False, with_vectors=["image", "text"])
+    vectors = found[0].vector if found else None
+    if not isinstance(vectors, dict):
+        return {}
+    spaces: tuple[Space, ...] = ("image", "text")
+    rows = {space: np.atleast_2d(np.asarray(vectors.get(space, ()), np.float32)) for space in spaces}
+    return {space: own for space, own in rows.items() if own.size}
 
 
 def image_vectors(client: QdrantClient, collection: str) -> Iterator[tuple[UUID, NDArray[np.float32]]]:
@@ -597,10 +614,14 @@ def _best_text(vectors: object, query: NDArray[np.float32]) -> int | None:
     return int(np.argmax(np.asarray(rows, np.float32) @ query)) if rows else None
 
 
-def _filter(where: Mapping[str, str]) -> models.Filter | None:
-    if not where:
+def _filter(where: Mapping[str, str], without: Sequence[UUID]) -> models.Filter | None:
+    if not where and not without:
         return None
-    return models.Filter(must=[_condition(field, value) for field, value in where.items()])
+    others = models.HasIdCondition(has_id=[str(id) for id in without])
+    return models.Filter(
+        must=[_condition(field, value) for field, value in where.items()] or None,
+        must_not=[others] if without else None,
+    )
 
 
 def _condition(field: str, value: str) -> models.Filter:

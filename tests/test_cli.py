@@ -53,8 +53,8 @@ def test_every_option_has_help(name: str):
         (["ingest", "nowhere.jsonl"], "nowhere.jsonl"),
         (["ingest", ".", "--limit", "0"], "--limit"),
         (["ingest", ".", "--limit", "1", "--delete-missing"], "leave out --limit"),
-        (["search"], "give a TEXT or --image FILE"),
-        (["search", ""], "give a TEXT or --image FILE"),
+        (["search"], "give a TEXT, --image FILE, or both"),
+        (["search", ""], "give a TEXT, --image FILE, or both"),
         (["search", "red", "--find", "sounds"], "--find"),
         (["search", "red", "--where", "kind"], "--where takes K=V"),
         (["sing"], "No such command 'sing'"),
@@ -284,6 +284,9 @@ def test_the_whole_day_from_ingest_to_evaluate(tmp_path: Path):
     result = sightline("search", "--image", folder / "red.png", "--find", "images", "--gallery", page)
     assert "red.png" in result.stdout.splitlines()[1]
     assert "A plain red picture." in page.read_text()
+
+    both = document(sightline("search", "a plain picture", "--image", folder / "red.png", "--json"))
+    assert (both["hits"][0]["key"], both["query"]) == ("red.png", "a plain picture")
 
     narrowed = document(sightline("search", "picture", "--where", "kind=cold", "--json"))
     assert [hit["key"] for hit in narrowed["hits"]] == ["blue.png"]

@@ -7,7 +7,7 @@ from embedding.images import BadImage
 from flows.deps import Deps
 from flows.gallery import render
 from flows.intake import Request, ingest_source
-from flows.search import Query, gallery_page, search
+from flows.search import NoSuchRecord, Query, gallery_page, search
 from flows.settings import Limits, Settings
 from storage import catalog, index
 from storage.records import item_id
@@ -23,6 +23,7 @@ SHOP = {
     "leaf.json": '{"kind": "plant"}',
     "sky.png": png("blue"),
 }
+NOTES = [{"key": "note", "text": "red red grey"}]
 
 
 @pytest.fixture
@@ -56,6 +57,53 @@ def test_a_picture_finds_texts_and_says_which_text_of_the_item_it_was(shop: Deps
     [best] = search(shop, Query(image=a_picture(tmp_path, "red"), find="texts", limit=1)).found
 
     assert (best.item.key, best.text) == ("rose.png", "red rose")
+
+
+def test_a_text_and_a_picture_together_find_what_is_like_both(shop: Deps, tmp_path: Path):
+    green = a_picture(tmp_path, "green")
+
+    both = search(shop, Query(text="red", image=green))
+
+    scores = {one.item.key: one.hit.score for one in both.found}
+    halfway = pytest.approx(2**-0.5, abs=0.01)
+    assert (scores["leaf.png"], scores["rose.png"], both.found[-1].item.key) == (halfway, halfway, "sky.png")
+    assert (both.as_json()["query"], both.as_json()["image"]) == ("red", str(green))
+
+
+def test_a_picture_that_is_no_file_finds_what_the_file_finds(shop: Deps, tmp_path: Path):
+    of_bytes = search(shop, Query(picture=png("blue")))
+
+    of_file = search(shop, Query(image=a_picture(tmp_path, "blue")))
+    assert [one.hit for one in of_bytes.found] == [one.hit for one in of_file.found]
+    with pytest.raises(BadImage, match="the picture: not a picture"):
+        search(shop, Query(picture=b"no picture"))
+
+
+def test_more_like_a_record_finds_others_by_what_it_has_in_the_space_that_is_searched(
+    shop: Deps, settings: Settings, tmp_path: Path
+):
+    ingest_source(shop, settings, Request(a_manifest(tmp_path / "n.jsonl", NOTES)))
+    odd_folder = a_folder(tmp_path / "odd", {"odd.png": png("blue", (9, 9)), "odd.txt": "green"})
+    ingest_source(shop, settings, Request(odd_folder))
+    rose, note, odd = item_id("shop", "rose.png"), item_id("n", "note"), item_id("odd", "odd.png")
+
+    assert keys(shop, Query(like=odd, limit=1)) == ["sky.png"]
+    assert keys(shop, Query(like=odd, find="texts", limit=1)) == ["leaf.png"]
+    assert set(keys(shop, Query(like=rose))) == {"leaf.png", "sky.png", "odd.png"}
+    assert keys(shop, Query(like=rose, find="texts", limit=1)) == ["note"]
+    assert keys(shop, Query(like=note, limit=1)) == ["rose.png"]
+    assert keys(shop, Query(like=rose, text="blue", where={"source": "shop"}, limit=1)) == ["sky.png"]
+
+
+def test_more_like_a_record_that_is_gone_says_so(shop: Deps):
+    rose = item_id("shop", "rose.png")
+    with shop.sessions.begin() as session:
+        catalog.tombstone(session, [rose], asked=False)
+
+    with pytest.raises(NoSuchRecord, match=f"{rose} is not searchable"):
+        search(shop, Query(like=rose))
+    with pytest.raises(NoSuchRecord):
+        search(shop, Query(like=item_id("shop", "never")))
 
 
 def test_metadata_and_a_least_score_narrow_a_search(shop: Deps):

@@ -11,7 +11,7 @@ from flows.api.app import create_api
 from flows.api.mcp import mcp_app
 from flows.api.queue import queue_at_work
 from flows.backend import Backend
-from flows.console import integrity, models, overview, rejects, runs
+from flows.console import integrity, models, overview, record, rejects, runs, search
 from flows.console.access import COOKIE, Guard, Sessions, add_login, refuse_open
 from flows.console.desk import Desk
 from flows.metrics import metrics_route
@@ -66,7 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
             return gone
 
     desk = Desk(backend, observer, protected=sessions is not None)
-    for page in (overview, runs, rejects, models, integrity):
+    for page in (overview, runs, rejects, models, search, integrity, record):
         page.add_page(desk)
     ui.run_with(app, title="Sightline", favicon=ICON, dark=None, language="en-US", show_welcome_message=False)
     app.add_middleware(Guard, console=console, sessions=sessions)

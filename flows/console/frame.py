@@ -49,7 +49,7 @@ def frame(desk: Desk, request: Request, title: str) -> Iterator[ui.element]:
     with ui.element("main").classes("sl-page") as main:
         yield main
     ui.skip_link(target=main)
-    _listen_to_keys()
+    _listen_to_keys(title)
 
 
 def _next_theme(theme: ui.dark_mode) -> None:
@@ -57,8 +57,8 @@ def _next_theme(theme: ui.dark_mode) -> None:
     ui.run_javascript(KEEP_THEME.format("dark" if theme.value else "light"))
 
 
-def _listen_to_keys() -> None:
-    """Go to a page by `g` and its letter, to the search by `/`."""
+def _listen_to_keys(title: str) -> None:
+    """Go to a page by `g` and its letter, to the search by `/`, which that page has a use of its own for."""
     keys = {key: path for _, path, key in PAGES}
     after_g = False
 
@@ -69,7 +69,7 @@ def _listen_to_keys() -> None:
         key = str(event.key)
         if after_g and key in keys:
             ui.navigate.to(keys[key])
-        elif key == "/":
+        elif key == "/" and title != "Search":
             ui.navigate.to("/search")
         after_g = key == "g"
 
