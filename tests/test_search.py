@@ -95,6 +95,19 @@ def test_more_like_a_record_finds_others_by_what_it_has_in_the_space_that_is_sea
     assert keys(shop, Query(like=rose, text="blue", where={"source": "shop"}, limit=1)) == ["sky.png"]
 
 
+@pytest.mark.parametrize(
+    ("query", "asked"),
+    [
+        (Query(text="red"), "text"),
+        (Query(picture=b"x"), "image"),
+        (Query(text="red", image=Path("query.png")), "both"),
+        (Query(text="red", like=item_id("shop", "rose.png")), "record"),
+    ],
+)
+def test_searches_are_counted_by_what_they_are_asked_with(query: Query, asked: str):
+    assert query.asked == asked
+
+
 def test_more_like_a_record_that_is_gone_says_so(shop: Deps):
     rose = item_id("shop", "rose.png")
     with shop.sessions.begin() as session:
