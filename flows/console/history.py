@@ -21,7 +21,7 @@ from flows.console.words import lasting
 from storage import runs
 from storage.runs import Run
 
-PAGE = 25
+PAGE = 20
 COLUMNS = (
     "started, UTC",
     "flow",

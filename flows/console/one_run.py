@@ -3,6 +3,7 @@
 from asyncio import to_thread
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -19,10 +20,12 @@ from flows.console.logs import Log
 from flows.console.parts import Row, heading, outcome, problem, table
 from flows.console.stages import a_second, bar, flat, legend, stages_of, took_s
 from flows.console.words import lasting, many, share
+from flows.report import COUNTS
 from storage import runs
 from storage.runs import Run
 
 REFRESH_S = 3.0
+SPEED = "speed"
 SETTLES = timedelta(seconds=30)
 """After its end Prefect tells a run's last lines, and that it did not fail but was cancelled."""
 
@@ -159,12 +162,19 @@ def in_words(value: object) -> str:
     return str(value)
 
 
+def counted(run: Run) -> list[tuple[str, Any]]:
+    """Return the counts of a run, those of an ingest in the order of the work; without its speed."""
+    order = {name: place for place, name in enumerate(COUNTS)}
+    ordered = sorted(run.counts.items(), key=lambda count: order.get(count[0], len(order)))
+    return flat({name: value for name, value in ordered if name != SPEED})
+
+
 def _counts(run: Run) -> None:
     with ui.element("section").classes("sl-sheet"):
         heading("Counts")
-        counted = flat(run.counts)
-        if counted:
-            table(("", ""), [[name.replace("_", " "), in_words(value)] for name, value in counted], numbers=1)
+        found = counted(run)
+        if found:
+            table(("", ""), [[name.replace("_", " "), in_words(value)] for name, value in found], numbers=1)
         else:
             ui.label("It counted nothing.").classes("sl-faint")
 
@@ -173,14 +183,18 @@ def _stages(run: Run) -> None:
     taken = stages_of(run)
     if not taken:
         return
-    whole = sum(seconds for _, seconds in taken)
+    whole, speed = sum(seconds for _, seconds in taken), run.counts.get(SPEED, {})
+    busy = speed.get("busy", {})
     with ui.element("section").classes("sl-sheet"):
         heading("Seconds per stage")
         bar(taken)
         legend(taken)
-        rows = [[name, lasting(seconds), share(seconds / whole)] for name, seconds in taken]
-        table(("stage", "at work", "of all work"), rows, numbers=2)
-
+        rows = [
+            [name, lasting(seconds), share(seconds / whole), share(busy.get(name))] for name, seconds in taken
+        ]
+        table(("stage", "at work", "of all work", "of the time"), rows, numbers=3)
         ui.label("Stages work at the same time: together they may take longer than the run.").classes(
             "sl-faint"
         )
+        if "advice" in speed:
+            ui.label(f"{speed['advice']}; {speed['peak_mib']:,.0f} MiB of memory at most.")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nicegui import run, ui
+from nicegui.elements.mixins.text_element import TextElement
 
 from flows.backend import AWAY
 from flows.console.desk import Desk
@@ -67,11 +68,12 @@ def cells(row: Row, numbers: int = 0) -> ui.element:
     """Show a row of a table."""
     with ui.element("tr") as shown:
         for place, cell in enumerate(row):
-            with ui.element("td").classes("sl-number" if place >= len(row) - numbers else ""):
-                if callable(cell):
+            kind = "sl-number" if place >= len(row) - numbers else ""
+            if callable(cell):
+                with ui.element("td").classes(kind):
                     cell()
-                else:
-                    ui.label(cell)
+            else:
+                TextElement(tag="td", text=cell).classes(kind)
     return shown
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 from nicegui import ui
@@ -20,7 +20,7 @@ COLOURS = {
     "mark": 5,
     "store": 6,
 }
-"""The class `sl-stage-N` of each stage of an ingest; those of other flows take theirs by their place."""
+"""The colour `--stage-N` of each stage of an ingest; those of other flows take theirs by their place."""
 
 MANY_COLOURS = 8
 
@@ -43,13 +43,24 @@ def in_words(stages: Sequence[tuple[str, float]]) -> str:
 
 def bar(stages: Sequence[tuple[str, float]], *, slim: bool = False) -> None:
     """Draw one bar: the wider a stage, the longer it was at work."""
-    whole = sum(seconds for _, seconds in stages)
     words = in_words(stages)
-    with ui.element("div").classes("sl-bar" + (" sl-slim" if slim else "")) as drawn:
-        drawn.props["role"], drawn.props["aria-label"], drawn.props["title"] = "img", words, words
-        for place, (name, seconds) in enumerate(stages):
-            part = ui.element("div").classes(_colour(name, place))
-            part.style(f"width: {seconds / whole:.2%}")
+    drawn = ui.element("div").classes("sl-bar" + (" sl-slim" if slim else ""))
+    drawn.props["role"], drawn.props["aria-label"], drawn.props["title"] = "img", words, words
+    drawn.style(f"background: {_gradient(stages)}")
+
+
+def _gradient(stages: Sequence[tuple[str, float]]) -> str:
+    """Return the bar as one background: an element for each part would cost more than the rest of a row.
+
+    >>> _gradient([("read", 1.0), ("embed", 3.0)])
+    'linear-gradient(to right, var(--stage-0) 0.00% 25.00%, var(--stage-3) 25.00% 100.00%)'
+    """
+    ends = [*accumulate(seconds for _, seconds in stages)]
+    parts = (
+        f"{_colour(name, place)} {(end - seconds) / ends[-1]:.2%} {end / ends[-1]:.2%}"
+        for place, ((name, seconds), end) in enumerate(zip(stages, ends, strict=True))
+    )
+    return f"linear-gradient(to right, {', '.join(parts)})"
 
 
 def legend(stages: Sequence[tuple[str, float]]) -> None:
@@ -57,7 +68,7 @@ def legend(stages: Sequence[tuple[str, float]]) -> None:
     with ui.element("div").classes("sl-row sl-legend"):
         for place, (name, seconds) in enumerate(stages):
             with ui.element("span").classes("sl-key"):
-                ui.element("span").classes(f"sl-dot {_colour(name, place)}")
+                ui.element("span").classes("sl-dot").style(f"background: {_colour(name, place)}")
                 ui.label(f"{name} {lasting(seconds)}")
 
 
@@ -86,4 +97,4 @@ def flat(counts: Mapping[str, Any], within: str = "") -> list[tuple[str, Any]]:
 
 
 def _colour(name: str, place: int) -> str:
-    return f"sl-stage-{COLOURS.get(name, place % MANY_COLOURS)}"
+    return f"var(--stage-{COLOURS.get(name, place % MANY_COLOURS)})"
