@@ -177,10 +177,10 @@ class Page:
         with ui.element("div").classes("sl-row no-wrap"):
             if seen.is_promoted(life):
                 act = partial(self._act, partial(reindex, self._desk, life, active))
-                ui.button("Re-index…", on_click=act).props('unelevated padding="2px 12px"')
+                ui.button("Re-index…", on_click=act).props('unelevated no-wrap padding="2px 12px"')
             else:
                 act = partial(self._act, partial(ask_to_promote, self._desk, life, active))
-                ui.button("Promote…", on_click=act).props('outline padding="2px 12px"')
+                ui.button("Promote…", on_click=act).props('outline no-wrap padding="2px 12px"')
 
     async def _act(self, ask: Callable[[], Awaitable[None]]) -> None:
         with self._root:  # a dialog goes with what it was made in, and the table may be made anew meanwhile
@@ -208,11 +208,10 @@ class Page:
                 ui.label("None yet.").classes("sl-faint")
             for decision in seen.decisions[:DECISIONS]:
                 show_decision(decision)
-            with ui.element("div").classes("sl-row"):
-                if self._wanted.before is not None:
-                    ui.link("Newest", self._wanted.address(before=None))
-                if len(seen.decisions) > DECISIONS:
-                    ui.link("Older", self._wanted.address(before=seen.decisions[DECISIONS - 1].id))
+            if self._wanted.before is not None:
+                ui.link("Newest", self._wanted.address(before=None))
+            if len(seen.decisions) > DECISIONS:
+                ui.link("Older", self._wanted.address(before=seen.decisions[DECISIONS - 1].id))
 
 
 def _heading(text: str) -> None:

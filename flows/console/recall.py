@@ -68,19 +68,21 @@ def recall(measured: Sequence[Measured], names: Mapping[str, str]) -> None:
             if own:
                 any_one = next(iter(own.values()))
                 figures = [partial(_figure, own.get(metric)) for metric in METRICS]
-                sizes = [f"{any_one.queries:,}", f"{any_one.gallery:,}", moment(any_one.at)]
-                about = [partial(_whole, direction.replace("_", " ")), partial(_whole, short(name, model))]
-                rows.append([*about, *figures, *sizes])
-    head = ("", "model", "recall@1", "recall@5", "recall@10", "MRR", "nDCG@10", "queries", "gallery", "when")
-    table(head, rows, numbers=8)
+                sizes = [f"{any_one.queries:,}", f"{any_one.gallery:,}"]
+                judged = partial(_judged, short(name, model), any_one)
+                rows.append([direction.replace("_", " "), judged, *figures, *sizes])
+    head = ("", "model", "recall@1", "recall@5", "recall@10", "MRR", "nDCG@10", "queries", "gallery")
+    table(head, rows, numbers=7)
     if len({one.gallery for one in measured}) > len(directions):
         ui.label(
             "The models were judged over galleries of different sizes: the larger one, the lower its figures."
         ).classes("sl-warn")
 
 
-def _whole(text: str) -> None:
-    ui.label(text).style("white-space: nowrap")
+def _judged(model: str, any_one: Measured) -> None:
+    """Show which model was judged, and when."""
+    ui.label(model).style("white-space: nowrap")
+    ui.label(moment(any_one.at)).classes("sl-faint").style("white-space: nowrap")
 
 
 def _figure(one: Measured | None) -> None:

@@ -46,7 +46,7 @@ class Entry:
                 again = ui.button("Retry", on_click=self._retry).props('outline padding="2px 12px"')
                 again.props["aria-label"] = f"Retry {reject.place}"
             ui.label(reject.message.removeprefix(f"{reject.place}: ")).classes("sl-message")
-            self._note = ui.label(note).classes("sl-good").props('role="status"')
+            self._note = ui.label(note).classes("sl-warn").props('role="status"')
             self._seen = ui.label(_seen(reject, now)).classes("sl-faint")
             self._seen.props["title"] = f"first {moment(reject.first_seen)}"
             _row_as_text(reject)

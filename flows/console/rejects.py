@@ -106,7 +106,7 @@ class Listing:
     def __init__(self, desk: Desk, wanted: Wanted) -> None:
         self._desk, self._wanted = desk, wanted
         self._entries: dict[UUID, Entry] = {}
-        self._away = ui.element("div")
+        self._away = ui.element("div").classes("contents")
         with ui.element("div").classes("contents") as self._content:
             with ui.element("section").classes("sl-sheet"):
                 self._reasons = Chips("Reasons", wanted.reason, lambda name: self._narrowed(reason=name))

@@ -1,11 +1,21 @@
 """Models can be compared, and searches moved to another and back, with each step said and confirmed."""
 
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from pydantic import SecretStr
 
 from flows.backend import Backend
+from flows.console import models, rejects
+from flows.console.desk import Desk
 from flows.lineage import Lineage, look_at_models
-from storage import index
+from flows.observe import Observer
+from flows.settings import Qdrant, Settings
+from storage import index, runs
+from storage.runs import Progress
 from tests.console.conftest import PATIENCE_S, SHOTS, Running
 from tests.processes import wait_until
 
@@ -65,6 +75,36 @@ def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, sche
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     phone.screenshot(path=SHOTS / f"models_phone_{scheme}.png", full_page=True)
     phone.close()
+
+
+def test_how_far_a_run_is_is_shown_while_it_goes_on(page: Page, running: Running):
+    now, run = datetime.now(UTC), uuid4()
+    told = Progress("train", 30, 120, now - timedelta(seconds=10), 0, now)
+    backend = Backend(running.settings)
+    page.goto("/models")
+
+    with backend.sessions() as sessions, sessions.begin() as session:
+        runs.start_run(session, run, "finetune")
+        runs.note_progress(session, run, told)
+    expect(page.get_by_text("finetune: train, 30 of 120, about")).to_be_visible()
+    with backend.sessions() as sessions, sessions.begin() as session:
+        runs.end_run(session, run, "completed", counts={}, seconds={})
+
+    expect(page.get_by_text("finetune: train")).to_have_count(0)
+    backend.close()
+
+
+def test_without_postgres_it_says_what_to_do(tmp_path: Path):
+    nowhere = "127.0.0.1:1"
+    url = SecretStr(f"postgresql+psycopg://nobody@{nowhere}/none")
+    backend = Backend(Settings(home=tmp_path, database_url=url, qdrant=Qdrant(url=f"http://{nowhere}")))
+    desk = Desk(backend, Observer(backend), protected=False)
+
+    said = models.look(desk, models.Wanted()), rejects.look(desk, rejects.Wanted())
+
+    backend.close()
+    for sentence in said:
+        assert "is the server of SIGHTLINE_DATABASE_URL running?" in str(sentence)
 
 
 def test_a_promotion_that_is_not_confirmed_does_not_happen(page: Page, running: Running):
