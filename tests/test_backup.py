@@ -14,7 +14,7 @@ from flows.intake import Request, ingest_source
 from flows.reconcile import reconcile
 from flows.restore import Restored, restore
 from flows.settings import Settings
-from storage import dump, index
+from storage import dump, index, keys, requests
 from storage.dump import NotEmpty
 from storage.locks import Busy, source_lock
 from tests.builders import a_folder, png
@@ -51,6 +51,15 @@ def rows(stores: Stores, table: str) -> list[str]:
         return sorted(session.scalars(text(f"select t::text from {table} t where true")))
 
 
+def a_request_that_waits(deps: Deps) -> None:
+    """Somebody with a key has sent something, and it has not had its turn."""
+    with deps.sessions.begin() as session:
+        _, key = keys.create(session, "shop", ["read", "write"])
+        requests.accept(
+            session, key.id, "ingest", source="s", body=b'{"\\n": 1}', fingerprint="f", idempotency_key="i"
+        )
+
+
 def points(client: QdrantClient) -> list:
     found, _ = client.scroll(index.ALIAS, limit=100, with_vectors=True)
     return [(point.id, point.payload, point.vector) for point in found]
@@ -83,6 +92,7 @@ def test_everything_comes_back_and_the_stores_agree(
 ):
     if not has_tools:
         monkeypatch.setattr(dump, "_tool", lambda *_: None)
+    a_request_that_waits(deps)
     before = {table.name: rows(deps, table.name) for table in dump.tables() if table.name != "runs"}
     written = made(deps, tmp_path)
 

@@ -48,7 +48,7 @@ class Problem(BaseModel):
             "examples": [
                 {
                     "type": "about:blank",
-                    "title": "Unprocessable Content",
+                    "title": "Unprocessable Entity",
                     "status": 422,
                     "detail": "2 fields cannot be used; errors lists them",
                     "errors": [{"where": "body.limit", "why": "Input should be less than or equal to 1000"}],
@@ -97,7 +97,10 @@ def flaws(errors: Sequence[Any], *within: str) -> tuple[Flaw, ...]:
         within: the part of the request that was looked at.
     """
     return tuple(
-        Flaw(where=".".join(map(str, (*within, *error["loc"]))), why=printable(error["msg"]))
+        Flaw(
+            where=".".join(map(str, (*within, *error["loc"]))),
+            why=printable(error["msg"].removeprefix("Value error, ")),
+        )
         for error in errors
     )
 

@@ -1,0 +1,123 @@
+"""Keys of the API: made once, shown once, and useless from the moment somebody revokes them."""
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from flows.cli import main
+from storage import keys
+from storage.keys import KeyExists, NoSuchKey, Scope
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    """A session whose transaction is undone after the test."""
+    with Session(engine) as session:
+        yield session
+
+
+def sightline(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def test_a_key_is_found_by_itself_and_by_nothing_else(session: Session):
+    key, made = keys.create(session, "shop", ["write", "read", "read"])
+    keys.create(session, "other", ["read"])
+
+    assert keys.find(session, key) == made
+    assert made.scopes == ("read", "write")
+    for wrong in (key[:-1], key + "a", key.upper(), "sl_", ""):
+        assert keys.find(session, wrong) is None
+
+
+@pytest.mark.parametrize(
+    ("scopes", "may"),
+    [(["read"], {"read"}), (["write"], {"write"}), (["admin"], {"read", "write", "admin"})],
+)
+def test_admin_may_everything_and_write_may_not_read(session: Session, scopes: list[Scope], may: set[str]):
+    _, made = keys.create(session, "shop", scopes)
+
+    assert {scope for scope in ("read", "write", "admin") if made.may(scope)} == may
+
+
+def test_a_key_ends_when_it_is_revoked_or_its_time_is_over(session: Session):
+    revoked, _ = keys.create(session, "revoked", ["read"])
+    over, _ = keys.create(session, "over", ["read"], lasts=timedelta(0))
+    lasting, _ = keys.create(session, "lasting", ["read"], lasts=timedelta(days=1))
+
+    keys.revoke(session, "revoked")
+
+    assert keys.find(session, revoked) is None
+    assert keys.find(session, over) is None
+    assert keys.find(session, lasting) is not None
+
+
+def test_a_name_is_free_again_once_its_key_is_revoked(session: Session):
+    keys.create(session, "shop", ["read"])
+    with pytest.raises(KeyExists, match="'shop' is in use"):
+        keys.create(session, "shop", ["read"])
+
+    keys.revoke(session, "shop")
+
+    assert keys.create(session, "shop", ["write"])
+    assert [one.revoked is None for one in keys.every(session)] == [True, False]
+    keys.revoke(session, "shop")
+    with pytest.raises(NoSuchKey, match="no key named 'shop'"):
+        keys.revoke(session, "shop")
+
+
+def test_the_last_use_is_written_once_a_minute(session: Session):
+    key, _ = keys.create(session, "shop", ["read"])
+    keys.find(session, key)
+    session.execute(text("update keys set used = now() - interval '30 seconds'"))
+    [before] = keys.every(session)
+
+    session.expire_all()
+    keys.find(session, key)
+    [soon] = keys.every(session)
+    session.execute(text("update keys set used = now() - interval '2 minutes'"))
+    keys.find(session, key)
+    session.expire_all()
+    [later] = keys.every(session)
+
+    assert soon.used == before.used
+    assert later.used is not None
+    assert before.used is not None
+    assert later.used > before.used
+
+
+@pytest.mark.parametrize("scopes", ["{}", "{read,root}"])
+def test_the_database_takes_no_unknown_scope(session: Session, scopes: str):
+    row = "insert into keys (id, name, sha256, scopes) values (gen_random_uuid(), 'a', 'b', :scopes)"
+    with pytest.raises(IntegrityError, match="scopes_are_known"):
+        session.execute(text(row), {"scopes": scopes})
+
+
+def test_the_commands_make_list_and_revoke_keys(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    url = engine.url.render_as_string(hide_password=False)
+    monkeypatch.setenv("SIGHTLINE_DATABASE_URL", url)
+
+    made = sightline("keys", "create", "shop", "--scope", "read", "--scope", "write", "--days", "90")
+    key = made.stdout.strip().splitlines()[-1]
+    again = sightline("keys", "create", "shop", "--scope", "read")
+    listed = json.loads(sightline("keys", "list", "--json").stdout)["keys"]
+    table = sightline("keys", "list").stdout
+
+    with Session(engine) as session:
+        assert keys.find(session, key) is not None
+    assert (again.exit_code, "is in use" in again.stderr) == (1, True)
+    assert [(one["name"], one["scopes"]) for one in listed] == [("shop", ["read", "write"])]
+    assert listed[0]["expires"] is not None
+    assert "shop" in table
+    assert key not in table
+    assert sightline("keys", "revoke", "shop").stdout == "shop is revoked.\n"
+    assert "revoked" in sightline("keys", "list").stdout
+    with Session(engine) as session:
+        assert keys.find(session, key) is None
+    assert sightline("keys", "revoke", "shop").exit_code == 1
