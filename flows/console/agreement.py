@@ -99,8 +99,6 @@ def repair_in_words(differences: Mapping[str, int], points: int) -> str:
 
     >>> repair_in_words({"missing": 2}, 100)
     'It compares the stores again and embeds 2 records again. Other runs wait meanwhile.'
-    >>> repair_in_words({"stray": 3}, 10)[-72:]
-    'and then at a terminal: sightline reconcile --repair --yes'
     """
     steps = [MENDS[kind].format(many(number, NOUNS[kind])) for kind, number in differences.items()]
     does = f"It compares the stores again and {', '.join(steps)}. Other runs wait meanwhile."

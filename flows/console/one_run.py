@@ -176,7 +176,7 @@ def _counts(run: Run) -> None:
         if found:
             table(("", ""), [[name.replace("_", " "), in_words(value)] for name, value in found], numbers=1)
         else:
-            ui.label("It counted nothing.").classes("sl-faint")
+            ui.label("There was nothing to count.").classes("sl-faint")
 
 
 def _stages(run: Run) -> None:

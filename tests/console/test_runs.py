@@ -122,6 +122,15 @@ def test_a_run_that_hangs_is_seen_on_both_pages_and_cancelled(page: Page, postgr
     assert last(postgres, flow="reconcile").outcome == "cancelled"
 
 
+def test_a_run_that_finds_another_process_at_its_work_is_told_of(page: Page, postgres: Engine):
+    page.goto("/runs")
+    with held(flow_lock(postgres, "reconcile"), for_s=0):
+        page.get_by_role("button", name="Start reconcile").click()
+
+        expect(page.get_by_text(re.compile("^reconcile was skipped .* ago: "))).to_be_visible()
+    expect(page.get_by_text("Nothing runs now.")).to_be_visible()
+
+
 def test_the_page_of_a_run_follows_it_to_its_end_with_its_log(page: Page, running: Running, postgres: Engine):
     with items_locked(postgres):
         with open_prefect(running.home) as prefect:
