@@ -25,7 +25,7 @@ from flows.scheduled import ingest_again
 from storage import runs
 from storage.locks import Busy, flow_lock, source_lock
 from tests.apis import a_caller, a_key, an_application, sent, taken_in, with_limits, with_settings
-from tests.builders import a_manifest, png
+from tests.builders import a_folder, a_manifest, png
 from tests.processes import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -311,6 +311,22 @@ def test_a_model_that_cannot_be_loaded_keeps_requests_waiting_and_says_why(
     assert (told["state"], "SIGHTLINE_MODEL is 'no/such-model'" in told["problem"]) == ("queued", True)
     assert receipt(caller, accepted["id"])["state"] == "done"
     unready.close()
+
+
+def test_a_disk_that_takes_nothing_keeps_requests_waiting_and_says_why(
+    backend: Backend, caller: TestClient, tmp_path: Path
+):
+    a_folder(tmp_path, {"no folder": ""})
+    broken = with_settings(backend, pictures_url=str(tmp_path / "no folder" / "pictures"))
+    accepted = sent(caller, {"key": "red", "image_base64": base64.b64encode(png("red")).decode()})
+
+    assert drain(broken) == 1
+    broken.close()
+
+    told = receipt(caller, accepted["id"])
+    assert (told["state"], "no folder" in told["problem"]) == ("queued", True)
+    assert drain(backend) == 0
+    assert receipt(caller, accepted["id"])["state"] == "done"
 
 
 def test_what_was_sent_is_never_read_again_from_anywhere(

@@ -13,6 +13,7 @@ from threading import Event, Thread
 from typing import Any, TypeVar
 from uuid import UUID
 
+from qdrant_client.http.exceptions import UnexpectedResponse
 from sqlalchemy.orm import Session
 
 from embedding.encoder import ModelUnavailable
@@ -38,12 +39,13 @@ LATER_S = 5.0
 """How long to leave what has to wait."""
 
 STOP_S = 30
+BAD_REQUEST = 400
 MOST_ATTEMPTS = 5
 """A request that ends whoever carries it out is not begun more often."""
 
 TO_WAIT_FOR = (
     *(Busy, RunClosed, *AWAY),
-    *(ModelUnavailable, ModelMismatch, OtherModel, BadSettings, WorkersFailed),
+    *(ModelUnavailable, ModelMismatch, OtherModel, BadSettings, WorkersFailed, OSError),
 )
 """What is wrong with the surroundings, not with the request."""
 
@@ -149,18 +151,25 @@ def _carry_out(backend: Backend, waiting: Waiting) -> bool:
         return True
     try:
         done = _ingest(backend, taken) if taken.kind == "ingest" else _delete(backend, taken)
-    except TO_WAIT_FOR as error:
-        _in_transaction(backend, partial(requests.put_back, taken=taken, problem=explain(error)))
-        return False
     except NoSuchItem as error:
         _in_transaction(backend, partial(requests.fail, id=taken.id, problem=str(error)))
         return True
     except Exception as error:
+        if has_to_wait(error):
+            _in_transaction(backend, partial(requests.put_back, taken=taken, problem=explain(error)))
+            return False
         log.exception("request %s failed by a bug", taken.id)  # and the queue must go on
         return _after_a_bug(backend, taken, error)
     finish = partial(requests.finish, counts=done.counts, rejects=done.rejects, run_id=done.run_id)
     _in_transaction(backend, partial(finish, id=taken.id))
     return True
+
+
+def has_to_wait(error: Exception) -> bool:
+    """Whether something is wrong with the surroundings, and not with the request or with us."""
+    if isinstance(error, UnexpectedResponse):
+        return error.status_code != BAD_REQUEST  # Qdrant wants another key, for example
+    return isinstance(error, TO_WAIT_FOR)
 
 
 def _after_a_bug(backend: Backend, taken: Taken, error: Exception) -> bool:
