@@ -62,7 +62,7 @@ def _records(catalogued: Catalogued, at: datetime) -> None:
     )
     tile("Pending", f"{figures.pending:,}", kind="sl-warn" if figures.pending else "")
     if figures.waiting_since is None or figures.newest_waiting is None:
-        tile("Freshness", "up to date", "no record waits", "sl-good")
+        tile("Freshness", "fresh", "no record waits", "sl-good")
     else:
         newest = lasting((at - figures.newest_waiting).total_seconds())
         kind = "sl-bad" if figures.age_s(at) > STALE_S else "sl-warn"

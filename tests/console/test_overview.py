@@ -17,7 +17,7 @@ def test_it_shows_what_is_stored_and_what_is_wrong(page: Page):
     shown = {name: figure(page, name) for name in ("Records", "Searchable", "Pending", "Rejected", "Deleted")}
     assert shown == {"Records": "4", "Searchable": "4", "Pending": "0", "Rejected": "2", "Deleted": "0"}
     assert (figure(page, "Freshness"), figure(page, "Postgres"), figure(page, "Qdrant")) == (
-        "up to date",
+        "fresh",
         "up",
         "up",
     )
