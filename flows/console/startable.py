@@ -15,7 +15,6 @@ from flows.console.parts import acting, confirmed, heading, note, start
 from flows.console.words import lasting, many
 from flows.operations import Deployed
 from flows.purge import USUAL_SHARE
-from flows.settings import next_time
 from storage import registry
 
 DOES = {
@@ -46,8 +45,12 @@ class FlowRow:
                 self._pause = ui.button("Pause", on_click=partial(pause, flow)).props("flat no-caps")
                 begin = ui.button("Start", on_click=partial(start, flow)).props("outline no-caps")
                 begin.props["aria-label"] = f"Start {flow}"
-        now = datetime.now(UTC)
-        self._show(cron, None if cron is None else next_time(cron, now), now, paused=False)
+        self._cron = cron
+        self.show_unserved()
+
+    def show_unserved(self) -> None:
+        """Show what the settings say; while nothing runs the flows it does not run then either."""
+        self._show(self._cron, None, datetime.now(UTC), paused=False)
 
     def show(self, deployed: Deployed, now: datetime) -> None:
         """Show what Prefect says of it."""
@@ -97,6 +100,9 @@ class Startable:
         for one in going.deployed:
             if one.scheduled and one.flow in self._rows:
                 self._rows[one.flow].show(one, going.at)
+        if going.prefect_problem:
+            for row in self._rows.values():
+                row.show_unserved()
         away = [going.prefect_problem] if going.prefect_problem else []
         self._problem.show([(one, None, partial(box, note, one)) for one in away])
 
