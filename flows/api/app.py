@@ -8,7 +8,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from flows.api import answers
+from flows.api import looks
 from flows.api.answers import SearchAnswer, StatusAnswer
 from flows.api.asked import IngestRequest, SearchRequest
 from flows.api.bodies import SEARCH_FORM, described, read_search
@@ -80,7 +80,7 @@ def search_routes(backend: Backend, callers: Callers) -> APIRouter:
         A picture goes in as base64 in the JSON document, or as the file `image` of a form. The first search
         of a server waits until its model is loaded.
         """
-        return answers.found(backend, asked)
+        return looks.found(backend, asked)
 
     return router
 
@@ -93,7 +93,7 @@ def status_routes(backend: Backend, observer: Observer, callers: Callers) -> API
     @router.get("/status", operation_id="get_status", responses=responses())
     def get_status(_: reader) -> StatusAnswer:
         """Return how many records there are, what runs, what has failed, and whether the stores answer."""
-        return answers.status(backend, observer.seen)
+        return looks.status(backend, observer.seen)
 
     @router.get("/health", operation_id="get_health")
     def get_health() -> Health:
