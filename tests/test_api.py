@@ -1,6 +1,7 @@
 """The API as its callers meet it: real stores, real keys, answers as they come."""
 
 import base64
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -326,7 +327,9 @@ def test_a_bug_is_500_as_a_problem_that_tells_nothing_of_it(backend: Backend):
 def test_the_description_and_the_docs_are_open_and_complete(backend: Backend):
     with a_caller(backend) as nobody:
         described = nobody.get("openapi.json").json()
-        assert nobody.get("docs").status_code == 200
+        page = nobody.get("docs").text
+        files = re.findall(r'(?:src|href)="([^"]+\.(?:js|css))"', page)
+        assert [nobody.get(f"http://testserver{file}").status_code for file in files] == [200, 200]
 
     assert described["servers"] == [{"url": "/api/v1"}]
     found = {}

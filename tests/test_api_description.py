@@ -39,21 +39,7 @@ CHECKS = [
     response_schema_conformance,
     negative_data_rejection,
 ]
-HOSTILE = [
-    "\0",
-    "\ud800",
-    "9" * 400,
-    "1e999",
-    "-1e999",
-    'a"b',
-    "a[",
-    "a.b",
-    "metadata.",
-    "]",
-    "\\",
-    "''",
-    "ſ",
-]
+HOSTILE = ["\0", "\ud800", "9" * 400, "-1e999", 'a"b', "a[", "metadata.", "\\"]
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from flows.api import answers
+from flows.api import looks
 from flows.api.answers import SearchAnswer, StatusAnswer
 from flows.api.asked import IngestRequest, SearchRequest
 from flows.api.bodies import SEARCH_FORM, described, read_search
 from flows.api.callers import Callers
 from flows.api.limits import BodyLimit
+from flows.api.page import add_page
 from flows.api.problems import Problem, add_handlers, responses
 from flows.api.records import record_routes
 from flows.backend import Backend
@@ -50,7 +51,7 @@ def create_api(backend: Backend, observer: Observer) -> FastAPI:
         version=version("sightline"),
         description=DESCRIPTION,
         openapi_tags=TAGS,
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
     )
     add_handlers(app)
@@ -59,6 +60,7 @@ def create_api(backend: Backend, observer: Observer) -> FastAPI:
     app.include_router(search_routes(backend, callers))
     app.include_router(record_routes(backend, callers))
     app.include_router(status_routes(backend, observer, callers))
+    add_page(app)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]  # FastAPI's way to extend it
     return app
 
@@ -80,7 +82,7 @@ def search_routes(backend: Backend, callers: Callers) -> APIRouter:
         A picture goes in as base64 in the JSON document, or as the file `image` of a form. The first search
         of a server waits until its model is loaded.
         """
-        return answers.found(backend, asked)
+        return looks.found(backend, asked)
 
     return router
 
@@ -93,7 +95,7 @@ def status_routes(backend: Backend, observer: Observer, callers: Callers) -> API
     @router.get("/status", operation_id="get_status", responses=responses())
     def get_status(_: reader) -> StatusAnswer:
         """Return how many records there are, what runs, what has failed, and whether the stores answer."""
-        return answers.status(backend, observer.seen)
+        return looks.status(backend, observer.seen)
 
     @router.get("/health", operation_id="get_health")
     def get_health() -> Health:

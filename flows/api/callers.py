@@ -24,7 +24,7 @@ BEARER = HTTPBearer(
 
 
 class Callers:
-    """Knows the callers of one process by their keys, and counts their requests."""
+    """Knows the callers at one door of a process by their keys, and counts their requests."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from flows.api import answers
+from flows.api import looks
 from flows.api.answers import RecordAnswer, SearchAnswer, StatusAnswer
 from flows.api.asked import SearchRequest, Where, Words
 from flows.api.callers import Callers, require_scope
@@ -97,17 +97,17 @@ def mcp_server(backend: Backend, look: Callable[[], Observation]) -> MCPServer:
     ) -> SearchAnswer:
         """Find the records that are closest to a text, best first."""
         asked = {"text": text, "find": find, "limit": limit, "min_score": min_score, "where": where or {}}
-        return _told(lambda: answers.found(backend, SearchRequest.model_validate(asked)))
+        return _told(lambda: looks.found(backend, SearchRequest.model_validate(asked)))
 
     @server.tool(annotations=LOOKS)
     def get(id: Annotated[UUID, Field(description="As a hit has it.")]) -> RecordAnswer:
         """Show one record: all its texts, its metadata, what is known of its picture."""
-        return _told(lambda: answers.record(backend, id))
+        return _told(lambda: looks.record(backend, id))
 
     @server.tool(annotations=LOOKS)
     def status() -> StatusAnswer:
         """Tell how many records there are, what runs, what has failed, and whether the stores answer."""
-        return _told(lambda: answers.status(backend, look()))
+        return _told(lambda: looks.status(backend, look()))
 
     return server
 

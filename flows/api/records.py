@@ -8,34 +8,17 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Query, Request, Response, Security
 from pydantic import BaseModel, ValidationError
 
-from flows.api import answers
-from flows.api.answers import ReceiptAnswer, RecordAnswer, receipt_answer
+from flows.api import looks
+from flows.api.answers import ReceiptAnswer, RecordAnswer
 from flows.api.asked import MOST_KEYS, DeleteRequest, IngestRequest
 from flows.api.bodies import described, read_json
 from flows.api.callers import Callers, require_scope
+from flows.api.pictures import described_picture, picture
 from flows.api.problems import Flaw, Refusal, flaws, responses, unfit
 from flows.backend import Backend
-from flows.rows import kept_picture
-from storage import catalog, requests
+from storage import requests
 from storage.keys import Key
 from storage.requests import Kind
-
-MEDIA_TYPES = {
-    "JPEG": "image/jpeg",
-    "PNG": "image/png",
-    "WEBP": "image/webp",
-    "GIF": "image/gif",
-    "BMP": "image/bmp",
-    "TIFF": "image/tiff",
-    "AVIF": "image/avif",
-}
-SAFELY = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; sandbox",
-    "Content-Disposition": "inline",
-    "Cache-Control": "private, no-cache",
-}
-"""The bytes are a stranger's: a browser shows them as a picture and as nothing else."""
 
 MAX_IDEMPOTENCY_CHARS = 255
 
@@ -72,7 +55,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
     @router.get("/records/{id}", operation_id="get_record", responses=responses(404, 422))
     def get_record(_: reader, id: UUID) -> RecordAnswer:
         """Return a record: its texts, its metadata, its picture, and whether searches find it."""
-        return answers.record(backend, id)
+        return looks.record(backend, id)
 
     @router.get(
         "/records/{id}/picture",
@@ -82,7 +65,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
     )
     def get_picture(_: reader, id: UUID, if_none_match: Annotated[str | None, Header()] = None) -> Response:
         """Return the bytes of a record's picture, as they came in."""
-        return _picture(backend, id, if_none_match)
+        return picture(backend, id, if_none_match)
 
     async def sent(request: Request) -> IngestRequest:
         return await read_json(request, IngestRequest)
@@ -140,7 +123,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
             found = requests.receipt(session, id)
         if found is None:
             raise Refusal(404, f"there is no receipt {id}; receipts are kept for some days")
-        return receipt_answer(found)
+        return looks.receipt_answer(found)
 
     return router
 
@@ -196,44 +179,6 @@ def _acceptor(
             )
         response.status_code = 200 if receipt.ended else 202
         response.headers["Location"] = f"{request.scope.get('root_path', '')}/receipts/{receipt.id}"
-        return receipt_answer(receipt)
+        return looks.receipt_answer(receipt)
 
     return accept
-
-
-def _picture(backend: Backend, id: UUID, known: str | None) -> Response:
-    """Return the bytes of a picture, or that the caller has them.
-
-    Raises:
-        Refusal: 404, there is no such record, or no picture of it; 503, it cannot be read now.
-    """
-    with backend.stores() as stores:
-        with stores.sessions() as session:
-            item, _ = answers.living(catalog.items_with_digests(session, [id]), id)
-        if item.picture is None:
-            raise Refusal(404, f"record {id} has no picture")
-        headers = SAFELY | {"ETag": f'"{item.picture.sha256}"'}
-        if known is not None and headers["ETag"] in known:
-            return Response(status_code=304, headers=headers)
-        try:
-            data = kept_picture(stores, item.picture.sha256, item.picture.uri, backend.settings.limits)
-        except OSError as error:
-            why = f"pictures cannot be read now ({error.strerror or error}); see SIGHTLINE_PICTURES_URL"
-            raise Refusal(503, why, retry_after_s=10) from error
-    if data is None:
-        raise Refusal(404, f"the picture of record {id} is gone; see: sightline reconcile")
-    return Response(data, headers=headers, media_type=MEDIA_TYPES[item.picture.format])
-
-
-def described_picture() -> dict[int | str, dict[str, Any]]:
-    """Return how the description tells of a picture."""
-    picture = {"schema": {"type": "string", "format": "binary"}}
-    etag = {"ETag": {"schema": {"type": "string"}, "description": "The SHA-256 of the bytes."}}
-    return {
-        200: {
-            "description": "The picture.",
-            "content": dict.fromkeys(MEDIA_TYPES.values(), picture),
-            "headers": etag,
-        },
-        304: {"description": "The caller has it, as If-None-Match says.", "headers": etag},
-    }
