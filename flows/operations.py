@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from httpx import HTTPError
+from httpx import HTTPStatusError, TransportError
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     DeploymentFilter,
@@ -28,6 +28,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_UI_URL
 from prefect.states import Cancelling
 
 from flows.retries import first_line
@@ -254,7 +255,11 @@ def open_prefect(home: Path) -> Iterator[Prefect]:
     if url is None:
         raise NothingServes("nothing runs the flows of this home; run: sightline up (or: sightline serve)")
     try:
-        with SyncPrefectClient(url) as client:
-            yield Prefect(client, url.removesuffix("/api"))
-    except HTTPError as error:
+        with SyncPrefectClient(url, auth_string=PREFECT_API_AUTH_STRING.value()) as client:
+            yield Prefect(client, PREFECT_UI_URL.value() or url.removesuffix("/api"))
+    except HTTPStatusError as error:
+        if error.response.status_code not in (401, 403):
+            raise
+        raise NothingServes(f"Prefect at {url} lets nobody in; is PREFECT_API_AUTH_STRING right?") from error
+    except TransportError as error:
         raise NothingServes(f"Prefect at {url} does not answer ({first_line(error)}); try again") from error
