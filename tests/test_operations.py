@@ -19,7 +19,7 @@ class Closed(BaseHTTPRequestHandler):
     """A Prefect server without a deployment, which lets in who has the password; its health is for all."""
 
     def do_GET(self) -> None:
-        self._answer(200 if self.path.endswith("/health") else 422, True)  # 422: it asks for no CSRF token
+        self._answer(200 if self.path.endswith("/health") else 404, True)  # 404: it wants no CSRF token
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
