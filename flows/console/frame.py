@@ -20,6 +20,9 @@ PAGES = (
 )
 """Title, path, and the key that goes there after a `g`."""
 
+PATIENCE_S = 90.0
+"""For a page whose store does not answer: the page says so once the store's own time limits have passed."""
+
 THEMES: dict[str, bool | None] = {"dark": True, "light": False}
 STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
 KEEP_THEME = "document.cookie = 'theme={}; path=/; max-age=31536000; samesite=strict'"

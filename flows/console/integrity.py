@@ -22,7 +22,7 @@ from flows.console.agreement import (
     repair_in_words,
 )
 from flows.console.desk import Desk
-from flows.console.frame import frame
+from flows.console.frame import PATIENCE_S, frame
 from flows.console.going import Watch, name_of
 from flows.console.kept import Child, Kept, box
 from flows.console.live import Live
@@ -41,7 +41,7 @@ def add_page(desk: Desk) -> None:
     """Add the page at `/integrity`."""
     watch = Watch(desk)
 
-    @ui.page("/integrity")
+    @ui.page("/integrity", response_timeout=PATIENCE_S)
     async def integrity(request: Request) -> None:
         compared, stored = await gather(
             to_thread(look_at_comparisons, desk), to_thread(look_at_collections, desk)

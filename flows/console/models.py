@@ -12,7 +12,7 @@ from starlette.requests import Request
 from flows.backend import AWAY
 from flows.console.changing import ask_to_promote, reindex, roll_back
 from flows.console.desk import Desk
-from flows.console.frame import frame
+from flows.console.frame import PATIENCE_S, frame
 from flows.console.model_cells import (
     before_and_after,
     collections_of,
@@ -59,7 +59,7 @@ class Look:
 def add_page(desk: Desk) -> None:
     """Add the page at `/models`."""
 
-    @ui.page("/models")
+    @ui.page("/models", response_timeout=PATIENCE_S)
     async def models(request: Request, dataset: str | None = None, before: int | None = None) -> None:
         with frame(desk, request, "Models"):
             ui.label("Models and indexes").props("role=heading aria-level=1").classes("sr-only")

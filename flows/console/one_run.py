@@ -13,7 +13,7 @@ from starlette.requests import Request
 from flows.backend import AWAY
 from flows.console.card import Card, ask_to_cancel, title_of
 from flows.console.desk import Desk
-from flows.console.frame import frame
+from flows.console.frame import PATIENCE_S, frame
 from flows.console.going import Watch, name_of
 from flows.console.kept import Kept
 from flows.console.logs import Log
@@ -33,7 +33,7 @@ SETTLES = timedelta(seconds=30)
 def add_page(desk: Desk, watch: Watch) -> None:
     """Add the page of each run, at `/runs/{id}`."""
 
-    @ui.page("/runs/{id}")
+    @ui.page("/runs/{id}", response_timeout=PATIENCE_S)
     async def one_run(request: Request, id: str) -> None:
         found = await to_thread(find, desk, id)
         with frame(desk, request, "Runs"):

@@ -7,7 +7,7 @@ from nicegui import ui
 from starlette.requests import Request
 
 from flows.console.desk import Desk
-from flows.console.frame import frame
+from flows.console.frame import PATIENCE_S, frame
 from flows.console.parts import Row, heading, outcome, problem, table, tile
 from flows.console.stages import a_second
 from flows.console.words import ago, lasting, many, share
@@ -23,7 +23,7 @@ LITTLE_DISK = 0.1
 def add_page(desk: Desk) -> None:
     """Add the page at `/`."""
 
-    @ui.page("/")
+    @ui.page("/", response_timeout=PATIENCE_S)
     async def overview(request: Request) -> None:
         await desk.first_look()
         with frame(desk, request, "Overview"):

@@ -16,7 +16,7 @@ from flows.backend import AWAY, Backend
 from flows.console.address import Asked
 from flows.console.cards import picture
 from flows.console.desk import Desk
-from flows.console.frame import frame
+from flows.console.frame import PATIENCE_S, frame
 from flows.console.parts import Row, note, problem, table
 from flows.console.words import ago, many
 from storage import duplicates, registry
@@ -40,7 +40,7 @@ class Seen:
 def add_page(desk: Desk) -> None:
     """Add the page at `/records/{id}`."""
 
-    @ui.page("/records/{id}")
+    @ui.page("/records/{id}", response_timeout=PATIENCE_S)
     async def record_page(request: Request, id: str) -> None:
         try:
             known = UUID(id)

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from flows.backend import AWAY
 from flows.console.chips import Chips
 from flows.console.desk import Desk
-from flows.console.frame import frame
+from flows.console.frame import PATIENCE_S, frame
 from flows.console.parts import confirmed, problem, start
 from flows.console.reject import STILL, Entry
 from flows.console.words import many
@@ -63,7 +63,7 @@ class Look:
 def add_page(desk: Desk) -> None:
     """Add the page at `/rejects`."""
 
-    @ui.page("/rejects")
+    @ui.page("/rejects", response_timeout=PATIENCE_S)
     async def rejects(
         request: Request,
         reason: str | None = None,

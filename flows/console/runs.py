@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from flows.console import one_run
 from flows.console.desk import Desk
-from flows.console.frame import frame
+from flows.console.frame import PATIENCE_S, frame
 from flows.console.going import Watch
 from flows.console.history import History, Wanted, find
 from flows.console.live import Live
@@ -22,7 +22,7 @@ def add_page(desk: Desk) -> None:
     watch = Watch(desk)
     one_run.add_page(desk, watch)
 
-    @ui.page("/runs")
+    @ui.page("/runs", response_timeout=PATIENCE_S)
     async def runs(request: Request) -> None:
         wanted = Wanted.of_query(request.query_params)
         found = await to_thread(find, desk, wanted)

@@ -18,7 +18,7 @@ from flows.console.address import MOST, PAGE, Asked, asked_by
 from flows.console.cards import card, example, nothing, summary
 from flows.console.desk import Desk
 from flows.console.form import Form
-from flows.console.frame import frame
+from flows.console.frame import PATIENCE_S, frame
 from flows.console.parts import note, problem
 from flows.console.searching import REFUSED, Warming, find, suggestions
 from flows.console.thumbnails import Thumbnails
@@ -39,7 +39,7 @@ def add_page(desk: Desk) -> None:
     small_pictures.add_routes(desk.backend, thumbnails)
     handed_in.add_routes(uploads, thumbnails, desk.backend.settings.limits.max_picture_bytes)
 
-    @ui.page("/search")
+    @ui.page("/search", response_timeout=PATIENCE_S)
     def search_page(request: Request) -> None:
         with frame(desk, request, "Search"):
             ui.add_body_html(f"<script>{SCRIPT}</script>")
