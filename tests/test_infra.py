@@ -245,9 +245,10 @@ def test_every_setting_that_is_set_anywhere_is_one():
         if path.suffix in (".png", ".txt"):
             continue
         used = set(re.findall(r"\bSIGHTLINE_[A-Z0-9_]+\b", path.read_text()))
-        used |= {
-            name.upper() for name in re.findall(r"\bsightline_(?:[a-z0-9]+_+)+[a-z0-9]+\b", path.read_text())
-        }
+        if not path.is_relative_to(INFRA / "prometheus") and not path.is_relative_to(INFRA / "grafana"):
+            # there they are metrics, and elsewhere the names of files with secrets
+            files = re.findall(r"\bsightline_(?:[a-z0-9]+_+)+[a-z0-9]+\b", path.read_text())
+            used |= {name.upper() for name in files}
         assert used <= known, path
 
 
