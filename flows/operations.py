@@ -32,7 +32,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_UI_URL
 from prefect.states import Cancelling
 
 from flows.retries import first_line
-from flows.schedules import ASKED, DEPLOYMENT, FLOWS, ON_REQUEST, SKIPPED
+from flows.schedules import ASKED, DEPLOYMENT, FLOWS, ON_REQUEST, OWN_SCHEDULE, SKIPPED
 from flows.serving import find_server
 
 WAITING = (StateType.SCHEDULED, StateType.PENDING)
@@ -204,7 +204,13 @@ class Prefect:
             deployment = self.client.read_deployment_by_name(f"{flow}/{DEPLOYMENT}")
         except ObjectNotFound as error:
             raise NothingServes(f"{flow} is not served; run: sightline up") from error
-        (self.client.pause_deployment if paused else self.client.resume_deployment)(deployment.id)
+        if paused:
+            self.client.pause_deployment(deployment.id)
+            return
+        self.client.resume_deployment(deployment.id)
+        for one in deployment.schedules:
+            if one.slug == OWN_SCHEDULE:  # Prefect's own pages pause each schedule by itself
+                self.client.update_deployment_schedule(deployment.id, one.id, active=True)
 
     def log(self, run: UUID, *, after: int = 0) -> list[Line]:
         """Return the log of a run, in order, without its first `after` lines; a page at most."""

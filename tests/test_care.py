@@ -223,7 +223,7 @@ class TestPurge:
         orphan.parent.mkdir(parents=True)
         orphan.write_bytes(b"nobody's")
 
-        counted = {"pictures": 4, "orphans": 1, "unfinished": 0, "collections": []}
+        counted = {"pictures": 4, "orphans": 1, "unfinished": 0, "collections": [], "receipts": 0}
         assert document("purge", "--dry-run") == counted
         assert "more than 5%" in sightline("purge").stderr
         assert orphan.exists()

@@ -31,7 +31,7 @@ from flows.deletes import delete_items
 from flows.deps import Stores, open_deps
 from flows.gate import Decision
 from flows.intake import Request, ingest_source
-from flows.operations import NothingServes, open_prefect
+from flows.operations import Deployed, NothingServes, open_prefect
 from flows.purge import TooManyOrphans
 from flows.rebuild import Order, Switched
 from flows.reconcile import repair
@@ -576,17 +576,23 @@ def test_a_port_that_is_taken_is_one_line_with_the_remedy(tmp_path: Path, monkey
 
 
 def test_a_person_sees_what_is_served_pauses_a_flow_and_resumes_it(served: Served):
-    with open_prefect(served.home) as prefect:
-        before = {one.flow: one for one in prefect.deployed()}
-        prefect.pause("purge", paused=True)
-        paused = {one.flow: one.paused for one in prefect.deployed()}
-        prefect.pause("purge", paused=False)
-        after = {one.flow: one.paused for one in prefect.deployed()}
+    def look() -> dict[str, Deployed]:
+        with open_prefect(served.home) as prefect:
+            return {one.flow: one for one in prefect.deployed()}
 
-    assert [*before] == [flow.name for flow in (*schedules.FLOWS, *schedules.ON_REQUEST)]
-    assert before["purge"].cron == "30 4 * * *"
-    assert (before["purge"].scheduled, before["retry"].scheduled) == (True, False)
-    assert (paused["purge"], after["purge"]) == (True, False)
+    shown = look()
+    purge = shown["purge"]
+    with open_prefect(served.home) as prefect:
+        prefect.pause("purge", paused=True)
+        assert look()["purge"].paused
+        for one in prefect.client.read_deployment(purge.id).schedules:  # as its own pages pause
+            prefect.client.update_deployment_schedule(purge.id, one.id, active=False)
+        prefect.pause("purge", paused=False)
+    assert not look()["purge"].paused
+
+    assert [*shown] == [flow.name for flow in (*schedules.FLOWS, *schedules.ON_REQUEST)]
+    assert (purge.cron, purge.paused) == ("30 4 * * *", False)
+    assert (purge.scheduled, shown["retry"].scheduled) == (True, False)
 
 
 def test_a_person_starts_a_run_follows_it_and_cancels_it(served: Served, postgres: Engine):
