@@ -1,5 +1,7 @@
 """The console as a process: it listens until a signal ends it."""
 
+import gc
+
 import uvicorn
 
 from flows.console.app import create_app
@@ -15,7 +17,9 @@ def serve(settings: Settings) -> None:
     Raises:
         NotProtected: it would listen at an address where anyone could use it.
     """
-    uvicorn.Server(config_of(settings)).run()
+    server = uvicorn.Server(config_of(settings))
+    gc.freeze()  # what was imported stays: looking through it for garbage would hold up pages
+    server.run()
 
 
 def config_of(settings: Settings) -> uvicorn.Config:
