@@ -5,9 +5,10 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from flows.ending import until_asked
 from flows.settings import Settings
 from storage.embedded.postgres import postgres_log, postgres_runs, postgres_url, stop_postgres
 from storage.embedded.qdrant.access import find
@@ -39,23 +40,13 @@ def serve(settings: Settings) -> None:
     if served is not None:
         raise ServersRun(f"the index runs already, as process {served.pid}; run: sightline stop")
     ended = threading.Event()
-    for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, _end)
-    with suppress(_Asked), _postgres(settings.home, ended) if has_postgres else nullcontext():
+    with until_asked(), _postgres(settings.home, ended) if has_postgres else nullcontext():
         if has_index:
             own(settings.home, idle_s=None)  # takes the signals over, and returns after one
         else:
             signal.pause()
     if ended.is_set():
         raise PostgresEnded(f"Postgres has ended; its log: {postgres_log(settings.home)}")
-
-
-class _Asked(BaseException):
-    """A signal says stop; not an error."""
-
-
-def _end(*_: object) -> None:
-    raise _Asked
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
+from flows.ending import end, until_asked
 from flows.schedules import close_left, deployments
 from flows.served import Served, planned
 from flows.settings import Settings, own_prefect_server, use_prefect_server
@@ -42,10 +43,6 @@ class PrefectServerEnded(RuntimeError):
 Tell = Callable[[Served], None]
 
 
-class _Asked(BaseException):
-    """A signal says stop; not an error."""
-
-
 def serve(settings: Settings, port: int, tell: Tell) -> None:
     """Run the flows on their schedules until SIGTERM or SIGINT; then end what runs, and the server.
 
@@ -57,9 +54,7 @@ def serve(settings: Settings, port: int, tell: Tell) -> None:
         PortTaken: it is in use.
         PrefectServerEnded: our server did not start, or has ended.
     """
-    for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, _end)
-    with suppress(_Asked):
+    with until_asked():
         if PREFECT_API_URL.value() is not None:
             _serve(settings, tell, server=None)
             return
@@ -67,10 +62,6 @@ def serve(settings: Settings, port: int, tell: Tell) -> None:
             use_prefect_server(f"http://{HOST}:{port}/api")
             refresh_global_settings_context()
             _serve(settings, tell, server)
-
-
-def _end(*_: object) -> None:
-    raise _Asked
 
 
 def address_file(home: Path) -> Path:
@@ -109,17 +100,11 @@ def own_server(home: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]":
         )
     try:
         _wait_until_healthy(server, port, folder / "server.log")
-        address = address_file(home)
-        address.write_text(f"http://{HOST}:{port}/api\n")
+        address_file(home).write_text(f"http://{HOST}:{port}/api\n")
         yield server
-        address.unlink(missing_ok=True)
     finally:
-        server.terminate()
-        try:
-            server.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        address_file(home).unlink(missing_ok=True)
+        end(server, within_s=STOP_S)
 
 
 def _refuse_taken(port: int) -> None:

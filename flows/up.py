@@ -5,7 +5,6 @@ Each part is a process of its own; what it says is a line of one log. When one e
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from queue import Empty, SimpleQueue
 import httpx
 
 from flows.console.access import refuse_open
+from flows.ending import end, until_asked
 from flows.served import Served
 from flows.settings import Settings
 from storage.embedded.postgres import postgres_url, stop_postgres
@@ -89,10 +89,6 @@ class Running:
 Say = Callable[[Line], None]
 
 
-class _Asked(BaseException):
-    """A signal says stop; not an error."""
-
-
 def up(settings: Settings, prefect_port: int, say: Say, tell: Callable[[Running], None]) -> None:
     """Run everything until SIGTERM or SIGINT; then end it all, the flows that run first.
 
@@ -105,15 +101,13 @@ def up(settings: Settings, prefect_port: int, say: Say, tell: Callable[[Running]
         PartEnded: one of the parts did not start, or has ended.
     """
     refuse_open(settings.console)
-    for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, _end)
     turn = threading.Lock()
 
     def say_in_turn(line: Line) -> None:
         with turn:
             say(line)
 
-    with suppress(_Asked), ExitStack() as parts:
+    with until_asked(), ExitStack() as parts:
         parts.enter_context(stores(settings, say_in_turn))
         run = partial(part, say=say_in_turn)
         schedules = parts.enter_context(run("schedules", "serve", "--json", "--port", str(prefect_port)))
@@ -124,14 +118,6 @@ def up(settings: Settings, prefect_port: int, say: Say, tell: Callable[[Running]
         while True:
             _refuse_ended(schedules, console)
             time.sleep(PAUSE_S)
-
-
-def _end(*_: object) -> None:
-    for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(
-            kind, signal.SIG_IGN
-        )  # ending takes its time, and a second Ctrl-C must not cut it short
-    raise _Asked
 
 
 def _where(settings: Settings) -> tuple[str, ...]:
@@ -183,12 +169,7 @@ def part(name: str, *command: str, say: Say) -> Iterator[Part]:
     try:
         yield Part(name, process, answers)
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, within_s=STOP_S)
         reader.join(STOP_S)
         if process.stdout is not None:
             process.stdout.close()
