@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+MEDIA_TYPES = {format: f"image/{format.lower()}" for format in FORMATS}
 MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow begins to warn
 MIN_SIDE = 4
 MAX_ASPECT = 100  # a model scales the shorter side to a few hundred pixels, and the longer one with it

@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from flows import gate, rebuild
-from flows.deps import open_stores, with_model
+from flows.deps import open_deps, open_stores
 from flows.reconcile import MAX_DELETE, damage_of
 from flows.reconcile import repair as mend
 from flows.retry import retry_rejects
@@ -46,9 +46,9 @@ def repair(settings: Settings, prefect_run_id: UUID | None) -> Counts:
     Raises:
         StoresDiffer: not all of it could be mended.
     """
-    with open_stores(settings, wait_s=settings.retry_for_s) as stores:
+    with open_deps(settings, wait_s=settings.retry_for_s) as deps:
         mended = mend(
-            with_model(stores, settings),
+            deps,
             settings,
             max_delete=MAX_DELETE,
             yes=False,
@@ -72,9 +72,9 @@ def retry(
     Raises:
         NotAllTried: why some of them could not be.
     """
-    with open_stores(settings, wait_s=settings.retry_for_s) as stores:
+    with open_deps(settings, wait_s=settings.retry_for_s) as deps:
         done = retry_rejects(
-            with_model(stores, settings),
+            deps,
             settings,
             reason=reason,
             source=source,

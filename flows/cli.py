@@ -778,11 +778,17 @@ def serve(debug: bool, port: int, as_json: bool) -> None:
     run_schedules(settings, port, tell)
 
 
-@main.command(short_help="Run everything: the stores, the schedules, the console.")
-@click.option("--host", help="Where the console listens.  [default: SIGHTLINE_CONSOLE__HOST, 127.0.0.1]")
-@click.option(
+console_host_option = click.option(
+    "--host", help="Where the console listens.  [default: SIGHTLINE_CONSOLE__HOST, 127.0.0.1]"
+)
+console_port_option = click.option(
     "--port", type=click.IntRange(1, 65535), help="And its port.  [default: SIGHTLINE_CONSOLE__PORT, 8080]"
 )
+
+
+@main.command(short_help="Run everything: the stores, the schedules, the console.")
+@console_host_option
+@console_port_option
 @click.option(
     "--prefect-port",
     type=click.IntRange(1, 65535),
@@ -818,10 +824,8 @@ def up(host: str | None, port: int | None, prefect_port: int, log_format: str) -
 
 
 @main.command(short_help="Show the console, beside the API and the metrics.")
-@click.option("--host", help="The address to listen at.  [default: SIGHTLINE_CONSOLE__HOST, 127.0.0.1]")
-@click.option(
-    "--port", type=click.IntRange(1, 65535), help="And the port.  [default: SIGHTLINE_CONSOLE__PORT, 8080]"
-)
+@console_host_option
+@console_port_option
 @click.pass_obj
 def console(debug: bool, host: str | None, port: int | None) -> None:
     """Serve pages to watch the index and to act on it, until a signal.

@@ -283,7 +283,7 @@ def clear(session: Session, ids: Sequence[UUID]) -> dict[UUID, int]:
 def tombstones(session: Session, ids: Sequence[UUID]) -> dict[UUID, Item]:
     """Return the deleted items among `ids`, as far as they are not cleared."""
     rows = session.scalars(select(ItemRow).where(ItemRow.id.in_(ids), ItemRow.deleted.is_not(None)))
-    return {row.id: _item(row) for row in rows}
+    return {row.id: item_of(row) for row in rows}
 
 
 def living_items(session: Session, keys: Sequence[str] | None = None) -> Iterator[tuple[Item, Digest]]:
@@ -296,7 +296,7 @@ def living_items(session: Session, keys: Sequence[str] | None = None) -> Iterato
     if keys is not None:
         statement = statement.where(among(ItemRow.key, keys))
     for row in session.scalars(statement.execution_options(yield_per=1000)):
-        yield _item(row), Digest(row.content_hash, row.record_hash)
+        yield item_of(row), Digest(row.content_hash, row.record_hash)
 
 
 def captioned_pictures(session: Session) -> Iterator[Item]:
@@ -311,7 +311,7 @@ def captioned_pictures(session: Session) -> Iterator[Item]:
         .order_by(ItemRow.id)
     )
     for row in session.scalars(statement.execution_options(yield_per=1000)):
-        yield _item(row)
+        yield item_of(row)
 
 
 def items_with_key(session: Session, key: str, source: str | None) -> list[Item]:
@@ -319,7 +319,7 @@ def items_with_key(session: Session, key: str, source: str | None) -> list[Item]
     statement = select(ItemRow).where(ItemRow.key == key, ItemRow.deleted.is_(None)).order_by(ItemRow.source)
     if source is not None:
         statement = statement.where(ItemRow.source == source)
-    return [_item(row) for row in session.scalars(statement)]
+    return [item_of(row) for row in session.scalars(statement)]
 
 
 def pictures_of_keys(session: Session, keys: Sequence[str]) -> set[str]:
@@ -386,7 +386,8 @@ def items_with_digests(session: Session, ids: Sequence[UUID]) -> dict[UUID, tupl
     """Return the living items among `ids`, each with what its point is to be made from, in id order."""
     statement = select(ItemRow).where(ItemRow.id.in_(ids), ItemRow.deleted.is_(None)).order_by(ItemRow.id)
     return {
-        row.id: (_item(row), Digest(row.content_hash, row.record_hash)) for row in session.scalars(statement)
+        row.id: (item_of(row), Digest(row.content_hash, row.record_hash))
+        for row in session.scalars(statement)
     }
 
 
@@ -471,7 +472,8 @@ def _row(item: Item, digest: Digest) -> dict[str, object]:
     }
 
 
-def _item(row: ItemRow) -> Item:
+def item_of(row: ItemRow) -> Item:
+    """Return the item that a row is about."""
     texts = tuple(Text(**text) for text in row.texts)
     return Item(row.source, row.key, texts, _picture(row), row.meta)
 

@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
-from storage import catalog
+from storage.catalog import item_of
 from storage.records import Item
 from storage.schema import ItemRow, MarkRow
 
@@ -46,12 +46,11 @@ def details(session: Session, id: UUID, collection: str | None) -> Details | Non
     if both is None:
         return None
     row, mark = both
-    living = catalog.items_with_digests(session, [id])
     made_from = None if mark is None else (mark.content_hash, mark.record_hash)
     return Details(
         row.source,
         row.key,
-        living[id][0] if id in living else None,
+        item_of(row) if row.deleted is None else None,
         row.created,
         row.updated,
         row.deleted,

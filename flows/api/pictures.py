@@ -5,6 +5,7 @@ from uuid import UUID
 
 from fastapi import Response
 
+from embedding.images import MEDIA_TYPES
 from flows.api import looks
 from flows.api.problems import Refusal
 from flows.backend import Backend
@@ -12,15 +13,6 @@ from flows.rows import kept_picture
 from storage import catalog
 
 RETRY_AFTER_S = 10
-MEDIA_TYPES = {
-    "JPEG": "image/jpeg",
-    "PNG": "image/png",
-    "WEBP": "image/webp",
-    "GIF": "image/gif",
-    "BMP": "image/bmp",
-    "TIFF": "image/tiff",
-    "AVIF": "image/avif",
-}
 SAFELY = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 from nicegui import ui
 
+from embedding.images import MEDIA_TYPES
 from flows.console.address import LONGEST_TEXT, Asked, pairs
 
-PICTURES = ",".join(f"image/{kind}" for kind in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"))
+PICTURES = ",".join(MEDIA_TYPES.values())
 OPEN_CHOOSER = '() => document.getElementById("sl-chooser").click()'
 
 

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,10 +166,7 @@ def at_work(running: Running) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A filled home, its console, and the flows that the console starts."""
-    folder = tmp_path_factory.mktemp("console")
+def filled_and_at_work(folder: Path, fill: Callable[[Running], None]) -> Iterator[Running]:
     with homes() as home_at:
         running = Running(home_at(folder / "home"), folder, write_tiny_clip(folder / "tiny"))
         fill(running)
@@ -178,14 +175,15 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A filled home, its console, and the flows that the console starts."""
+    yield from filled_and_at_work(tmp_path_factory.mktemp("console"), fill)
+
+
+@pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The same of another home, for tests after which it is not what it was."""
-    folder = tmp_path_factory.mktemp("workshop")
-    with homes() as home_at:
-        workshop = Running(home_at(folder / "home"), folder, write_tiny_clip(folder / "tiny"))
-        fill_workshop(workshop)
-        with at_work(workshop):
-            yield workshop
+    yield from filled_and_at_work(tmp_path_factory.mktemp("workshop"), fill_workshop)
 
 
 @pytest.fixture(scope="session")
