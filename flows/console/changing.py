@@ -6,7 +6,7 @@ from nicegui import run, ui
 
 from flows.backend import AWAY
 from flows.console.desk import Desk
-from flows.console.parts import confirmed, start
+from flows.console.parts import confirmed, refused, start
 from flows.console.words import lasting, many
 from flows.lineage import Effort, Lineage, effort_of
 from storage.index import collection_name
@@ -73,7 +73,7 @@ async def _effort(desk: Desk, fingerprint: str) -> Effort | None:
     try:
         return await run.io_bound(partial(look_at_effort, desk, fingerprint))
     except AWAY as error:
-        ui.notify(str(error), type="negative", timeout=0, close_button="Close", multi_line=True)
+        refused(error)
         return None
 
 

@@ -1,7 +1,6 @@
 """What every page has at hand."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from nicegui import run
@@ -24,12 +23,10 @@ class Desk:
         """Return once everything has been looked at; a store that is slow to answer holds nobody else up."""
         await run.io_bound(lambda: self.observer.seen)
 
-    @contextmanager
-    def prefect(self) -> Iterator[Prefect]:
+    def prefect(self) -> AbstractContextManager[Prefect]:
         """Open the Prefect server that runs the schedules.
 
         Raises:
             NothingServes: none does.
         """
-        with open_prefect(self.backend.settings.home) as prefect:
-            yield prefect
+        return open_prefect(self.backend.settings.home)

@@ -1,8 +1,9 @@
 """What all pages share: the head with its links, the theme, the keys, and how a page is shown."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
 from nicegui import ui
 from nicegui.events import KeyEventArguments
@@ -53,6 +54,16 @@ def frame(desk: Desk, request: Request, title: str) -> Iterator[ui.element]:
         yield main
     ui.skip_link(target=main)
     _listen_to_keys(title)
+
+
+def with_query(path: str, asked: Mapping[str, object]) -> str:
+    """Return the address of a page that is asked for these; what is None is left out.
+
+    >>> with_query("/runs", {"source": "a&b", "flow": None}), with_query("/runs", {})
+    ('/runs?source=a%26b', '/runs')
+    """
+    query = urlencode({name: value for name, value in asked.items() if value is not None})
+    return f"{path}?{query}" if query else path
 
 
 def _next_theme(theme: ui.dark_mode) -> None:

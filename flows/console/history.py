@@ -6,17 +6,17 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
-from urllib.parse import urlencode
 from uuid import UUID
 
 from nicegui import ui
 
 from flows.backend import AWAY
 from flows.console.desk import Desk
+from flows.console.frame import with_query
 from flows.console.going import name_of
 from flows.console.kept import Kept, box
 from flows.console.parts import OUTCOMES, cells, columns_of, heading, outcome, problem
-from flows.console.stages import a_second, bar, stages_of, took_s
+from flows.console.stages import a_second, bar, stages_of
 from flows.console.words import lasting
 from storage import runs
 from storage.runs import Run
@@ -70,8 +70,7 @@ class Wanted:
         if self.before is not None:
             started, id = self.before
             given["before"] = f"{started.isoformat()}_{id}"
-        query = urlencode({name: value for name, value in given.items() if value is not None})
-        return f"/runs?{query}" if query else "/runs"
+        return with_query("/runs", given)
 
 
 def _place(text: str) -> Place | None:
@@ -185,7 +184,7 @@ def _row(run: Run) -> ui.element:
         run.source or "",
         partial(outcome, run.outcome),
         partial(bar, stages, slim=True) if stages else "",
-        lasting(None if run.ended is None else took_s(run, run.ended)),
+        lasting(run.took_s),
         *(count(run, name) for name in ("read", "embedded", "rejected")),
         "–" if run.ended is None else a_second(run, run.ended),
     ]

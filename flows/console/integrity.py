@@ -26,7 +26,7 @@ from flows.console.frame import PATIENCE_S, frame
 from flows.console.going import Watch, name_of
 from flows.console.kept import Child, Kept, box
 from flows.console.live import Live
-from flows.console.parts import Row, heading, note, outcome, problem, table
+from flows.console.parts import Row, heading, note, outcome, problem, spoken_title, table
 from flows.console.stages import took_s
 from flows.console.startable import begin
 from flows.console.words import ago, lasting, many
@@ -47,7 +47,7 @@ def add_page(desk: Desk) -> None:
             to_thread(look_at_comparisons, desk), to_thread(look_at_collections, desk)
         )
         with frame(desk, request, "Integrity"):
-            ui.label("Integrity").props("role=heading aria-level=1").classes("sr-only")
+            spoken_title("Integrity")
             Page(desk, watch, compared, stored)
 
 
@@ -189,7 +189,7 @@ def _history(comparisons: Sequence[Run]) -> ui.element:
                 "repair" if name_of(run) == "repair" else "comparison",
                 partial(outcome, run.outcome),
                 found_in_words(run),
-                lasting(None if run.ended is None else took_s(run, run.ended)),
+                lasting(run.took_s),
             ]
             for run in comparisons
         ]

@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from urllib.parse import urlencode
 
 from nicegui import run, ui
 from starlette.requests import Request
@@ -12,7 +11,7 @@ from starlette.requests import Request
 from flows.backend import AWAY
 from flows.console.changing import ask_to_promote, reindex, roll_back
 from flows.console.desk import Desk
-from flows.console.frame import PATIENCE_S, frame
+from flows.console.frame import PATIENCE_S, frame, with_query
 from flows.console.model_cells import (
     before_and_after,
     collections_of,
@@ -21,7 +20,7 @@ from flows.console.model_cells import (
     show_decision,
     state_of,
 )
-from flows.console.parts import Row, problem, table, tile
+from flows.console.parts import Row, heading, problem, spoken_title, table, tile
 from flows.console.recall import data_set_of, data_sets, recall, short
 from flows.console.words import moment
 from flows.console.work import last_work, progress
@@ -43,9 +42,7 @@ class Wanted:
     """Decisions that were put on record before the one with this id."""
 
     def address(self, **changed: object) -> str:
-        asked = {"dataset": self.dataset, "before": self.before} | changed
-        query = urlencode({name: value for name, value in asked.items() if value is not None})
-        return f"/models?{query}" if query else "/models"
+        return with_query("/models", {"dataset": self.dataset, "before": self.before} | changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ def add_page(desk: Desk) -> None:
     @ui.page("/models", response_timeout=PATIENCE_S)
     async def models(request: Request, dataset: str | None = None, before: int | None = None) -> None:
         with frame(desk, request, "Models"):
-            ui.label("Models and indexes").props("role=heading aria-level=1").classes("sr-only")
+            spoken_title("Models and indexes")
             page = Page(desk, Wanted(dataset or None, before))
             await page.refresh()
             ui.timer(REFRESH_S, page.refresh, immediate=False)
@@ -149,7 +146,7 @@ class Page:
 
     def _lineage(self, seen: Lineage) -> None:
         with ui.element("section").classes("sl-sheet"):
-            _heading("Models")
+            heading("Models")
             rows: list[Row] = [
                 [
                     partial(name_of, depth, life),
@@ -189,7 +186,7 @@ class Page:
     def _recall(self, seen: Lineage) -> None:
         names = data_sets(seen.measured)
         with ui.element("section").classes("sl-sheet"):
-            _heading("Recall")
+            heading("Recall")
             if not names:
                 ui.label("Nothing was evaluated yet. Begin with: sightline evaluate").classes("sl-faint")
                 return
@@ -203,7 +200,7 @@ class Page:
 
     def _decisions(self, seen: Lineage) -> None:
         with ui.element("section").classes("sl-sheet"):
-            _heading("Decisions of the gate")
+            heading("Decisions of the gate")
             if not seen.decisions:
                 ui.label("None yet.").classes("sl-faint")
             for decision in seen.decisions[:DECISIONS]:
@@ -212,7 +209,3 @@ class Page:
                 ui.link("Newest", self._wanted.address(before=None))
             if len(seen.decisions) > DECISIONS:
                 ui.link("Older", self._wanted.address(before=seen.decisions[DECISIONS - 1].id))
-
-
-def _heading(text: str) -> None:
-    ui.label(text).props("role=heading aria-level=2").style("font-weight: 650")

@@ -4,7 +4,6 @@ from asyncio import to_thread
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
-from urllib.parse import urlencode
 from uuid import UUID
 
 from nicegui import ui
@@ -18,6 +17,7 @@ from flows.console.going import Watch, name_of
 from flows.console.kept import Kept
 from flows.console.logs import Log
 from flows.console.parts import Row, heading, outcome, problem, table
+from flows.console.rejects import Wanted
 from flows.console.stages import a_second, bar, flat, legend, stages_of, took_s
 from flows.console.words import lasting, many, share
 from flows.report import COUNTS
@@ -112,7 +112,9 @@ def show(run: Run) -> None:
             table(("", ""), facts(run, now))
             if run.source is not None and run.counts.get("rejected"):
                 rejected = many(run.counts["rejected"], "record")
-                ui.link(f"{rejected} rejected: see the rejects of {run.source}", rejects_of(run.source))
+                ui.link(
+                    f"{rejected} rejected: see the rejects of {run.source}", Wanted(source=run.source).address
+                )
         _counts(run)
     _stages(run)
 
@@ -135,11 +137,6 @@ def facts(run: Run, now: datetime) -> list[Row]:
         ["id in Prefect", "none: it ran without" if run.prefect_run_id is None else str(run.prefect_run_id)],
     ]
     return rows
-
-
-def rejects_of(source: str) -> str:
-    """Return the address of a source's rejects."""
-    return f"/rejects?{urlencode({'source': source})}"
 
 
 def in_words(value: object) -> str:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from flows.console.desk import Desk
 from flows.console.frame import PATIENCE_S, frame
-from flows.console.parts import Row, heading, outcome, problem, table, tile
+from flows.console.parts import Row, heading, outcome, problem, spoken_title, table, tile
 from flows.console.stages import a_second
 from flows.console.words import ago, lasting, many, share
 from flows.observe import Catalogued, Observation
@@ -27,7 +27,7 @@ def add_page(desk: Desk) -> None:
     async def overview(request: Request) -> None:
         await desk.first_look()
         with frame(desk, request, "Overview"):
-            ui.label("Overview").props("role=heading aria-level=1").classes("sr-only")
+            spoken_title("Overview")
             shown = ui.refreshable(lambda: show(desk.observer.seen, datetime.now(UTC)))
             shown()
             ui.timer(REFRESH_S, shown.refresh)
@@ -109,7 +109,7 @@ def _last_runs(last_runs: tuple[Run, ...], now: datetime) -> None:
                 run.flow,
                 partial(outcome, run.outcome),
                 ago(run.started, now),
-                lasting(None if run.ended is None else (run.ended - run.started).total_seconds()),
+                lasting(run.took_s),
                 a_second(run, now),
             ]
             for run in last_runs

@@ -82,6 +82,11 @@ def heading(text: str) -> None:
     ui.label(text).props("role=heading aria-level=2").style("font-weight: 650")
 
 
+def spoken_title(text: str) -> None:
+    """Have a page begin with its title for whoever hears it; others see it among the links."""
+    ui.label(text).props("role=heading aria-level=1").classes("sr-only")
+
+
 def outcome(name: str) -> None:
     """Show how a run ended."""
     ui.label(name).classes(OUTCOMES.get(name, ""))
@@ -110,12 +115,17 @@ async def start(desk: Desk, flow: str, **parameters: Any) -> bool:
     return await acting(desk, begin, f"{flow} starts within seconds; see Runs")
 
 
+def refused(error: Exception) -> None:
+    """Say what keeps something from being done, until somebody has read it."""
+    ui.notify(str(error), type="negative", timeout=0, close_button="Close", multi_line=True)
+
+
 async def acting(desk: Desk, act: Callable[[], object], done: str) -> bool:
     """Do what a person asked for in a thread, and say that it is done, or what keeps it from being done."""
     try:
         await run.io_bound(act)
     except (NothingServes, ValueError, *AWAY) as error:
-        ui.notify(str(error), type="negative", timeout=0, close_button="Close", multi_line=True)
+        refused(error)
         return False
     desk.observer.look_again()
     ui.notify(done, type="positive")

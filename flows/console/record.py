@@ -17,7 +17,7 @@ from flows.console.address import Asked
 from flows.console.cards import picture
 from flows.console.desk import Desk
 from flows.console.frame import PATIENCE_S, frame
-from flows.console.parts import Row, note, problem, table
+from flows.console.parts import Row, heading, note, problem, table
 from flows.console.words import ago, many
 from storage import duplicates, registry
 from storage.details import Details, details
@@ -118,7 +118,7 @@ def searchable(found: Details, collection: str | None) -> str:
 
 def _texts(item: Item) -> None:
     with ui.element("section").classes("sl-sheet"):
-        _heading("Texts")
+        heading("Texts")
         if not item.texts:
             ui.label("It has none.").classes("sl-faint")
             return
@@ -135,7 +135,7 @@ def _texts(item: Item) -> None:
 
 def _facts(id: UUID, found: Details, item: Item, collection: str | None, now: datetime) -> None:
     with ui.element("section").classes("sl-sheet sl-wrapping"):
-        _heading("Record")
+        heading("Record")
         rows = [
             ["source", item.source],
             ["id", str(id)],
@@ -155,7 +155,7 @@ def _facts(id: UUID, found: Details, item: Item, collection: str | None, now: da
 
 def _metadata(metadata: Mapping[str, Any]) -> None:
     with ui.element("section").classes("sl-sheet"):
-        _heading("Metadata")
+        heading("Metadata")
         rows = [
             [field, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
             for field, value in metadata.items()
@@ -165,7 +165,7 @@ def _metadata(metadata: Mapping[str, Any]) -> None:
 
 def _copies(copies: Sequence[Copy] | None, sha256: str) -> None:
     with ui.element("section").classes("sl-sheet"):
-        _heading("Copies")
+        heading("Copies")
         if copies is None:
             ui.label(
                 "No other record has these bytes. Those that look alike are known after: "
@@ -184,7 +184,3 @@ def _copies(copies: Sequence[Copy] | None, sha256: str) -> None:
             for one in copies
         ]
         table(("key", "source", ""), rows)
-
-
-def _heading(text: str) -> None:
-    ui.label(text).props("role=heading aria-level=2").style("font-weight: 650")

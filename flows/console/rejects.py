@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from urllib.parse import urlencode
 from uuid import UUID
 
 from nicegui import run, ui
@@ -14,8 +13,8 @@ from starlette.requests import Request
 from flows.backend import AWAY
 from flows.console.chips import Chips
 from flows.console.desk import Desk
-from flows.console.frame import PATIENCE_S, frame
-from flows.console.parts import confirmed, problem, start
+from flows.console.frame import PATIENCE_S, frame, with_query
+from flows.console.parts import confirmed, problem, spoken_title, start
 from flows.console.reject import STILL, Entry
 from flows.console.words import many
 from flows.reasons import REASONS
@@ -45,8 +44,7 @@ class Wanted:
             "after_source": after_source,
             "after_place": after_place,
         }
-        query = urlencode({name: value for name, value in asked.items() if value is not None})
-        return f"/rejects?{query}" if query else "/rejects"
+        return with_query("/rejects", asked)
 
     def has(self, one: RejectCount) -> bool:
         return self.reason in (None, one.reason) and self.source in (None, one.source)
@@ -73,7 +71,7 @@ def add_page(desk: Desk) -> None:
     ) -> None:
         after = None if after_source is None or after_place is None else (after_source, after_place)
         with frame(desk, request, "Rejects"):
-            ui.label("Rejects").props("role=heading aria-level=1").classes("sr-only")
+            spoken_title("Rejects")
             listing = Listing(desk, Wanted(reason or None, source or None, after))
             await listing.refresh()
             ui.timer(REFRESH_S, listing.refresh, immediate=False)

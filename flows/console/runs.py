@@ -11,7 +11,7 @@ from flows.console.frame import PATIENCE_S, frame
 from flows.console.going import Watch
 from flows.console.history import History, Wanted, find
 from flows.console.live import Live
-from flows.console.parts import heading
+from flows.console.parts import heading, spoken_title
 from flows.console.startable import Startable
 
 REFRESH_S = 3.0
@@ -27,7 +27,7 @@ def add_page(desk: Desk) -> None:
         wanted = Wanted.of_query(request.query_params)
         found = await to_thread(find, desk, wanted)
         with frame(desk, request, "Runs"):
-            ui.label("Runs").props("role=heading aria-level=1").classes("sr-only")
+            spoken_title("Runs")
             with ui.element("section").classes("sl-column"):
                 heading("Now")
                 live = Live(desk, watch, idle="Nothing runs now.")

@@ -19,7 +19,7 @@ from flows.console.cards import card, example, nothing, summary
 from flows.console.desk import Desk
 from flows.console.form import Form
 from flows.console.frame import PATIENCE_S, frame
-from flows.console.parts import note, problem
+from flows.console.parts import note, problem, spoken_title
 from flows.console.searching import REFUSED, Warming, find, suggestions
 from flows.console.thumbnails import Thumbnails
 from flows.console.uploads import Uploads
@@ -43,7 +43,7 @@ def add_page(desk: Desk) -> None:
     def search_page(request: Request) -> None:
         with frame(desk, request, "Search"):
             ui.add_body_html(f"<script>{SCRIPT}</script>")
-            ui.label("Search").props("role=heading aria-level=1").classes("sr-only")
+            spoken_title("Search")
             SearchPage(desk.backend, uploads, warming).open(request.query_params)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from nicegui import ui
 
-from flows.console.parts import Row, outcome, table
+from flows.console.parts import Row, heading, outcome, table
 from flows.console.words import lasting, moment
 from storage.runs import Run
 
@@ -33,13 +33,13 @@ def last_work(last_runs: Sequence[Run]) -> None:
     if not last_runs:
         return
     with ui.element("section").classes("sl-sheet"):
-        ui.label("Last work on models").props("role=heading aria-level=2").style("font-weight: 650")
+        heading("Last work on models")
         rows: list[Row] = [
             [
                 one.flow,
                 partial(outcome, one.outcome),
                 moment(one.started),
-                lasting(None if one.ended is None else (one.ended - one.started).total_seconds()),
+                lasting(one.took_s),
                 one.error or "",
             ]
             for one in last_runs
