@@ -85,7 +85,7 @@ def test_a_run_that_lost_its_lock_to_another_writes_nothing_more(
                 take_the_lock()
                 return
 
-    with pytest.raises(RunClosed):
+    with pytest.raises((RunClosed, Busy)):  # Busy: a thread of the first run asked during the other run
         ingest_source(deps, settings, Request(folder), advance=lose_the_lock_to_another)
 
     assert reconcile(deps).work == 0
