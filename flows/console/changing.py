@@ -1,8 +1,8 @@
 """What is asked before a model is promoted, before searches move to another, and before they go back."""
 
-from functools import partial
+from asyncio import to_thread
 
-from nicegui import run, ui
+from nicegui import ui
 
 from flows.backend import AWAY
 from flows.console.desk import Desk
@@ -71,7 +71,7 @@ async def roll_back(desk: Desk, seen: Lineage, active: Life, back: Kept) -> None
 async def _effort(desk: Desk, fingerprint: str) -> Effort | None:
     """Return what filling a model's collection takes; None where Postgres is away, which is said."""
     try:
-        return await run.io_bound(partial(look_at_effort, desk, fingerprint))
+        return await to_thread(look_at_effort, desk, fingerprint)
     except AWAY as error:
         refused(error)
         return None

@@ -1,9 +1,8 @@
 """What every page has at hand."""
 
+from asyncio import to_thread
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-
-from nicegui import run
 
 from flows.backend import Backend
 from flows.observe import Observer
@@ -21,7 +20,7 @@ class Desk:
 
     async def first_look(self) -> None:
         """Return once everything has been looked at; a store that is slow to answer holds nobody else up."""
-        await run.io_bound(lambda: self.observer.seen)
+        await to_thread(lambda: self.observer.seen)
 
     def prefect(self) -> AbstractContextManager[Prefect]:
         """Open the Prefect server that runs the schedules.

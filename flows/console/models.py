@@ -1,11 +1,12 @@
 """Models and collections: where they come from, how good they are, what was decided; and changing them."""
 
+from asyncio import to_thread
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from nicegui import run, ui
+from nicegui import ui
 from starlette.requests import Request
 
 from flows.backend import AWAY
@@ -91,8 +92,8 @@ class Page:
 
     async def refresh(self) -> None:
         """Look again, and show what has changed."""
-        found = await run.io_bound(partial(look, self._desk, self._wanted))
-        if self._rest.is_deleted or found is None:
+        found = await to_thread(look, self._desk, self._wanted)
+        if self._rest.is_deleted:
             return
         self._running.clear()
         if isinstance(found, Look):

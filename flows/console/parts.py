@@ -1,9 +1,10 @@
 """The parts that pages are made of."""
 
+from asyncio import to_thread
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from flows.backend import AWAY
@@ -123,7 +124,7 @@ def refused(error: Exception) -> None:
 async def acting(desk: Desk, act: Callable[[], object], done: str) -> bool:
     """Do what a person asked for in a thread, and say that it is done, or what keeps it from being done."""
     try:
-        await run.io_bound(act)
+        await to_thread(act)
     except (NothingServes, ValueError, *AWAY) as error:
         refused(error)
         return False

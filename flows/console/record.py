@@ -1,6 +1,7 @@
 """The page of one record: all that is kept of it, whether searches find it, and what is like it."""
 
 import json
+from asyncio import to_thread
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from nicegui import run, ui
+from nicegui import ui
 from starlette.requests import Request
 
 from embedding.likeness import LEAST_BITS, NEAR
@@ -44,13 +45,11 @@ def add_page(desk: Desk) -> None:
     async def record_page(request: Request, id: str) -> None:
         try:
             known = UUID(id)
-            seen = await run.io_bound(look, desk.backend, known)
+            seen = await to_thread(look, desk.backend, known)
         except (ValueError, *AWAY) as error:
             with frame(desk, request, "Record"):
                 problem(f"{id!r} is no record's id" if isinstance(error, ValueError) else str(error))
             return
-        if seen is None:
-            return  # the console is ending
         with frame(desk, request, "Record"):
             show(known, seen, datetime.now(UTC))
 

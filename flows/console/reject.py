@@ -1,11 +1,11 @@
 """One reject on its page: what is wrong, what to do, the row itself, its picture, and another try."""
 
+from asyncio import to_thread
 from base64 import b64encode
 from collections.abc import Callable
 from datetime import datetime
-from functools import partial
 
-from nicegui import run, ui
+from nicegui import ui
 
 from flows.backend import AWAY
 from flows.console.desk import Desk
@@ -83,9 +83,9 @@ class Entry:
             return
         self._is_busy = True
         self._button.set_text("Looking for it…")
-        found = await run.io_bound(partial(look_for_picture, self._desk, self.reject))
+        found = await to_thread(look_for_picture, self._desk, self.reject)
         self._is_busy = False
-        if self._shown.is_deleted or found is None:
+        if self._shown.is_deleted:
             return
         self._button.set_text("Hide picture")
         picture, problem = found

@@ -1,13 +1,13 @@
 """What could not be taken in: why, what to do about it, and another try. The address says what is shown."""
 
+from asyncio import to_thread
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from uuid import UUID
 
-from nicegui import run, ui
+from nicegui import ui
 from starlette.requests import Request
 
 from flows.backend import AWAY
@@ -125,8 +125,8 @@ class Listing:
 
     async def refresh(self) -> None:
         """Look again, and show what has changed."""
-        found = await run.io_bound(partial(look, self._desk, self._wanted))
-        if self._content.is_deleted or found is None:
+        found = await to_thread(look, self._desk, self._wanted)
+        if self._content.is_deleted:
             return
         self._away.clear()
         self._content.set_visibility(not isinstance(found, str))
@@ -209,7 +209,7 @@ class Listing:
     async def _retry_all(self) -> None:
         reason, source = self._wanted.reason, self._wanted.source
         try:
-            total = await run.io_bound(partial(count_open, self._desk, self._wanted)) or 0
+            total = await to_thread(count_open, self._desk, self._wanted)
         except AWAY as error:
             ui.notify(str(error), type="negative")
             return

@@ -1,12 +1,13 @@
 """The page that searches: by words, by a picture, by both, or by a record; its address says what for."""
 
+from asyncio import to_thread
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-from nicegui import run, ui
+from nicegui import ui
 from nicegui.events import GenericEventArguments
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
@@ -77,11 +78,10 @@ class SearchPage:
     async def _suggest(self) -> None:
         """Offer filters that would leave something."""
         try:
-            known = await run.io_bound(suggestions, self._backend)
+            known = await to_thread(suggestions, self._backend)
         except AWAY:
             return  # the search says so
-        if known is not None:
-            self._form.offer(known)
+        self._form.offer(known)
 
     async def _go(self, params: QueryParams) -> None:
         """Show what an address asks for."""
@@ -173,7 +173,7 @@ class SearchPage:
         self._waits.set_visibility(True)
         try:
             await self._warming()
-            answer = await run.io_bound(find, self._backend, self._uploads, asked)
+            answer = await to_thread(find, self._backend, self._uploads, asked)
         except NoCollection:
             if turn == self._turn:
                 self._tell(note, EMPTY)
@@ -181,7 +181,7 @@ class SearchPage:
             if turn == self._turn:
                 self._tell(problem, explain(error))
         else:
-            if answer is not None and turn == self._turn and not self._grid.is_deleted:
+            if turn == self._turn and not self._grid.is_deleted:
                 self._show(asked, *answer, goes_on=goes_on)
 
     def _show(self, asked: Asked, results: Results, like: Item | None, *, goes_on: bool) -> None:

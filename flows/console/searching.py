@@ -2,7 +2,6 @@
 
 import asyncio
 
-from nicegui import run
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from embedding.encoder import ModelUnavailable
@@ -37,7 +36,7 @@ class Warming:
         """
         async with self._turn:
             if not self.is_done:
-                await run.io_bound(self._load)
+                await asyncio.to_thread(self._load)
                 self.is_done = True
 
     def _load(self) -> None:

@@ -1,11 +1,12 @@
 """Pictures that people search by: handed in, and kept for a while, so that an address can name them."""
 
 import hashlib
+from asyncio import to_thread
 from collections import OrderedDict
 from threading import Lock
 from time import monotonic
 
-from nicegui import app, run
+from nicegui import app
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -89,7 +90,7 @@ def add_routes(uploads: Uploads, thumbnails: Thumbnails, max_bytes: int) -> None
                 problem = f"{name}: larger than {max_bytes / 2**20:,.0f} MiB; supply a smaller picture"
                 return JSONResponse({"problem": problem}, headers={"Connection": "close"})
         try:
-            await run.io_bound(decode_image, bytes(data), name=name)
+            await to_thread(decode_image, bytes(data), name=name)
         except BadImage as error:
             return JSONResponse({"problem": str(error)})
         return JSONResponse({"token": uploads.keep(bytes(data))})
