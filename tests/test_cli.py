@@ -40,6 +40,15 @@ def test_every_command_has_help_and_is_in_the_readme(name: str):
     assert f"sightline {name}" in README.read_text()
 
 
+def test_help_lists_every_command_once_with_what_it_does():
+    listed = [line for line in sightline("--help").stdout.splitlines() if line.startswith("  ")]
+
+    for name, command in main.commands.items():
+        assert [line.split(maxsplit=1)[1] for line in listed if line.split()[0] == name] == [
+            command.short_help
+        ]
+
+
 @pytest.mark.parametrize("name", sorted(main.commands))
 def test_every_option_has_help(name: str):
     options = [param for param in main.commands[name].params if isinstance(param, click.Option)]

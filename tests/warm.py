@@ -11,7 +11,7 @@ MODELS = ["embedding.starter", "transformers.models.bert.modeling_bert"]
 CLIP = [f"transformers.models.clip.{part}" for part in ("modeling_clip", "processing_clip")]
 
 gc.disable()  # all of this stays: to look for garbage in it again and again takes a fifth of the time
-for name in (*FLOWS, *MODELS, *CLIP):
+for name in ("flows.cli", *FLOWS, *MODELS, *CLIP):
     import_module(name)
 gc.freeze()
 gc.enable()

@@ -1,0 +1,5 @@
+"""What `python -m flows.cli` runs."""
+
+from flows.cli import main
+
+main(prog_name="sightline")

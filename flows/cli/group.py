@@ -1,0 +1,70 @@
+"""The command `sightline` itself: what holds for all its commands."""
+
+import logging
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.logging import RichHandler
+
+
+class Sightline(click.Group):
+    """A group that lists its commands by what they are for, and ends in one line when one fails.
+
+    That line names the thing and the remedy; the traceback shows with `--debug`.
+    """
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._sections: dict[str, list[str]] = {}
+
+    def add_section(self, title: str, *commands: click.Command) -> None:
+        """Add commands, which the help lists under `title` in this order."""
+        for command in commands:
+            self.add_command(command)
+        self._sections.setdefault(title, []).extend(str(command.name) for command in commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        widest = max(map(len, self.commands))
+        for title, names in self._sections.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(name.ljust(widest), self.commands[name].get_short_help_str()) for name in names]
+                )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params["debug"]:
+                raise
+            from flows.errors import explain
+
+            raise click.ClickException(explain(error)) from error
+
+
+@click.group(cls=Sightline, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show tracebacks and what Prefect logs.")
+@click.version_option(package_name="sightline", message="%(prog)s %(version)s")
+@click.pass_context
+def main(ctx: click.Context, debug: bool) -> None:
+    """Find pictures with words, and words with pictures.
+
+    Without any setting everything lives in .sightline in the current folder and needs no server. Settings
+    are environment variables that start with SIGHTLINE_; the README lists them.
+    """
+    ctx.obj = debug
+    _log_to_stderr(debug)
+
+
+def _log_to_stderr(debug: bool) -> None:
+    """Show our own warnings, and of spans that cannot be sent; what libraries say else is for `--debug`."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    if debug:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+        return
+    logging.basicConfig(handlers=[logging.NullHandler()])
+    for package in ("flows", "embedding", "storage", "opentelemetry.exporter"):
+        logging.getLogger(package).addHandler(handler)

@@ -1,0 +1,62 @@
+"""What several commands share: options, kinds of values, and how a result is printed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flows.settings import Settings, prepare_prefect
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+
+
+class Percent(click.ParamType[float]):
+    """A share such as `5%`; the sign may be left out."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            share = float(str(value).removesuffix("%")) / 100
+        except ValueError:
+            self.fail(f"{value!r} is no percentage; write one such as 5%", param, ctx)
+        if not 0 <= share <= 1:
+            self.fail(f"{value!r} is not between 0% and 100%", param, ctx)
+        return share
+
+
+def ready_for_flows(settings: Settings, debug: bool) -> None:
+    """Have Prefect keep its things in the home folder, and log no more than was asked for."""
+    level = "INFO" if debug else "CRITICAL"
+    prepare_prefect(settings.home, log_level=level)
+
+
+def pairs(where: tuple[str, ...]) -> dict[str, str]:
+    """Return what `--where` names, by field.
+
+    Raises:
+        UsageError: one is not K=V.
+    """
+    pairs = {}
+    for entry in where:
+        field, equals, value = entry.partition("=")
+        if not equals or not field:
+            raise click.UsageError(f"--where takes K=V, not {entry!r}; for example --where category=fruit")
+        pairs[field] = value
+    return pairs
+
+
+def print_out(document: dict[str, Any], as_json: bool, table: "Callable[[], RenderableType]") -> None:
+    """Print a result: as one JSON document, or as the table that `table` makes."""
+    if as_json:
+        click.echo(json.dumps(document, ensure_ascii=False, indent=2, default=str))
+        return
+    from flows.tables import show
+
+    show(table())

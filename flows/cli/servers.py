@@ -1,0 +1,150 @@
+"""Commands that go on until they are told to end, and the one that ends servers."""
+
+import json
+import logging
+
+import click
+
+from flows.cli.parts import ready_for_flows
+from flows.settings import load_settings, prepare_prefect
+
+
+@click.command(short_help="Run the flows on their schedules.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=4200,
+    show_default=True,
+    help="Where our own Prefect server listens, on this machine alone.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Say what runs when as one line of JSON.")
+@click.pass_obj
+def serve(debug: bool, port: int, as_json: bool) -> None:
+    """Run ingest, evaluate, reconcile, finetune, backup and purge on their schedules, until a signal.
+
+    The schedules are settings, SIGHTLINE_SCHEDULES__INGEST and so on: crons in UTC, or off. None overlaps
+    with itself; all can be paused and started by hand in Prefect's UI, and what is paused there stays so.
+    With PREFECT_API_URL set that server is used; otherwise one is started here, and ends with this command.
+    """
+    settings = load_settings()
+    prepare_prefect(settings.home, log_level="DEBUG" if debug else "INFO")
+    from flows import tables
+    from flows.served import Served
+    from flows.serving import serve as run_schedules
+
+    def tell(served: Served) -> None:
+        if as_json:
+            click.echo(json.dumps(served.as_json(), default=str))
+        else:
+            tables.show(tables.of_served(served))
+
+    run_schedules(settings, port, tell)
+
+
+console_host_option = click.option(
+    "--host", help="Where the console listens.  [default: SIGHTLINE_CONSOLE__HOST, 127.0.0.1]"
+)
+console_port_option = click.option(
+    "--port", type=click.IntRange(1, 65535), help="And its port.  [default: SIGHTLINE_CONSOLE__PORT, 8080]"
+)
+
+
+@click.command(short_help="Run everything: the stores, the schedules, the console.")
+@console_host_option
+@console_port_option
+@click.option(
+    "--prefect-port",
+    type=click.IntRange(1, 65535),
+    default=4200,
+    show_default=True,
+    help="Where our own Prefect server listens, on this machine alone.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How each line of the log is written, on standard error.",
+)
+def up(host: str | None, port: int | None, prefect_port: int, log_format: str) -> None:
+    """Run the home's stores, a Prefect server with the schedules, and the console, until Ctrl-C.
+
+    Prints where each of them is. When one of them ends by itself all end, with code 1, so that a service
+    manager starts them anew. Where URLs of servers are set, those are used.
+    """
+    settings = load_settings().listening_at(host, port)
+    from flows import tables
+    from flows.up import Line, Running
+    from flows.up import up as run_everything
+
+    def say(line: Line) -> None:
+        click.echo(line.as_json() if log_format == "json" else line.as_text(), err=True)
+
+    def tell(running: Running) -> None:
+        tables.show(tables.of_running(running))
+
+    run_everything(settings, prefect_port, say, tell)
+
+
+@click.command(short_help="Show the console, beside the API and the metrics.")
+@console_host_option
+@console_port_option
+@click.pass_obj
+def console(debug: bool, host: str | None, port: int | None) -> None:
+    """Serve pages to watch the index and to act on it, until a signal.
+
+    On this machine alone, unless SIGHTLINE_CONSOLE__PASSWORD is set, or SIGHTLINE_CONSOLE__USER_HEADER for a
+    proxy that signs people in. What starts flows needs `sightline serve`; `sightline up` runs both.
+    """
+    settings = load_settings().listening_at(host, port)
+    ready_for_flows(settings, debug)
+    from flows.console.serve import serve as serve_console
+
+    click.echo(f"The console is at {settings.console.url}", err=True)
+    serve_console(settings)
+
+
+@click.command(short_help="Serve an assistant on this machine, over MCP.")
+def mcp() -> None:
+    """Serve search, get and status to an assistant that started this command, on standard input and output.
+
+    It needs no key, as it runs as whoever started it. Over HTTP, `sightline console` has the same at /mcp.
+    """
+    settings = load_settings()
+    from flows.api.mcp import serve_on_stdio
+    from flows.backend import Backend
+
+    backend = Backend(settings)
+    try:
+        serve_on_stdio(backend)
+    finally:
+        backend.close()
+
+
+@click.command(short_help="Run the home folder's servers in the foreground.")
+def start() -> None:
+    """Run Postgres and Qdrant of the home folder in the foreground, with their logs, until a signal.
+
+    For a service manager: commands start both by themselves. A server that has a URL set is not started.
+    Ends with code 1 if Postgres ends by itself.
+    """
+    settings = load_settings()
+    from flows.servers import serve
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, force=True)
+    serve(settings)
+
+
+@click.command(short_help="Stop the home folder's servers.")
+def stop() -> None:
+    """Stop Postgres and Qdrant of the home folder; the next command starts them again."""
+    settings = load_settings()
+    from storage.embedded.postgres import stop_postgres
+    from storage.embedded.qdrant.client import stop as stop_index
+
+    # the index first: in the foreground, its end is Postgres' too
+    for name, was_running in (
+        ("Qdrant", stop_index(settings.home)),
+        ("Postgres", stop_postgres(settings.home)),
+    ):
+        click.echo(f"{name} has stopped." if was_running else f"{name} was not running.")

@@ -1,0 +1,149 @@
+"""Commands that care for the two stores: compare, back up, restore, move, clean."""
+
+from typing import Literal
+
+import click
+
+from flows.cli.parts import Percent, as_json_option, print_out
+from flows.settings import load_settings
+
+max_delete_option = click.option(
+    "--max-delete", type=Percent(), default="5%", show_default=True, help="Refuse to delete a larger share."
+)
+yes_option = click.option("--yes", is_flag=True, help="Delete however many there are.")
+
+
+@click.command(short_help="Compare Postgres and Qdrant, and mend what differs.")
+@click.option("--repair", is_flag=True, help="Mend what differs, and compare again until nothing does.")
+@max_delete_option
+@yes_option
+@as_json_option
+@click.pass_context
+def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as_json: bool) -> None:
+    """Compare Postgres and Qdrant record by record: id, content and model; and look for lost pictures.
+
+    Without --repair nothing is changed. Exit code 1 says that they differ, or that not all could be mended;
+    `sightline status` says it from then on.
+    """
+    settings = load_settings()
+    from flows import reconcile as stores_compared
+    from flows import tables
+    from flows.deps import open_stores, with_model
+    from flows.progress import progress_bar
+    from storage import catalog
+
+    with open_stores(settings) as stores:
+        with stores.sessions() as session:
+            total = catalog.counts(session)["items"]
+        with progress_bar("compare", total) as advance:
+            if repair:
+                deps = with_model(stores, settings)
+                mended = stores_compared.repair(
+                    deps, settings, max_delete=max_delete, yes=yes, advance=advance
+                )
+                print_out(mended.as_json(), as_json, lambda: tables.of_mended(mended))
+                damage = mended.after.damage
+            else:
+                report = stores_compared.watch(stores, settings, advance=advance)
+                print_out(report.as_json(), as_json, lambda: tables.of_differences(report))
+                damage = report.damage
+    ctx.exit(1 if damage else 0)
+
+
+@click.command(short_help="Write a backup of everything.")
+@click.argument("target")
+@click.option(
+    "--pictures",
+    type=click.Choice(["copy", "reference"]),
+    default="copy",
+    show_default=True,
+    help="Copy pictures, or leave them where they are kept.",
+)
+@as_json_option
+def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -> None:
+    """Write Postgres, the index, its models and the pictures below TARGET, a folder or an fsspec URL.
+
+    Each backup gets a folder of its own, with checksums; pictures are kept once for all of them.
+    """
+    settings = load_settings()
+    from flows import tables
+    from flows.backup import backup as write_backup
+    from flows.deps import open_stores
+    from flows.models import models_folder
+    from flows.progress import progress_bar
+
+    with open_stores(settings.with_time()) as stores, progress_bar("copy pictures") as advance:
+        made = write_backup(
+            stores,
+            target,
+            settings.home,
+            models=models_folder(settings),
+            pictures=pictures,
+            for_s=settings.retry_for_s,
+            advance=advance,
+        )
+    print_out(made.as_json(), as_json, lambda: tables.of_backup(made))
+
+
+@click.command(short_help="Fill an empty home from a backup.")
+@click.argument("location")
+@as_json_option
+@click.pass_context
+def restore(ctx: click.Context, location: str, as_json: bool) -> None:
+    """Check the backup at LOCATION, restore it into an empty home or empty servers, and compare the stores.
+
+    LOCATION is one backup, or the folder of several: then the latest. Exit code 1 says that the restored
+    stores differ.
+    """
+    settings = load_settings()
+    from flows import tables
+    from flows.progress import progress_bar
+    from flows.restore import restore as fill
+
+    with progress_bar("check pictures") as advance:
+        restored = fill(settings.with_time(), location, advance=advance)
+    print_out(restored.as_json(), as_json, lambda: tables.of_restored(restored))
+    ctx.exit(1 if restored.report.damage else 0)
+
+
+@click.command(short_help="Move the home's embedded stores into servers.")
+@click.option(
+    "--to-servers", is_flag=True, required=True, help="Into those of the settings; there is no other way."
+)
+@as_json_option
+@click.pass_context
+def move(ctx: click.Context, to_servers: bool, as_json: bool) -> None:  # noqa: ARG001
+    """Copy what the home's embedded stores hold into the servers of SIGHTLINE_DATABASE_URL and
+    SIGHTLINE_QDRANT__URL, which are empty, and compare them.
+
+    Nothing is embedded again, and the home stays as it is. A move that was interrupted goes on when it is
+    run again. Exit code 1 says that the stores differ, as they did in the home.
+    """
+    settings = load_settings()
+    from flows import tables
+    from flows.move import move_to_servers
+    from flows.progress import stages
+
+    with stages("move") as advance:
+        moved = move_to_servers(settings, advance=advance)
+    print_out(moved.as_json(), as_json, lambda: tables.of_moved(moved))
+    ctx.exit(1 if moved.report.damage else 0)
+
+
+@click.command(short_help="Remove what nothing needs any more.")
+@click.option("--dry-run", is_flag=True, help="Count them, and remove nothing.")
+@max_delete_option
+@yes_option
+@as_json_option
+def purge(dry_run: bool, max_delete: float, yes: bool, as_json: bool) -> None:
+    """Remove kept pictures that no item has, files and scratch folders that a crash left, and collections
+    that searches have not used for SIGHTLINE_KEEP_RETIRED_DAYS.
+    """
+    settings = load_settings()
+    from flows import tables
+    from flows.deps import open_stores
+    from flows.purge import purge as remove_orphans
+
+    with open_stores(settings) as stores:
+        purged = remove_orphans(stores, settings, max_delete=max_delete, yes=yes, dry_run=dry_run)
+    print_out(purged.as_json(), as_json, lambda: tables.of_purge(purged, dry_run=dry_run))
