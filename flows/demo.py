@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
-from flows import tables
 from flows.deps import Deps, open_catalog, open_deps
 from flows.evaluate import evaluate
 from flows.gallery import render
@@ -19,6 +18,9 @@ from flows.progress import stages
 from flows.report import IngestReport
 from flows.search import Query, gallery_page, search
 from flows.settings import Settings
+from flows.tables.models import of_evaluation
+from flows.tables.parts import show
+from flows.tables.records import of_ingest, of_results
 from flows.testsets import NothingToEvaluate, of_records
 
 PACKAGE = "tuxpaint-stamps-default"
@@ -37,19 +39,19 @@ def run(settings: Settings, own: Path | None) -> None:
     """
     source = own or fetch_stamps(settings.home / "demo")
     say(f"Ingesting {source}", f"sightline ingest {shlex.quote(str(source))}")
-    tables.show(tables.of_ingest(ingest_changes(settings, source)))
+    show(of_ingest(ingest_changes(settings, source)))
     with open_deps(settings) as deps:
         queries = searches(deps) if own else stamp_searches(source)
         for query in queries:
             say(heading(query), command(query))
-            tables.show(tables.of_results(search(deps, query)))
+            show(of_results(search(deps, query)))
         page = write_gallery(deps, settings, queries[0])
         say("Measuring how well captions find pictures, and pictures captions", "sightline evaluate")
-        tables.show(measured(deps, settings))
+        show(measured(deps, settings))
     say(f"The first search as a page: {page}", None)
     say("Try next", None)
     shown = shlex.quote(str(queries[-1].image or "FILE"))
-    tables.show(
+    show(
         Text('  .venv/bin/sightline search "a boat on the water" --gallery boats.html'),
         Text(f"  .venv/bin/sightline search --image {shown} --find images"),
         Text("  .venv/bin/sightline ingest ~/Pictures"),
@@ -130,7 +132,7 @@ def measured(deps: Deps, settings: Settings) -> RenderableType:
             )
         except NothingToEvaluate as error:
             return Text(str(error))
-    return tables.of_evaluation(evaluation)
+    return of_evaluation(evaluation)
 
 
 def heading(query: Query) -> str:
@@ -156,9 +158,9 @@ def write_gallery(deps: Deps, settings: Settings, query: Query) -> Path:
 
 def say(title: str, as_command: str | None) -> None:
     """Print a heading, and the command that does the same."""
-    tables.show(Text(f"\n{title}", style="bold"))
+    show(Text(f"\n{title}", style="bold"))
     if as_command:
-        tables.show(Text(f"$ {as_command}", style="dim"))
+        show(Text(f"$ {as_command}", style="dim"))
 
 
 def _run(arguments: Sequence[str], folder: Path) -> bool:

@@ -81,7 +81,7 @@ def test_looking_does_not_pay_for_prefect(command: str):
     probe = (
         "import sys; from click.testing import CliRunner; from flows.cli import main; "
         f"CliRunner().invoke(main, ['{command}', '--help']); "
-        "import flows.status, flows.search, flows.tables; "
+        "import flows.status, flows.search, flows.tables.status, flows.tables.records; "
         "sys.exit('prefect' in sys.modules)"
     )
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from flows import tables
 from flows.deps import Deps
 from flows.intake import Request, ingest_source
 from flows.report import as_markdown
 from flows.settings import Settings
 from flows.speed import Speed, speed_of
+from flows.tables.records import of_ingest
 from storage import runs
 from tests.builders import a_folder, png
 
@@ -110,7 +110,7 @@ def test_a_run_tells_its_speed_on_record_in_its_table_and_on_its_page(
 
     assert {"read", "decode", "plan", "store", "embed", "upsert", "mark"} == report.speed.busy.keys()
     assert report.speed.records_per_s == report.speed.pictures_per_s > 0
-    for shown in (text_of(tables.of_ingest(report)), as_markdown(report)):
+    for shown in (text_of(of_ingest(report)), as_markdown(report)):
         assert "records a second" in shown
         assert report.speed.advice in shown
     with deps.sessions() as session:

@@ -41,15 +41,16 @@ def ingest(
     if limit is not None and delete_missing:
         raise click.UsageError("--delete-missing needs the whole source; leave out --limit")
     settings = load_settings()
-    from flows import intake, tables
+    from flows import intake
     from flows.deps import open_catalog
+    from flows.tables.records import of_ingest
 
     if dry_run:
         chosen = None if langs is None else split_list(langs)
         with open_catalog(settings) as engine:
             request = intake.Request(source, name, chosen, limit, delete_missing, revive)
             report = intake.dry_run(engine, settings, request)
-        print_out(report.as_json(), as_json, lambda: tables.of_ingest(report))
+        print_out(report.as_json(), as_json, lambda: of_ingest(report))
         return
     ready_for_flows(settings, debug)
     from flows.ingest import ingest as ingest_flow
@@ -58,9 +59,9 @@ def ingest(
         report = ingest_flow(source, name, langs, limit, delete_missing, revive)
     except intake.TooManyRejects as error:
         failed = error.report
-        print_out(failed.as_json(), as_json, lambda: tables.of_ingest(failed))
+        print_out(failed.as_json(), as_json, lambda: of_ingest(failed))
         raise
-    print_out(report.as_json(), as_json, lambda: tables.of_ingest(report))
+    print_out(report.as_json(), as_json, lambda: of_ingest(report))
 
 
 @click.command(short_help="Delete items for good, with a receipt.")
@@ -81,22 +82,23 @@ def delete(
     if not keys and source is None and not where:
         raise click.UsageError("name a KEY, a --source or --where K=V: without any, it would be everything")
     settings = load_settings()
-    from flows import tables
     from flows.deletes import count_selected, delete_items
     from flows.deps import open_stores
+    from flows.tables.parts import show
+    from flows.tables.records import of_dry_delete, of_receipt
     from storage.catalog import Selection
 
     selection = Selection(keys, source, pairs(where))
     with open_stores(settings) as stores:
         if dry_run:
             found = count_selected(stores, selection)
-            print_out({"would_delete": found}, as_json, lambda: tables.of_dry_delete(found))
+            print_out({"would_delete": found}, as_json, lambda: of_dry_delete(found))
             return
         receipt = delete_items(stores, selection, settings.home / "receipts", for_s=settings.retry_for_s)
     if as_json:
         click.echo(receipt.path.read_text("utf-8"), nl=False)
         return
-    tables.show(tables.of_receipt(receipt))
+    show(of_receipt(receipt))
 
 
 reason_option = click.option("--reason", metavar="CODE", help="Only rejects with this reason code.")
@@ -120,13 +122,13 @@ def rejects(ctx: click.Context, reason: str | None, source: str | None, as_json:
     settings = load_settings()
     from sqlalchemy.orm import Session
 
-    from flows import tables
     from flows.deps import open_catalog
+    from flows.tables.records import of_rejects
     from storage.runs import open_rejects
 
     with open_catalog(settings) as engine, Session(engine) as session:
         found = open_rejects(session, reason=reason, source=source)
-    print_out({"rejects": [reject.as_json() for reject in found]}, as_json, lambda: tables.of_rejects(found))
+    print_out({"rejects": [reject.as_json() for reject in found]}, as_json, lambda: of_rejects(found))
 
 
 @rejects.command(short_help="Try again what could not be taken in.")
@@ -140,9 +142,9 @@ def retry(ctx: click.Context, reason: str | None, source: str | None, as_json: b
     What passes is taken in and resolved. Exit code 1 says that a source could not be read.
     """
     settings = load_settings()
-    from flows import tables
     from flows.deps import open_stores, with_model
     from flows.retry import retry_rejects
+    from flows.tables.records import of_retries
     from storage.runs import open_rejects
 
     with open_stores(settings) as stores:
@@ -152,5 +154,5 @@ def retry(ctx: click.Context, reason: str | None, source: str | None, as_json: b
             done = retry_rejects(with_model(stores, settings), settings, reason=reason, source=source)
         else:
             done = []
-    print_out({"sources": [one.as_json() for one in done]}, as_json, lambda: tables.of_retries(done))
+    print_out({"sources": [one.as_json() for one in done]}, as_json, lambda: of_retries(done))
     ctx.exit(1 if any(one.problem for one in done) else 0)

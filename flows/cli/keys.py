@@ -37,13 +37,13 @@ def create_key(
     settings = load_settings()
     from sqlalchemy.orm import Session
 
-    from flows import tables
     from flows.deps import open_catalog
+    from flows.tables.servers import of_new_key
     from storage.keys import create
 
     with open_catalog(settings) as engine, Session(engine) as session, session.begin():
         key, made = create(session, name, scopes, lasts=None if days is None else timedelta(days=days))
-    print_out({"key": key} | made.as_json(), as_json, lambda: tables.of_new_key(key, made))
+    print_out({"key": key} | made.as_json(), as_json, lambda: of_new_key(key, made))
 
 
 @keys.command("list", short_help="List keys: what they may do, and when they were last used.")
@@ -53,13 +53,13 @@ def list_keys(as_json: bool) -> None:
     settings = load_settings()
     from sqlalchemy.orm import Session
 
-    from flows import tables
     from flows.deps import open_catalog
+    from flows.tables.servers import of_keys
     from storage.keys import every
 
     with open_catalog(settings) as engine, Session(engine) as session:
         found = every(session)
-    print_out({"keys": [one.as_json() for one in found]}, as_json, lambda: tables.of_keys(found))
+    print_out({"keys": [one.as_json() for one in found]}, as_json, lambda: of_keys(found))
 
 
 @keys.command("revoke", short_help="Make a key useless, at once.")

@@ -59,10 +59,10 @@ def evaluate(
     if sum((keys is not None, held_out, manifest is not None, judgments is not None)) > 1:
         raise click.UsageError("give one of --keys, --held-out, --manifest and --judgments")
     settings = load_settings()
-    from flows import tables
     from flows.deps import open_stores
     from flows.evaluate import evaluate as measure
     from flows.progress import stages
+    from flows.tables.models import of_evaluation
     from flows.testsets import Question, chosen_set
 
     chosen = None if langs is None else split_list(langs)
@@ -75,7 +75,7 @@ def evaluate(
 
         write_plot(result, plot)
         click.echo(f"plot: {plot}", err=True)
-    print_out(result.as_json(), as_json, lambda: tables.of_evaluation(result))
+    print_out(result.as_json(), as_json, lambda: of_evaluation(result))
 
 
 class Weighted(click.ParamType[tuple[str, float]]):
@@ -182,8 +182,8 @@ def finetune(
     """
     settings = load_settings()
     ready_for_flows(settings, debug)
-    from flows import tables
     from flows.finetune import finetune as finetune_flow
+    from flows.tables.models import of_candidate
 
     share, keys = (held_out, None) if isinstance(held_out, float) else (0.0, held_out)
     candidate = finetune_flow(
@@ -199,4 +199,4 @@ def finetune(
         learning_rate=learning_rate,
         seed=seed,
     )
-    print_out(candidate.as_json(), as_json, lambda: tables.of_candidate(candidate))
+    print_out(candidate.as_json(), as_json, lambda: of_candidate(candidate))

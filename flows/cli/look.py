@@ -42,10 +42,10 @@ def search(
     if text == "" or (text is None and image is None):
         raise click.UsageError("give a TEXT, --image FILE, or both")
     settings = load_settings()
-    from flows import tables
     from flows.gallery import render
     from flows.search import Find, Query, gallery_page, open_search
     from flows.search import search as find_items
+    from flows.tables.records import of_results
 
     default: Find = "texts" if text is None else "images"
     chosen: Find = next((known for known in get_args(Find) if known == find), default)
@@ -63,7 +63,7 @@ def search(
         if gallery is not None:
             gallery.write_text(render(gallery_page(deps, results, settings.limits)), encoding="utf-8")
             click.echo(f"gallery: {gallery}", err=True)
-    print_out(results.as_json(), as_json, lambda: tables.of_results(results))
+    print_out(results.as_json(), as_json, lambda: of_results(results))
 
 
 @click.command(short_help="Show what is stored and how the last runs went.")
@@ -71,11 +71,11 @@ def search(
 def status(as_json: bool) -> None:
     """Show what is stored, what is open, and how the last runs went."""
     settings = load_settings()
-    from flows import tables
     from flows.status import read_status
+    from flows.tables.status import of_status
 
     now = read_status(settings)
-    print_out(now.as_json(), as_json, lambda: tables.of_status(now))
+    print_out(now.as_json(), as_json, lambda: of_status(now))
 
 
 @click.command(short_help="List items that show the same picture.")
@@ -88,10 +88,10 @@ def duplicates(near: bool, as_json: bool) -> None:
     picture, and later only new ones.
     """
     settings = load_settings()
-    from flows import tables
     from flows.deps import open_stores
     from flows.duplicates import look_alikes, same_bytes
     from flows.progress import progress_bar
+    from flows.tables.records import of_groups
 
     with open_stores(settings) as stores:
         if near:
@@ -99,7 +99,7 @@ def duplicates(near: bool, as_json: bool) -> None:
                 groups = look_alikes(stores, settings.limits, advance=advance)
         else:
             groups = same_bytes(stores)
-    print_out(groups.as_json(), as_json, lambda: tables.of_groups(groups))
+    print_out(groups.as_json(), as_json, lambda: of_groups(groups))
 
 
 @click.command(short_help="Fetch captioned pictures, ingest, search, measure.")

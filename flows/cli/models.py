@@ -15,13 +15,13 @@ def models(as_json: bool) -> None:
     settings = load_settings()
     from sqlalchemy.orm import Session
 
-    from flows import tables
     from flows.deps import open_catalog
+    from flows.tables.models import of_models
     from storage.lives import lives
 
     with open_catalog(settings) as engine, Session(engine) as session:
         found = lives(session)
-    print_out({"models": [one.as_json() for one in found]}, as_json, lambda: tables.of_models(found))
+    print_out({"models": [one.as_json() for one in found]}, as_json, lambda: of_models(found))
 
 
 @click.command(short_help="Decide whether searches may use a candidate.")
@@ -42,14 +42,14 @@ def promote(ctx: click.Context, model: str, outside: Path | None, force: bool, a
     decision and its figures are put on record. Exit code 1 says that it is not promoted.
     """
     settings = load_settings()
-    from flows import tables
     from flows.deps import open_stores
     from flows.gate import promote as decide
     from flows.progress import stages
+    from flows.tables.models import of_decision
 
     with open_stores(settings) as stores, stages("promote") as advance:
         decision = decide(stores, settings, model, outside=outside, force=force, advance=advance)
-    print_out(decision.as_json(), as_json, lambda: tables.of_decision(decision))
+    print_out(decision.as_json(), as_json, lambda: of_decision(decision))
     ctx.exit(0 if decision.promoted else 1)
 
 
@@ -77,11 +77,11 @@ def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, a
     """
     settings = load_settings()
     ready_for_flows(settings, debug)
-    from flows import tables
     from flows.reindex import reindex as reindex_flow
+    from flows.tables.models import of_switched
 
     switched = reindex_flow(model, force, yes, max_missing)
-    print_out(switched.as_json(), as_json, lambda: tables.of_switched(switched))
+    print_out(switched.as_json(), as_json, lambda: of_switched(switched))
 
 
 @click.command(short_help="Have searches use the model they used before.")
@@ -89,11 +89,11 @@ def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, a
 def rollback(as_json: bool) -> None:
     """Have searches go back to the collection they used before, at once; then fill in what it lacks."""
     settings = load_settings()
-    from flows import tables
     from flows.deps import open_stores
     from flows.progress import stages
     from flows.rebuild import rollback as go_back
+    from flows.tables.models import of_switched
 
     with open_stores(settings) as stores, stages("rollback") as advance:
         switched = go_back(stores, settings, advance=advance)
-    print_out(switched.as_json(), as_json, lambda: tables.of_switched(switched))
+    print_out(switched.as_json(), as_json, lambda: of_switched(switched))

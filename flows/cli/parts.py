@@ -57,6 +57,6 @@ def print_out(document: dict[str, Any], as_json: bool, table: "Callable[[], Rend
     if as_json:
         click.echo(json.dumps(document, ensure_ascii=False, indent=2, default=str))
         return
-    from flows.tables import show
+    from flows.tables.parts import show
 
     show(table())

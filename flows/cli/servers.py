@@ -28,15 +28,16 @@ def serve(debug: bool, port: int, as_json: bool) -> None:
     """
     settings = load_settings()
     prepare_prefect(settings.home, log_level="DEBUG" if debug else "INFO")
-    from flows import tables
     from flows.served import Served
     from flows.serving import serve as run_schedules
+    from flows.tables.parts import show
+    from flows.tables.servers import of_served
 
     def tell(served: Served) -> None:
         if as_json:
             click.echo(json.dumps(served.as_json(), default=str))
         else:
-            tables.show(tables.of_served(served))
+            show(of_served(served))
 
     run_schedules(settings, port, tell)
 
@@ -73,7 +74,8 @@ def up(host: str | None, port: int | None, prefect_port: int, log_format: str) -
     manager starts them anew. Where URLs of servers are set, those are used.
     """
     settings = load_settings().listening_at(host, port)
-    from flows import tables
+    from flows.tables.parts import show
+    from flows.tables.servers import of_running
     from flows.up import Line, Running
     from flows.up import up as run_everything
 
@@ -81,7 +83,7 @@ def up(host: str | None, port: int | None, prefect_port: int, log_format: str) -
         click.echo(line.as_json() if log_format == "json" else line.as_text(), err=True)
 
     def tell(running: Running) -> None:
-        tables.show(tables.of_running(running))
+        show(of_running(running))
 
     run_everything(settings, prefect_port, say, tell)
 

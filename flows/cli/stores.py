@@ -27,9 +27,9 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
     """
     settings = load_settings()
     from flows import reconcile as stores_compared
-    from flows import tables
     from flows.deps import open_stores, with_model
     from flows.progress import progress_bar
+    from flows.tables.stores import of_differences, of_mended
     from storage import catalog
 
     with open_stores(settings) as stores:
@@ -41,11 +41,11 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
                 mended = stores_compared.repair(
                     deps, settings, max_delete=max_delete, yes=yes, advance=advance
                 )
-                print_out(mended.as_json(), as_json, lambda: tables.of_mended(mended))
+                print_out(mended.as_json(), as_json, lambda: of_mended(mended))
                 damage = mended.after.damage
             else:
                 report = stores_compared.watch(stores, settings, advance=advance)
-                print_out(report.as_json(), as_json, lambda: tables.of_differences(report))
+                print_out(report.as_json(), as_json, lambda: of_differences(report))
                 damage = report.damage
     ctx.exit(1 if damage else 0)
 
@@ -66,11 +66,11 @@ def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -
     Each backup gets a folder of its own, with checksums; pictures are kept once for all of them.
     """
     settings = load_settings()
-    from flows import tables
     from flows.backup import backup as write_backup
     from flows.deps import open_stores
     from flows.models import models_folder
     from flows.progress import progress_bar
+    from flows.tables.stores import of_backup
 
     with open_stores(settings.with_time()) as stores, progress_bar("copy pictures") as advance:
         made = write_backup(
@@ -82,7 +82,7 @@ def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -
             for_s=settings.retry_for_s,
             advance=advance,
         )
-    print_out(made.as_json(), as_json, lambda: tables.of_backup(made))
+    print_out(made.as_json(), as_json, lambda: of_backup(made))
 
 
 @click.command(short_help="Fill an empty home from a backup.")
@@ -96,13 +96,13 @@ def restore(ctx: click.Context, location: str, as_json: bool) -> None:
     stores differ.
     """
     settings = load_settings()
-    from flows import tables
     from flows.progress import progress_bar
     from flows.restore import restore as fill
+    from flows.tables.stores import of_restored
 
     with progress_bar("check pictures") as advance:
         restored = fill(settings.with_time(), location, advance=advance)
-    print_out(restored.as_json(), as_json, lambda: tables.of_restored(restored))
+    print_out(restored.as_json(), as_json, lambda: of_restored(restored))
     ctx.exit(1 if restored.report.damage else 0)
 
 
@@ -120,13 +120,13 @@ def move(ctx: click.Context, to_servers: bool, as_json: bool) -> None:  # noqa: 
     run again. Exit code 1 says that the stores differ, as they did in the home.
     """
     settings = load_settings()
-    from flows import tables
     from flows.move import move_to_servers
     from flows.progress import stages
+    from flows.tables.stores import of_moved
 
     with stages("move") as advance:
         moved = move_to_servers(settings, advance=advance)
-    print_out(moved.as_json(), as_json, lambda: tables.of_moved(moved))
+    print_out(moved.as_json(), as_json, lambda: of_moved(moved))
     ctx.exit(1 if moved.report.damage else 0)
 
 
@@ -140,10 +140,10 @@ def purge(dry_run: bool, max_delete: float, yes: bool, as_json: bool) -> None:
     that searches have not used for SIGHTLINE_KEEP_RETIRED_DAYS.
     """
     settings = load_settings()
-    from flows import tables
     from flows.deps import open_stores
     from flows.purge import purge as remove_orphans
+    from flows.tables.stores import of_purge
 
     with open_stores(settings) as stores:
         purged = remove_orphans(stores, settings, max_delete=max_delete, yes=yes, dry_run=dry_run)
-    print_out(purged.as_json(), as_json, lambda: tables.of_purge(purged, dry_run=dry_run))
+    print_out(purged.as_json(), as_json, lambda: of_purge(purged, dry_run=dry_run))

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from flows.backend import AWAY
 from flows.console.desk import Desk
-from flows.console.words import many
 from flows.reconcile import DAMAGE, MAX_DELETE
+from flows.words import many
 from storage import index, registry, runs
 from storage.runs import Run
 from storage.totals import COMPARISON, STILL

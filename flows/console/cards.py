@@ -6,8 +6,8 @@ from typing import Any
 from nicegui import ui
 
 from flows.console.address import Asked
-from flows.console.words import many
 from flows.search import Found, Results
+from flows.words import many
 
 NOUNS = {"images": "picture", "texts": "text"}
 PLAIN_CLICK = """(event) => {

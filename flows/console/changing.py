@@ -7,8 +7,9 @@ from nicegui import ui
 from flows.backend import AWAY
 from flows.console.desk import Desk
 from flows.console.parts import confirmed, refused, start
-from flows.console.words import lasting, many
+from flows.console.words import lasting
 from flows.lineage import Effort, Lineage, effort_of
+from flows.words import many
 from storage.index import collection_name
 from storage.lives import Kept, Life
 

@@ -29,7 +29,8 @@ from flows.console.live import Live
 from flows.console.parts import Row, heading, note, outcome, problem, spoken_title, table
 from flows.console.stages import took_s
 from flows.console.startable import begin
-from flows.console.words import ago, lasting, many
+from flows.console.words import ago, lasting
+from flows.words import many
 from storage.figures import Figures
 from storage.runs import Run
 

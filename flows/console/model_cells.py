@@ -6,8 +6,9 @@ from nicegui import ui
 
 from flows.console.parts import Row, table
 from flows.console.recall import short
-from flows.console.words import many, moment, share
+from flows.console.words import moment, share
 from flows.lineage import Lineage
+from flows.words import many
 from storage.figures import HEADLINE
 from storage.lives import Checked, Decision, Life
 

@@ -19,8 +19,9 @@ from flows.console.logs import Log
 from flows.console.parts import Row, heading, outcome, problem, table
 from flows.console.rejects import Wanted
 from flows.console.stages import a_second, bar, flat, legend, stages_of, took_s
-from flows.console.words import lasting, many, share
+from flows.console.words import lasting, share
 from flows.report import COUNTS
+from flows.words import many
 from storage import runs
 from storage.runs import Run
 

@@ -10,8 +10,9 @@ from flows.console.desk import Desk
 from flows.console.frame import PATIENCE_S, frame
 from flows.console.parts import Row, heading, outcome, problem, spoken_title, table, tile
 from flows.console.stages import a_second
-from flows.console.words import ago, lasting, many, share
+from flows.console.words import ago, lasting, share
 from flows.observe import Catalogued, Observation
+from flows.words import many
 from storage.figures import HEADLINE, Day
 from storage.runs import Run
 

@@ -19,7 +19,8 @@ from flows.console.cards import picture
 from flows.console.desk import Desk
 from flows.console.frame import PATIENCE_S, frame
 from flows.console.parts import Row, heading, note, problem, table
-from flows.console.words import ago, many
+from flows.console.words import ago
+from flows.words import many
 from storage import duplicates, registry
 from storage.details import Details, details
 from storage.duplicates import Copy

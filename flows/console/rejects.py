@@ -16,8 +16,8 @@ from flows.console.desk import Desk
 from flows.console.frame import PATIENCE_S, frame, with_query
 from flows.console.parts import confirmed, problem, spoken_title, start
 from flows.console.reject import STILL, Entry
-from flows.console.words import many
 from flows.reasons import REASONS
+from flows.words import many
 from storage import figures, runs
 from storage.figures import RejectCount
 from storage.runs import Reject

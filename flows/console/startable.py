@@ -12,9 +12,10 @@ from flows.console.going import Going, Watch
 from flows.console.kept import Kept, box
 from flows.console.live import Live
 from flows.console.parts import acting, confirmed, heading, note, start
-from flows.console.words import lasting, many
+from flows.console.words import lasting
 from flows.operations import Deployed
 from flows.purge import USUAL_SHARE
+from flows.words import many
 from storage import registry
 
 DOES = {

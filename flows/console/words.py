@@ -54,15 +54,6 @@ def moment(then: datetime) -> str:
     return f"{then.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def many(count: int, name: str) -> str:
-    """Return a count with its noun.
-
-    >>> many(1, "record"), many(12000, "record")
-    ('1 record', '12,000 records')
-    """
-    return f"{count:,} {name}" + ("" if count == 1 else "s")
-
-
 def share(part: float | None) -> str:
     """Return a share as a percentage.
 

@@ -1,0 +1,1 @@
+"""Reports as tables that line up in a terminal."""
