@@ -367,7 +367,7 @@ def test_a_folder_of_local_mode_is_refused_and_left_as_it_is(home: Path):
 # --- all at once
 
 
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.full), True])
 def test_eight_processes_use_it_at_once(home: Path, killed: bool):
     reports = stress(home, seconds=4, kill=killed)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from embedding.train import options_of
 from flows.deps import open_deps
@@ -174,19 +174,19 @@ def filled_and_at_work(folder: Path, fill: Callable[[Running], None]) -> Iterato
             yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A filled home, its console, and the flows that the console starts."""
     yield from filled_and_at_work(tmp_path_factory.mktemp("console"), fill)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The same of another home, for tests after which it is not what it was."""
     yield from filled_and_at_work(tmp_path_factory.mktemp("workshop"), fill_workshop)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     expect.set_options(timeout=PATIENCE_S * 1000)  # a flow starts as a process, on a machine that is busy
     with sync_playwright() as playwright:
@@ -195,10 +195,17 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def page(browser: Browser, running: Running, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A page of the console; the test fails if the browser had anything to complain of."""
+@pytest.fixture(scope="package")
+def context(browser: Browser, running: Running) -> Iterator[BrowserContext]:
+    """A browser that has been there before: it keeps the scripts that all pages have, not the cookies."""
     context = browser.new_context(base_url=running.url, viewport={"width": 1280, "height": 900})
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page of the console; the test fails if the browser had anything to complain of."""
     page = context.new_page()
     page.set_default_timeout(PATIENCE_S * 1000)
     expect.set_options(timeout=PATIENCE_S * 1000)
@@ -211,5 +218,6 @@ def page(browser: Browser, running: Running, request: pytest.FixtureRequest) -> 
     yield page
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SHOTS / f"{request.node.name}.png", full_page=True)
-    context.close()
+    page.close()
+    context.clear_cookies()
     assert complaints == []
