@@ -595,40 +595,6 @@ def test_a_person_sees_what_is_served_pauses_a_flow_and_resumes_it(served: Serve
     assert (purge.scheduled, shown["retry"].scheduled) == (True, False)
 
 
-def test_a_person_starts_a_run_follows_it_and_cancels_it(served: Served, postgres: Engine):
-    with open_prefect(served.home) as prefect, items_locked(postgres):
-        run = prefect.start("reconcile")
-        wait_long(lambda: is_at_work(served, postgres, str(run)))
-        [begun] = [one for one in prefect.begun() if one.id == run]
-
-        prefect.cancel(run)
-
-        assert served.end_of(str(run))["type"] == "CANCELLED"
-    assert (begun.flow, begun.state) == ("reconcile", "Running")
-    assert prefect.page_of(run) == f"http://127.0.0.1:{served.port}/runs/flow-run/{run}"
-    wait_long(lambda: [row[2] for row in served.row(postgres, str(run))] == ["cancelled"])
-    assert [one for one in status()["failed"] if one["flow"] == "reconcile"] == []
-
-
-def test_a_person_has_a_reject_tried_again(served: Served, postgres: Engine):
-    picture = served.home.parent / "apples" / "broken.png"
-    picture.write_bytes(b"no picture")
-    with open_deps(served.settings) as deps:
-        ingest_source(deps, served.settings, Request(picture.parent))
-        with deps.sessions() as session:
-            [reject] = runs.open_rejects(session, source="apples")
-    picture.write_bytes(png("blue"))
-
-    with open_prefect(served.home) as prefect:
-        run = prefect.start("retry", rejects=[str(reject.id)])
-        ended = served.end_of(str(run))
-        wait_long(lambda: any("Beginning flow run" in line.message for line in prefect.log(run)))
-
-    assert ended["type"] == "COMPLETED"
-    with Session(postgres) as session:
-        assert runs.open_rejects(session, source="apples") == []
-
-
 def test_without_a_server_a_person_is_told_what_starts_one(tmp_path: Path):
     with pytest.raises(NothingServes, match="sightline up"), open_prefect(tmp_path):
         pass

@@ -195,7 +195,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def context(browser: Browser, running: Running) -> Iterator[BrowserContext]:
     """A browser that has been there before: it keeps the scripts that all pages have, not the cookies."""
     context = browser.new_context(base_url=running.url, viewport={"width": 1280, "height": 900})

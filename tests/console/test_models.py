@@ -20,7 +20,7 @@ from tests.console.conftest import PATIENCE_S, SHOTS, Running
 from tests.processes import wait_until
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def running(workshop: Running) -> Running:
     """Searches move here, which other tests count on."""
     return workshop

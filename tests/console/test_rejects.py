@@ -15,7 +15,7 @@ from tests.console.conftest import PATIENCE_S, SHOTS, Running
 from tests.processes import wait_until
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def running(workshop: Running) -> Running:
     """Rejects are worked off here, which other tests count."""
     return workshop

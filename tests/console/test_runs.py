@@ -28,7 +28,7 @@ from flows.retries import held
 from flows.serving import address_file
 from storage.embedded.postgres import postgres_url
 from storage.locks import flow_lock
-from storage.runs import Run, recent_runs
+from storage.runs import Run, failed_runs, recent_runs
 from tests.console.conftest import SHOTS, Running
 
 pytestmark = pytest.mark.usefixtures("compared_afterwards")
@@ -120,6 +120,8 @@ def test_a_run_that_hangs_is_seen_on_both_pages_and_cancelled(page: Page, postgr
 
     expect(history(page).first).to_contain_text("cancelled")
     assert last(postgres, flow="reconcile").outcome == "cancelled"
+    with Session(postgres) as session:
+        assert [run for run in failed_runs(session) if run.flow == "reconcile"] == []
 
 
 def test_a_run_that_finds_another_process_at_its_work_is_told_of(page: Page, postgres: Engine):
