@@ -56,8 +56,8 @@ def stress(home: Path, seconds: float, *, kill: bool) -> list[Report]:
         image = models.VectorParams(size=DIM, distance=models.Distance.DOT)
         client.create_collection(NAME, vectors_config={"image": image})
         client.create_payload_index(NAME, "slot", models.PayloadSchemaType.INTEGER)
-        spawn = multiprocessing.get_context("spawn")
-        with spawn.Manager() as manager, ProcessPoolExecutor(len(ROLES), spawn) as pool:
+        forks = multiprocessing.get_context("forkserver")
+        with forks.Manager() as manager, ProcessPoolExecutor(len(ROLES), forks) as pool:
             all_here = manager.Barrier(len(ROLES) + 1)
             running = [
                 pool.submit(work, home, role, number, seconds, all_here) for number, role in enumerate(ROLES)

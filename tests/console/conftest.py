@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,8 +127,11 @@ def fill_workshop(running: Running) -> None:
 
 
 @contextmanager
-def process(running: Running, *command: str, until: str) -> Iterator[None]:
-    """Run a command of ours until this ends; what it prints is in the folder, under its first word."""
+def process(running: Running, *command: str) -> Iterator[Callable[[str], None]]:
+    """Run a command of ours until this ends; yields what waits until it has printed some words.
+
+    What it prints is in the folder, under its first word.
+    """
     log = running.folder / f"{command[0]}.log"
     with log.open("wb") as file:
         started = subprocess.Popen(
@@ -137,13 +140,16 @@ def process(running: Running, *command: str, until: str) -> Iterator[None]:
             stderr=subprocess.STDOUT,
             env=running.environment(),
         )
-    try:
+
+    def wait_for(words: str) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        while until not in log.read_text():
+        while words not in log.read_text():
             assert started.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        yield
+
+    try:
+        yield wait_for
     finally:
         started.terminate()
         started.wait(60)
@@ -159,9 +165,12 @@ def answers(url: str) -> bool:
 @contextmanager
 def at_work(running: Running) -> Iterator[Running]:
     """Have its console, and the flows that the console starts, run until this ends."""
-    with ExitStack() as processes:
-        processes.enter_context(process(running, "serve", "--port", str(a_free_port()), until="watch them"))
-        processes.enter_context(process(running, "console", until="The console is at"))
+    with (
+        process(running, "serve", "--port", str(a_free_port())) as flows_say,
+        process(running, "console") as console_says,
+    ):
+        flows_say("watch them")
+        console_says("The console is at")
         wait_until(lambda: answers(running.url), patience_s=PATIENCE_S)
         yield running
 
