@@ -1,6 +1,8 @@
 """One web application: the console's pages, and beside them whatever other programs ask."""
 
+from asyncio import get_running_loop
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 
 from fastapi import FastAPI
@@ -19,6 +21,9 @@ from flows.observe import Observer
 from flows.settings import Settings
 
 API = "/api/v1"
+MOST_WAITING = 40
+"""Pages that may wait for a store at once; by default six on two cores, which one that is away soon has."""
+
 ICON = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><circle cx='16' cy='16' r='13' fill='none' "
     "stroke='%235b8def' stroke-width='3'/><circle cx='16' cy='16' r='5' fill='%235b8def'/></svg>"
@@ -44,6 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        get_running_loop().set_default_executor(ThreadPoolExecutor(MOST_WAITING, "page"))
         with closing(backend), observer.at_work(), queue_at_work(backend):
             async with mcp.at_work():
                 yield

@@ -26,7 +26,8 @@ class Form:
                 self._box = ui.input(placeholder="What are you looking for?").classes("grow")
                 self._box.props(f"for=sl-query outlined dense autofocus maxlength={LONGEST_TEXT}")
                 self._box.props('type=search enterkeyhint=search aria-label="Words to search for"')
-                self._box.on("keydown.escape", lambda: clear())
+                # a browser empties such a box as well, and NiceGUI then takes its old words for the newest
+                self._box.on("keydown.escape.prevent", lambda: clear())
                 choose = ui.button(icon="add_photo_alternate").props("type=button flat dense")
                 choose.props('aria-label="Choose a picture"').on("click", js_handler=OPEN_CHOOSER)
                 choose.tooltip("Choose a picture; you can drop or paste one as well")
