@@ -109,7 +109,7 @@ def load_encoder(name: str, *, device: str = "auto", folder: Path | None = None)
         from transformers.utils.logging import disable_progress_bar
 
         import_module("sentence_transformers")  # by far the most of what is imported, whichever model it is
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # of reading weights; the bars of downloads are others
+    disable_progress_bar()  # of reading weights; the bars of downloads are others
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if name == "starter" and folder is None:
         from embedding.starter import build_starter

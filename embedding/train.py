@@ -109,7 +109,7 @@ def fine_tune(
         folder: where checkpoints and TensorBoard's logs go.
         advance: told after each step how many there were, and of how many.
     """
-    set_verbosity_error()  # type: ignore[no-untyped-call]  # it warns of its own ways with checkpoints
+    set_verbosity_error()  # it warns of its own ways with checkpoints
     steps_an_epoch = -(-len(rows) // options.batch_size)
     interval = min(steps_an_epoch, MOST_STEPS_BETWEEN_CHECKPOINTS)
     on_gpu = model.device.type == "cuda"
@@ -150,7 +150,7 @@ def fine_tune(
             data_collator=Collator(collate),
             callbacks=[
                 EarlyStoppingCallback(early_stopping_patience=options.patience),
-                TensorBoardCallback(writer),  # type: ignore[no-untyped-call]
+                TensorBoardCallback(writer),
                 Told(advance),
             ],
         )
@@ -235,7 +235,7 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-class Told(TrainerCallback):
+class Told(TrainerCallback):  # type: ignore[misc]  # its types are not read
     """Tells how far a training is."""
 
     def __init__(self, advance: Callable[[int, int], None]) -> None:
