@@ -73,13 +73,12 @@ class Run:
     seconds: dict[str, Any]
     prefect_run_id: UUID | None = None
     progress: Progress | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def took_s(self) -> float | None:
         """From its beginning to its end; None while it goes on."""
         return None if self.ended is None else (self.ended - self.started).total_seconds()
-
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

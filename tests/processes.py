@@ -1,5 +1,6 @@
 """Servers that outlive the test's process: made for one test, waited for, and gone afterwards."""
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,8 @@ from storage.embedded.qdrant.access import Access
 from storage.embedded.qdrant.client import stop as stop_index
 
 PATIENCE_S = 30
+ONCE_A_YEAR = "30 4 1 1 *"
+"""A schedule by which nothing runs while tests do."""
 
 HomeAt = Callable[[Path], Path]
 
@@ -25,6 +28,27 @@ def environment_of(home: Path, database: URL, access: Access, model: Path) -> di
         "SIGHTLINE_QDRANT__API_KEY": access.key,
         "SIGHTLINE_MODEL": str(model),
     }
+
+
+def environment_with_flows(home: Path, model: Path) -> dict[str, str]:
+    """Return the variables with which a command serves the flows of a home, or starts them there."""
+    return {
+        "SIGHTLINE_HOME": str(home),
+        "SIGHTLINE_MODEL": str(model),
+        "SIGHTLINE_DECODE_WORKERS": "0",
+        "SIGHTLINE_SCHEDULES__INGEST": ONCE_A_YEAR,
+        "SIGHTLINE_SCHEDULES__EVALUATE": ONCE_A_YEAR,
+        "SIGHTLINE_SCHEDULES__RECONCILE": ONCE_A_YEAR,
+        "SIGHTLINE_SCHEDULES__PURGE": ONCE_A_YEAR,
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+    }
+
+
+def a_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -43,26 +43,17 @@ from storage.locks import Busy, lone_lock, source_lock
 from storage.records import item_id
 from storage.schema import EvaluationRow
 from tests.builders import a_folder, png
-from tests.processes import homes, is_gone, wait_until
+from tests.processes import ONCE_A_YEAR, a_free_port, environment_with_flows, homes, is_gone, wait_until
 from tests.tiny_clip import write_tiny_clip
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PATIENCE_S = 90
-ONCE_A_YEAR = "30 4 1 1 *"
-"""So that nothing runs but what a test starts."""
-
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 def wait_long(condition: Callable[[], bool]) -> None:
     """A run takes a process, Prefect and a model to start: seconds, on a busy machine many."""
     wait_until(condition, patience_s=PATIENCE_S)
-
-
-def a_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -79,15 +70,7 @@ class Served:
         return Settings(home=self.home, model=str(self.model), decode_workers=0)
 
     def environment(self) -> dict[str, str]:
-        return {
-            "SIGHTLINE_HOME": str(self.home),
-            "SIGHTLINE_MODEL": str(self.model),
-            "SIGHTLINE_DECODE_WORKERS": "0",
-            "SIGHTLINE_SCHEDULES__EVALUATE": "off",
-            **{f"SIGHTLINE_SCHEDULES__{flow}": ONCE_A_YEAR for flow in ("INGEST", "RECONCILE", "PURGE")},
-            "PREFECT_HOME": str(self.home / "prefect"),
-            "PREFECT_RUNNER_POLL_FREQUENCY": "1",
-        }
+        return environment_with_flows(self.home, self.model) | {"SIGHTLINE_SCHEDULES__EVALUATE": "off"}
 
     def start(self) -> str:
         """Serve, and return what that prints until it is at work."""
@@ -251,7 +234,7 @@ def test_a_schedule_starts_an_ingest_which_takes_in_what_is_new_in_a_known_sourc
 ):
     a_folder(served.home.parent / "apples", {"new.png": png("green"), "new.txt": "a new one"})
     soon = (datetime.now(UTC) + timedelta(seconds=10)).isoformat()
-    schedule = {"interval": 60, "anchor_date": soon, "timezone": "UTC"}  # a busy server plans a minute late
+    schedule = {"interval": 120, "anchor_date": soon, "timezone": "UTC"}  # a busy server plans a minute late
     ingest = served.deployment("ingest")["id"]
 
     [made] = served.post(f"/deployments/{ingest}/schedules", [{"schedule": schedule, "active": True}])
@@ -602,6 +585,42 @@ def test_a_person_sees_what_is_served_pauses_a_flow_and_resumes_it(served: Serve
     assert [*shown] == [flow.name for flow in (*schedules.FLOWS, *schedules.ON_REQUEST)]
     assert purge.cron == ONCE_A_YEAR
     assert (purge.scheduled, shown["retry"].scheduled) == (True, False)
+
+
+@pytest.mark.full  # the console's tests do the same through its pages
+def test_a_person_starts_a_run_follows_it_and_cancels_it(served: Served, postgres: Engine):
+    with open_prefect(served.home) as prefect, items_locked(postgres):
+        run = prefect.start("reconcile")
+        wait_long(lambda: is_at_work(served, postgres, str(run)))
+        [begun] = [one for one in prefect.begun() if one.id == run]
+
+        prefect.cancel(run)
+
+        assert served.end_of(str(run))["type"] == "CANCELLED"
+    assert (begun.flow, begun.state) == ("reconcile", "Running")
+    assert prefect.page_of(run) == f"http://127.0.0.1:{served.port}/runs/flow-run/{run}"
+    wait_long(lambda: [row[2] for row in served.row(postgres, str(run))] == ["cancelled"])
+    assert [one for one in status()["failed"] if one["flow"] == "reconcile"] == []
+
+
+@pytest.mark.full  # the console's tests do the same through its pages
+def test_a_person_has_a_reject_tried_again(served: Served, postgres: Engine):
+    picture = served.home.parent / "apples" / "broken.png"
+    picture.write_bytes(b"no picture")
+    with open_deps(served.settings) as deps:
+        ingest_source(deps, served.settings, Request(picture.parent))
+        with deps.sessions() as session:
+            [reject] = runs.open_rejects(session, source="apples")
+    picture.write_bytes(png("blue"))
+
+    with open_prefect(served.home) as prefect:
+        run = prefect.start("retry", rejects=[str(reject.id)])
+        ended = served.end_of(str(run))
+        wait_long(lambda: any("Beginning flow run" in line.message for line in prefect.log(run)))
+
+    assert ended["type"] == "COMPLETED"
+    with Session(postgres) as session:
+        assert runs.open_rejects(session, source="apples") == []
 
 
 def test_without_a_server_a_person_is_told_what_starts_one(tmp_path: Path):

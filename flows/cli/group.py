@@ -16,20 +16,20 @@ class Sightline(click.Group):
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self._sections: dict[str, list[str]] = {}
+        self._sections: dict[str, tuple[click.Command, ...]] = {}
 
     def add_section(self, title: str, *commands: click.Command) -> None:
         """Add commands, which the help lists under `title` in this order."""
+        self._sections[title] = commands
         for command in commands:
             self.add_command(command)
-        self._sections.setdefault(title, []).extend(str(command.name) for command in commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         widest = max(map(len, self.commands))
-        for title, names in self._sections.items():
+        for title, commands in self._sections.items():
             with formatter.section(title):
                 formatter.write_dl(
-                    [(name.ljust(widest), self.commands[name].get_short_help_str()) for name in names]
+                    [(str(one.name).ljust(widest), one.get_short_help_str()) for one in commands]
                 )
 
     def invoke(self, ctx: click.Context) -> Any:

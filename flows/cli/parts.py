@@ -33,8 +33,7 @@ class Percent(click.ParamType[float]):
 
 def ready_for_flows(settings: Settings, debug: bool) -> None:
     """Have Prefect keep its things in the home folder, and log no more than was asked for."""
-    level = "INFO" if debug else "CRITICAL"
-    prepare_prefect(settings.home, log_level=level)
+    prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
 
 
 def pairs(where: tuple[str, ...]) -> dict[str, str]:

@@ -2,21 +2,31 @@
 
 import json
 import logging
+from functools import partial
 
 import click
 
 from flows.cli.parts import ready_for_flows
 from flows.settings import load_settings, prepare_prefect
 
-
-@click.command(short_help="Run the flows on their schedules.")
-@click.option(
-    "--port",
-    type=click.IntRange(1, 65535),
+PORT = click.IntRange(1, 65535)
+prefect_port_option = partial(
+    click.option,
+    type=PORT,
     default=4200,
     show_default=True,
     help="Where our own Prefect server listens, on this machine alone.",
 )
+console_host_option = click.option(
+    "--host", help="Where the console listens.  [default: SIGHTLINE_CONSOLE__HOST, 127.0.0.1]"
+)
+console_port_option = click.option(
+    "--port", type=PORT, help="And its port.  [default: SIGHTLINE_CONSOLE__PORT, 8080]"
+)
+
+
+@click.command(short_help="Run the flows on their schedules.")
+@prefect_port_option("--port")
 @click.option("--json", "as_json", is_flag=True, help="Say what runs when as one line of JSON.")
 @click.pass_obj
 def serve(debug: bool, port: int, as_json: bool) -> None:
@@ -42,24 +52,10 @@ def serve(debug: bool, port: int, as_json: bool) -> None:
     run_schedules(settings, port, tell)
 
 
-console_host_option = click.option(
-    "--host", help="Where the console listens.  [default: SIGHTLINE_CONSOLE__HOST, 127.0.0.1]"
-)
-console_port_option = click.option(
-    "--port", type=click.IntRange(1, 65535), help="And its port.  [default: SIGHTLINE_CONSOLE__PORT, 8080]"
-)
-
-
 @click.command(short_help="Run everything: the stores, the schedules, the console.")
 @console_host_option
 @console_port_option
-@click.option(
-    "--prefect-port",
-    type=click.IntRange(1, 65535),
-    default=4200,
-    show_default=True,
-    help="Where our own Prefect server listens, on this machine alone.",
-)
+@prefect_port_option("--prefect-port")
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),

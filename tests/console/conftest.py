@@ -1,7 +1,6 @@
 """A home with something of everything, its console and its schedules as processes, and a browser."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from flows.settings import Settings
 from flows.testsets import Question, chosen_set
 from flows.training import Order, train_candidate
 from tests.builders import a_folder, a_manifest, encoded, noise, png
-from tests.processes import homes, wait_until
+from tests.processes import a_free_port, environment_with_flows, homes, wait_until
 from tests.tiny_clip import write_tiny_clip
 from tests.tools import tool
 
@@ -40,15 +39,6 @@ FLAGS = (
     "--disable-background-networking",
 )
 COLOURS = ("red", "green", "blue")
-NIGHTLY = ("evaluate", "reconcile", "purge")
-ONCE_A_YEAR = "30 4 1 1 *"
-"""So that nothing runs but what a test starts."""
-
-
-def a_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -71,15 +61,11 @@ class Running:
         return Settings(home=self.home, model=str(self.model), decode_workers=0)
 
     def environment(self) -> dict[str, str]:
-        return os.environ | {
-            "SIGHTLINE_HOME": str(self.home),
-            "SIGHTLINE_MODEL": str(self.model),
-            "SIGHTLINE_DECODE_WORKERS": "0",
-            "SIGHTLINE_CONSOLE__PORT": str(self.port),
-            "PREFECT_HOME": str(self.home / "prefect"),
-            "PREFECT_RUNNER_POLL_FREQUENCY": "1",
-            **{f"SIGHTLINE_SCHEDULES__{flow.upper()}": ONCE_A_YEAR for flow in ("ingest", *NIGHTLY)},
-        }
+        return (
+            os.environ
+            | environment_with_flows(self.home, self.model)
+            | {"SIGHTLINE_CONSOLE__PORT": str(self.port)}
+        )
 
 
 def fill(running: Running) -> None:
