@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 from pydantic import SecretStr
 from qdrant_client import QdrantClient
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.orm import sessionmaker
 
 from flows.backend import Backend
@@ -25,6 +25,7 @@ from storage.embedded.qdrant.client import start as start_index
 from storage.embedded.qdrant.client import stop as stop_index
 from tests.fakes import ColourEncoder, Within
 from tests.processes import HomeAt, homes
+from tests.servers import a_postgres_15
 
 SERVER = os.environ.get("SIGHTLINE_TEST_QDRANT_URL")
 """An empty Qdrant server that the tests may use, if there is one; read before the environment is cleaned."""
@@ -91,6 +92,24 @@ def engine(migrated: Engine) -> Iterator[Engine]:
                 " perceptual_hashes, promotions, keys, requests cascade"
             )
         )
+
+
+@pytest.fixture(scope="session")
+def postgres_15_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Debian's Postgres 15, for as long as the tests run; statements of this engine commit at once."""
+    with a_postgres_15(tmp_path_factory.mktemp("postgres-15-")) as url:
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        yield engine
+        engine.dispose()
+
+
+@pytest.fixture
+def postgres_15(postgres_15_server: Engine) -> Iterator[URL]:
+    """The URL of an empty database of Postgres 15, dropped after the test."""
+    with postgres_15_server.connect() as connection:
+        connection.execute(text("create database sightline"))
+        yield postgres_15_server.url.set(database="sightline")
+        connection.execute(text("drop database sightline with (force)"))
 
 
 @pytest.fixture

@@ -1,0 +1,45 @@
+"""The oldest Postgres that is tried: what is ingested there is found, compared and deleted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, Engine, text
+
+from flows.deletes import delete_items
+from flows.deps import Deps
+from flows.intake import Request, ingest_source
+from flows.reconcile import reconcile
+from flows.search import Query, search
+from flows.settings import Settings
+from storage import migrate
+from storage.catalog import Selection
+from storage.database import open_engine
+from tests.builders import a_folder, png
+
+
+@pytest.fixture
+def engine(postgres_15: URL) -> Iterator[Engine]:
+    engine = open_engine(postgres_15.render_as_string(hide_password=False), timeout_s=60)
+    with engine.begin() as connection:
+        migrate.upgrade(connection)
+    yield engine
+    engine.dispose()
+
+
+def test_records_are_ingested_found_compared_and_deleted(deps: Deps, settings: Settings, tmp_path: Path):
+    folder = a_folder(tmp_path / "shop", {"a.png": png("red"), "b.png": png("blue"), "b.txt": "blue"})
+
+    report = ingest_source(deps, settings, Request(folder))
+    hits = search(deps, Query(text="red", find="images")).found
+    compared = reconcile(deps)
+    delete_items(deps, Selection(source="shop"), tmp_path, for_s=0)
+
+    with deps.sessions() as session:
+        assert str(session.scalar(text("show server_version"))).startswith("15.")
+        assert session.scalar(text("select count(*) from items where deleted is null")) == 0
+    assert (compared.items, compared.work) == (2, 0)
+    assert report.embedded == 2
+    assert hits[0].item.key == "a.png"
+    assert deps.vectors.count("items").count == 0
+    assert reconcile(deps).work == 0
