@@ -1,83 +1,45 @@
-"""Backups: Postgres, the index and the pictures in one place, with checksums; and back."""
+"""Backups: Postgres, the index, its models and the pictures in one place, with checksums."""
 
 import hashlib
-import os
 import shutil
-import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID, uuid4
 
 from fsspec.core import url_to_fs
-from pydantic import BaseModel, ValidationError
 
+from flows.backup_files import (
+    FORMAT,
+    MANIFEST,
+    MANIFEST_SUM,
+    PICTURE_LIST,
+    PICTURES,
+    Advance,
+    Manifest,
+    Mode,
+    Proof,
+    SavedCollection,
+    described,
+    last_proof,
+    model_file,
+    pack_models,
+)
 from flows.deps import Stores
 from flows.ledger import Account, recorded
 from flows.retries import Held, held
-from storage import catalog, dump, index, registry
+from storage import catalog, dump, registry
 from storage.blobs import Blobs, copy_new
-from storage.dump import Dump
 from storage.locks import lone_lock
+from storage.point_files import save_points, shape_of
 
-MANIFEST = "manifest.json"
-MANIFEST_SUM = "manifest.sha256"
-PICTURES = "pictures"
-PICTURE_LIST = "pictures.txt"
 SCRATCH = ".scratch-"
-FORMAT = 1
-Mode = Literal["copy", "reference"]
-Advance = Callable[[int], None]
-
-
-class BadBackup(ValueError):
-    """There is no whole backup there; nothing was restored."""
-
-
-class File(BaseModel, frozen=True):
-    """One file of a backup."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-class Snapshot(BaseModel, frozen=True):
-    """One collection of a backup."""
-
-    collection: str
-    file: str
-    points: int
-
-
-class Manifest(BaseModel, frozen=True):
-    """What a backup holds; written last, so that whatever has one is complete."""
-
-    format: Literal[1]
-    made: datetime
-    postgres: Dump
-    index: str
-    """What kind of server the snapshots fit."""
-
-    snapshots: tuple[Snapshot, ...]
-    active: str | None
-    """The collection that searches go to."""
-
-    pictures: Mode
-    items: int
-    lost_pictures: int
-    """Pictures that were gone before the backup was made."""
-
-    models: tuple[str, ...] = ()
-    """Fine-tuned ones that collections need, each in a file of its own."""
-
-    files: tuple[File, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +48,14 @@ class Made:
 
     location: str
     manifest: Manifest
+    proved: Proof | None
+    """When a backup beside it, or none, was last restored to prove that it can be."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"location": self.location} | self.manifest.model_dump(mode="json")
+        proved = self.proved.model_dump(mode="json") if self.proved else None
+        return {"location": self.location, "proved": proved} | self.manifest.model_dump(
+            mode="json", exclude={"index": True, "snapshots": True, "collections": {"__all__": {"shape"}}}
+        )
 
 
 def backup(
@@ -109,7 +76,7 @@ def backup(
 
     Args:
         target: a folder, or an fsspec URL.
-        scratch: a local folder with room for the dump and the largest snapshot.
+        scratch: a local folder with room for the tables and the points.
         models: the folder of fine-tuned models; those that collections need are taken along.
         pictures: `reference` leaves them where they are.
         for_s: how long a store that does not answer is asked again.
@@ -117,7 +84,7 @@ def backup(
 
     Raises:
         Busy: another process writes.
-        DumpFailed: Postgres' own tool failed.
+        IncompletePoints: a collection gave fewer points than it holds, as a part of a cluster may.
     """
     if pictures == "copy":
         _copy_pictures(stores, target, advance)
@@ -139,71 +106,15 @@ def backup(
             content = manifest.model_dump_json(indent=2).encode()
             files.pipe_file(f"{root}/{name}/{MANIFEST_SUM}", hashlib.sha256(content).hexdigest().encode())
             files.pipe_file(f"{root}/{name}/{MANIFEST}", content)
-        size = sum(one.bytes for one in manifest.files)
-        account.counts = {"items": manifest.items, "lost_pictures": manifest.lost_pictures, "bytes": size}
-    return Made(f"{target.rstrip('/')}/{name}", manifest)
-
-
-def read_manifest(location: str) -> tuple[str, Manifest]:
-    """Return where the backup at `location` is, and what it holds: itself, or the latest below it.
-
-    Raises:
-        BadBackup: there is none, or its manifest cannot be read.
-    """
-    files, root = url_to_fs(location)
-    if not files.exists(f"{root}/{MANIFEST}"):
-        below = sorted(files.glob(f"{root}/*/{MANIFEST}"))
-        if not below:
-            raise BadBackup(f"{location}: there is no complete backup, as none has a {MANIFEST}")
-        name = below[-1].rsplit("/", 2)[-2]
-        location, root = f"{location.rstrip('/')}/{name}", f"{root}/{name}"
-    content = files.cat_file(f"{root}/{MANIFEST}")
-    digest = hashlib.sha256(content).hexdigest().encode()
-    if not files.exists(f"{root}/{MANIFEST_SUM}") or files.cat_file(f"{root}/{MANIFEST_SUM}") != digest:
-        raise BadBackup(f"{location}: its {MANIFEST} is damaged; use another backup")
-    try:
-        return location, Manifest.model_validate_json(content)
-    except ValidationError as error:
-        why = error.errors()[0]["msg"]
-        raise BadBackup(f"{location}: its {MANIFEST} is of another release of Sightline ({why})") from error
-
-
-def fetch_checked(location: str, manifest: Manifest, folder: Path, *, advance: Advance) -> None:
-    """Copy the files of a backup into `folder`, and check them and the pictures against their checksums.
-
-    Raises:
-        BadBackup: a file is missing or damaged, or a picture is.
-    """
-    files, root = url_to_fs(location)
-    for one in manifest.files:
-        path = folder / one.name
-        try:
-            files.get_file(f"{root}/{one.name}", str(path))
-        except FileNotFoundError as error:
-            raise BadBackup(f"{location}: {one.name} is missing; use another backup") from error
-        if _described(path) != one:
-            raise BadBackup(f"{location}: {one.name} is damaged; use another backup")
-    if manifest.pictures == "copy":
-        kept = kept_pictures(location)
-        for sha256 in picture_list(folder):
-            try:
-                found = hashlib.sha256(kept.get(sha256)).hexdigest()
-            except FileNotFoundError as error:
-                raise BadBackup(f"{location}: picture {sha256} is missing; use another backup") from error
-            if found != sha256:
-                raise BadBackup(f"{location}: picture {sha256} is damaged; use another backup")
-            advance(1)
-
-
-def kept_pictures(location: str) -> Blobs:
-    """Return the pictures beside the backup at `location`."""
-    return Blobs(f"{location.rstrip('/').rsplit('/', 1)[0]}/{PICTURES}")
-
-
-def picture_list(folder: Path) -> Iterator[str]:
-    """Yield the SHA-256 of each picture that the backup fetched into `folder` needs."""
-    with (folder / PICTURE_LIST).open() as file:
-        yield from (line.strip() for line in file)
+        proved = last_proof(target)
+        account.counts = {
+            "items": manifest.items,
+            "points": sum(manifest.points.values()),
+            "lost_pictures": manifest.lost_pictures,
+            "bytes": sum(one.bytes for one in manifest.files),
+            "proved": None if proved is None else proved.at.isoformat(),
+        }
+    return Made(f"{target.rstrip('/')}/{name}", manifest, proved)
 
 
 def _write(
@@ -223,29 +134,31 @@ def _write(
                     file.write(f"{sha256}\n")
                 else:
                     lost += 1
-    snapshots = []
-    for one in known:
-        if not stores.vectors.collection_exists(one.name):
-            continue
-        file_name = f"{one.name}.snapshot"
-        lock.persist(partial(index.save_snapshot, stores.vectors, one.name, folder / file_name))
-        points = stores.vectors.count(one.name, exact=True).count
-        snapshots.append(Snapshot(collection=one.name, file=file_name, points=points))
+    saved = [
+        lock.persist(partial(_save_collection, stores, one.name, folder))
+        for one in known
+        if stores.vectors.collection_exists(one.name)
+    ]
     packed = [] if models is None else pack_models(models, needed, folder)
-    names = [*made.files, PICTURE_LIST, *(one.file for one in snapshots), *map(model_file, packed)]
+    names = [*made.files, PICTURE_LIST, *(one.file for one in saved), *map(model_file, packed)]
     return Manifest(
         format=FORMAT,
         made=now,
         postgres=made,
-        index=index.server_kind(stores.vectors),
-        snapshots=tuple(snapshots),
-        active=active,
+        collections=tuple(saved),
+        active=active if active in {one.name for one in saved} else None,
         pictures=pictures if stores.blobs is not None else "reference",
         items=items,
         lost_pictures=lost,
         models=tuple(packed),
-        files=tuple(_described(folder / name) for name in names),
+        files=tuple(described(folder / name) for name in names),
     )
+
+
+def _save_collection(stores: Stores, name: str, folder: Path) -> SavedCollection:
+    file = f"{name}.parquet"
+    points = save_points(stores.vectors, name, folder / file)
+    return SavedCollection(name=name, file=file, points=points, shape=shape_of(stores.vectors, name))
 
 
 def _copy_pictures(stores: Stores, target: str, advance: Advance) -> None:
@@ -254,32 +167,6 @@ def _copy_pictures(stores: Stores, target: str, advance: Advance) -> None:
         return
     for _ in copy_new(stores.blobs, Blobs(f"{target.rstrip('/')}/{PICTURES}")):
         advance(1)  # what is missing in the end, the manifest counts
-
-
-def pack_models(models: Path, names: Sequence[str], folder: Path) -> list[str]:
-    """Write those of the models that have a folder below `models` to files in `folder`; return which."""
-    own = [name for name in names if name == Path(name).name and (models / name).is_dir()]
-    for name in own:
-        with tarfile.open(folder / model_file(name), "w") as file:
-            file.add(models / name, arcname=name)
-    return own
-
-
-def unpack_models(models: Path, names: Sequence[str], folder: Path) -> None:
-    """Bring back what `pack_models` has written to `folder`, each model whole or not at all."""
-    for name in names:
-        unfinished = models / f".{name}.part"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        with tarfile.open(folder / model_file(name)) as file:
-            file.extractall(unfinished, filter="data")
-        shutil.rmtree(models / name, ignore_errors=True)
-        os.replace(unfinished / name, models / name)
-        unfinished.rmdir()
-
-
-def model_file(name: str) -> str:
-    """Return what the file of a model is called."""
-    return f"{name}.model.tar"
 
 
 @contextmanager
@@ -296,9 +183,3 @@ def scratch_folder(scratch: Path) -> Iterator[Path]:
 def left_scratch(scratch: Path) -> list[Path]:
     """Return the folders that `scratch_folder` has made and that are still there; nobody may be in one."""
     return sorted(scratch.glob(f"{SCRATCH}*"))
-
-
-def _described(path: Path) -> File:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return File(name=path.name, bytes=path.stat().st_size, sha256=digest)

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from flows.backup import backup as write_backup
+from flows.backup_files import BadBackup
 from flows.deps import Deps, Stores, open_stores, with_model
 from flows.evaluate import Evaluation
 from flows.evaluate import evaluate as measure
@@ -16,6 +17,7 @@ from flows.progress import Advance
 from flows.purge import purge as remove_orphans
 from flows.reconcile import damage_of, watch
 from flows.report import COUNTS
+from flows.restore import check as check_backup
 from flows.retries import held
 from flows.settings import BadSettings, Settings
 from flows.testsets import MOST_JUDGED, NothingToEvaluate, Question, chosen_set
@@ -149,18 +151,50 @@ def backup(settings: Settings, prefect_run_id: UUID | None) -> Counts:
         BadSettings: they do not.
         Busy: another process writes.
     """
-    if settings.backup_url is None:
-        raise BadSettings("SIGHTLINE_BACKUP_URL is not set; set it to a folder or an fsspec URL")
+    target = _backup_url(settings)
     with open_stores(settings.with_time(), wait_s=settings.retry_for_s) as stores:
         made = write_backup(
             stores,
-            settings.backup_url,
+            target,
             settings.home,
             models=models_folder(settings),
             for_s=settings.retry_for_s,
             prefect_run_id=prefect_run_id,
         )
-    return {"location": made.location, "items": made.manifest.items}
+    proved = None if made.proved is None else made.proved.at.isoformat()
+    return {"location": made.location, "items": made.manifest.items, "proved": proved}
+
+
+def prove(settings: Settings, prefect_run_id: UUID | None) -> Counts:
+    """Restore the latest backup into throw-away stores, and compare them.
+
+    Raises:
+        BadSettings: they do not say where backups are.
+        BadBackup: it cannot be restored, or comes back as something else.
+        Busy: another proof is running.
+    """
+    target = _backup_url(settings)
+    account = Account()
+    with (
+        open_stores(settings, wait_s=settings.retry_for_s) as stores,
+        held(flow_lock(stores.engine, "prove"), for_s=settings.retry_for_s) as lock,
+        recorded(stores.sessions, lock, "prove", account=lambda: account, prefect_run_id=prefect_run_id),
+    ):
+        checked = check_backup(settings.with_time(), target)
+        account.counts = {
+            "location": checked.location,
+            "items": checked.report.items,
+            "points": sum(checked.points.values()),
+        }
+        if checked.proof is None:
+            raise BadBackup(f"{checked.location} comes back as something else: {damage_of(checked.report)}")
+    return account.counts
+
+
+def _backup_url(settings: Settings) -> str:
+    if settings.backup_url is None:
+        raise BadSettings("SIGHTLINE_BACKUP_URL is not set; set it to a folder or an fsspec URL")
+    return settings.backup_url
 
 
 def purge(settings: Settings, prefect_run_id: UUID | None) -> Counts:

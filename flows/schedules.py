@@ -155,6 +155,14 @@ def backup() -> Outcome:
 
 
 @told
+def prove() -> Outcome:
+    """Restore the latest backup into throw-away stores, and compare them."""
+    from flows import scheduled
+
+    return carried_out(scheduled.prove)
+
+
+@told
 def purge() -> Outcome:
     """Remove what nothing needs any more, unless that is suspiciously much."""
     from flows import scheduled
@@ -202,7 +210,7 @@ def retry(reason: str | None = None, source: str | None = None, rejects: list[UU
     return carried_out(partial(asked.retry, reason=reason, source=source, rejects=rejects))
 
 
-FLOWS = (ingest, evaluate, reconcile, finetune, backup, purge)
+FLOWS = (ingest, evaluate, reconcile, finetune, backup, prove, purge)
 ON_REQUEST = (promote, reindex, rollback, repair, retry)
 
 

@@ -115,6 +115,9 @@ class Schedules(BaseModel, frozen=True, extra="forbid"):
         None, description="When a candidate is trained, and searches move to it if it passes the gate."
     )
     backup: str | None = Field(None, description="When a backup is written; needs SIGHTLINE_BACKUP_URL.")
+    prove: str | None = Field(
+        None, description="When the latest backup is restored into throw-away stores and compared."
+    )
     purge: str | None = Field("30 4 * * *", description="When what nothing needs is removed.")
 
     @field_validator("*", mode="before")
@@ -326,11 +329,12 @@ def load_settings() -> Settings:
     settings = _read()
     if settings.secrets_dir is not None:
         _refuse_unknown_names(sorted(file.name.upper() for file in settings.secrets_dir.iterdir()))
-    if settings.schedules.backup is not None and settings.backup_url is None:
-        raise BadSettings(
-            f"{PREFIX}SCHEDULES__BACKUP is set, but not where to: set {PREFIX}BACKUP_URL to a folder or an "
-            "fsspec URL"
-        )
+    for name in ("backup", "prove"):
+        if getattr(settings.schedules, name) is not None and settings.backup_url is None:
+            raise BadSettings(
+                f"{PREFIX}SCHEDULES__{name.upper()} is set, but not where backups are: set {PREFIX}BACKUP_URL "
+                "to a folder or an fsspec URL"
+            )
     return settings
 
 

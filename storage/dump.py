@@ -1,38 +1,40 @@
-"""Our Postgres tables as files, by the server's own tools or by COPY, and back."""
+"""Our Postgres tables as compressed CSV files, and back: COPY, which every server version knows."""
 
-import re
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, LiteralString, cast
+from uuid import uuid4
 
 import psycopg
-from psycopg.conninfo import make_conninfo
+import pyarrow as pa
+from alembic.util.exc import CommandError
 from psycopg.sql import SQL, Composed, Identifier
 from sqlalchemy import Connection, Engine, Table, func, inspect, select, text
+from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 
 from storage import migrate
-from storage.embedded.account import PostgresUnavailable
-from storage.embedded.postgres import find_binaries
+from storage.archive import BadArchive, archived_tables
 from storage.schema import Base, SeenRow
 
-ARCHIVE = "postgres.dump"
+SUFFIX = ".copy.zst"
 VERSIONS = "alembic_version"
-TIMEOUT_S = 6 * 3600
-LOCK_TIMEOUT_MS = 60_000
 BLOCK_BYTES = 1 << 20
+DOES_NOT_FIT = (
+    *(DataError, IntegrityError, ProgrammingError),
+    *(psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.NotSupportedError),
+    *(CommandError, BadArchive, pa.ArrowException, UnicodeDecodeError),
+)
+"""What restoring raises where the fault is in the rows; a server that does not answer is another matter."""
 
 
 class DumpFailed(RuntimeError):
-    """Postgres could not be dumped or restored; the message holds what its tool said."""
+    """The rows of a dump cannot be restored into this Postgres; nothing of them was kept."""
 
 
 class NotEmpty(RuntimeError):
-    """The database to restore into holds something."""
+    """The stores to restore into hold something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Dump:
     """How a dump was made, which is how it has to be restored."""
 
     method: str
-    """`pg_dump`, or `copy` where there is no such tool that knows the server's version."""
+    """`copy`: a CSV file for each table; `pg_dump` in backups of earlier releases: one archive."""
 
     revision: str
     """The last migration that the tables have had."""
@@ -49,6 +51,8 @@ class Dump:
     """The server's major version."""
 
     files: tuple[str, ...]
+    rows: dict[str, int] = field(default_factory=dict)
+    """By table; empty in backups of earlier releases."""
 
 
 def tables() -> list[Table]:
@@ -57,49 +61,50 @@ def tables() -> list[Table]:
 
 
 def dump(engine: Engine, folder: Path) -> Dump:
-    """Write our tables into `folder`, all as of one moment.
+    """Write our tables into `folder`, a file each, all as of one moment."""
+    files, rows = [], {}
+    frozen = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    with frozen.connect() as connection, cursor(connection) as copying:
+        revision, major = migrate.revision_of(connection) or "", server_major(connection)
+        for table in tables():
+            path = folder / f"{table.name}{SUFFIX}"
+            names = [column.name for column in table.columns]
+            with (
+                pa.output_stream(str(path)) as file,
+                copying.copy(_copy(table.name, names, "TO STDOUT (FORMAT csv, HEADER)")) as parts,
+            ):
+                for part in parts:
+                    file.write(part)
+            files.append(path.name)
+            rows[table.name] = copying.rowcount
+    return Dump("copy", revision, major, tuple(files), rows)
 
-    Raises:
-        DumpFailed: the tool failed.
-    """
-    with engine.connect() as connection:
-        revision = migrate.revision_of(connection) or ""
-        major = server_major(connection)
-    tool = _tool("pg_dump", major)
-    if tool is None:
-        return Dump("copy", revision, major, _copy_out(engine, folder))
-    options = ["--format=custom", "--no-owner", "--no-privileges", f"--file={folder / ARCHIVE}"]
-    options += [f"--lock-wait-timeout={LOCK_TIMEOUT_MS}", f"--exclude-table-data={SeenRow.__tablename__}"]
-    options += [f"--table={name}" for name in (*Base.metadata.tables, VERSIONS)]
-    _run(tool, options, engine)
-    return Dump("pg_dump", revision, major, (ARCHIVE,))
 
-
-def restore(engine: Engine, folder: Path, made: Dump) -> None:
+def restore(engine: Engine, folder: Path, made: Dump, *, rehearse: bool = False) -> None:
     """Fill the empty database of `engine` with what `dump` wrote, and bring it to the newest schema.
 
-    All or nothing: a restore that fails leaves the database as it was.
+    All or nothing. Nothing but rows comes from the dump: the tables are made by our migrations, and a
+    superuser hands the rows to a role that may do nothing but insert them.
+
+    Args:
+        rehearse: do all of it and take it back, to know that it can be done.
 
     Raises:
         NotEmpty: there are rows of ours in it.
-        DumpFailed: the tool refuses the dump, or there is none for it here.
+        DumpFailed: the rows do not fit the tables, or are fewer or more than the dump says.
     """
     require_empty(engine)
-    if made.method == "copy":
-        with engine.begin() as connection:
-            _copy_in(connection, folder, made)
-        return
-    with engine.connect() as connection:
-        tool = _tool("pg_restore", server_major(connection))
-    if tool is None:
-        raise DumpFailed(
-            "this backup was made by pg_dump, and there is no pg_restore here that knows the server's "
-            "version; install Postgres' client programs"
-        )
-    options = ["--single-transaction", "--clean", "--if-exists", "--no-owner", "--no-privileges"]
-    _run(tool, [*options, str(folder / ARCHIVE)], engine)
-    with engine.begin() as connection:
-        migrate.upgrade(connection)
+    with engine.connect() as connection, connection.begin() as transaction:
+        try:
+            _fill(connection, folder, made)
+        except DOES_NOT_FIT as error:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DumpFailed(
+                f"the rows of this backup do not go into this Postgres ({why}); none was kept; use another "
+                "backup"
+            ) from error
+        if rehearse:
+            transaction.rollback()
 
 
 def require_empty(engine: Engine) -> None:
@@ -131,84 +136,6 @@ def server_major(connection: Connection) -> int:
     return int(connection.scalar(text("show server_version_num")) or 0) // 10_000
 
 
-def _tool(name: str, server: int) -> Path | None:
-    """Return the program `name` of a version that knows the server, if there is one."""
-    places = [shutil.which(name)]
-    with suppress(PostgresUnavailable):
-        places.insert(0, str(find_binaries() / name))
-    found = (Path(place) for place in places if place and Path(place).exists())
-    return next((tool for tool in found if _major_of(tool) >= server), None)
-
-
-def _major_of(tool: Path) -> int:
-    said = subprocess.run([tool, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
-    version = re.search(r"\d+", said)
-    return int(version[0]) if version else 0
-
-
-def _run(tool: Path, options: Sequence[str], engine: Engine) -> None:
-    with _connection_string(engine) as dsn:
-        done = subprocess.run(
-            [tool, "--no-password", f"--dbname={dsn}", *options],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    if done.returncode:
-        raise DumpFailed(f"{tool.name} failed: {' '.join(done.stderr.split())}")
-
-
-@contextmanager
-def _connection_string(engine: Engine) -> Iterator[str]:
-    """Yield how the tools reach the server; the password is in a file, as all may read a command line."""
-    _, named = engine.dialect.create_connect_args(engine.url)
-    password = str(named.pop("password", ""))
-    known: dict[str, Any] = {
-        name: value for name, value in named.items() if name != "context"
-    }  # SQLAlchemy's
-    with tempfile.NamedTemporaryFile("w", prefix="sightline-", suffix=".pgpass") as file:  # mode 0600
-        if password:
-            escaped = password.replace("\\", "\\\\").replace(":", "\\:")
-            file.write(f"*:*:*:*:{escaped}\n")
-            file.flush()
-            known["passfile"] = file.name
-        yield make_conninfo("", **known)
-
-
-def _copy_out(engine: Engine, folder: Path) -> tuple[str, ...]:
-    files = []
-    frozen = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    with frozen.connect() as connection, cursor(connection) as copying:
-        for table in tables():
-            path = folder / f"{table.name}.copy"
-            names = [column.name for column in table.columns]
-            with path.open("wb") as file, copying.copy(_copy(table.name, names, "TO STDOUT")) as rows:
-                for part in rows:
-                    file.write(part)
-            files.append(path.name)
-    return tuple(files)
-
-
-def _copy_in(connection: Connection, folder: Path, made: Dump) -> None:
-    for table in reversed(Base.metadata.sorted_tables):
-        table.drop(connection, checkfirst=True)
-    connection.execute(text(f"drop table if exists {VERSIONS}"))
-    migrate.upgrade(connection, made.revision)
-    with cursor(connection) as copying:
-        for name in made.files:
-            path = folder / name
-            with path.open("rb") as file:
-                columns = file.readline().decode().strip().split(",")  # as they were when it was made
-                file.seek(0)
-                with copying.copy(_copy(path.stem, columns, "FROM STDIN")) as rows:
-                    while part := file.read(BLOCK_BYTES):
-                        rows.write(part)
-    migrate.upgrade(connection)
-    renew_sequences(connection)
-
-
 def renew_sequences(connection: Connection) -> None:
     """Have new rows take ids above those that were copied."""
     for table in tables():
@@ -223,6 +150,99 @@ def cursor(connection: Connection) -> psycopg.Cursor[Any]:
     return raw.cursor()
 
 
-def _copy(table: str, columns: Sequence[str], direction: LiteralString) -> Composed:
+def _fill(connection: Connection, folder: Path, made: Dump) -> None:
+    for table in reversed(Base.metadata.sorted_tables):
+        table.drop(connection, checkfirst=True)
+    connection.execute(text(f"drop table if exists {VERSIONS}"))
+    migrate.upgrade(connection, made.revision)
+    with _inserting_only(connection):
+        rows = (
+            _copy_archive(connection, folder, made)
+            if made.method == "pg_dump"
+            else _copy_files(connection, folder, made)
+        )
+    if made.rows and rows != made.rows:
+        wrong = sorted(
+            name for name in rows.keys() | made.rows.keys() if rows.get(name) != made.rows.get(name)
+        )
+        raise BadArchive(f"{wrong[0]} has {rows.get(wrong[0], 0):,} rows, not {made.rows.get(wrong[0], 0):,}")
+    migrate.upgrade(connection)
+    renew_sequences(connection)
+
+
+def _copy_files(connection: Connection, folder: Path, made: Dump) -> dict[str, int]:
+    """Insert the rows of each table's file; return how many there were by table."""
+    by_table = {name.split(".")[0]: name for name in made.files}
+    rows = {}
+    for table in tables():
+        if table.name not in by_table:
+            continue  # it is younger than the dump
+        path = folder / by_table[table.name]
+        try:
+            with pa.input_stream(str(path)) as file:
+                head = _first_line(file)
+                columns = head.decode().strip().split(",")  # as they were when it was made
+                options: LiteralString = "FROM STDIN (FORMAT csv, HEADER)"
+                rows[table.name] = _insert(connection, table.name, columns, options, _blocks(head, file))
+        except OSError as error:
+            raise BadArchive(f"{path.name} cannot be decompressed ({error})") from error
+    return rows
+
+
+def _copy_archive(connection: Connection, folder: Path, made: Dump) -> dict[str, int]:
+    """Insert the rows of the archive of an earlier release; return how many there were by table."""
+    known = {table.name for table in tables()}
+    [name] = made.files
+    rows = {}
+    with archived_tables(folder / name) as found:
+        for data in found:
+            if data.table in known:
+                rows[data.table] = _insert(connection, data.table, data.columns, "FROM STDIN", data.lines)
+    return rows
+
+
+def _insert(
+    connection: Connection, table: str, columns: Sequence[str], options: LiteralString, parts: Iterable[bytes]
+) -> int:
+    with cursor(connection) as inserting:
+        with inserting.copy(_copy(table, columns, options)) as rows:
+            for part in parts:
+                rows.write(part)
+        return inserting.rowcount
+
+
+@contextmanager
+def _inserting_only(connection: Connection) -> Iterator[None]:
+    """Be a role that may insert rows into our tables, and nothing else, where we are a superuser."""
+    if connection.scalar(text("select current_setting('is_superuser')")) != "on":
+        yield
+        return
+    role = Identifier(f"sightline_restore_{uuid4().hex}")
+    schema = Identifier(str(connection.scalar(select(func.current_schema()))))
+    with cursor(connection) as direct:
+        direct.execute(SQL("CREATE ROLE {} NOLOGIN").format(role))
+        direct.execute(SQL("GRANT USAGE ON SCHEMA {} TO {}").format(schema, role))
+        direct.execute(SQL("GRANT INSERT ON ALL TABLES IN SCHEMA {} TO {}").format(schema, role))
+        direct.execute(SQL("SET LOCAL ROLE {}").format(role))
+        yield
+        direct.execute("RESET ROLE")
+        direct.execute(SQL("DROP OWNED BY {}").format(role))
+        direct.execute(SQL("DROP ROLE {}").format(role))
+
+
+def _first_line(file: pa.NativeFile) -> bytes:
+    head = b""
+    while not head.endswith(b"\n") and (byte := file.read(1)):
+        head += byte
+    return head
+
+
+def _blocks(head: bytes, file: pa.NativeFile) -> Iterator[bytes]:
+    yield head
+    while part := file.read(BLOCK_BYTES):
+        yield part
+
+
+def _copy(table: str, columns: Sequence[str], options: LiteralString) -> Composed:
     names = SQL(", ").join(map(Identifier, columns))
-    return SQL("COPY {} ({}) " + direction + " (FORMAT csv, HEADER)").format(Identifier(table), names)
+    return SQL("COPY {} ({}) " + options).format(Identifier(table), names)

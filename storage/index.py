@@ -43,7 +43,10 @@ class NoCollection(RuntimeError):
     """Nothing has been ingested yet."""
 
     def __init__(self) -> None:
-        super().__init__("nothing has been ingested yet; run: sightline ingest SOURCE")
+        super().__init__(
+            "nothing has been ingested yet; run: sightline ingest SOURCE, or after a restore without vectors: "
+            "sightline reconcile --repair"
+        )
 
 
 QUANTIZED: dict[Quantization, models.QuantizationConfig | None] = {
@@ -335,23 +338,6 @@ def _digest(payload: Mapping[str, Any]) -> Digest | None:
 def remove(client: QdrantClient, collection: str, ids: Sequence[PointId]) -> None:
     """Remove the points of `ids` from one collection."""
     client.delete(collection, wire_ids(ids), wait=True)
-
-
-def save_snapshot(client: QdrantClient, collection: str, path: Path) -> None:
-    """Write `collection` as it is now to `path`, as a snapshot of the server's own kind."""
-    snapshot = client.create_snapshot(collection, wait=True)
-    if snapshot is None:
-        raise RuntimeError(f"Qdrant made no snapshot of {collection}, and gave no reason")
-    api = client.http.client
-    url = f"{api.host.rstrip('/')}/collections/{collection}/snapshots/{snapshot.name}"
-    try:
-        # the generated client would hold the whole file in memory
-        with api._client.stream("GET", url) as answer, path.open("wb") as file:
-            answer.raise_for_status()
-            for part in answer.iter_bytes():
-                file.write(part)
-    finally:
-        client.delete_snapshot(collection, snapshot.name, wait=True)
 
 
 def load_snapshot(client: QdrantClient, collection: str, path: Path) -> None:

@@ -12,7 +12,7 @@ from qdrant_client import QdrantClient, models
 from sqlalchemy import Connection, Engine, Table, delete, func, select, text
 from sqlalchemy.orm import Session
 
-from storage import dump, index
+from storage import dump, index, point_files
 from storage.differences import PointId
 from storage.dump import NotEmpty
 from storage.schema import RunRow
@@ -140,22 +140,9 @@ def copy_collection(
 
 def make_collection(source: QdrantClient, target: QdrantClient, name: str) -> None:
     """Make collection `name` as in `source`, without its points, unless such a one is there."""
-    wanted = source.get_collection(name)
-    config, params = wanted.config, wanted.config.params
     if target.collection_exists(name) and _shape(target, name) != _shape(source, name):
         target.delete_collection(name)
-    if not target.collection_exists(name):
-        target.create_collection(
-            name,
-            vectors_config=params.vectors,
-            sparse_vectors_config=params.sparse_vectors,
-            on_disk_payload=params.on_disk_payload,
-            hnsw_config=models.HnswConfigDiff(**config.hnsw_config.model_dump(exclude_none=True)),
-            quantization_config=config.quantization_config,
-            metadata=config.metadata,
-        )
-    for field, info in wanted.payload_schema.items():
-        target.create_payload_index(name, field, info.params or info.data_type, wait=True)
+    point_files.make_collection(target, name, point_files.shape_of(source, name))
 
 
 def copy_points(source: QdrantClient, target: QdrantClient, name: str, ids: list[PointId]) -> None:

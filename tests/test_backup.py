@@ -8,7 +8,8 @@ from qdrant_client import QdrantClient
 from sqlalchemy import text
 
 from flows import restore as restoring
-from flows.backup import BadBackup, Made, backup
+from flows.backup import Made, backup
+from flows.backup_files import BadBackup
 from flows.deps import Deps, Stores, open_stores
 from flows.intake import Request, ingest_source
 from flows.reconcile import reconcile
@@ -20,12 +21,6 @@ from storage.locks import Busy, source_lock
 from tests.builders import a_folder, png
 
 FILES = {"red.png": png("red"), "red.txt": 'red, with "quotes", a\ttab and a \\N', "blue.png": png("blue")}
-
-
-@pytest.fixture
-def vectors(served: QdrantClient) -> QdrantClient:
-    """A snapshot is a server's own, so that it takes one."""
-    return served
 
 
 @pytest.fixture
@@ -86,20 +81,15 @@ def test_a_model_that_was_trained_here_comes_back_with_its_collection(
 
 
 @pytest.mark.usefixtures("shop")
-@pytest.mark.parametrize("has_tools", [True, False])
-def test_everything_comes_back_and_the_stores_agree(
-    deps: Deps, elsewhere: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_tools: bool
-):
-    if not has_tools:
-        monkeypatch.setattr(dump, "_tool", lambda *_: None)
+def test_everything_comes_back_and_the_stores_agree(deps: Deps, elsewhere: Settings, tmp_path: Path):
     a_request_that_waits(deps)
     before = {table.name: rows(deps, table.name) for table in dump.tables() if table.name != "runs"}
     written = made(deps, tmp_path)
 
     restored: Restored = restore(elsewhere, str(tmp_path / "backups"))
 
-    assert written.manifest.postgres.method == ("pg_dump" if has_tools else "copy")
     assert (restored.location, restored.report.work) == (written.location, 0)
+    assert restored.points == written.manifest.points == {"items__colour1": 2}
     with open_stores(elsewhere) as stores:
         assert {name: rows(stores, name) for name in before} == before
         assert points(stores.vectors) == points(deps.vectors)
@@ -124,10 +114,10 @@ def test_a_second_backup_copies_new_pictures_only(deps: Deps, settings: Settings
 @pytest.mark.parametrize(
     ("victim", "damage"),
     [
-        ("postgres.dump", "a bit"),
-        ("*.snapshot", "a bit"),
+        ("items.copy.zst", "a bit"),
+        ("*.parquet", "a bit"),
         ("pictures.txt", "the end"),
-        ("postgres.dump", "all of it"),
+        ("items.copy.zst", "all of it"),
         ("manifest.json", "a bit"),
         ("manifest.json", "all of it"),
         ("manifest.sha256", "all of it"),
@@ -183,7 +173,7 @@ def test_a_restore_that_was_interrupted_can_be_run_again(
 ):
     made(deps, tmp_path)
     with monkeypatch.context() as crashing:
-        crashing.setattr(restoring.dump, "restore", _crash)
+        crashing.setattr(restoring.index, "activate", _crash)
         with pytest.raises(KeyboardInterrupt):
             restore(elsewhere, str(tmp_path / "backups"))
 
@@ -214,10 +204,7 @@ def test_a_backup_goes_to_any_filesystem(deps: Deps, elsewhere: Settings, tmp_pa
 
 
 @pytest.mark.usefixtures("shop")
-def test_new_rows_after_a_restore_get_ids_of_their_own(
-    deps: Deps, elsewhere: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(dump, "_tool", lambda *_: None)
+def test_new_rows_after_a_restore_get_ids_of_their_own(deps: Deps, elsewhere: Settings, tmp_path: Path):
     insert = text(
         "insert into evaluations (model, collection, dataset, direction, metric, value, queries, gallery)"
         " select fingerprint, name, 'd', 'd', 'm', 1, 1, 1 from collections returning id"

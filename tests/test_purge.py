@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.backup import backup, read_manifest, scratch_folder
+from flows.backup import backup, scratch_folder
+from flows.backup_files import read_manifest
 from flows.deps import Deps
 from flows.intake import Request, ingest_source
 from flows.purge import Purged, TooManyOrphans, purge

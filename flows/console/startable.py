@@ -24,6 +24,7 @@ DOES = {
     "reconcile": "compares Postgres and Qdrant; changes nothing",
     "finetune": "trains a candidate; if it passes the gate, searches move to it",
     "backup": "writes a backup",
+    "prove": "restores the latest backup into throw-away stores, and compares them",
     "purge": "removes what nothing needs any more",
 }
 

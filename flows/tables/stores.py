@@ -40,19 +40,34 @@ def of_backup(made: Made) -> RenderableType:
     parts: list[RenderableType] = [table, Text(f"{many(manifest.items, 'item')}; pictures {how}")]
     if manifest.lost_pictures:
         parts.append(Text(f"{many(manifest.lost_pictures, 'picture')} gone; see: sightline reconcile"))
+    if made.proved is None:
+        target = made.location.rsplit("/", 1)[0]
+        parts.append(Text(f"no backup here was proved yet; run: sightline restore {target} --check"))
+    else:
+        parts.append(Text(f"last proved: {made.proved.backup}, {made.proved.at:%Y-%m-%d %H:%M} UTC"))
     return Group(*parts, Text(f"backup: {made.location}"))
 
 
 def of_restored(restored: Restored) -> RenderableType:
     """Return what was restored, and how the stores compare."""
+    manifest = restored.manifest
+    back, held = sum(restored.points.values()), sum(manifest.points.values())
+    source = "its points" if manifest.collections else "its snapshots"
     parts: list[RenderableType] = [
-        Text(f"restored {restored.location}, made {restored.manifest.made:%Y-%m-%d %H:%M:%S} UTC")
+        Text(f"restored {restored.location}, made {manifest.made:%Y-%m-%d %H:%M:%S} UTC"),
+        Text(f"{back:,} of {many(held, 'point')} came back from {source}"),
     ]
-    if not restored.has_vectors:
+    if back < held:
         parts.append(
-            Text("its vectors fit another kind of Qdrant: sightline reconcile --repair embeds again")
+            Text(
+                "snapshots of an earlier release fit the kind of Qdrant alone that made them: "
+                "sightline reconcile --repair embeds the rest again"
+            )
         )
-    return Group(*parts, of_differences(restored.report))
+    parts.append(of_differences(restored.report))
+    if restored.proof is not None:
+        parts.append(Text("proved: it comes back whole, and the throw-away stores agree; they are removed"))
+    return Group(*parts)
 
 
 def of_moved(moved: Moved) -> RenderableType:

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import sessionmaker
 
 from embedding.encoder import Encoder, load_encoder
-from flows.backup import BadBackup, fetch_checked, read_manifest
+from flows.backup_files import BadBackup, fetch_checked, read_manifest
 from flows.deps import Deps, Stores, open_stores
 from flows.intake import Request, ingest_source
 from flows.purge import purge
