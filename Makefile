@@ -40,6 +40,7 @@ bench: .venv/installed
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.index
 	$(BIN)/python -m tests.bench.reconcile
+	$(BIN)/python -m tests.bench.backup
 	$(BIN)/python -m tests.bench.console
 
 stress: .venv/installed

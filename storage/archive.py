@@ -1,11 +1,12 @@
 """Rows of an archive that pg_dump wrote: earlier releases kept Postgres in one."""
 
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
+from tempfile import TemporaryFile
 
 from storage.embedded.postgres import find_binaries
 
@@ -19,48 +20,41 @@ class BadArchive(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TableData:
-    """Rows of one table in COPY's text format; read `lines` to their end before the next table."""
+    """Rows of one table in COPY's text format."""
 
-    table: str
     columns: tuple[str, ...]
     lines: Iterator[bytes]
 
 
 @contextmanager
-def archived_tables(archive: Path) -> Iterator[Iterator[TableData]]:
-    """Yield the data of each table in `archive`; no statement of it is ever run.
+def archived_table(archive: Path, table: str) -> Iterator[TableData | None]:
+    """Yield the rows of `table` in an archive, None where it has none; no statement of it is ever run.
 
-    pg_restore prints the archive as a script, without a connection, and the data blocks are taken from that.
+    pg_restore prints the archive as a script, without a connection, and the rows are taken from that.
 
     Raises:
-        BadArchive: pg_restore does not read it to its end.
+        BadArchive: pg_restore cannot read it.
         PostgresUnavailable: there are no Postgres programs on this machine.
     """
-    argv = [str(find_binaries() / "pg_restore"), "--data-only", "--file=-", str(archive)]
-    with subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        if process.stdout is None or process.stderr is None:
-            raise RuntimeError("a process was started without pipes")
-        try:
-            yield _blocks(iter(process.stdout))
-            rest = process.communicate()[1]
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        said = " ".join(rest.decode(errors="replace").split())
-        raise BadArchive(f"{archive.name} is no archive that pg_restore reads ({said})")
-
-
-def _blocks(script: Iterator[bytes]) -> Iterator[TableData]:
-    for line in script:
-        if found := HEADER.fullmatch(line):
-            columns = tuple(name.strip(' "') for name in found[2].decode().split(","))
-            rows = _until_end(script)
-            yield TableData(found[1].decode(), columns, rows)
-            for _ in rows:
+    argv = [str(find_binaries() / "pg_restore"), "--data-only", f"--table={table}", "--file=-", str(archive)]
+    with TemporaryFile() as said:
+        with Popen(argv, stdin=DEVNULL, stdout=PIPE, stderr=said) as process:
+            script = iter(process.stdout or ())
+            yield _table_of(script, table)
+            for _ in script:  # to its end, so that pg_restore says whether it could read all
                 continue
+        if process.returncode:
+            said.seek(0)
+            why = " ".join(said.read().decode(errors="replace").split())
+            raise BadArchive(f"{archive.name} is no archive that pg_restore reads ({why})")
+
+
+def _table_of(script: Iterator[bytes], table: str) -> TableData | None:
+    for line in script:
+        if (found := HEADER.fullmatch(line)) and found[1].decode() == table:
+            columns = tuple(name.strip(' "') for name in found[2].decode().split(","))
+            return TableData(columns, _until_end(script))
+    return None
 
 
 def _until_end(script: Iterator[bytes]) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, Table, func, inspect, select, text
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 
 from storage import migrate
-from storage.archive import BadArchive, archived_tables
+from storage.archive import BadArchive, archived_table
 from storage.schema import Base, SeenRow
 
 SUFFIX = ".copy.zst"
@@ -191,13 +191,12 @@ def _copy_files(connection: Connection, folder: Path, made: Dump) -> dict[str, i
 
 def _copy_archive(connection: Connection, folder: Path, made: Dump) -> dict[str, int]:
     """Insert the rows of the archive of an earlier release; return how many there were by table."""
-    known = {table.name for table in tables()}
     [name] = made.files
     rows = {}
-    with archived_tables(folder / name) as found:
-        for data in found:
-            if data.table in known:
-                rows[data.table] = _insert(connection, data.table, data.columns, "FROM STDIN", data.lines)
+    for table in tables():
+        with archived_table(folder / name, table.name) as data:
+            if data is not None:
+                rows[table.name] = _insert(connection, table.name, data.columns, "FROM STDIN", data.lines)
     return rows
 
 

@@ -114,12 +114,8 @@ def postgres_15(postgres_15_server: Engine) -> Iterator[URL]:
 
 @pytest.fixture
 def vectors() -> Iterator[QdrantClient]:
-    """qdrant-client's local mode: empty, and gone with the test; threads take turns, for it knows none."""
-    client = QdrantClient(":memory:")
-    turn = RLock()
-    client._client = Within(client._client, lambda: turn)
-    yield client
-    client.close()
+    """qdrant-client's local mode: empty, and gone with the test."""
+    yield from local_mode()
 
 
 @pytest.fixture
@@ -172,6 +168,15 @@ def any_index(request: pytest.FixtureRequest) -> Iterator[QdrantClient]:
     """Each thing that a QdrantClient can be a client of, empty."""
     name = "vectors" if request.param == "local mode" else request.param
     yield from emptied(request.getfixturevalue(name))
+
+
+def local_mode() -> Iterator[QdrantClient]:
+    """Yield an empty client of local mode; threads take turns, for it knows none."""
+    client = QdrantClient(":memory:")
+    turn = RLock()
+    client._client = Within(client._client, lambda: turn)
+    yield client
+    client.close()
 
 
 def emptied(client: QdrantClient) -> Iterator[QdrantClient]:

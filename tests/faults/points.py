@@ -113,8 +113,8 @@ REPAIR = (
 BACKUP = (
     KillPoint("a backup: the first picture is copied", "storage.blobs:Blobs.put", "after"),
     KillPoint("a backup: Postgres is dumped", "storage.dump:dump", "after"),
-    KillPoint("a backup: before a snapshot", "storage.index:save_snapshot", "before"),
-    KillPoint("a backup: after a snapshot", "storage.index:save_snapshot", "after"),
+    KillPoint("a backup: before the points of a collection", "flows.backup:save_points", "before"),
+    KillPoint("a backup: after the points of a collection", "flows.backup:save_points", "after"),
     KillPoint("a backup: some files are written", "fsspec.spec:AbstractFileSystem.pipe_file", "before"),
     KillPoint("a backup: all but its manifest", "fsspec.spec:AbstractFileSystem.pipe_file", "before", 2),
 )
@@ -123,10 +123,11 @@ BACKUP = (
 RESTORE = (
     KillPoint("a restore: checked, nothing written", "flows.restore:fetch_checked", "after"),
     KillPoint("a restore: one picture is back", "storage.blobs:Blobs.put", "after"),
-    HalfARequest("a restore: in the middle of a snapshot", "/snapshots/upload"),
-    KillPoint("a restore: the collection is back", "storage.index:load_snapshot", "after"),
-    KillPoint("a restore: before Postgres", "storage.dump:restore", "before"),
-    KillPoint("a restore: before Postgres' tool", "storage.dump:_run", "before"),
+    KillPoint("a restore: its rows are being tried", "storage.dump:renew_sequences", "before"),
+    HalfARequest("a restore: in the middle of its points", "/points"),
+    KillPoint("a restore: the collection is back", "flows.restore:load_points", "after"),
+    KillPoint("a restore: before Postgres", "storage.dump:restore", "before", 2),
+    KillPoint("a restore: rows inserted, not committed", "storage.dump:renew_sequences", "after", 2),
 )
 """While empty stores are filled from a backup."""
 
@@ -178,7 +179,7 @@ OFTEN = tuple(
         "a repair: a picture is back",
         "a repair: in the middle of lost points",
         "a backup: all but its manifest",
-        "a restore: in the middle of a snapshot",
+        "a restore: in the middle of its points",
         "a re-index: the first points, before their marks",
         "a re-index: the alias has moved, nothing is committed",
         "a move: the points are there, no row is",
