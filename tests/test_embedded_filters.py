@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import models
 
-from storage.embedded.qdrant.filters import MAX_DEPTH, to_filter
+from storage.embedded.qdrant.depth import MAX_LEVELS
+from storage.embedded.qdrant.filters import OUTER_LEVEL, to_filter
 from storage.embedded.qdrant.reads import count, scroll
 from storage.embedded.qdrant.refusals import Refused
 from tests.embedded_points import POINTS, SECOND, SOME, Both, Id, field_is, ids, opened, value_is
@@ -177,8 +178,12 @@ def deep(levels: int) -> models.Filter:
     return filter
 
 
+DEEPEST = 1 + (MAX_LEVELS - OUTER_LEVEL) // 2
+"""A filter in another is two levels below it: an object in an array."""
+
+
 def test_the_deepest_filter_that_is_taken_is_answered(both: Both):
-    assert len(found(both, deep(MAX_DEPTH))) == len(POINTS)
+    assert len(found(both, deep(DEEPEST))) == len(POINTS)
 
 
 REFUSED: dict[str, tuple[models.Condition, str]] = {
@@ -205,7 +210,7 @@ REFUSED: dict[str, tuple[models.Condition, str]] = {
         "min_count must be a number from 0 up",
     ),
     "slice": (models.SliceCondition(slice=models.Slice(total=2, index=2)), "slice 2 of 2"),
-    "deep": (deep(MAX_DEPTH), "nested deeper than 64"),
+    "deep": (deep(DEEPEST), "has 128 levels of JSON, the limit is 127"),
 }
 
 

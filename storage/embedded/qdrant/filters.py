@@ -9,67 +9,78 @@ import numpy as np
 import qdrant_edge as edge
 from qdrant_client import models
 
+from storage.embedded.qdrant.depth import MAX_LEVELS, levels
 from storage.embedded.qdrant.engine import engine_errors
 from storage.embedded.qdrant.refusals import Refused
 from storage.embedded.qdrant.vectors import point_id
 
-MAX_DEPTH = 64
+OUTER_LEVEL = 2
+"""Where a filter lies in the body of a search, and in the engine's record of a delete."""
+
+LEAF_LEVELS = 6
+"""The most that a condition without conditions in it has: the holes of a polygon."""
+
 INT64 = range(-(2**63), 2**63)
 
 EngineCondition = Any  # the engine's stubs lack SliceCondition, so no union of theirs can name them all
 
 
-def to_filter(filter: models.Filter | None) -> edge.Filter | None:
+def to_filter(filter: models.Filter | None, level: int = OUTER_LEVEL) -> edge.Filter | None:
     """Return the engine's form of a filter, or None for none.
 
+    Args:
+        filter: as the request gives it.
+        level: at which level of the engine's record the filter is to lie.
+
     Raises:
-        Refused: it is deeper than `MAX_DEPTH` (the engine's stack would not hold it), or a condition asks
-            nothing, holds a bad path, id or number.
+        Refused: it reaches below `MAX_LEVELS`, and the engine could not read its record of it; or a condition
+            asks nothing, holds a bad path, id or number.
     """
     with engine_errors():
-        return None if filter is None else _filter(filter, 1)
+        return None if filter is None else _filter(filter, level)
 
 
 def to_condition(condition: models.Condition) -> EngineCondition:
     """Return the engine's form of a single condition; refuses what `to_filter` refuses."""
     with engine_errors():
-        return _condition(condition, 1)
+        return _condition(condition, OUTER_LEVEL)
 
 
-def _filter(filter: models.Filter, depth: int) -> edge.Filter:
-    if depth > MAX_DEPTH:
-        raise Refused(f"the filter is nested deeper than {MAX_DEPTH} levels")
+def _filter(filter: models.Filter, level: int) -> edge.Filter:
+    """Return the engine's filter, an object at `level`: its conditions are objects in arrays in it."""
     return edge.Filter(
-        must=_conditions(filter.must, depth),
-        should=_conditions(filter.should, depth),
-        must_not=_conditions(filter.must_not, depth),
-        min_should=_min_should(filter.min_should, depth),
+        must=_conditions(filter.must, level + 2),
+        should=_conditions(filter.should, level + 2),
+        must_not=_conditions(filter.must_not, level + 2),
+        min_should=_min_should(filter.min_should, level + 3),
     )
 
 
 def _conditions(
-    given: list[models.Condition] | models.Condition | None, depth: int
+    given: list[models.Condition] | models.Condition | None, level: int
 ) -> list[EngineCondition] | None:
     if given is None:
         return None
-    return [_condition(one, depth) for one in (given if isinstance(given, list) else [given])]
+    return [_condition(one, level) for one in (given if isinstance(given, list) else [given])]
 
 
-def _min_should(given: models.MinShould | None, depth: int) -> edge.MinShould | None:
+def _min_should(given: models.MinShould | None, level: int) -> edge.MinShould | None:
     if given is None:
         return None
     _check_natural("min_count", given.min_count)
-    return edge.MinShould([_condition(one, depth) for one in given.conditions], given.min_count)
+    return edge.MinShould([_condition(one, level) for one in given.conditions], given.min_count)
 
 
-def _condition(condition: models.Condition, depth: int) -> EngineCondition:
+def _condition(condition: models.Condition, level: int) -> EngineCondition:
+    if level + LEAF_LEVELS > MAX_LEVELS:
+        _require_room(condition, level)
     match condition:
         case models.Filter():
-            return _filter(condition, depth + 1)
+            return _filter(condition, level)
         case models.FieldCondition():
             return _field(condition)
         case models.NestedCondition(nested=nested):
-            return edge.NestedCondition(nested.key, _filter(nested.filter, depth + 1))
+            return edge.NestedCondition(nested.key, _filter(nested.filter, level + 2))
         case models.HasIdCondition(has_id=ids):
             return edge.HasIdCondition({point_id(id) for id in ids})
         case models.HasVectorCondition(has_vector=name):
@@ -80,6 +91,15 @@ def _condition(condition: models.Condition, depth: int) -> EngineCondition:
             return edge.IsNullCondition(field.key)
         case models.SliceCondition(slice=part):
             return _slice(part)
+
+
+def _require_room(condition: models.Condition, level: int) -> None:
+    own = levels(condition.model_dump(mode="json", exclude_none=True))
+    if level - 1 + own > MAX_LEVELS:
+        raise Refused(
+            f"the filter is nested too deep: the request with it has {level - 1 + own} levels of JSON, "
+            f"the limit is {MAX_LEVELS}"
+        )
 
 
 def _slice(part: models.Slice) -> EngineCondition:

@@ -12,6 +12,7 @@ from typing import Any
 import qdrant_edge as edge
 from qdrant_client import models
 
+from storage.embedded.qdrant.depth import require_payload
 from storage.embedded.qdrant.engine import engine_errors
 from storage.embedded.qdrant.filters import to_filter
 from storage.embedded.qdrant.refusals import NotFound, NotSupported, Refused
@@ -19,6 +20,9 @@ from storage.embedded.qdrant.spaces import Spaces
 from storage.embedded.qdrant.vectors import point_id, to_engine
 
 PointId = int | str
+FILTER_LEVEL = 3
+"""Where a filter lies in the record of an operation that has more in it; a delete has less around it."""
+
 Operation = edge.UpdateOperation
 MODES = {
     models.UpdateMode.UPSERT: edge.UpdateMode.Upsert,
@@ -63,7 +67,7 @@ def upsert(request: models.PointInsertOperations, spaces: Spaces) -> list[Write]
     """Return the write of a `PUT /points`, whether it lists points or columns."""
     _refuse_shards(request.shard_key)
     points = request.points if isinstance(request, models.PointsList) else list(_rows(request.batch))
-    condition = to_filter(request.update_filter)
+    condition = to_filter(request.update_filter, FILTER_LEVEL)
     mode = MODES[request.update_mode] if request.update_mode else None
     with engine_errors():
         made = [_point(point, spaces) for point in points]
@@ -84,6 +88,7 @@ def clear_payload(selector: models.PointsSelector, _: Spaces) -> list[Write]:
 
 def set_payload(request: models.SetPayload, _: Spaces) -> list[Write]:
     """Return the write of a `POST /points/payload`, which keeps the keys it does not name."""
+    require_payload(request.payload, request.key)
     more = (request.payload, request.key)
     return _chosen(request, Operation.set_payload, Operation.set_payload_by_filter, *more)
 
@@ -92,6 +97,7 @@ def overwrite_payload(request: models.SetPayload, _: Spaces) -> list[Write]:
     """Return the write of a `PUT /points/payload`, which removes the keys it does not name."""
     if request.key is not None:
         return set_payload(request, _)  # as a server does: below a key, it merges
+    require_payload(request.payload)
     return _chosen(
         request, Operation.overwrite_payload, Operation.overwrite_payload_by_filter, request.payload
     )
@@ -113,7 +119,7 @@ def delete_vectors(request: models.DeleteVectors, spaces: Spaces) -> list[Write]
 def update_vectors(request: models.UpdateVectors, spaces: Spaces) -> list[Write]:
     """Return the write of a `PUT /points/vectors`."""
     _refuse_shards(request.shard_key)
-    condition = to_filter(request.update_filter)
+    condition = to_filter(request.update_filter, FILTER_LEVEL)
     with engine_errors():
         points = [
             edge.PointVectors(point_id(point.id), to_engine(point.vector, spaces)) for point in request.points
@@ -145,6 +151,7 @@ def _one_of(operation: models.UpdateOperation, spaces: Spaces) -> list[Write]:
 
 
 def _point(point: models.PointStruct, spaces: Spaces) -> edge.Point:
+    require_payload(point.payload)
     return edge.Point(point_id(point.id), to_engine(point.vector, spaces), point.payload)
 
 
@@ -183,7 +190,7 @@ def _chosen(request: Any, by_ids: Any, by_filter: Any, *more: Any) -> list[Write
             ids = tuple(point_id(id) for id in request.points)
             writes.append(Write(by_ids(list(ids), *more), ids))
         if request.filter is not None:
-            where = to_filter(request.filter) or edge.Filter()
+            where = to_filter(request.filter, FILTER_LEVEL) or edge.Filter()
             writes.append(Write(by_filter(where, *more), where=where))
     return writes
 
