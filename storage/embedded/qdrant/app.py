@@ -1,5 +1,6 @@
 """Everything the index answers: one table of routes, in Qdrant's own words."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from storage.embedded.qdrant import reads, snapshots, writes
+from storage.embedded.qdrant.engine import EngineFault
 from storage.embedded.qdrant.graphs import Graphs
 from storage.embedded.qdrant.groups import query_groups
 from storage.embedded.qdrant.http import Activity, Door
@@ -31,6 +33,8 @@ POINTS = f"{COLLECTION}/points"
 EVERY_METHOD = ("GET", "PUT", "POST", "PATCH", "DELETE")
 DONE = models.UpdateResult(status=models.UpdateStatus.COMPLETED)
 """Said whatever `wait` is: the engine has applied it, and its write-ahead log holds it."""
+
+log = logging.getLogger("sightline.qdrant")
 
 Checked = Callable[[Any, Any], list[Write]]
 
@@ -50,7 +54,7 @@ class Served:
     def opened(cls, folder: Path, key: str) -> Iterator["Served"]:
         """Open the index in `folder`, to be reached with `key`; sync and close it on the way out."""
         store, activity = Store(folder), Activity()
-        app = Starlette(routes=list(_routes(store, Door(key, activity))))
+        app = Starlette(routes=list(_routes(store, Door(key, activity, store.reopen))))
         try:
             yield cls(store, Graphs(store), activity, app, key)
         finally:
@@ -216,10 +220,19 @@ def _metrics(store: Store, activity: Activity) -> Response:
         f"collections_total {len(store.names)}",
         "# HELP collection_points number of points in a collection",
         "# TYPE collection_points gauge",
-        *(f'collection_points{{id="{_label(name)}"}} {store.get(name).points}' for name in store.names),
+        *(f'collection_points{{id="{_label(name)}"}} {points}' for name, points in _counted(store)),
     ]
     text = "\n".join(lines).encode() + b"\n" + generate_latest(activity.registry)
     return Response(text, media_type="text/plain; version=0.0.4")
+
+
+def _counted(store: Store) -> Iterator[tuple[str, int]]:
+    """Yield the points of each collection that can be opened."""
+    for name in store.names:
+        try:
+            yield name, store.get(name).points
+        except EngineFault:
+            log.exception("%s: not counted", name)
 
 
 def _label(value: str) -> str:

@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import httpx
 from qdrant_client import QdrantClient
-from qdrant_client.http.exceptions import ResponseHandlingException
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from storage.embedded.qdrant.access import OWNED_ELSEWHERE, Access, access_file, find, folder_of, is_owned
 from storage.embedded.server import Server, disk_bytes
@@ -129,9 +130,18 @@ def find_index(home: Path) -> Server | None:
 def _points(access: Access) -> int:
     client = _client_of(access)
     try:
-        return sum(client.count(one.name).count for one in client.get_collections().collections)
+        return sum(_count(client, one.name) for one in client.get_collections().collections)
     finally:
         client.close()
+
+
+def _count(client: QdrantClient, collection: str) -> int:
+    try:
+        return client.count(collection).count
+    except UnexpectedResponse as error:
+        if error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.INTERNAL_SERVER_ERROR):
+            return 0  # deleted since, or its files cannot be read: requests for it say so
+        raise
 
 
 def _start(home: Path) -> Access:

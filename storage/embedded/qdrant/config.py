@@ -1,5 +1,6 @@
 """What a collection is made of: as it was asked for, as the engine takes it, as `GET` describes it."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -8,7 +9,7 @@ from pydantic import BaseModel
 from qdrant_client import models
 
 from storage.embedded.qdrant.engine import engine_errors, to_engine
-from storage.embedded.qdrant.refusals import NotFound, NotSupported, Refused
+from storage.embedded.qdrant.refusals import Conflict, NotFound, NotSupported, Refused
 from storage.embedded.qdrant.spaces import UNNAMED, Spaces
 
 HNSW = models.HnswConfig(m=16, ef_construct=100, full_scan_threshold=10_000, max_indexing_threads=0)
@@ -25,6 +26,8 @@ WAL = models.WalConfig(wal_capacity_mb=32, wal_segments_ahead=0)
 GRAPH_FROM_KB = 1  # for the engine; whether a graph is built at all, `graph.py` decides
 BYTES_A_DIMENSION = 4
 MAX_DIMENSIONS = 65_536
+MAX_VECTOR_NAME_BYTES = 200
+FORBIDDEN_IN_VECTOR_NAMES = re.compile(r'[<>:"/\\|?*\x00\x1f]')
 Config = TypeVar("Config", bound=BaseModel)
 Diff = TypeVar("Diff", models.HnswConfigDiff, models.OptimizersConfigDiff)
 Params = TypeVar("Params")
@@ -36,7 +39,7 @@ def require_supported(wanted: models.CreateCollection) -> None:
 
     Raises:
         NotSupported: shards, replicas, strict mode, or a collection without any vectors.
-        Refused: a vector's size is out of range.
+        Refused: a vector's name or size cannot be.
     """
     if wanted.sharding_method not in (None, models.ShardingMethod.AUTO):
         raise NotSupported(f"sharding_method: {ONE_MACHINE}")
@@ -50,9 +53,25 @@ def require_supported(wanted: models.CreateCollection) -> None:
         raise NotSupported("a collection without vectors: name at least one dense or sparse vector")
     if spaces.dense.keys() & spaces.sparse.keys():
         raise Refused("a dense and a sparse vector have the same name")
+    for name in (*spaces.dense, *spaces.sparse):
+        _require_vector_name(name)
     for name, params in spaces.dense.items():
-        if not 1 <= params.size <= MAX_DIMENSIONS:
-            raise Refused(f"vector {name!r}: size must be 1 to {MAX_DIMENSIONS}, not {params.size}")
+        _require_size(name, params.size)
+
+
+def _require_vector_name(name: str) -> None:
+    """Refuse a name that no folder of every system could have: the engine keeps each vector in one."""
+    too_long = len(name.encode()) > MAX_VECTOR_NAME_BYTES
+    if too_long or FORBIDDEN_IN_VECTOR_NAMES.search(name) or name in (".", ".."):
+        raise Refused(
+            f"{name[:MAX_VECTOR_NAME_BYTES]!r} cannot name a vector: at most {MAX_VECTOR_NAME_BYTES} bytes "
+            'of UTF-8, none of < > : " / \\ | ? * and NUL'
+        )
+
+
+def _require_size(name: str, size: int) -> None:
+    if not 1 <= size <= MAX_DIMENSIONS:
+        raise Refused(f"vector {name!r}: size must be 1 to {MAX_DIMENSIONS}, not {size}")
 
 
 def spaces_of(config: models.CreateCollection) -> Spaces:
@@ -96,11 +115,14 @@ def described(
     schema: dict[str, models.PayloadFieldSchema],
     *,
     status: models.CollectionStatus,
+    damage: str | None,
 ) -> models.CollectionInfo:
-    """Return what `GET /collections/{name}` answers."""
+    """Return what `GET /collections/{name}` answers; `damage` is the error that it states."""
     return models.CollectionInfo(
         status=status,
-        optimizer_status=models.OptimizersStatusOneOf.OK,
+        optimizer_status=models.OptimizersStatusOneOf1(error=damage)
+        if damage
+        else models.OptimizersStatusOneOf.OK,
         points_count=shard.points_count,
         indexed_vectors_count=shard.indexed_vectors_count,
         segments_count=shard.segments_count,
@@ -241,20 +263,55 @@ def _named(known: Mapping[str, Params], name: str) -> Params:
 def with_vector(
     config: models.CreateCollection, name: str, wanted: models.VectorNameConfig
 ) -> models.CreateCollection:
-    """Return `config` with one more named vector.
+    """Return `config` with one more named vector; `config` itself where it has just that vector.
 
     Raises:
-        Refused: its vector has no name, so that no other can be beside it.
+        Conflict: it has a vector of that name with another schema.
+        Refused: the name or the size cannot be, a vector of the other kind has the name, or the collection's
+            vector has no name, so that no other can be beside it.
     """
+    _require_vector_name(name)
+    spaces = spaces_of(config)
     if isinstance(wanted, models.SparseVectorNameConfig):
+        _require_free(name, "dense", spaces.dense)
         params = models.SparseVectorParams(
             index=models.SparseIndexParams(datatype=wanted.sparse.datatype), modifier=wanted.sparse.modifier
         )
+        if name in spaces.sparse:
+            _require_same(name, _sparse_schema(spaces.sparse[name]), _sparse_schema(params))
+            return config
         return config.model_copy(update={"sparse_vectors": {**(config.sparse_vectors or {}), name: params}})
+    _require_free(name, "sparse", spaces.sparse)
     if isinstance(config.vectors, models.VectorParams):
         raise Refused("the collection's vector has no name; make another collection with named vectors")
+    _require_size(name, wanted.dense.size)
     dense = models.VectorParams(**wanted.dense.model_dump(exclude_none=True))
+    if name in spaces.dense:
+        _require_same(name, _dense_schema(spaces.dense[name]), _dense_schema(dense))
+        return config
     return config.model_copy(update={"vectors": {**(config.vectors or {}), name: dense}})
+
+
+def _require_free(name: str, kind: str, known: Mapping[str, object]) -> None:
+    if name in known:
+        raise Refused(f"vector {name!r} already exists as a {kind} vector")
+
+
+def _require_same(name: str, known: object, wanted: object) -> None:
+    if known != wanted:
+        raise Conflict(
+            f"vector {name!r} already exists with another schema; delete it first, or choose another name"
+        )
+
+
+def _dense_schema(params: models.VectorParams) -> object:
+    datatype = params.datatype or models.Datatype.FLOAT32
+    return params.size, params.distance, params.multivector_config, datatype
+
+
+def _sparse_schema(params: models.SparseVectorParams) -> object:
+    datatype = params.index.datatype if params.index else None
+    return params.modifier or models.Modifier.NONE, datatype or models.Datatype.FLOAT32
 
 
 def without_vector(config: models.CreateCollection, name: str) -> models.CreateCollection:

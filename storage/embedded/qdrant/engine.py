@@ -18,8 +18,15 @@ OTHER_NAMES = {
 }
 
 
+PANIC = "PanicException"
+
+
 class EngineFault(RuntimeError):
     """The engine failed at something that was no fault of the request."""
+
+
+class EnginePanic(EngineFault):
+    """The engine's code stopped halfway; a shard that it held must be opened anew."""
 
 
 @contextmanager
@@ -27,11 +34,12 @@ def engine_errors() -> Iterator[None]:
     """Turn the engine's refusals into `Refused`.
 
     The engine raises `Exception` itself, no subclass, for whatever it refuses, and ValueError or TypeError
-    while its arguments are built. Its panics derive from BaseException and pass.
+    while its arguments are built. Its panics derive from BaseException, by a class that cannot be imported.
 
     Raises:
         Refused: with the engine's own sentence.
         EngineFault: the disk is full, a file is damaged and the like.
+        EnginePanic: the engine panicked.
     """
     try:
         yield
@@ -43,6 +51,10 @@ def engine_errors() -> Iterator[None]:
         if str(error).startswith(FAULTS):
             raise EngineFault(str(error)) from error
         raise Refused(str(error)) from error
+    except BaseException as error:
+        if type(error).__name__ != PANIC:
+            raise
+        raise EnginePanic(f"the engine panicked: {error}") from error
 
 
 def to_engine(value: Any) -> Any:

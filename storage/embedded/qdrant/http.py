@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from storage.embedded.qdrant.engine import EngineFault
+from storage.embedded.qdrant.depth import require_shallow
+from storage.embedded.qdrant.engine import EngineFault, EnginePanic
 from storage.embedded.qdrant.refusals import Refused, TooLarge, Unauthorized
 
 MAX_BODY_BYTES = 64 * 1024**2
@@ -57,6 +58,8 @@ class Door:
 
     key: str
     activity: Activity
+    after_panic: Callable[[str | None], None]
+    """Called with the name in the path, if there is one, when the engine has panicked."""
 
     def route(self, method: str, path: str, act: Act, body: Any = None) -> Route:
         """Return the route that answers with what `act(request, body)` returns.
@@ -87,6 +90,8 @@ class Door:
         except Refused as error:
             response = _bad(error.status, str(error), begun)
         except (EngineFault, OSError) as error:
+            if isinstance(error, EnginePanic):
+                self.after_panic(request.path_params.get("name"))
             log.exception("%s %s failed", request.method, path)
             response = _bad(500, f"{error}; the log of the index in the home folder has more", begun)
         self.activity.note(request.method, path, response.status_code, time.perf_counter() - begun)
@@ -105,6 +110,7 @@ class Door:
 
 
 def _parsed(adapter: TypeAdapter[Any], body: bytearray) -> Any:
+    require_shallow(body)
     try:
         # Pydantic's own parser takes twice as long over a batch of vectors, and lets NaN through.
         return adapter.validate_python(orjson.loads(body or b"null"))

@@ -122,8 +122,7 @@ async def _chores(home: Path, served: "Served", server: "uvicorn.Server", idle_s
         while not server.should_exit:
             await asyncio.sleep(LOOK_ROUND_S)
             now = time.monotonic()
-            for collection in served.store.opened():
-                collection.flush_if_due()
+            served.store.flush_due()
             if not is_announced(home):
                 log.warning("%s no longer names this process: it ends", access_file(home))
                 server.should_exit = True

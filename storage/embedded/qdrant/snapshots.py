@@ -26,7 +26,6 @@ from starlette.responses import FileResponse
 from starlette.routing import Route
 
 from storage.embedded.qdrant.collection import Collection
-from storage.embedded.qdrant.engine import engine_errors
 from storage.embedded.qdrant.graphs import BuildFailed, Outdated, replica
 from storage.embedded.qdrant.http import Door
 from storage.embedded.qdrant.refusals import Conflict, NotFound, Refused
@@ -92,7 +91,7 @@ async def _recover(store: Store, request: Request, wanted: models.SnapshotRecove
         target = store.shards / stored.folder
         (unpacked / SHARD).rename(target)
         try:
-            _require_whole(name, stored, store.shards)
+            stored = _opened_once(name, stored, store.shards)
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
@@ -172,11 +171,12 @@ def _fetch(wanted: models.SnapshotRecover, target: Path) -> None:
         raise Refused(f"cannot read the snapshot {wanted.location}: {error}") from error
 
 
-def _require_whole(name: str, stored: Stored, shards: Path) -> None:
+def _opened_once(name: str, stored: Stored, shards: Path) -> Stored:
+    """Return what to store of a recovered collection, after its shard was opened."""
     probe = Collection(name, stored, shards)
-    with engine_errors():
-        _ = probe.points
+    _ = probe.points
     probe.close()
+    return probe.stored
 
 
 def _existing(store: Store, request: Request) -> Path:

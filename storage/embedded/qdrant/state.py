@@ -9,9 +9,13 @@ import os
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import PydanticSerializationError
 from qdrant_client import models
 
+from storage.embedded.qdrant.refusals import Refused
+
 FILE = "collections.json"
+SHARDS = "shards"
 
 
 class Damaged(RuntimeError):
@@ -29,6 +33,9 @@ class Stored(BaseModel):
     graph_points: int = 0
     """How many points the graph was built over; 0 without one."""
 
+    damage: str | None = None
+    """Which writes could not be read back from the log, until an update of the collection acknowledges it."""
+
 
 class State(BaseModel):
     """All collections by name, and the collection that each alias stands for."""
@@ -38,26 +45,58 @@ class State(BaseModel):
 
 
 def read(folder: Path) -> State:
-    """Return the state in `folder`; empty where there is none yet.
+    """Return the state in `folder`; in a new folder it is empty, and written at once.
 
     Raises:
-        Damaged: the file is there and is no such state.
+        Damaged: the file is there and is no such state, or it is gone while there are shards.
     """
-    path = folder / FILE
-    if not path.exists():
-        return State()
+    path, shards = folder / FILE, folder / SHARDS
+    if path.exists():
+        return _parsed(path)
+    if shards.is_dir() and any(shards.iterdir()):
+        raise Damaged(
+            f"{path} is missing, and {shards} has files of collections; put back a copy of it, or move "
+            f"{folder} away: `sightline ingest` then embeds everything again"
+        )
+    write(folder, State())
+    return State()
+
+
+def _parsed(path: Path) -> State:
     try:
         return State.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise Damaged(
-            f"{path} cannot be read ({error.error_count()} errors); put back a copy of it, or move {folder} "
-            "away: `sightline ingest` then embeds everything again"
+            f"{path} cannot be read ({error.error_count()} errors); put back a copy of it, or move "
+            f"{path.parent} away: `sightline ingest` then embeds everything again"
         ) from error
 
 
 def write(folder: Path, state: State) -> None:
-    """Replace the state in `folder`, and sync it; a crash leaves the old one or the new."""
-    write_atomically(folder / FILE, state.model_dump_json(exclude_none=True, indent=1).encode())
+    """Replace the state in `folder`, and sync it; a crash leaves the old one or the new.
+
+    Raises:
+        Refused: it could not be read back; the old state stays.
+    """
+    write_atomically(folder / FILE, _written(state))
+
+
+def require_readable(stored: Stored) -> None:
+    """Refuse a collection whose description could not be read back from the state's file.
+
+    Raises:
+        Refused: with the reason.
+    """
+    _written(State(collections={"": stored}))
+
+
+def _written(state: State) -> bytes:
+    try:
+        content = state.model_dump_json(exclude_none=True, indent=1).encode()
+        State.model_validate_json(content)
+    except (ValidationError, PydanticSerializationError, UnicodeEncodeError) as error:
+        raise Refused(f"the index could not read back this configuration: {error}") from error
+    return content
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,8 +1,10 @@
 """All collections of a home folder: made, found by name or alias, changed, and removed."""
 
+import logging
 import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,12 +13,13 @@ from qdrant_client import models
 
 from storage.embedded.qdrant import config, state
 from storage.embedded.qdrant.collection import Collection
-from storage.embedded.qdrant.engine import engine_errors, to_engine
+from storage.embedded.qdrant.engine import EngineFault, engine_errors, to_engine
 from storage.embedded.qdrant.refusals import Conflict, NotFound, NotSupported, Refused
-from storage.embedded.qdrant.state import Stored
+from storage.embedded.qdrant.state import SHARDS, Stored
 
 MAX_NAME_CHARS = 255
 FORBIDDEN_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+log = logging.getLogger("sightline.qdrant")
 
 
 class Store:
@@ -26,10 +29,10 @@ class Store:
         """Read what there is, and remove what a killed process left half made.
 
         Raises:
-            Damaged: the list of collections cannot be read.
+            Damaged: the list of collections cannot be read, or is gone.
         """
         self.folder = folder
-        self.shards = folder / "shards"
+        self.shards = folder / SHARDS
         self.shards.mkdir(parents=True, exist_ok=True)
         self._state = state.read(folder)
         self._open: dict[str, Collection] = {}
@@ -59,8 +62,16 @@ class Store:
         if real not in self._state.collections:
             raise NotFound(f"collection {name!r} does not exist")
         if real not in self._open:
-            self._open[real] = Collection(real, self._state.collections[real], self.shards)
+            stored, note = self._state.collections[real], partial(self._replace, real)
+            self._open[real] = Collection(real, stored, self.shards, note)
         return self._open[real]
+
+    def reopen(self, name: str | None) -> None:
+        """Open the collection called `name` anew, or all that are in use, after the engine panicked in it."""
+        real = self._state.aliases.get(name or "", name)
+        for collection in self.opened():
+            if name is None or collection.name == real:
+                collection.reopen()
 
     def holds(self, collection: Collection) -> bool:
         """Whether `collection` has not been deleted since it was opened."""
@@ -81,7 +92,9 @@ class Store:
         if self.exists(name):
             raise Conflict(f"collection {name!r} already exists")
         config.require_supported(wanted)
-        self.adopt(name, self.new_files(Stored(folder=uuid4().hex, config=wanted)))
+        stored = Stored(folder=uuid4().hex, config=wanted)
+        state.require_readable(stored)
+        self.adopt(name, self.new_files(stored))
 
     def new_files(self, stored: Stored) -> Stored:
         """Make the files that `stored` names, or none at all."""
@@ -120,9 +133,9 @@ class Store:
         return True
 
     def update(self, name: str, change: models.UpdateCollection) -> None:
-        """Change the configuration of a collection."""
+        """Change the configuration of a collection; this acknowledges what could not be read of its log."""
         collection = self.get(name)
-        self._restate(collection, config=config.updated(collection.stored.config, change))
+        self._restate(collection, config=config.updated(collection.stored.config, change), damage=None)
 
     def change_aliases(self, wanted: models.ChangeAliasesOperation) -> None:
         """Carry out all actions that are wanted, in order, or none of them.
@@ -159,10 +172,15 @@ class Store:
         self._restate(collection, payload_schema=kept)
 
     def create_vector(self, name: str, vector: str, wanted: models.VectorNameConfig) -> None:
-        """Add a named vector to a living collection; its points have none of it yet."""
+        """Add a named vector to a living collection; its points have none of it yet.
+
+        Nothing changes where it has that vector already.
+        """
         collection = self.get(name)
-        collection.alter(_new_vector(vector, wanted))
-        self._restate(collection, config=config.with_vector(collection.stored.config, vector, wanted))
+        more = config.with_vector(collection.stored.config, vector, wanted)
+        if more is not collection.stored.config:
+            collection.alter(_new_vector(vector, wanted))
+            self._restate(collection, config=more)
 
     def delete_vector(self, name: str, vector: str) -> None:
         """Drop a named vector and what the points hold of it."""
@@ -172,15 +190,30 @@ class Store:
         self._restate(collection, config=fewer)
 
     def close(self) -> None:
-        """Sync and close all collections."""
+        """Sync and close all collections, also those after one that cannot be closed."""
         for collection in self.opened():
-            collection.close()
+            try:
+                collection.close()
+            except (EngineFault, Refused, OSError):
+                log.exception("%s: not closed; what was written is in its log", collection.name)
+
+    def flush_due(self) -> None:
+        """Sync the collections that are due; the log of one that cannot be synced has what was written."""
+        for collection in self.opened():
+            try:
+                collection.flush_if_due()
+            except (EngineFault, Refused, OSError):
+                log.exception("%s: not synced; tried again", collection.name)
 
     def _restate(self, collection: Collection, **changes: object) -> None:
-        collection.stored = collection.stored.model_copy(update=changes)
-        collection.spaces = config.spaces_of(collection.stored.config)
+        changed = collection.stored.model_copy(update=changes)
+        self._replace(collection.name, changed)
+        collection.stored = changed
+        collection.spaces = config.spaces_of(changed.config)
         collection.changed = None  # a graph that is being built has the old schema: it is begun again
-        self._write(collections={**self._state.collections, collection.name: collection.stored})
+
+    def _replace(self, name: str, stored: Stored) -> None:
+        self._write(collections={**self._state.collections, name: stored})
 
     def _write(self, **changes: object) -> None:
         changed = self._state.model_copy(update=changes)
@@ -189,9 +222,13 @@ class Store:
 
     def _remove_leftovers(self) -> None:
         known = {stored.folder for stored in self._state.collections.values()}
-        for folder in self.shards.iterdir():
-            if folder.name not in known:
-                shutil.rmtree(folder)
+        found = {folder.name for folder in self.shards.iterdir()}
+        if missing := known - found:
+            # An older list, put back, names folders that are gone, and not those that took their place.
+            log.error("%s lacks %s; folders that no collection names are left", self.shards, sorted(missing))
+        else:
+            for name in found - known:
+                shutil.rmtree(self.shards / name)
         for folder in self.folder.glob("recover-*"):
             shutil.rmtree(folder)
 

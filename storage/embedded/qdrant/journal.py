@@ -1,0 +1,139 @@
+"""A shard's write-ahead log on disk: read record by record, cut, and begun anew.
+
+The engine writes files named `closed-FIRST`, with the number of their first record, and `open-ID`, which
+goes on after the last closed one. Each begins with `wal`, a version and a seed; then come the records: the
+length in eight bytes, the CBOR of one operation, a checksum in four bytes, and before that zeros, so that all
+is a multiple of eight.
+A length of zero ends a file; the rest of it is free. `first-index` holds the number up to which the
+shard's segments have everything.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+HEADER = b"wal\0"
+SEED = struct.Struct("<I")
+START = len(HEADER) + SEED.size
+LENGTH = struct.Struct("<Q")
+CHECKSUM_BYTES = 4
+ALIGNED = 8
+MAPS = (0xBF, 0xA1)
+"""How a record's CBOR begins: a map of open length, or of one entry, by the name of the operation."""
+
+TEXT, TEXT_LENGTH, LONG_TEXT = 0x60, 0x1F, 24
+FIRST_INDEX = "first-index"
+SEGMENT = "segment.json"
+GAP = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Where one operation lies in the log."""
+
+    number: int
+    file: Path
+    start: int
+    end: int
+    kind: str
+
+
+def records(log: Path) -> list[Record]:
+    """Return the records of the log in the folder `log`, in order.
+
+    Those that come in a file after a damaged length are not found.
+    """
+    found: list[Record] = []
+    for file in files(log):
+        first = _first_number(file)
+        found += _records_of(file, first if first is not None else _following(found, log))
+    return found
+
+
+def files(log: Path) -> list[Path]:
+    """Return the files that hold records, in order."""
+    closed = sorted(log.glob("closed-*"), key=_suffix)
+    return closed + sorted(log.glob("open-*"), key=_suffix)
+
+
+def lay(log: Path, target: Path, count: int) -> None:
+    """Make in `target` a log of the first `count` records of `log`; the next number stays the same."""
+    target.mkdir()
+    found = records(log)
+    last_file = found[count].file if count < len(found) else None
+    ends = {record.file: record.end for record in found[:count]}
+    for file in files(log):
+        if file in ends or _first_number(file) is not None:
+            with (target / file.name).open("wb") as copy:
+                copy.write(file.read_bytes()[: ends.get(file, START)])
+                copy.truncate(file.stat().st_size)
+        if file == last_file:
+            break
+    with suppress(FileNotFoundError):
+        (target / FIRST_INDEX).write_bytes((log / FIRST_INDEX).read_bytes())
+
+
+def rest(log: Path, count: int) -> bytes:
+    """Return the bytes of the log after its first `count` records, without the zeros at the files' ends.
+
+    They begin with a record, or with bytes that could not be taken for one.
+    """
+    last = records(log)[:count][-1:]
+    start = last[0].end if last else START
+    following = files(log)
+    if last:
+        following = following[following.index(last[0].file) :]
+    contents = [file.read_bytes().rstrip(b"\0") for file in following]
+    return b"".join([content[start:] for content in contents[:1]] + contents[1:])
+
+
+def begin_anew(log: Path, segments: Path) -> None:
+    """Make an empty log, whose numbers are above all that the shard in `segments` has seen.
+
+    The engine skips an operation with a number below that of the points that it changes.
+    """
+    log.mkdir()
+    versions = [json.loads(path.read_bytes()).get("version") or 0 for path in segments.glob(f"*/{SEGMENT}")]
+    (log / f"closed-{max(versions, default=0) + GAP}").write_bytes(HEADER + SEED.pack(0))
+
+
+def _records_of(file: Path, first: int) -> Iterator[Record]:
+    content = file.read_bytes()
+    if content[: len(HEADER)] != HEADER:
+        return
+    start, number = START, first
+    while start + LENGTH.size <= len(content):
+        [length] = LENGTH.unpack_from(content, start)
+        end = start + LENGTH.size + length + CHECKSUM_BYTES
+        end += -end % ALIGNED
+        if length == 0 or end > len(content):
+            return
+        yield Record(number, file, start, end, _kind(content[start + LENGTH.size : end]))
+        start, number = end, number + 1
+
+
+def _kind(record: bytes) -> str:
+    """Return the name of the operation in the CBOR of `record`, such as `upsert_points`."""
+    if len(record) < 3 or record[0] not in MAPS or record[1] & ~TEXT_LENGTH != TEXT:
+        return "of an unknown kind"
+    length = record[1] & TEXT_LENGTH
+    start = 2 if length < LONG_TEXT else 3
+    name = record[start : start + (length if length < LONG_TEXT else record[2])]
+    return name.decode("ascii", "replace")
+
+
+def _following(found: list[Record], log: Path) -> int:
+    if found:
+        return found[-1].number + 1
+    return max((number for file in files(log) if (number := _first_number(file)) is not None), default=0)
+
+
+def _first_number(file: Path) -> int | None:
+    return _suffix(file) if file.name.startswith("closed-") else None
+
+
+def _suffix(file: Path) -> int:
+    return int(file.name.rpartition("-")[2])
