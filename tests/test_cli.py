@@ -256,6 +256,7 @@ def next_line(process: subprocess.Popen[str], holding: str) -> str:
     pytest.fail(f"no line with {holding!r} in {seen}")
 
 
+@pytest.mark.full  # the README's commands are run anyway
 @pytest.mark.usefixtures("home")
 def test_the_whole_day_from_ingest_to_evaluate(tmp_path: Path):
     """One long test, because each step needs the one before, and each costs a model and a flow."""

@@ -63,7 +63,9 @@ def test_a_run_leaves_one_task_for_some_seconds_and_one_page_that_sums_it_up(sho
     assert len(tasks) == 1  # of three batches
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=() if step == "write" else pytest.mark.full) for step in STEPS]
+)
 def test_a_store_that_does_not_answer_is_asked_again(step: str, shop: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
     gone = ResponseHandlingException(ConnectionError("refused"))
@@ -74,6 +76,7 @@ def test_a_store_that_does_not_answer_is_asked_again(step: str, shop: Path, monk
     assert (report.embedded, len(calls)) == (5, 4)
 
 
+@pytest.mark.full  # tests/faults/test_servers.py kills both servers
 def test_an_index_that_is_killed_during_an_ingest_is_started_again_and_holds_everything(
     shop: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -126,6 +126,7 @@ def test_a_search_kept_warm_finds_what_the_command_finds(folder: Path):
     assert len(expected) == 4
 
 
+@pytest.mark.full  # without the ingest it is tried anyway
 @pytest.mark.usefixtures("printed")
 def test_the_plain_client_works_in_another_process_while_an_ingest_runs(folder: Path):
     a_folder(folder / "more", {f"{number}.png": png("blue", (64, 64)) for number in range(200)})
@@ -156,7 +157,7 @@ def test_the_schedules_of_the_readme_are_those_of_the_settings():
     assert f"`SIGHTLINE_SCHEDULES__INGEST` | `{crons['ingest']}`" in README
     for flow in ("evaluate", "reconcile", "purge"):
         assert f"`__{flow.upper()}` (`{crons[flow]}`)" in README
-    assert (crons["finetune"], crons["backup"]) == (None, None)
+    assert (crons["finetune"], crons["backup"], crons["prove"]) == (None, None, None)
 
 
 def test_the_readme_counts_the_faults_that_are_tried():

@@ -26,9 +26,10 @@ from sqlalchemy import Engine, create_engine, select, text
 from sqlalchemy.orm import Session
 
 from flows import improve, scheduled, schedules
+from flows.backup_files import BadBackup
 from flows.cli import main
 from flows.deletes import delete_items
-from flows.deps import Stores, open_deps
+from flows.deps import Stores, open_deps, open_stores
 from flows.gate import Decision
 from flows.intake import Request, ingest_source
 from flows.operations import Deployed, NothingServes, open_prefect
@@ -258,6 +259,7 @@ def test_a_schedule_starts_an_ingest_which_takes_in_what_is_new_in_a_known_sourc
     assert status()["items"]["items"] == 3
 
 
+@pytest.mark.full  # a killed run sends the same event
 def test_a_failed_run_is_in_the_status_and_sends_an_event_on_which_an_automation_acts(
     served: Served, postgres: Engine
 ):
@@ -314,6 +316,7 @@ def test_a_run_whose_process_is_killed_is_closed_and_told_of_and_the_next_one_ru
     assert [one for one in status()["failed"] if one["flow"] == "reconcile"] == []
 
 
+@pytest.mark.full  # Prefect's own limit
 def test_of_two_runs_that_are_started_at_once_one_runs(served: Served, postgres: Engine):
     with items_locked(postgres):
         first = served.trigger("reconcile")
@@ -328,6 +331,7 @@ def test_of_two_runs_that_are_started_at_once_one_runs(served: Served, postgres:
     assert served.events(second) == []
 
 
+@pytest.mark.full  # tests/test_up.py ends by a signal as well
 def test_a_signal_ends_everything_and_what_was_paused_stays_paused(served: Served, postgres: Engine):
     [reconcile] = served.deployment("reconcile")["schedules"]
     served.pause("reconcile", reconcile["id"])
@@ -461,6 +465,32 @@ def test_a_backup_goes_where_the_settings_say(shop: Settings, engine: Engine, tm
     assert Path(counts["location"]).parent == target
     run = last_run(engine)
     assert (run.flow, run.outcome, run.counts["items"]) == ("backup", "completed", 2)
+
+
+def test_a_backup_is_proved_and_the_next_one_says_when(shop: Settings, engine: Engine, tmp_path: Path):
+    kept = shop.model_copy(update={"backup_url": str(tmp_path / "backups")})
+    assert scheduled.backup(kept, None)["proved"] is None
+
+    counts = scheduled.prove(kept, None)
+
+    run = last_run(engine)
+    assert (run.flow, run.outcome, run.counts) == ("prove", "completed", counts)
+    assert (counts["items"], counts["points"]) == (2, 2)
+    assert scheduled.backup(kept, None)["proved"] is not None
+
+
+def test_a_backup_that_does_not_come_back_whole_fails_its_proof(
+    shop: Settings, engine: Engine, tmp_path: Path
+):
+    kept = shop.model_copy(update={"backup_url": str(tmp_path / "backups")})
+    with open_stores(shop) as stores:
+        stores.vectors.delete("items", [stores.vectors.scroll("items", limit=1)[0][0].id])
+    scheduled.backup(kept, None)
+
+    with pytest.raises(BadBackup, match=r"comes back as something else: .*1 missing"):
+        scheduled.prove(kept, None)
+
+    assert last_run(engine).outcome == "failed"
 
 
 def test_a_purge_that_would_remove_suspiciously_much_fails_and_is_on_record(shop: Settings, engine: Engine):

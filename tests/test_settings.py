@@ -41,6 +41,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
         ("SIGHTLINE_SCHEDULES__PURGE", "0 0 * * 5L", r"SIGHTLINE_SCHEDULES__PURGE: .*no cron"),
         ("SIGHTLINE_SCHEDULES__SING", "0 0 * * *", r"SIGHTLINE_SCHEDULES__SING: Extra inputs"),
         ("SIGHTLINE_SCHEDULES__BACKUP", "0 0 * * *", r"set SIGHTLINE_BACKUP_URL to a folder"),
+        ("SIGHTLINE_SCHEDULES__PROVE", "0 0 * * *", r"set SIGHTLINE_BACKUP_URL to a folder"),
         ("SIGHTLINE_MAX_REJECT_SHARE", "half", r"SIGHTLINE_MAX_REJECT_SHARE: Input should be a valid number"),
     ],
 )

@@ -129,6 +129,7 @@ def test_one_is_tried_again_and_leaves_the_list_while_another_stays_chosen(page:
     expect(page.get_by_role("link", name="stock · 3")).to_be_visible()
 
 
+@pytest.mark.full  # one of them is tried again anyway
 def test_those_that_are_chosen_are_tried_again_and_what_fails_says_so(page: Page, running: Running):
     a_folder(running.folder / "stock", {"second.png": png("blue")})
     before = rejects(running, source="stock")
@@ -152,6 +153,7 @@ def test_those_that_are_chosen_are_tried_again_and_what_fails_says_so(page: Page
     assert after["line 4"].last_seen == before["line 4"].last_seen
 
 
+@pytest.mark.full  # one of them is tried again anyway
 def test_all_of_a_reason_and_source_are_tried_again_once_that_is_confirmed(page: Page, running: Running):
     eventually(lambda: asked(running) == [])
     many = len(retries(running))
