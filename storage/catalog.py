@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import cast
 from uuid import UUID
 
@@ -227,6 +228,18 @@ def missing_from_run(session: Session, source: str, run_id: UUID, limit: int) ->
 def count_missing(session: Session, source: str, run_id: UUID) -> int:
     """Return how many living items of `source` the run has not met."""
     return session.scalar(select(func.count()).select_from(ItemRow).where(_not_met(source, run_id))) or 0
+
+
+def missing_keys(session: Session, source: str, run_id: UUID, limit: int) -> list[str]:
+    """Return the first keys, in order, of the items that `count_missing` counts."""
+    keys = select(ItemRow.key).where(_not_met(source, run_id)).order_by(ItemRow.key).limit(limit)
+    return list(session.scalars(keys))
+
+
+def count_known(session: Session, source: str, then: datetime | None) -> int:
+    """Return how many living items `source` had at that time already, or has now."""
+    living = select(func.count()).where(ItemRow.source == source, ItemRow.deleted.is_(None))
+    return session.scalar(living if then is None else living.where(ItemRow.created <= then)) or 0
 
 
 def tombstone(session: Session, ids: Sequence[UUID], *, asked: bool) -> None:

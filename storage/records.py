@@ -49,6 +49,9 @@ class Record:
     data: bytes | None = field(default=None, repr=False)
     """The picture's bytes, where they came with the record; then `image` is a name for them."""
 
+    hides: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """Keys of rows that may stand inside a cell of this one, because of a quote too many."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
@@ -64,6 +67,20 @@ class Rejected:
 
     raw: str = ""
     """The row as the source has it, cut to a length that is fit to keep."""
+
+    rows: int = 1
+    """How many rows of the source it stands for: an open quote swallows those that follow."""
+
+    in_doubt: bool = False
+    """Whether it may hold rows of other keys, so that its own key, if it has one, is not all there is."""
+
+    hides: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """Keys of rows that may stand inside it, as in `Record`."""
+
+    @property
+    def is_understood(self) -> bool:
+        """Whether it is known for certain which item this row is, and that it is no other one."""
+        return self.key is not None and not self.in_doubt
 
 
 @dataclass(frozen=True, slots=True)

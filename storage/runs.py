@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, and_, delete, exists, func, literal, or_, 
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
+from storage.catalog import UNUSABLE
 from storage.records import Rejected, item_id
 from storage.schema import ItemRow, RejectRow, RunRow, SeenRow
 from storage.sets import among
@@ -343,6 +344,12 @@ def last_read_count(session: Session, source: str) -> int:
     return session.scalar(read) or 0
 
 
+def last_completed(session: Session, source: str) -> datetime | None:
+    """Return when the last ingest of `source` that came to its end ended; None if none ever did."""
+    complete = RunRow.source == source, RunRow.flow == "ingest", RunRow.outcome == "completed"
+    return session.scalar(select(func.max(RunRow.ended)).where(*complete))
+
+
 def last_ingest(session: Session) -> Run | None:
     """Return the latest ingest that has embedded something and tells how fast it was."""
     measured = RunRow.counts.has_key("speed"), RunRow.counts["embedded"].as_integer() > 0
@@ -376,8 +383,10 @@ def save_rejects(session: Session, run_id: UUID, source: str, rejects: Sequence[
     """
     if not rejects:
         return
+    kept = "place", "key", "reason", "message", "raw"
     rows = [
-        {"id": item_id(source, reject.place), "source": source, "run_id": run_id} | asdict(reject)
+        {"id": item_id(source, reject.place), "source": source, "run_id": run_id}
+        | {name: getattr(reject, name) for name in kept}
         for reject in rejects
     ]
     statement = insert(RejectRow).values(rows)
@@ -393,13 +402,22 @@ def save_rejects(session: Session, run_id: UUID, source: str, rejects: Sequence[
     session.execute(update(RejectRow).where(*moved, RejectRow.resolved.is_(None)).values(resolved=func.now()))
 
 
-def resolve_rejects(session: Session, run_id: UUID, source: str, places: Iterable[str] | None = None) -> None:
+def resolve_rejects(
+    session: Session,
+    run_id: UUID,
+    source: str,
+    places: Iterable[str] | None = None,
+    *,
+    whole: bool = True,
+) -> None:
     """Close the rejects of `source` that this run, which tried all of them, did not meet again.
 
     Those of records that came over the API stay: no run can read them.
 
     Args:
         places: only those at these places were tried.
+        whole: whether all of the source was read and understood; else a row that was not met may still
+            stand there, and only those rejects are closed whose row was ingested.
     """
     tried: list[ColumnElement[bool]] = [
         RejectRow.source == source,
@@ -409,7 +427,21 @@ def resolve_rejects(session: Session, run_id: UUID, source: str, places: Iterabl
     ]
     if places is not None:
         tried.append(among(RejectRow.place, places))
+    if not whole:
+        tried.append(_was_ingested(run_id))
     session.execute(update(RejectRow).where(*tried).values(resolved=func.now()))
+
+
+def _was_ingested(run_id: UUID) -> ColumnElement[bool]:
+    """Whether the run has claimed the row of a reject: at its place, or by its key where that is its own."""
+    claims = select(SeenRow.item_id).join(ItemRow, ItemRow.id == SeenRow.item_id)
+    claims = claims.where(
+        SeenRow.run_id == run_id, SeenRow.place != UNUSABLE, ItemRow.source == RejectRow.source
+    )
+    here = claims.where(SeenRow.place == RejectRow.place)
+    same_key = ItemRow.key == RejectRow.key
+    moved = claims.where(same_key, RejectRow.reason != "duplicate_key")
+    return or_(and_(RejectRow.key.is_(None), here.exists()), here.where(same_key).exists(), moved.exists())
 
 
 def resolve_sent(session: Session, run_id: UUID, source: str, keys: Sequence[str]) -> None:

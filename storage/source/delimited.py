@@ -3,12 +3,14 @@
 import csv
 import json
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from storage.records import Record, Rejected
-from storage.source.lines import TOO_LONG, numbered_lines
+from storage.source.lines import TOO_LONG, Line, numbered_lines
 from storage.source.manifest import BadSource, check_columns, key_of, record_of
 from storage.source.validate import MAX_RAW_CHARS, BadRow, rejected
 
@@ -25,25 +27,81 @@ class _CsvLines:
 
     Attributes:
         number: of the last physical line read, from 1.
-        raw: the beginning of what was read since `raw` was last emptied.
+        taken: the lines that were read since `taken` was last emptied.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._lines = numbered_lines(file)
+        self._ahead: deque[Line] = deque()
         self.number = 0
-        self.raw = ""
+        self.taken: list[str] = []
 
     def __iter__(self) -> "_CsvLines":
         return self
 
     def __next__(self) -> str:
-        line = next(self._lines)
+        line = self._ahead.popleft() if self._ahead else next(self._lines)
         self.number = line.number
-        text = line.content.decode("utf-8", "surrogateescape") + "\n"
-        self.raw += text[: max(0, MAX_RAW_CHARS + 1 - len(self.raw))]
-        if not line.whole:
-            raise _LineTooLong(TOO_LONG)
-        return text
+        self.taken.append(_decoded(line))
+        return _whole(line)
+
+    def again_from(self, index: int) -> Iterator[str]:
+        """Give the lines that were taken, from one of them on, and those that follow, which stay untaken."""
+        for later in range(index, len(self.taken)):
+            yield self.taken[later]
+        for line in self._ahead:
+            yield _whole(line)
+        for line in self._lines:
+            self._ahead.append(line)
+            yield _whole(line)
+
+
+def _decoded(line: Line) -> str:
+    return line.content.decode("utf-8", "surrogateescape") + "\n"
+
+
+def _whole(line: Line) -> str:
+    if not line.whole:
+        raise _LineTooLong(TOO_LONG)
+    return _decoded(line)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """The physical lines of one row: usually one, more where a cell has several lines, or a quote is open."""
+
+    first: int
+    last: int
+    lines: Sequence[str]
+    inner: Sequence[Sequence[str]] = ()
+    """The cells of the rows that begin on lines after the first, were they read from there."""
+
+    @property
+    def place(self) -> str:
+        return f"line {self.first}"
+
+    @property
+    def raw(self) -> str:
+        return "".join(self.lines)[: MAX_RAW_CHARS + 1].rstrip("\n")
+
+    @property
+    def filled(self) -> int:
+        """How many of its lines are not blank."""
+        return sum(bool(line.strip()) for line in self.lines)
+
+    def hidden_keys(self, columns: Sequence[str]) -> tuple[str, ...]:
+        """Return the keys of rows that may stand inside it.
+
+        A quote too many makes one cell of the rows up to the next quote. A row that is whole begins on a
+        line of its own, so that it is found by reading from there.
+        """
+        at = columns.index("key")
+        keys = (key_of({"key": cells[at]}) for cells in self.inner if len(cells) > at)
+        return tuple(dict.fromkeys(key for key in keys if key is not None))
+
+    def hidden_rows(self, columns: Sequence[str]) -> int:
+        """Return how many whole rows may stand inside it."""
+        return sum(len(cells) == len(columns) for cells in self.inner)
 
 
 def read_csv(path: Path) -> Iterator[Record | Rejected]:
@@ -76,41 +134,70 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Record | Rejected]
         lines = _CsvLines(file)
         reader = csv.reader(lines, strict=True)
         next(reader, None)
+        in_header = _span(lines, 1).hidden_keys(columns)
         while True:
-            first, lines.raw = lines.number + 1, ""
+            first = lines.number + 1
+            lines.taken.clear()
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield rejected(f"line {first}", _bad_csv(error, lines.number), lines.raw.rstrip("\n"))
+                yield _bad_csv(error, _Span(first, lines.number, lines.taken))
                 continue
             if cells:
-                yield _csv_row(columns, cells, f"line {first}", path.parent, lines.raw.rstrip("\n"))
+                row = _csv_row(columns, cells, _span(lines, first), path.parent)
+                yield replace(row, hides=in_header + row.hides) if in_header else row
+                in_header = ()
 
 
-def _bad_csv(error: csv.Error, last: int) -> BadRow:
+def _span(lines: _CsvLines, first: int) -> _Span:
+    inner = [_row_from(lines, index) for index in range(1, len(lines.taken))]
+    return _Span(first, lines.number, lines.taken, inner)
+
+
+def _row_from(lines: _CsvLines, index: int) -> Sequence[str]:
+    """Return the cells of the row that begins on one of the lines taken; none where no row does."""
+    try:
+        return next(csv.reader(lines.again_from(index), strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _bad_csv(error: csv.Error, span: _Span) -> Rejected:
+    """Return the one reject of all lines that could not be told apart as rows."""
     if isinstance(error, _LineTooLong):
-        return BadRow("line_too_long", str(error))
-    return BadRow("bad_row", f"not CSV, read up to line {last} ({error}); is a quote missing?")
+        bad = BadRow("line_too_long", str(error), in_doubt=True)
+    else:
+        why = f"not CSV from line {span.first} on, read up to line {span.last} ({error}); is a quote missing?"
+        bad = BadRow("bad_row", why, in_doubt=True)
+    return replace(rejected(span.place, bad, span.raw), rows=max(1, span.filled))
 
 
-def _csv_row(
-    columns: Sequence[str], cells: Sequence[str], place: str, folder: Path, raw: str
-) -> Record | Rejected:
+def _csv_row(columns: Sequence[str], cells: Sequence[str], span: _Span, folder: Path) -> Record | Rejected:
     named = zip(columns, cells, strict=False)
     row: dict[str, Any] = {name: cell for name, cell in named if cell.strip()}
+    hides = span.hidden_keys(columns)
     try:
-        if len(cells) != len(columns):
-            why = f"{len(cells)} cells under {len(columns)} columns; quote a cell that holds a comma"
-            raise BadRow("bad_row", why, key=key_of(row))
-        if any(map(NOT_UTF8.search, cells)):
-            raise BadRow("not_utf8", "not UTF-8; re-save the file as UTF-8", key=key_of(row))
+        _check_cells(columns, cells, span, key=key_of(row))
         if "texts" in row:
             row["texts"] = _json_or_same(row["texts"])
-        return record_of(row, place=place, folder=folder)
+        record = record_of(row, place=span.place, folder=folder)
+        return replace(record, hides=hides) if hides else record
     except BadRow as bad:
-        return rejected(place, bad, raw)
+        bad.in_doubt |= "\0" in "".join(cells)  # a page that a crash left empty: rows may have stood there
+        rows = span.filled if bad.in_doubt else 1 + span.hidden_rows(columns)
+        return replace(rejected(span.place, bad, span.raw), rows=rows, hides=hides)
+
+
+def _check_cells(columns: Sequence[str], cells: Sequence[str], span: _Span, key: str | None) -> None:
+    """Raise `BadRow` where the cells are not those of one row in UTF-8."""
+    if len(cells) != len(columns):
+        lines = "" if span.first == span.last else f", from line {span.first} to line {span.last}"
+        why = f"{len(cells)} cells under {len(columns)} columns{lines}; quote a cell that holds a comma"
+        raise BadRow("bad_row", why, key=key, in_doubt=True)
+    if any(map(NOT_UTF8.search, cells)):
+        raise BadRow("not_utf8", "not UTF-8; re-save the file as UTF-8", key=key)
 
 
 def _json_or_same(cell: str) -> Any:

@@ -11,6 +11,7 @@ from unicodedata import normalize
 
 from storage.records import Ignored, Record, Rejected
 from storage.source.lines import MAX_LINE_BYTES
+from storage.source.manifest import BadSource
 from storage.source.validate import (
     BadRow,
     checked_key,
@@ -39,20 +40,28 @@ def read_folder(root: Path) -> Iterator[Record | Rejected | Ignored]:
 
     Args:
         root: resolved.
+
+    Raises:
+        BadSource: while iterating: a folder cannot be listed.
     """
-    for entries in _listings(root):
-        beside = _beside(entries)
+    for files, folders in _listings(root):
+        beside = _beside(files)
         used = set(map(id, beside.values()))
-        for entry in entries:
+        for entry in files:
             if is_picture(entry.name):
                 yield _picture(root, entry, beside)
             elif id(entry) not in used:
                 yield Ignored(printable(_relative(root, entry)))
+        yield from (_no_picture(root, entry) for entry in folders if is_picture(entry.name))
 
 
 def count_pictures(root: Path) -> int:
-    """Return how many records `read_folder` would try to make."""
-    return sum(is_picture(entry.name) for entries in _listings(root) for entry in entries)
+    """Return how many records `read_folder` would try to make.
+
+    Raises:
+        BadSource: a folder cannot be listed.
+    """
+    return sum(is_picture(entry.name) for files, _ in _listings(root) for entry in files)
 
 
 def is_picture(name: str) -> bool:
@@ -60,16 +69,37 @@ def is_picture(name: str) -> bool:
     return splitext(name)[1].lower() in PICTURES
 
 
-def _listings(root: Path) -> Iterator[list[Entry]]:
-    """Give the files of each folder by name; a stack, as folders can be nested deeper than calls."""
+def _listings(root: Path) -> Iterator[tuple[list[Entry], list[Entry]]]:
+    """Give the files and the folders of each folder; a stack, as they can be nested deeper than calls."""
     waiting = [str(root)]
     while waiting:
-        with os.scandir(waiting.pop()) as scanned:
+        files, folders = _listing(waiting.pop())
+        waiting.extend(entry.path for entry in reversed(folders))
+        yield files, folders
+
+
+def _listing(folder: str) -> tuple[list[Entry], list[Entry]]:
+    """Return the files of one folder, and the folders in it, by name.
+
+    Raises:
+        BadSource: it cannot be listed, or not to its end.
+    """
+    try:
+        with os.scandir(folder) as scanned:
             shown = [entry for entry in scanned if not entry.name.startswith(".")]
-        shown.sort(key=lambda entry: entry.name)
-        folders = [entry.path for entry in shown if entry.is_dir(follow_symlinks=False)]
-        waiting.extend(reversed(folders))
-        yield [entry for entry in shown if not entry.is_dir(follow_symlinks=False)]
+        folders = [entry for entry in shown if entry.is_dir(follow_symlinks=False)]
+    except OSError as error:
+        raise BadSource(
+            f"{printable(folder)}: this folder cannot be listed ({error.strerror}); check its permissions "
+            "and that its drive is there, then run it again"
+        ) from error
+    names = {entry.name for entry in folders}
+    files = [entry for entry in shown if entry.name not in names]
+    return sorted(files, key=_name), sorted(folders, key=_name)
+
+
+def _name(entry: Entry) -> str:
+    return entry.name
 
 
 def _beside(entries: Iterable[Entry]) -> Beside:
@@ -93,8 +123,15 @@ def _picture(root: Path, entry: Entry, beside: Beside) -> Record | Rejected:
         raw = _sidecar(beside.get((stem, ".json")), root)
         return Record(key, place, texts, entry.path, checked_metadata(_object(raw)))
     except BadRow as bad:
-        bad.key = key or place
+        bad.key, bad.in_doubt = key or place, False  # a name is certain, whatever is wrong with it
         return rejected(place, bad, raw or "")
+
+
+def _no_picture(root: Path, folder: Entry) -> Rejected:
+    """Return the reject of a folder that stands where a picture would."""
+    place = _relative(root, folder)
+    bad = BadRow("unreadable", "a folder, where its name says a picture; rename it", key=place)
+    return rejected(place, bad, "")
 
 
 def _relative(root: Path, entry: Entry) -> str:

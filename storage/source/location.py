@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from storage.records import Ignored, Record, Rejected
@@ -34,11 +35,32 @@ def read_source(location: Path) -> Iterator[Record | Rejected | Ignored]:
         location: a folder, or a manifest whose paths are relative to its own folder.
 
     Raises:
-        BadSource: neither of these, or not readable; raised here, before the first row is asked for.
-        OSError: while iterating: a folder cannot be listed, or the disk failed. Nothing is skipped.
+        BadSource: neither of these, or not readable; raised here, before the first row is asked for. Or,
+            while iterating: a folder cannot be listed, or the disk failed. Nothing is skipped.
     """
-    found = _resolved(location)
-    return read_folder(found) if found.is_dir() else READERS[found.suffix.lower()](found)
+    with _readable(location):
+        found = _resolved(location)
+        rows = read_folder(found) if found.is_dir() else READERS[found.suffix.lower()](found)
+    return _to_the_end(location, rows)
+
+
+def _to_the_end(
+    location: Path, rows: Iterator[Record | Rejected | Ignored]
+) -> Iterator[Record | Rejected | Ignored]:
+    with _readable(location):
+        yield from rows
+
+
+@contextmanager
+def _readable(location: Path) -> Iterator[None]:
+    """Raise `BadSource` where the system cannot read what is at `location`."""
+    try:
+        yield
+    except OSError as error:
+        raise BadSource(
+            f"{printable(str(location))}: cannot be read to its end ({error.strerror or error}); check the "
+            "disk and the permissions, then run it again"
+        ) from error
 
 
 def find_row(location: Path, place: str, key: str | None) -> Record | Rejected | None:
@@ -51,9 +73,10 @@ def find_row(location: Path, place: str, key: str | None) -> Record | Rejected |
         key: the row's; None if it had none.
 
     Raises:
-        BadSource, OSError: as `read_source`.
+        BadSource: as `read_source`; or it is not found, and may be in what cannot be understood.
     """
     moved: list[Record | Rejected] = []
+    unclear: Rejected | None = None
     for row in read_source(location):
         if isinstance(row, Ignored):
             continue
@@ -61,6 +84,10 @@ def find_row(location: Path, place: str, key: str | None) -> Record | Rejected |
             return row
         if key is not None and row.key == key:
             moved.append(row)
+        if isinstance(row, Rejected) and not row.is_understood:
+            unclear = unclear or row
+    if not moved and unclear is not None:
+        raise BadSource(f"{place} is not found, and may be in what cannot be understood: {unclear.message}")
     return moved[0] if len(moved) == 1 else None
 
 
@@ -75,12 +102,13 @@ def count_rows(location: Path) -> int:
     Raises:
         BadSource: as `read_source`.
     """
-    found = _resolved(location)
-    if found.is_dir():
-        return count_pictures(found)
-    if found.suffix.lower() == ".parquet":
-        return count_parquet(found)
-    return _count_lines(found) if found.is_file() else 0
+    with _readable(location):
+        found = _resolved(location)
+        if found.is_dir():
+            return count_pictures(found)
+        if found.suffix.lower() == ".parquet":
+            return count_parquet(found)
+        return _count_lines(found) if found.is_file() else 0
 
 
 def _resolved(location: Path) -> Path:

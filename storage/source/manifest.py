@@ -32,7 +32,7 @@ INDIRECT = {
 
 
 class BadSource(ValueError):
-    """There is no source that can be read at this location."""
+    """There is no source at this location that can be read to its end."""
 
 
 def check_columns(path: Path, columns: Sequence[str]) -> None:

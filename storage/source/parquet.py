@@ -44,7 +44,7 @@ def count_parquet(path: Path) -> int:
 @contextmanager
 def _opened(path: Path) -> Iterator[ParquetFile]:
     try:
-        with ParquetFile(path) as file:
+        with ParquetFile(path, page_checksum_verification=True) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise BadSource(f"{path}: not readable as Parquet ({error}); write it again") from error
@@ -57,6 +57,10 @@ def _rows(path: Path) -> Iterator[Record | Rejected]:
             for row in _values(batch):
                 number += 1
                 yield _row(row, f"row {number}", path.parent)
+        if number != file.metadata.num_rows:
+            raise BadSource(
+                f"{path}: {number:,} rows where it says it has {file.metadata.num_rows:,}; write it again"
+            )
 
 
 def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:

@@ -36,12 +36,14 @@ class BadRow(ValueError):
     Attributes:
         reason: a code to count by.
         key: the row's key, once it is known.
+        in_doubt: whether the row may hold others, or its key is not the one it had.
     """
 
-    def __init__(self, reason: str, message: str, *, key: str | None = None) -> None:
+    def __init__(self, reason: str, message: str, *, key: str | None = None, in_doubt: bool = False) -> None:
         super().__init__(message)
         self.reason = reason
         self.key = key
+        self.in_doubt = in_doubt
 
 
 def rejected(place: str, bad: BadRow, raw: str) -> Rejected:
@@ -52,6 +54,7 @@ def rejected(place: str, bad: BadRow, raw: str) -> Rejected:
         reason=bad.reason,
         message=printable(f"{place}: {bad}"),
         raw=printable(raw),
+        in_doubt=bad.in_doubt,
     )
 
 
@@ -90,10 +93,10 @@ def checked_key(value: object) -> str:
         raise BadRow("no_key", "the key is empty; give the row a key")
     if not is_storable(value):
         why = f"key {value[:100]!r} holds NUL or half a character; rename it at the source"
-        raise BadRow("bad_key", why, key=value)
+        raise BadRow("bad_key", why, key=value, in_doubt=True)
     if len(value) > MAX_KEY_CHARS:
         why = f"key of {len(value):,} characters; shorten it to {MAX_KEY_CHARS:,} or fewer"
-        raise BadRow("bad_key", why, key=value)
+        raise BadRow("bad_key", why, key=value, in_doubt=True)
     return value
 
 
