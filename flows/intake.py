@@ -20,6 +20,16 @@ from flows.batch import Embedded, Job, Kept, embed, keep, look, write
 from flows.deps import Deps
 from flows.ledger import Account, Told, recorded
 from flows.maintain import delete_missing, finish_deletes
+from flows.missing import (
+    FIRST,
+    USUAL_SHARE,
+    DeleteLimit,
+    Missing,
+    Reading,
+    Verdict,
+    judge,
+    left,
+)
 from flows.models import make_collection
 from flows.pictures import Pictures
 from flows.report import COUNTS, BatchReport, IngestReport, as_report
@@ -51,12 +61,28 @@ class OtherLocation(ValueError):
     """A source of this name was read from elsewhere before; `--name` says which is meant."""
 
 
-class TooManyRejects(RuntimeError):
-    """More of the source was bad than the limit allows; what was good is kept."""
+class PartOfSource(ValueError):
+    """A run that reads a part of its source cannot know what is missing from it."""
 
-    def __init__(self, message: str, report: "IngestReport") -> None:
+
+class LimitExceeded(RuntimeError):
+    """A run has read its source to the end, and fails for what it found; what was good is kept.
+
+    Attributes:
+        report: of the run.
+    """
+
+    def __init__(self, message: str, report: IngestReport) -> None:
         super().__init__(message)
         self.report = report
+
+
+class TooManyRejects(LimitExceeded):
+    """More of the source was bad than the limit allows."""
+
+
+class TooManyMissing(LimitExceeded):
+    """More items are missing from the source than may be deleted at once; none was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +111,24 @@ class Request:
     only: Only | None = None
     sent: tuple[Row, ...] = ()
     """Records that came with the request, to be added to those of source `name`; nobody reads them again."""
+
+    max_delete: float = USUAL_SHARE
+    """The share of the source's items that may be deleted because they are missing, in [0, 1]."""
+
+    yes: bool = False
+    """Whether any number of missing items may be deleted."""
+
+    def __post_init__(self) -> None:
+        """Refuse to delete what a run cannot know to be missing.
+
+        Raises:
+            PartOfSource: the run does not read all of its source.
+        """
+        if self.delete_missing and not (self.is_whole and self.limit is None):
+            raise PartOfSource(
+                "delete_missing needs the whole source: with a limit, a choice of rows or records that were "
+                "sent, leave it out"
+            )
 
     @property
     def flow(self) -> str:
@@ -127,6 +171,7 @@ def ingest_source(
         OtherLocation: the default name belongs to a source that was read elsewhere.
         ModelMismatch: the collection was made by another model.
         TooManyRejects: the share of rejects is above `settings.max_reject_share`.
+        TooManyMissing: more is missing than the request lets it delete.
     """
     rows = rows_of(request)
     source = persist(partial(_name_of, deps, request), for_s=settings.retry_for_s)
@@ -147,7 +192,8 @@ def ingest_source(
         ):
             told = Told(deps.sessions, lock, run.id)
             expected = lock.persist(partial(expected_of, deps, source, request))
-            wanted = islice(records_of(rows, record.besides, request.only), request.limit)
+            read = records_of(rows, record.besides, record.reading, request.only)
+            wanted = islice(read, request.limit)
             with Workers(deps.encoder.preparation, settings.decode_workers) as workers:
                 job = Job(deps, run, Pictures(workers), record.clock)
 
@@ -162,7 +208,10 @@ def ingest_source(
             if request.is_whole:
                 refuse_empty(record.report("failed"), request)
                 refuse_mostly_bad(record.report("failed"), settings.max_reject_share)
-            lock.persist(partial(finish, deps, run, request, record.besides))
+            elif request.only is not None and not record.reading.rows:
+                raise EmptySource(empty(request))
+            lock.persist(partial(finish, deps, request, record))
+            refuse_many_missing(record.report("failed"), record.verdict)
     return record.report("completed")
 
 
@@ -243,8 +292,14 @@ def _name_of(deps: Deps, request: Request) -> str:
         return name_of(session, request)
 
 
-def finish(deps: Deps, run: Run, request: Request, besides: Counter[str]) -> None:
+def finish(deps: Deps, request: Request, record: "RunRecord") -> None:
     """Do what only a run that has read its source to the end can do; safe to repeat."""
+    run = record.run
+    if request.delete_missing:
+        with deps.sessions() as session:
+            missing = missing_of(session, run)
+        record.verdict = judge(missing, record.reading, DeleteLimit(request.max_delete, request.yes))
+        record.besides["not_deleted"] = record.verdict.leaves
     with deps.sessions.begin() as session:
         runs.require_running(session, run.id)
         if request.location is None:
@@ -252,12 +307,24 @@ def finish(deps: Deps, run: Run, request: Request, besides: Counter[str]) -> Non
             runs.resolve_sent(session, run.id, run.source, keys)
         elif request.limit is None:
             places = request.only.places if request.only else None
-            runs.resolve_rejects(session, run.id, run.source, places)
-    if request.delete_missing:
+            whole = record.reading.doubt is None and not record.verdict.refused
+            runs.resolve_rejects(session, run.id, run.source, places, whole=whole)
+    if record.verdict.deletes:
         for many in delete_missing(deps, run):
-            besides["deleted"] += many
+            record.besides["deleted"] += many
     for _ in finish_deletes(deps, run.source):
         pass
+
+
+def missing_of(session: Session, run: Run) -> Missing:
+    """Return what the run, which has read all of its source, has not met of what the source had before."""
+    before = runs.last_completed(session, run.source)
+    return Missing(
+        run.source,
+        catalog.count_missing(session, run.source, run.id),
+        catalog.count_known(session, run.source, before),
+        tuple(catalog.missing_keys(session, run.source, run.id, FIRST)),
+    )
 
 
 def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestReport:
@@ -271,13 +338,25 @@ def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestRepor
         nowhere = index.Collection(name, settings.model, "", dim=0)
         run = new_run(name_of(session, request), nowhere, settings, request)
         record = RunRecord(run)
-        wanted = islice(records_of(rows, record.besides), request.limit)
+        wanted = islice(records_of(rows, record.besides, record.reading), request.limit)
         for batch in read_batches(run, wanted, Sizes(settings.batch_size, settings.batch_size)):
             record.done += plan_rows(session, run, batch, look_up(session, run, batch)).as_report()
         if request.delete_missing:
-            record.besides["deleted"] = catalog.count_missing(session, run.source, run.id)
+            record.verdict = foreseen(missing_of(session, run), request, record, settings)
+            record.besides["deleted"] = record.verdict.deletes
+            record.besides["not_deleted"] = record.verdict.leaves
         session.rollback()
     return record.report("dry run")
+
+
+def foreseen(missing: Missing, request: Request, record: "RunRecord", settings: Settings) -> Verdict:
+    """Return what an ingest would do with missing items; one that would fail before deletes none."""
+    try:
+        refuse_empty(record.report("dry run"), request)
+        refuse_mostly_bad(record.report("dry run"), settings.max_reject_share)
+    except (EmptySource, TooManyRejects) as error:
+        return left(missing, str(error))
+    return judge(missing, record.reading, DeleteLimit(request.max_delete, request.yes))
 
 
 def new_run(source: str, collection: index.Collection, settings: Settings, request: Request) -> Run:
@@ -344,6 +423,10 @@ class RunRecord:
     besides: Counter[str] = field(default_factory=Counter)
     """What no batch counts: files that were ignored, items that were deleted."""
 
+    reading: Reading = field(default_factory=Reading)
+    verdict: Verdict = field(default_factory=Verdict)
+    """What was decided of missing items."""
+
     clock: Clock = field(default_factory=Clock)
     started: float = field(default_factory=perf_counter)
 
@@ -369,30 +452,44 @@ class RunRecord:
             seconds=seconds,
             stages=self.clock.seconds,
             speed=speed,
+            not_deleted_because=self.verdict.why,
         )
 
     def account(self) -> Account:
         report = self.report("running")
         counts = report.as_json()
         shown = {name: counts[name] for name in (*COUNTS, "reasons", "speed")}
+        if self.verdict.why is not None:
+            shown["not_deleted_because"] = self.verdict.why
         return Account(shown, dict(report.stages))
 
 
 def records_of(
-    rows: Iterator[Row | Ignored], besides: Counter[str], only: Only | None = None
+    rows: Iterator[Row | Ignored], besides: Counter[str], reading: Reading, only: Only | None = None
 ) -> Iterator[Row]:
-    """Yield what became a record or a reject, and count what did neither in `besides`."""
+    """Yield what became a record or a reject, and count what did neither in `besides`.
+
+    Args:
+        reading: counts each of them, whether or not it is yielded.
+    """
     for row in rows:
         if isinstance(row, Ignored):
             besides["ignored"] += 1
-        elif only is None or only.has(row):
+            continue
+        reading.add(row)
+        if only is None or only.has(row):
             yield row
 
 
 def refuse_empty(report: IngestReport, request: Request) -> None:
     """Raise `EmptySource` if nothing was read."""
     if not report.read:
-        raise EmptySource(f"{request.location}: no record in it; is it the right folder or file?")
+        raise EmptySource(empty(request))
+
+
+def empty(request: Request) -> str:
+    """Say that there is nothing in a source."""
+    return f"{request.location}: no record in it; is it the right folder or file?"
 
 
 def refuse_mostly_bad(report: IngestReport, max_share: float) -> None:
@@ -404,3 +501,9 @@ def refuse_mostly_bad(report: IngestReport, max_share: float) -> None:
             f"the other {report.read - report.rejected:,} are kept; see: sightline rejects",
             report,
         )
+
+
+def refuse_many_missing(report: IngestReport, verdict: Verdict) -> None:
+    """Raise `TooManyMissing` if more is missing than may be deleted."""
+    if verdict.refused:
+        raise TooManyMissing(verdict.why or "", report)

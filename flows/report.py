@@ -16,6 +16,7 @@ COUNTS = (
     "rejected",
     "still_deleted",
     "deleted",
+    "not_deleted",
     "ignored",
     "truncated",
     "reused",
@@ -53,6 +54,9 @@ class IngestReport:
     """Their source has them, and somebody asked to delete them."""
 
     deleted: int
+    not_deleted: int
+    """Items that the run has not met, and left all the same."""
+
     ignored: int
     truncated: int
     reused: int
@@ -67,6 +71,8 @@ class IngestReport:
     """Seconds at work, by stage; of decoding, on a processor, added up over its workers."""
 
     speed: Speed
+    not_deleted_because: str | None = None
+    """Why missing items were left, in a sentence."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"run": str(self.run)}
@@ -81,6 +87,7 @@ def as_report(
     seconds: float,
     stages: Mapping[str, float],
     speed: Speed,
+    not_deleted_because: str | None = None,
 ) -> IngestReport:
     """Return the counts of a run's batches, and of what it did besides, as its report."""
     return IngestReport(
@@ -91,6 +98,7 @@ def as_report(
         seconds=round(seconds, 3),
         stages={name: round(busy, 3) for name, busy in stages.items()},
         speed=speed,
+        not_deleted_because=not_deleted_because,
         **{name: done.counts[name] for name in COUNTS},
     )
 
@@ -103,7 +111,8 @@ def as_markdown(report: IngestReport) -> str:
     busy = [(f"busy: {name}", f"{share:.0%}") for name, share in report.speed.busy.items()]
     rows = "\n".join(f"| {name} | {value} |" for name, value in [*counts, *reasons, *stages, *busy])
     title = f"# {report.source}: {report.outcome} in {report.seconds:.1f} s"
-    summary = "\n".join(as_sentences(report.speed))
+    kept = () if report.not_deleted_because is None else (f"**{report.not_deleted_because}**\n",)
+    summary = "\n".join([*kept, *as_sentences(report.speed)])
     return f"{title}\n\n{summary}\n\n| what | value |\n|---|---:|\n{rows}\n"
 
 

@@ -8,8 +8,10 @@ from typing import Any
 from uuid import UUID
 
 from flows.deps import Deps
-from flows.intake import Only, Request, ingest_source
+from flows.intake import EmptySource, Only, Request, ingest_source
+from flows.missing import FIRST
 from flows.settings import Settings
+from flows.words import many
 from storage import runs
 from storage.runs import Reject
 from storage.source import BadSource
@@ -25,7 +27,7 @@ class Retry:
     """How many of them are open still."""
 
     problem: str | None = None
-    """Why none could be tried, in a sentence."""
+    """Why none could be tried, or some were not found, in a sentence."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -42,7 +44,8 @@ def retry_rejects(
 ) -> list[Retry]:
     """Read the sources of open rejects again, and try those rows alone; what passes is resolved.
 
-    A row is known again by its place or by its key; one that its source no longer has is resolved as well.
+    A row is known again by its place or by its key; one that its source no longer has is resolved as well,
+    unless a part of the source could not be understood: it may stand there.
     All rows with the key of a reject are tried, so that of two with one key still the first counts.
 
     Args:
@@ -76,15 +79,31 @@ def _read_again(
     deps: Deps, settings: Settings, source: str, rejects: list[Reject], prefect_run_id: UUID | None
 ) -> Retry:
     with deps.sessions() as session:
-        location, options = runs.last_read(session, source) or ("", {})
+        found = runs.last_read(session, source)
+    if found is None:
+        return Retry(source, len(rejects), len(rejects), "no run has read it; run: sightline ingest SOURCE")
+    location, options = found
     langs = options.get("langs")
     keys = frozenset(reject.key for reject in rejects if reject.key is not None)
     only = Only(frozenset(reject.place for reject in rejects), keys)
     request = Request(Path(location), source, None if langs is None else tuple(langs), None, only=only)
     try:
         ingest_source(deps, settings, request, prefect_run_id=prefect_run_id)
-    except BadSource as error:
+    except (BadSource, EmptySource) as error:
         return Retry(source, len(rejects), len(rejects), str(error))
     with deps.sessions() as session:
-        still = {reject.place for reject in runs.open_rejects(session, source=source) if not reject.sent}
-    return Retry(source, len(rejects), sum(reject.place in still for reject in rejects))
+        still = {one.place: one for one in runs.open_rejects(session, source=source) if not one.sent}
+    left = [reject for reject in rejects if reject.place in still]
+    lost = [reject.place for reject in left if still[reject.place].last_seen == reject.last_seen]
+    return Retry(source, len(rejects), len(left), _not_found(lost))
+
+
+def _not_found(places: list[str]) -> str | None:
+    """Say which rows were not met again, and are open all the same."""
+    if not places:
+        return None
+    first = ", ".join(places[:FIRST]) + (", …" if len(places) > FIRST else "")
+    return (
+        f"{many(len(places), 'row')} not found, and a part of the source could not be understood: {first}; "
+        "correct that part first, see: sightline rejects"
+    )

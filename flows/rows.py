@@ -82,9 +82,16 @@ class Read:
     """Some rows of a source, with the bytes of their pictures."""
 
     rows: int
+    """A reject counts as all the rows that it stands for."""
+
     fetched: tuple[Fetched, ...]
     rejects: tuple[Rejected, ...]
     """Rows that are no records, and records whose pictures could not be read."""
+
+    def hidden_keys(self) -> set[str]:
+        """Return the keys of rows that may stand inside these."""
+        rows: tuple[Row, ...] = (*self.rejects, *(one.record for one in self.fetched))
+        return {key for row in rows for key in row.hides}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +134,13 @@ class Planned:
             unchanged=len(self.plan.unchanged),
             embedded=len(self.plan.embed),
             updated=len(self.plan.update),
-            rejected=len(self.rejects),
+            rejected=sum(reject.rows for reject in self.rejects),
             still_deleted=self.still_deleted,
         )
-        return BatchReport(counts, Counter(reject.reason for reject in self.rejects))
+        reasons = Counter[str]()
+        for reject in self.rejects:
+            reasons[reject.reason] += reject.rows
+        return BatchReport(counts, reasons)
 
 
 def read_batches(run: Run, rows: Iterable[Row], sizes: Sizes) -> Iterator[Read]:
@@ -138,14 +148,15 @@ def read_batches(run: Run, rows: Iterable[Row], sizes: Sizes) -> Iterator[Read]:
     rows_read, fetched, rejects = 0, list[Fetched](), list[Rejected]()
     pictures = size = 0
     for one in side_by_side(partial(read_row, run), rows, threads=FETCHES_AT_ONCE, slow=has_picture):
-        rows_read += 1
         if isinstance(one, Rejected):
+            rows_read += one.rows
             rejects.append(one)
         else:
+            rows_read += 1
             fetched.append(one)
             pictures += one.data is not None
             size += len(one.data or b"")
-        if rows_read == sizes.rows or pictures == sizes.pictures or size >= MOST_BYTES:
+        if rows_read >= sizes.rows or pictures == sizes.pictures or size >= MOST_BYTES:
             yield Read(rows_read, tuple(fetched), tuple(rejects))
             rows_read, fetched, rejects = 0, [], []
             pictures = size = 0
@@ -201,7 +212,8 @@ def plan_rows(
             rejects.append(_second(one.record, unique[id].record.place))
         else:
             unique[id] = one
-    catalog.meet(session, run.id, {item_id(run.source, one.key) for one in rejects if one.key is not None})
+    met = read.hidden_keys() | {one.key for one in rejects if one.key is not None}
+    catalog.meet(session, run.id, {item_id(run.source, key) for key in met})
     places = {id: one.record.place for id, one in unique.items()}
     for id, place in catalog.claim(session, run.id, places).items():
         rejects.append(_second(unique.pop(id).record, place))
@@ -267,4 +279,4 @@ def rejected(record: Record, reason: str, message: str) -> Rejected:
     """Return `record` as a reject; `message` names it and says what to do."""
     row = {"key": record.key, "image": record.image, "texts": [text.text for text in record.texts]}
     raw = json.dumps(row, ensure_ascii=False)
-    return Rejected(record.place, record.key, reason, printable(message), printable(raw))
+    return Rejected(record.place, record.key, reason, printable(message), printable(raw), hides=record.hides)

@@ -10,7 +10,7 @@ from flows.backup_files import BadBackup
 from flows.deps import Deps, Stores, open_stores, with_model
 from flows.evaluate import Evaluation
 from flows.evaluate import evaluate as measure
-from flows.intake import EmptySource, Request, TooManyRejects, ingest_source
+from flows.intake import EmptySource, LimitExceeded, PartOfSource, Request, ingest_source
 from flows.ledger import Account, Told, recorded
 from flows.models import models_folder
 from flows.progress import Advance
@@ -76,20 +76,23 @@ def ingest(settings: Settings, prefect_run_id: UUID | None) -> Counts:
 def ingest_again(
     deps: Deps, settings: Settings, read: Read, prefect_run_id: UUID | None, failed: dict[str, str]
 ) -> Counter[str]:
-    """Return the counts of one source; should it fail, why is put into `failed`."""
+    """Return the counts of one source; should it fail, why is put into `failed`.
+
+    How much a person let an ingest delete is not asked for again: nobody is there to answer for it.
+    """
     langs = read.options.get("langs")
-    request = Request(
-        Path(read.location),
-        read.source,
-        None if langs is None else tuple(langs),
-        read.options.get("limit"),
-        read.options.get("delete_missing", False),
-    )
     try:
+        request = Request(
+            Path(read.location),
+            read.source,
+            None if langs is None else tuple(langs),
+            read.options.get("limit"),
+            read.options.get("delete_missing", False),
+        )
         report = ingest_source(deps, settings, request, prefect_run_id=prefect_run_id)
     except Busy:
         return Counter(busy=1)
-    except (BadSource, EmptySource, TooManyRejects) as error:
+    except (BadSource, EmptySource, LimitExceeded, PartOfSource) as error:
         failed[read.source] = str(error)
         return Counter()
     return Counter({name: getattr(report, name) for name in COUNTS})

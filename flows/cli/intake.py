@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.parts import as_json_option, pairs, print_out, ready_for_flows
+from flows.cli.parts import Percent, as_json_option, pairs, print_out, ready_for_flows
 from flows.settings import load_settings, split_list
 
 
@@ -19,6 +19,14 @@ from flows.settings import load_settings, split_list
 @click.option(
     "--delete-missing", is_flag=True, help="Delete what SOURCE had in an earlier run and has no longer."
 )
+@click.option(
+    "--max-delete",
+    type=Percent(),
+    default="5%",
+    show_default=True,
+    help="Refuse to delete a larger share of SOURCE's items; 5 items may always go.",
+)
+@click.option("--yes", is_flag=True, help="Delete however many are missing.")
 @click.option("--revive", is_flag=True, help="Take in again what `sightline delete` has deleted.")
 @as_json_option
 @click.pass_obj
@@ -30,13 +38,16 @@ def ingest(
     limit: int | None,
     dry_run: bool,
     delete_missing: bool,
+    max_delete: float,
+    yes: bool,
     revive: bool,
     as_json: bool,
 ) -> None:
     """Take in SOURCE: a folder of pictures, or a manifest (.jsonl, .csv, .parquet).
 
     Run it again to pick up changes: what has not changed costs nothing. Records that cannot be taken in are
-    listed by `sightline rejects`; the run goes on without them.
+    listed by `sightline rejects`; the run goes on without them. --delete-missing deletes nothing where a part
+    of SOURCE cannot be understood, whatever --max-delete and --yes say.
     """
     if limit is not None and delete_missing:
         raise click.UsageError("--delete-missing needs the whole source; leave out --limit")
@@ -48,7 +59,9 @@ def ingest(
     if dry_run:
         chosen = None if langs is None else split_list(langs)
         with open_catalog(settings) as engine:
-            request = intake.Request(source, name, chosen, limit, delete_missing, revive)
+            request = intake.Request(
+                source, name, chosen, limit, delete_missing, revive, max_delete=max_delete, yes=yes
+            )
             report = intake.dry_run(engine, settings, request)
         print_out(report.as_json(), as_json, lambda: of_ingest(report))
         return
@@ -56,8 +69,8 @@ def ingest(
     from flows.ingest import ingest as ingest_flow
 
     try:
-        report = ingest_flow(source, name, langs, limit, delete_missing, revive)
-    except intake.TooManyRejects as error:
+        report = ingest_flow(source, name, langs, limit, delete_missing, revive, max_delete, yes)
+    except intake.LimitExceeded as error:
         failed = error.report
         print_out(failed.as_json(), as_json, lambda: of_ingest(failed))
         raise

@@ -26,6 +26,7 @@ def of_ingest(report: IngestReport) -> RenderableType:
     notes = {
         "read": f"from source {report.source}",
         "updated": "words about them changed, vectors stay",
+        "not_deleted": "not met, and left all the same",
         "ignored": "files that are neither pictures nor beside one",
         "truncated": "texts longer than the model reads",
         "still_deleted": "deleted by request; --revive takes them in again",
@@ -37,11 +38,13 @@ def of_ingest(report: IngestReport) -> RenderableType:
             table.add_row(name.replace("_", " "), f"{count:,}", notes.get(name, ""))
     for reason, count in report.reasons.items():
         table.add_row(f"  {reason}", f"{count:,}", "")
+    kept = () if report.not_deleted_because is None else (report.not_deleted_because,)
     if report.outcome == "dry run":
-        return Group(table, Text(f"a dry run in {report.seconds:.1f} s: nothing was written"))
+        done = f"a dry run in {report.seconds:.1f} s: nothing was written"
+        return Group(table, *(Text(line) for line in (*kept, done)))
     rates, advice = as_sentences(report.speed)
     done = f"{report.outcome} in {report.seconds:.1f} s: {rates}"
-    return Group(table, *(Text(line) for line in (done, busy_line(report.speed.busy), advice)))
+    return Group(table, *(Text(line) for line in (*kept, done, busy_line(report.speed.busy), advice)))
 
 
 def of_results(results: Results) -> RenderableType:
