@@ -6,9 +6,11 @@ from datetime import datetime
 from threading import RLock
 from typing import Self
 
-from sqlalchemy import Connection, DateTime, Engine, Integer, Row, column, func, select, table
+from sqlalchemy import Connection, DateTime, Engine, Integer, Row, Text, column, func, select, table
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.functions import Function
+
+from storage.database import address_of, backend_pid_of
 
 STORES = "sightline stores"
 LOST_MS = 5000
@@ -16,10 +18,28 @@ LOST_MS = 5000
 
 ACTIVITY = table("pg_stat_activity", column("pid", Integer), column("backend_start", DateTime(timezone=True)))
 OWN_SESSION = select(ACTIVITY.c.pid, ACTIVITY.c.backend_start).where(ACTIVITY.c.pid == func.pg_backend_pid())
+LOCKS = table("pg_locks", column("pid", Integer), column("locktype", Text))
+OWN_LOCKS = LOCKS.c.pid == func.pg_backend_pid(), LOCKS.c.locktype == "advisory"
+HELD = select(
+    func.pg_backend_pid(), select(func.count()).select_from(LOCKS).where(*OWN_LOCKS).scalar_subquery()
+)
+ROUNDS = 20
+"""Checks of a pooled session; each misses a change in up to a quarter of cases while a pool is busy."""
 
 
 class Busy(RuntimeError):
     """Another process writes what this one wants to write; two at once would undo each other's work."""
+
+
+class SessionNotKept(RuntimeError):
+    """A pooler changes the session between transactions, so that another process can hold the same lock."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(
+            f"a connection pooler at {address_of(engine)} changes the Postgres session between transactions, "
+            "so that no lock holds and nothing can be written safely; connect SIGHTLINE_DATABASE_URL to "
+            "Postgres itself, or set pool_mode=session for it"
+        )
 
 
 class Lock:
@@ -49,17 +69,22 @@ class Lock:
 
         Raises:
             Busy: another process holds a part of it.
+            SessionNotKept: it cannot be held through the pooler in between.
             OperationalError: Postgres does not answer; call this again.
         """
         with self._one_at_a_time:
             if self._connection is not None:
                 try:
-                    self._connection.scalar(select(1))
-                    self._connection.commit()
-                    return
+                    if self._is_held(self._connection):
+                        return
                 except DBAPIError as error:
                     if not error.connection_invalidated:
                         raise
+                else:
+                    self._connection.invalidate()  # its session is another's now
+                    self._connection.close()
+                    self._connection = None
+                    raise SessionNotKept(self._engine)
                 self.release()
             self._take()
 
@@ -72,11 +97,11 @@ class Lock:
                 self._connection = None
 
     def _take(self) -> None:
-        connection = self._connection = self._engine.connect()
+        connection, session = _own_session(self._engine)
+        self._connection = connection
         try:
             self._end_lost_session(connection)
             self._session = None
-            session = connection.execute(OWN_SESSION).one()
             for attempt, why in self._wanted:
                 if not connection.scalar(select(attempt)):
                     raise Busy(why)
@@ -85,6 +110,12 @@ class Lock:
         except BaseException:
             self.release()
             raise
+
+    def _is_held(self, connection: Connection) -> bool:
+        """Check that the session is the one that took the locks, and holds them."""
+        pid, held = connection.execute(HELD).one()
+        connection.commit()
+        return self._session is not None and (pid, held) == (self._session.pid, len(self._wanted))
 
     def _end_lost_session(self, connection: Connection) -> None:
         """End the session that the lock was held by before: its server may not know yet that we are gone."""
@@ -127,14 +158,50 @@ def flow_lock(engine: Engine, work: str) -> Lock:
 
 @contextmanager
 def collection_lock(engine: Engine) -> Iterator[None]:
-    """Hold the right to make or switch collections; waits for whoever has it, who needs it for a moment."""
-    with engine.connect() as connection:
+    """Hold the right to make or switch collections; waits for whoever has it, who needs it for a moment.
+
+    Raises:
+        SessionNotKept: it cannot be held through the pooler in between.
+    """
+    connection, _ = _own_session(engine)
+    with connection:
         try:
             connection.execute(select(func.pg_advisory_lock(_number("sightline collections"))))
             connection.commit()
             yield
         finally:
             _give_back(connection)
+
+
+def _own_session(engine: Engine) -> tuple[Connection, Row[tuple[int, datetime]]]:
+    """Open a connection whose session stays the same; the caller closes it.
+
+    Raises:
+        SessionNotKept: a pooler gives each transaction the session that happens to be free.
+    """
+    connection = engine.connect()
+    try:
+        session = connection.execute(OWN_SESSION).one()
+        if session.pid != backend_pid_of(connection) and not _keeps(connection, engine, session.pid):
+            raise SessionNotKept(engine)
+    except BaseException:
+        connection.close()
+        raise
+    return connection, session
+
+
+def _keeps(connection: Connection, engine: Engine, pid: int) -> bool:
+    """Check that an idle connection keeps its session while another uses the pooler."""
+    own = select(func.pg_backend_pid())
+    connection.commit()
+    for _ in range(ROUNDS):
+        with engine.connect() as other:
+            given_away = other.scalar(own) == pid
+        # only after the other's transaction has ended: the pool may have one session in all
+        if given_away or connection.scalar(own) != pid:
+            return False
+        connection.commit()
+    return True
 
 
 def _give_back(connection: Connection) -> None:

@@ -1,6 +1,9 @@
 """Servers that the project does not start itself, as Debian packages them."""
 
+import os
 import shlex
+import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +13,12 @@ from sqlalchemy import URL, make_url
 from storage.embedded.account import choose_account
 from storage.embedded.data_folder import create
 from storage.embedded.place import PORT, Place, make_private
+from storage.embedded.postgres import find_binaries
+from tests.processes import a_free_port, is_gone, wait_until
 from tests.tools import tool
 
 POSTGRES_15 = "/usr/lib/postgresql/15/bin/postgres"
+PGBOUNCER = "/usr/sbin/pgbouncer"
 START_TIMEOUT_S = 30
 
 
@@ -44,3 +50,37 @@ def a_postgres_15(folder: Path) -> Iterator[URL]:
         pg_ctl("-m", "immediate", "stop")
         if place.sockets != place.folder:
             place.sockets.rmdir()
+
+
+@contextmanager
+def a_pgbouncer(folder: Path, home: Path, **options: object) -> Iterator[URL]:
+    """Run a PgBouncer in an empty folder, before the Postgres of a home; yield the URL to connect to.
+
+    Args:
+        folder: an absolute path.
+        options: what its configuration says, such as `pool_mode`.
+    """
+    program = tool(PGBOUNCER)
+    place, port = Place(home.resolve()), a_free_port()
+    account = choose_account(place.home, place.data, find_binaries())
+    own = {"listen_addr": "127.0.0.1", "listen_port": port, "unix_socket_dir": "", "auth_type": "any"}
+    files = {"logfile": folder / "log", "pidfile": folder / "pid"}
+    lines = [f"{name} = {value}" for name, value in (own | files | options).items()]
+    database = f"* = host={place.sockets} port={PORT} user=postgres"
+    configuration = folder / "pgbouncer.ini"
+    configuration.write_text("\n".join(["[databases]", database, "[pgbouncer]", *lines, ""]))
+    os.chown(folder, *account.folder_owner)
+    status, output = account.run([program, "-d", str(configuration)], cwd=folder, timeout_s=START_TIMEOUT_S)
+    assert status == 0, output
+    wait_until(lambda: _listens(port))
+    pid = int((folder / "pid").read_text())
+    try:
+        yield make_url(place.url).set(host="127.0.0.1", port=port, query={})
+    finally:
+        os.kill(pid, signal.SIGTERM)  # ends it with its connections
+        wait_until(lambda: is_gone(pid))
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

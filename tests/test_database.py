@@ -8,6 +8,7 @@ from sqlalchemy.exc import OperationalError
 
 from flows.retries import is_transient
 from storage.database import address_of, open_engine
+from storage.locks import Busy, source_lock
 from tests.faults.proxy import Proxy, a_proxy, to_postgres
 
 LIMIT_S = 0.4
@@ -74,3 +75,10 @@ def test_an_address_names_the_server_and_no_password():
     engine = open_engine("postgresql+psycopg://me:secret@db.example:5433/shop", timeout_s=1)
 
     assert address_of(engine) == "db.example:5433/shop"
+
+
+def test_a_lock_holds_through_a_tcp_proxy(limited: Engine, engine: Engine):
+    with source_lock(limited, "shop") as lock:
+        lock.keep()
+        with pytest.raises(Busy), source_lock(engine, "shop"):
+            pass
