@@ -245,8 +245,8 @@ class Collection:
             return f"collection {self.name!r} cannot be opened: {reason}"
         return (
             f"collection {self.name!r} cannot be opened: put back a copy of its files, or delete it and make "
-            f"it again with `sightline reindex`. All others go on working. Its files in {self.path} are left as "
-            f"they are. The engine says: {reason}"
+            f"it again with `sightline reindex`. All others go on working. Its files in {self.path} are left "
+            f"as they are. The engine says: {reason}"
         )
 
     def _touched(self, write: Write) -> Sequence[PointId]:

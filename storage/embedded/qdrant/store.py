@@ -167,7 +167,9 @@ class Store:
     def delete_index(self, name: str, field: str) -> None:
         """Drop the index of a field; nothing happens where there is none."""
         collection = self.get(name)
-        collection.alter(edge.UpdateOperation.delete_field_index(field))
+        with engine_errors():
+            operation = edge.UpdateOperation.delete_field_index(field)
+        collection.alter(operation)
         kept = {other: schema for other, schema in collection.stored.payload_schema.items() if other != field}
         self._restate(collection, payload_schema=kept)
 
@@ -186,7 +188,9 @@ class Store:
         """Drop a named vector and what the points hold of it."""
         collection = self.get(name)
         fewer = config.without_vector(collection.stored.config, vector)
-        collection.alter(edge.UpdateOperation.delete_vector_name(vector))
+        with engine_errors():
+            operation = edge.UpdateOperation.delete_vector_name(vector)
+        collection.alter(operation)
         self._restate(collection, config=fewer)
 
     def close(self) -> None:
