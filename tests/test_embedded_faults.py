@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from storage.embedded.qdrant import journal
+from storage.embedded.qdrant.checksum import checksums
 from storage.embedded.qdrant.client import IndexUnavailable, find_index, index_client, start, stop
 from storage.embedded.qdrant.depth import MAX_LEVELS, require_shallow
 from storage.embedded.qdrant.refusals import Refused
@@ -384,6 +387,68 @@ def test_a_log_whose_files_are_damaged_is_set_aside(client: QdrantClient, home: 
     client.upsert(NAME, [a_point(1, again=1)])
     kill(home)
     assert client.retrieve(NAME, [1])[0].payload == {"again": 1}
+
+
+@pytest.mark.parametrize("place", [9, 40, -5])
+def test_damage_to_a_record_is_told_and_what_comes_before_it_stays(
+    client: QdrantClient, home: Path, place: int
+):
+    make(client)
+    for id in (4, 5, 6):
+        client.upsert(NAME, [a_point(id)])
+    kill(home)
+    [shard] = (home / "qdrant" / "shards").iterdir()
+    damaged = journal.records(shard / "wal")[2]
+    at = (damaged.start if place > 0 else damaged.end) + place
+    content = bytearray(damaged.file.read_bytes())
+    content[at] ^= 0xFF
+    damaged.file.write_bytes(content)
+
+    info = client.get_collection(NAME)
+
+    assert {point.id for point in client.scroll(NAME)[0]} >= {1, 2, 3, 4}
+    assert info.status == "red"
+    assert "record 2 " in info.optimizer_status.error
+    [kept] = (home / "qdrant" / "aside").iterdir()
+    assert kept.read_bytes() == bytes(content[damaged.start :]).rstrip(b"\0")
+    client.upsert(NAME, [a_point(id, after=1) for id in (1, 5)])
+    kill(home)
+    assert [point.payload for point in client.retrieve(NAME, [1, 5])] == [{"after": 1}] * 2
+
+
+def test_a_record_that_a_kill_left_unfinished_is_no_damage(client: QdrantClient, home: Path):
+    make(client)
+    client.upsert(NAME, [a_point(4, text="x" * 1000)])
+    kill(home)
+    [shard] = (home / "qdrant" / "shards").iterdir()
+    last = journal.records(shard / "wal")[-1]
+    content = bytearray(last.file.read_bytes())
+    content[last.end - 500 : last.end] = bytes(500)
+    last.file.write_bytes(content)
+
+    client.upsert(NAME, [a_point(5)])
+    kill(home)
+
+    assert {point.id for point in client.scroll(NAME)[0]} >= {1, 2, 3, 5}
+    assert client.get_collection(NAME).status == "green"
+
+
+@given(records=st.lists(st.binary(min_size=8, max_size=300), max_size=5), seed=st.integers(0, 2**32 - 1))
+def test_checksums_are_those_that_are_made_bit_by_bit(records: list[bytes], seed: int):
+    expected = []
+    for record in records:
+        expected.append(bit_by_bit(record, expected[-1] if expected else seed))
+
+    assert checksums(records, [seed, *expected][: len(records)]) == expected
+
+
+def bit_by_bit(record: bytes, before: int) -> int:
+    remainder = int(f"{before:032b}"[::-1], 2)
+    for byte in record:
+        remainder ^= byte
+        for _ in range(8):
+            remainder = remainder >> 1 ^ (0x82F63B78 if remainder & 1 else 0)
+    return remainder ^ 0xFFFFFFFF
 
 
 def test_a_segment_that_cannot_be_read_stops_its_collection_and_no_other(client: QdrantClient, home: Path):

@@ -199,7 +199,8 @@ class Collection:
         opening = self.path / OPENING
         try:
             self._require_segments()
-            if salvage.is_halfway(self.path) or (opening.exists() and salvage.failure(self.path)):
+            is_deadly = opening.exists() and salvage.failure(self.path) is not None
+            if salvage.is_halfway(self.path) or is_deadly or salvage.is_damaged(self.path):
                 self._cut_log(has_failed)
             opening.touch()
             try:

@@ -2,10 +2,11 @@
 
 The engine writes files named `closed-FIRST`, with the number of their first record, and `open-ID`, which
 goes on after the last closed one. Each begins with `wal`, a version and a seed; then come the records: the
-length in eight bytes, the CBOR of one operation, a checksum in four bytes, and before that zeros, so that all
-is a multiple of eight.
-A length of zero ends a file; the rest of it is free. `first-index` holds the number up to which the
-shard's segments have everything.
+length in eight bytes, the CBOR of one operation, zeros up to a multiple of eight, and in the last four bytes
+a checksum, which begins with the one before. A length of zero ends a file; the rest of it is free.
+`first-index` holds the number up to which the shard's segments have everything.
+
+The engine takes the first record with a wrong checksum for the end, and writes over all that follows.
 """
 
 import json
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from storage.embedded.qdrant.checksum import checksums
 
 HEADER = b"wal\0"
 SEED = struct.Struct("<I")
@@ -53,6 +56,50 @@ def records(log: Path) -> list[Record]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What the checksums say of a log."""
+
+    intact: int
+    """How many records from the first on are as they were written."""
+
+    unfinished: Record | None
+    """The last one, which a killed process had begun to write."""
+
+    is_damaged: bool
+    """Whether there is more after the intact ones than one unfinished record."""
+
+
+def examine(log: Path) -> Examined:
+    """Compare all records with their checksums, and look for bytes after the last one."""
+    found = records(log)
+    intact, unfinished = 0, None
+    is_damaged = False
+    for file in files(log):
+        content = file.read_bytes()
+        own = [record for record in found if record.file == file]
+        stored = [SEED.unpack_from(content, record.end - CHECKSUM_BYTES)[0] for record in own]
+        before = [SEED.unpack_from(content, len(HEADER))[0], *stored[:-1]] if own else []
+        right = checksums([content[record.start : record.end - CHECKSUM_BYTES] for record in own], before)
+        good = next(
+            (at for at, (one, two) in enumerate(zip(stored, right, strict=True)) if one != two), len(own)
+        )
+        intact += good if not is_damaged and unfinished is None else 0
+        if good == len(own) - 1 and stored[good] == 0 and own[good] == found[-1]:
+            unfinished = own[good]
+        elif good < len(own):
+            is_damaged = True
+        is_damaged |= len(content.rstrip(b"\0")) > (own[-1].end if own else START)
+    return Examined(intact, unfinished, is_damaged)
+
+
+def forget(record: Record) -> None:
+    """Overwrite an unfinished record with zeros, so that no part of it is left after the next one."""
+    with record.file.open("r+b") as file:
+        file.seek(record.start)
+        file.write(bytes(record.end - record.start))
+
+
 def files(log: Path) -> list[Path]:
     """Return the files that hold records, in order."""
     closed = sorted(log.glob("closed-*"), key=_suffix)
@@ -87,7 +134,8 @@ def rest(log: Path, count: int) -> bytes:
     if last:
         following = following[following.index(last[0].file) :]
     contents = [file.read_bytes().rstrip(b"\0") for file in following]
-    return b"".join([content[start:] for content in contents[:1]] + contents[1:])
+    used = [content for content in contents[1:] if len(content) > START]
+    return b"".join([content[start:] for content in contents[:1]] + used)
 
 
 def begin_anew(log: Path, segments: Path) -> None:
@@ -121,8 +169,8 @@ def _kind(record: bytes) -> str:
         return "of an unknown kind"
     length = record[1] & TEXT_LENGTH
     start = 2 if length < LONG_TEXT else 3
-    name = record[start : start + (length if length < LONG_TEXT else record[2])]
-    return name.decode("ascii", "replace")
+    name = record[start : start + (length if length < LONG_TEXT else record[2])].decode("ascii", "replace")
+    return name if name.isidentifier() else "of an unknown kind"
 
 
 def _following(found: list[Record], log: Path) -> int:

@@ -58,6 +58,17 @@ def is_halfway(shard: Path) -> bool:
     return (shard / UNREADABLE).exists()
 
 
+def is_damaged(shard: Path) -> bool:
+    """Whether the log of `shard` has bytes that the engine would drop without a word.
+
+    A record that a killed process left unfinished was never acknowledged: it is overwritten here.
+    """
+    found = journal.examine(shard / LOG)
+    if found.unfinished is not None and not found.is_damaged:
+        journal.forget(found.unfinished)
+    return found.is_damaged
+
+
 def failure(shard: Path) -> str | None:
     """Try to open `shard` in another process; returns why it cannot be opened, or None."""
     module = "storage.embedded.qdrant.salvage"
@@ -101,7 +112,7 @@ def finish(shard: Path) -> None:
 
 def _replayable(shard: Path, unreadable: Path) -> tuple[int, str]:
     """Return how many records can be replayed, and why not one more; by halves, with a process each."""
-    good, bad = -1, len(journal.records(unreadable)) + 1
+    good, bad = -1, journal.examine(unreadable).intact + 1
     reason = "its bytes are damaged"
     while bad - good > 1:
         middle = (good + bad) // 2 if good >= 0 else 0
