@@ -153,17 +153,13 @@ def copy_points(source: QdrantClient, target: QdrantClient, name: str, ids: list
 
 
 def copy_aliases(source: QdrantClient, target: QdrantClient) -> None:
-    """Have each alias of `source` lead to the same collection in `target`, all in one step."""
-    there = {alias.alias_name for alias in target.get_aliases().aliases}
-    steps: list[models.CreateAliasOperation | models.DeleteAliasOperation] = []
-    for alias in source.get_aliases().aliases:
-        if alias.alias_name in there:
-            gone = models.DeleteAlias(alias_name=alias.alias_name)
-            steps.append(models.DeleteAliasOperation(delete_alias=gone))
-        made = models.CreateAlias(alias_name=alias.alias_name, collection_name=alias.collection_name)
-        steps.append(models.CreateAliasOperation(create_alias=made))
-    if steps:
-        target.update_collection_aliases(change_aliases_operations=steps)
+    """Point each alias of `source` at the same collection in `target`, in one request.
+
+    Raises:
+        AliasNotMoved: `target` has no such collection, or did not set an alias; all are as before.
+    """
+    aliases = source.get_aliases().aliases
+    index.set_aliases(target, {alias.alias_name: alias.collection_name for alias in aliases})
 
 
 def drop_others(source: QdrantClient, target: QdrantClient) -> None:

@@ -1,13 +1,16 @@
-from typing import get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from embedding.encoder import unit_rows
-from storage import index
-from storage.index import Point
+from storage import index, transfer
+from storage.index import AliasNotMoved, Point
 from storage.records import Digest, Item
 from tests.builders import an_item
 
@@ -155,6 +158,106 @@ def test_a_search_by_alias_sees_the_old_collection_until_the_switch(vectors: Qdr
     index.activate(vectors, old)
 
     assert found(vectors, X) == [an_item("old").id]
+
+
+def test_an_alias_stays_where_it_is_when_the_collection_it_should_lead_to_is_absent(vectors: QdrantClient):
+    a_collection(vectors, [pictured("old", X)])
+
+    with pytest.raises(AliasNotMoved, match="no collection items__f2"):
+        index.activate(vectors, "items__f2")
+
+    assert found(vectors, X) == [an_item("old").id]
+
+
+class StepByStep:
+    """Carries out the steps of a change of aliases one by one, as a server does.
+
+    Args:
+        fault: what becomes of the first creation of the alias that is searched: it is refused, refused when
+            the old alias is gone already, or accepted and forgotten.
+    """
+
+    def __init__(self, real: Any, fault: str | None) -> None:
+        self._real, self._fault = real, fault
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def update_collection_aliases(self, change_aliases_operations: Sequence[Any], **named: Any) -> bool:
+        for step in change_aliases_operations:
+            fault = None
+            if isinstance(step, models.CreateAliasOperation) and step.create_alias.alias_name == index.ALIAS:
+                fault, self._fault = self._fault, None
+            if fault == "lost":
+                gone = models.DeleteAlias(alias_name=step.create_alias.alias_name)
+                self._real.update_collection_aliases([models.DeleteAliasOperation(delete_alias=gone)])
+            if fault in ("refused", "lost"):
+                raise UnexpectedResponse(500, "Service internal error", b"", httpx.Headers())
+            if fault is None:
+                self._real.update_collection_aliases([step], **named)
+        return True
+
+
+def a_server(fault: str | None = None) -> QdrantClient:
+    client = QdrantClient(":memory:")
+    client._client = StepByStep(client._client, fault)
+    return client
+
+
+def two_collections(client: QdrantClient) -> tuple[str, str]:
+    """Make two collections, of which the first is searched."""
+    old = a_collection(client, [pictured("old", X)], "f1")
+    new = index.create(client, model="colour", fingerprint="f2", dim=3, filter_fields={})
+    return old, new
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "says"),
+    [
+        ("refused", UnexpectedResponse, "500"),
+        ("lost", AliasNotMoved, "all lead where they led before"),
+        ("forgotten", AliasNotMoved, "all lead where they led before"),
+    ],
+)
+def test_searches_go_on_where_a_server_fails_in_the_middle_of_a_switch(
+    fault: str, error: type[Exception], says: str
+):
+    server = a_server()
+    _, new = two_collections(server)
+    server._client._fault = fault
+
+    with pytest.raises(error, match=says):
+        index.activate(server, new)
+
+    assert found(server, X) == [an_item("old").id]
+
+
+def test_searches_go_on_where_a_server_lacks_the_collection_of_a_switch():
+    server = a_server()
+    two_collections(server)
+
+    with pytest.raises(AliasNotMoved):
+        index.activate(server, "items__f3")
+
+    assert found(server, X) == [an_item("old").id]
+
+
+@pytest.mark.parametrize("fault", [None, "refused", "lost", "forgotten"])
+def test_copied_aliases_are_all_copied_or_all_as_before(fault: str | None):
+    source, server = a_server(), a_server()
+    for client in (source, server):
+        old, new = two_collections(client)
+    index.set_aliases(source, {"ours": old, index.ALIAS: new})
+    server._client._fault = fault
+
+    if fault is None:
+        transfer.copy_aliases(source, server)
+    else:
+        with pytest.raises((AliasNotMoved, UnexpectedResponse)):
+            transfer.copy_aliases(source, server)
+
+    aliases = {one.alias_name: one.collection_name for one in server.get_aliases().aliases}
+    assert aliases == ({index.ALIAS: old} if fault else {"ours": old, index.ALIAS: new})
 
 
 @pytest.mark.parametrize(
