@@ -3,11 +3,8 @@
 Which record that is, the engine does not say, and some make it panic or abort. So processes of their own
 try to open the shard with the first half of the log, with three quarters of it, and so on: a shard may take
 the same records again, because each point knows the number of its last change.
-
-    python -P -m storage.embedded.qdrant.salvage SHARD      opens the shard, and leaves without closing it
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -71,7 +68,7 @@ def is_damaged(shard: Path) -> bool:
 
 def failure(shard: Path) -> str | None:
     """Try to open `shard` in another process; returns why it cannot be opened, or None."""
-    module = "storage.embedded.qdrant.salvage"
+    module = "storage.embedded.qdrant.probe"
     tried = subprocess.run(
         [sys.executable, "-P", "-m", module, str(shard)], capture_output=True, text=True, check=False
     )
@@ -156,21 +153,3 @@ def _settle(shard: Path) -> None:
         opened = edge.EdgeShard.load(str(shard))
         opened.flush()
         opened.close()
-
-
-def main() -> None:
-    """Open the shard named on the command line; the exit status says whether that works."""
-    try:
-        with engine_errors():
-            opened = edge.EdgeShard.load(sys.argv[1])
-    except Exception as error:  # noqa: BLE001  (the message is the result, be it of a panic)
-        sys.stderr.write(f"{error}\n")
-        sys.stderr.flush()
-        os._exit(1)
-    sys.stdout.write(f"{opened.info().points_count} points\n")
-    sys.stdout.flush()
-    os._exit(0)  # closing it would write to it
-
-
-if __name__ == "__main__":
-    main()
