@@ -36,7 +36,16 @@ MAX_ROUNDS = 5
 MAX_DELETE = 0.05
 """The share of points that a repair may delete; for more, a person looks first and says so at a terminal."""
 
-DAMAGE = ("missing", "stray", "stale", "wrong_vectors", "missing_picture", "other_model", "no_alias")
+DAMAGE = (
+    "missing",
+    "stray",
+    "stale",
+    "wrong_vectors",
+    "missing_picture",
+    "other_model",
+    "no_alias",
+    "lost_writes",
+)
 """What makes two stores disagree; `pending` is work that an ingest has left."""
 
 Advance = Callable[[int], None]
@@ -129,6 +138,8 @@ def reconcile(stores: Stores, *, advance: Advance = lambda _: None) -> Report:
     for name in sorted({one.name for one in known} | set(index.collections(stores.vectors))):
         if any(one.name == name and is_of_another_model(stores, one) for one in known):
             report.add("other_model", name, collection=name)
+        if fault := index.fault_of(stores.vectors, name):
+            report.add("lost_writes", fault, collection=name)
         for found in confirmed(stores, name, name == active, report, advance):
             report.add(found.kind, str(found.id), collection=name, kept=found.kept)
     for picture in missing_pictures(stores, report):
@@ -336,6 +347,8 @@ def _mend(deps: Deps, settings: Settings) -> set[str]:
                 unmended |= _write_again(deps, active, [one for one in chunk if one.kept], settings.limits)
             else:
                 _take_back(deps, name, [one.kept.id for one in chunk if one.kept])
+        if index.fault_of(deps.vectors, name):
+            index.acknowledge_fault(deps.vectors, name)
     return unmended
 
 

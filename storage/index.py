@@ -46,7 +46,7 @@ class NoCollection(RuntimeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "nothing has been ingested yet; run: sightline ingest SOURCE, or after a restore without vectors: "
+            "nothing has been ingested yet; run: sightline ingest SOURCE, or after a restore without vectors "
             "sightline reconcile --repair"
         )
 
@@ -593,6 +593,19 @@ def sampled_recall(client: QdrantClient, collection: str, ids: Sequence[UUID], l
         for found, right in zip(*answers, strict=True)
     ]
     return sum(shares) / len(shares)
+
+
+def fault_of(client: QdrantClient, collection: str) -> str | None:
+    """Return what Qdrant says is wrong with a collection, in a sentence; None where nothing is."""
+    if not client.collection_exists(collection):
+        return None
+    status = client.get_collection(collection).optimizer_status
+    return status.error if isinstance(status, models.OptimizersStatusOneOf1) else None
+
+
+def acknowledge_fault(client: QdrantClient, collection: str) -> None:
+    """Have Qdrant try again whatever `fault_of` tells of; the embedded index takes it for mended."""
+    client.update_collection(collection, optimizers_config=models.OptimizersConfigDiff())
 
 
 def is_settled(client: QdrantClient, collection: str) -> bool:

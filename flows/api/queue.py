@@ -30,7 +30,7 @@ from flows.settings import BadSettings
 from storage import requests, runs
 from storage.catalog import Selection
 from storage.index import ModelMismatch
-from storage.locks import Busy, flow_lock
+from storage.locks import Busy, SessionNotKept, flow_lock
 from storage.requests import Taken, Waiting
 from storage.runs import RunClosed
 
@@ -44,7 +44,7 @@ MOST_ATTEMPTS = 5
 """A request that ends whoever carries it out is not begun more often."""
 
 TO_WAIT_FOR = (
-    *(Busy, RunClosed, *AWAY),
+    *(Busy, RunClosed, SessionNotKept, *AWAY),
     *(ModelUnavailable, ModelMismatch, OtherModel, BadSettings, WorkersFailed, OSError),
 )
 """What is wrong with the surroundings, not with the request."""
@@ -106,6 +106,9 @@ def _keep_draining(backend: Backend, ended: Event) -> None:
         except (Busy, *AWAY) as error:
             log.debug("the queue waits: %s", error)
             pause_s = LATER_S
+        except SessionNotKept as error:
+            log.error("the queue waits: %s", error)
+            pause_s = LATER_S
         except Exception:
             log.exception("the queue waits: a bug")  # a thread that ends here would be missed by nobody
             pause_s = LATER_S
@@ -119,6 +122,7 @@ def drain(backend: Backend, ended: Event | None = None) -> int:
 
     Raises:
         Busy: another process is at it.
+        SessionNotKept: a pooler before Postgres makes locks void.
         AWAY: a store does not answer.
     """
     with backend.sessions() as sessions, sessions() as session:

@@ -24,6 +24,7 @@ MEANS = {
     "missing_picture": "The bytes of the picture are gone from where pictures are kept.",
     "other_model": "The collection says that another model made it than Postgres says: scores mean nothing.",
     "no_alias": "Searches do not go to the collection that Postgres calls active.",
+    "lost_writes": "The index could not read back all that was written to the collection.",
 }
 MENDS = {
     "missing": "embeds {} again",
@@ -33,6 +34,7 @@ MENDS = {
     "missing_picture": "fetches {} again from where it came from",
     "other_model": "drops {} and embeds its records again",
     "no_alias": "has searches go to the active collection",
+    "lost_writes": "compares all of {} with Postgres and writes again what differs",
 }
 NOUNS = {
     "missing": "record",
@@ -42,6 +44,7 @@ NOUNS = {
     "missing_picture": "picture",
     "other_model": "collection",
     "no_alias": "alias",
+    "lost_writes": "collection",
 }
 CLASS_NAME = re.compile(r"^[A-Z]\w*: ")
 

@@ -26,6 +26,7 @@ MEANINGS = {
     "missing_picture": "pictures whose bytes are gone",
     "other_model": "collections of another model than Postgres says",
     "no_alias": "the alias that searches go through does not lead to the active collection",
+    "lost_writes": "collections whose index could not read back all that was written to it",
     "pending": "items that an ingest has not finished; the next one does, and so does --repair",
 }
 
