@@ -332,8 +332,8 @@ def load_settings() -> Settings:
     for name in ("backup", "prove"):
         if getattr(settings.schedules, name) is not None and settings.backup_url is None:
             raise BadSettings(
-                f"{PREFIX}SCHEDULES__{name.upper()} is set, but not where backups are: set {PREFIX}BACKUP_URL "
-                "to a folder or an fsspec URL"
+                f"{PREFIX}SCHEDULES__{name.upper()} is set, but not where backups are: set "
+                f"{PREFIX}BACKUP_URL to a folder or an fsspec URL"
             )
     return settings
 
