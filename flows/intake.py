@@ -332,21 +332,27 @@ def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestRepor
 
     Everything happens in one transaction that is rolled back, and no model is loaded.
     """
-    rows = rows_of(request)
     with Session(engine) as session:
-        name = registry.active_collection(session) or "none yet"
-        nowhere = index.Collection(name, settings.model, "", dim=0)
-        run = new_run(name_of(session, request), nowhere, settings, request)
-        record = RunRecord(run)
-        wanted = islice(records_of(rows, record.besides, record.reading), request.limit)
-        for batch in read_batches(run, wanted, Sizes(settings.batch_size, settings.batch_size)):
-            record.done += plan_rows(session, run, batch, look_up(session, run, batch)).as_report()
-        if request.delete_missing:
-            record.verdict = foreseen(missing_of(session, run), request, record, settings)
-            record.besides["deleted"] = record.verdict.deletes
-            record.besides["not_deleted"] = record.verdict.leaves
+        record = rehearse(session, settings, request)
         session.rollback()
     return record.report("dry run")
+
+
+def rehearse(session: Session, settings: Settings, request: Request) -> "RunRecord":
+    """Compare a source with what is stored; all that is written are the claims of a run that never is."""
+    rows = rows_of(request)
+    name = registry.active_collection(session) or "none yet"
+    nowhere = index.Collection(name, settings.model, "", dim=0)
+    run = new_run(name_of(session, request), nowhere, settings, request)
+    record = RunRecord(run)
+    wanted = islice(records_of(rows, record.besides, record.reading), request.limit)
+    for batch in read_batches(run, wanted, Sizes(settings.batch_size, settings.batch_size)):
+        record.done += plan_rows(session, run, batch, look_up(session, run, batch)).as_report()
+    if request.delete_missing:
+        record.verdict = foreseen(missing_of(session, run), request, record, settings)
+        record.besides["deleted"] = record.verdict.deletes
+        record.besides["not_deleted"] = record.verdict.leaves
+    return record
 
 
 def foreseen(missing: Missing, request: Request, record: "RunRecord", settings: Settings) -> Verdict:
