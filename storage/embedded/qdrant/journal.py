@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.embedded.qdrant.checksum import checksums
+import google_crc32c
 
 HEADER = b"wal\0"
 SEED = struct.Struct("<I")
@@ -80,7 +80,8 @@ def examine(log: Path) -> Examined:
         own = [record for record in found if record.file == file]
         stored = [SEED.unpack_from(content, record.end - CHECKSUM_BYTES)[0] for record in own]
         before = [SEED.unpack_from(content, len(HEADER))[0], *stored[:-1]] if own else []
-        right = checksums([content[record.start : record.end - CHECKSUM_BYTES] for record in own], before)
+        parts = [content[record.start : record.end - CHECKSUM_BYTES] for record in own]
+        right = list(map(checksum, parts, before))
         good = next(
             (at for at, (one, two) in enumerate(zip(stored, right, strict=True)) if one != two), len(own)
         )
@@ -91,6 +92,12 @@ def examine(log: Path) -> Examined:
             is_damaged = True
         is_damaged |= len(content.rstrip(b"\0")) > (own[-1].end if own else START)
     return Examined(intact, unfinished, is_damaged)
+
+
+def checksum(record: bytes, before: int) -> int:
+    """Return the CRC-32C of a record, which begins with the one before it, its bits in reverse order."""
+    mirrored = int(f"{before:032b}"[::-1], 2)
+    return int(google_crc32c.extend(mirrored ^ 0xFFFFFFFF, record))
 
 
 def forget(record: Record) -> None:
