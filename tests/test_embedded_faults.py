@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,31 +109,40 @@ FILTER_WRITES: dict[str, Callable[[QdrantClient, models.Filter], object]] = {
 }
 
 
+def some(of: Iterable[str], *often: str) -> list[Any]:
+    """All of a kind, of which `make test` tries some."""
+    return [pytest.param(name, marks=() if name in often else pytest.mark.full) for name in of]
+
+
 # --- what is taken can be read back
 
 
 @pytest.mark.parametrize("shape", [payload, pytest.param(lists, marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", some(PAYLOAD_WRITES, "upsert", "set by filter"))
 def test_a_payload_as_deep_as_the_limit_survives_a_kill_and_a_deeper_one_is_refused(
-    client: QdrantClient, home: Path, shape: Callable[[int], Any]
+    client: QdrantClient, home: Path, name: str, shape: Callable[[int], Any]
 ):
-    for name, write in PAYLOAD_WRITES.items():
-        if client.collection_exists(NAME):
-            client.delete_collection(NAME)
-        make(client)
-        levels = 123
+    make(client)
+    write, levels = PAYLOAD_WRITES[name], 123
 
-        write(client, shape(levels))
-        for too_many in (levels + 1, levels + 4, 130, 200):
-            with refused(400, "deep"):
-                write(client, shape(too_many))
-        kill(home)
+    write(client, shape(levels))
+    for too_many in (levels + 1, levels + 4, 130, 200):
+        with refused(400, "deep"):
+            write(client, shape(too_many))
+    kill(home)
 
-        assert shape(levels)["k"] in [point.payload.get("k") for point in client.scroll(NAME)[0]], name
-        client.upsert(NAME, [a_point(8)])
+    assert shape(levels)["k"] in [point.payload.get("k") for point in client.scroll(NAME)[0]]
+    client.upsert(NAME, [a_point(8)])
 
 
 @pytest.mark.parametrize(
-    ("key", "levels"), [(".".join("k" * 122), 1), ("a[0].b", 120), ('"a.b.c"', 122), ("k", 122)]
+    ("key", "levels"),
+    [
+        (".".join("k" * 122), 1),
+        pytest.param("a[0].b", 120, marks=pytest.mark.full),
+        pytest.param('"a.b.c"', 122, marks=pytest.mark.full),
+        pytest.param("k", 122, marks=pytest.mark.full),
+    ],
 )
 def test_a_path_counts_with_the_payload_below_it(client: QdrantClient, home: Path, key: str, levels: int):
     make(client)
@@ -148,7 +157,12 @@ def test_a_path_counts_with_the_payload_below_it(client: QdrantClient, home: Pat
 
 
 @pytest.mark.parametrize(
-    ("deep", "of_delete", "of_others"), [(must, 61, 60), (nested, 30, 30), (min_should, 40, 40)]
+    ("deep", "of_delete", "of_others"),
+    [
+        pytest.param(must, 61, 60, marks=pytest.mark.full),
+        (nested, 30, 30),
+        pytest.param(min_should, 40, 40, marks=pytest.mark.full),
+    ],
 )
 def test_a_filter_as_deep_as_the_limit_survives_a_kill_and_a_deeper_one_is_refused(
     client: QdrantClient,
@@ -170,6 +184,7 @@ def test_a_filter_as_deep_as_the_limit_survives_a_kill_and_a_deeper_one_is_refus
     client.upsert(NAME, [a_point(8)])
 
 
+@pytest.mark.full
 def test_the_deepest_condition_is_counted_with_its_own_levels(client: QdrantClient, home: Path):
     make(client)
     line = models.GeoLineString(
@@ -330,10 +345,7 @@ BAD_RECORDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "record",
-    [pytest.param(name, marks=() if name == "payload" else pytest.mark.full) for name in BAD_RECORDS],
-)
+@pytest.mark.parametrize("record", some(BAD_RECORDS, "payload"))
 def test_a_log_that_cannot_be_replayed_costs_only_what_comes_after_its_bad_record(
     client: QdrantClient, home: Path, record: str
 ):
@@ -465,6 +477,7 @@ def test_a_segment_that_cannot_be_read_stops_its_collection_and_no_other(client:
     assert client.count(NAME).count == 3
 
 
+@pytest.mark.full
 def test_a_shard_whose_segments_are_gone_is_not_taken_for_an_empty_one(client: QdrantClient, home: Path):
     make(client)
     stop(home)
@@ -497,6 +510,7 @@ def test_a_new_index_writes_its_list_of_collections_at_once(home: Path):
     assert (home / "qdrant" / "collections.json").exists()
 
 
+@pytest.mark.full
 def test_an_older_list_of_collections_costs_no_folder(client: QdrantClient, home: Path):
     make(client)
     listed = home / "qdrant" / "collections.json"
