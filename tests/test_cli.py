@@ -119,7 +119,10 @@ def test_searching_before_anything_is_one_line_with_the_remedy_and_exits_with_1(
     result = sightline("search", "red")
 
     assert result.exit_code == 1
-    assert result.stderr == "Error: nothing has been ingested yet; run: sightline ingest SOURCE\n"
+    assert result.stderr == (
+        "Error: nothing has been ingested yet; run: sightline ingest SOURCE, or after a restore without "
+        "vectors sightline reconcile --repair\n"
+    )
     assert result.stdout == ""
 
 

@@ -262,6 +262,7 @@ def test_captions_of_several_lines_hold_up_no_delete(deps: Deps, settings: Setti
     assert living(deps) == {f"k{n}" for n in range(6)}
 
 
+@pytest.mark.full  # without processes it is tried anyway
 def test_a_csv_of_3000_rows_with_a_stray_quote_loses_nothing_by_the_command_line(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path
 ):

@@ -32,7 +32,7 @@ SOURCE = "s"
 LENIENT = Settings(batch_size=4, max_reject_share=1.0)
 DIGEST = Digest("0" * 64, "0" * 64)
 
-DEFAULT = hypothesis_settings(max_examples=250)
+DEFAULT = hypothesis_settings(max_examples=120)
 LONG = hypothesis_settings(max_examples=2_500)
 
 
