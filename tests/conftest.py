@@ -163,7 +163,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[QdrantClient]:
     yield from emptied(request.getfixturevalue(request.param))
 
 
-@pytest.fixture(params=["local mode", *SERVED])
+@pytest.fixture(params=[pytest.param("local mode", marks=pytest.mark.full), *SERVED])
 def any_index(request: pytest.FixtureRequest) -> Iterator[QdrantClient]:
     """Each thing that a QdrantClient can be a client of, empty."""
     name = "vectors" if request.param == "local mode" else request.param

@@ -230,6 +230,7 @@ def test_a_failed_build_is_told_and_not_tried_again_at_once(
     assert collection.points == len(POINTS)
 
 
+@pytest.mark.full  # graphs are built in the process of the test anyway
 def test_an_owner_builds_by_itself_and_survives_a_kill_in_the_middle(home: Path):
     rng = np.random.default_rng(0)
     with index_client(home, timeout_s=30) as client:

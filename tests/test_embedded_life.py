@@ -82,6 +82,7 @@ def test_the_owner_outlives_its_starter_and_is_found_by_other_processes(home: Pa
     assert owner(home).pid == pid
 
 
+@pytest.mark.full  # tests/test_embedded.py has the same of Postgres
 def test_those_who_start_at_once_get_one_owner(home: Path):
     code = """if True:
         import sys, pathlib
@@ -218,6 +219,7 @@ def test_stopping_says_whether_there_was_an_owner_and_waits_for_its_end(home: Pa
     assert not stop(home)
 
 
+@pytest.mark.full
 def test_who_asks_while_it_is_stopped_is_answered_by_the_next_one(home: Path):
     cut_off = []
     with index_client(home, timeout_s=30) as client, ThreadPoolExecutor(1) as threads:
@@ -367,7 +369,8 @@ def test_a_folder_of_local_mode_is_refused_and_left_as_it_is(home: Path):
 # --- all at once
 
 
-@pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.full), True])
+@pytest.mark.full
+@pytest.mark.parametrize("killed", [False, True])
 def test_eight_processes_use_it_at_once(home: Path, killed: bool):
     reports = stress(home, seconds=4, kill=killed)
 

@@ -174,6 +174,7 @@ def test_two_loads_of_one_model_have_one_fingerprint_wherever_it_lies(tmp_path: 
     assert loaded(folder).fingerprint == loaded(folder).fingerprint == loaded(moved).fingerprint
 
 
+@pytest.mark.full
 def test_use_does_not_change_a_fingerprint(tmp_path: Path):
     folder = write_tiny_clip(tmp_path)
     used = loaded(folder)

@@ -400,6 +400,7 @@ def own_home(home: Path, tiny_clip: Path, tmp_path: Path) -> Iterator[tuple[Stor
         yield stores, settings
 
 
+@pytest.mark.full  # two trainings; what a checkpoint holds is tried without
 @pytest.mark.parametrize("what", ["head", pytest.param("lora", marks=pytest.mark.full)])
 def test_a_training_that_was_killed_goes_on_and_comes_to_the_same(
     own_home: tuple[Stores, Settings], what: What

@@ -169,7 +169,7 @@ def vectors(request: pytest.FixtureRequest) -> Iterator[QdrantClient]:
     yield from emptied(request.getfixturevalue("embedded")) if wants_snapshots else local_mode()
 
 
-@pytest.mark.parametrize("target", ["embedded", "Postgres 15"])
+@pytest.mark.parametrize("target", ["embedded", pytest.param("Postgres 15", marks=pytest.mark.full)])
 def test_an_old_backup_comes_back(
     shop: Deps, elsewhere: Settings, postgres_15: URL, tmp_path: Path, target: str
 ):
@@ -265,6 +265,7 @@ def test_points_that_are_there_are_not_replaced_though_the_backup_has_their_coll
     engine.dispose()
 
 
+@pytest.mark.full
 def test_another_model_of_the_same_name_stays(shop: Deps, elsewhere: Settings, tmp_path: Path):
     a_folder(tmp_path / "models", {"colour/weights": b"1"})
     backup(shop, str(tmp_path / "backups"), tmp_path / "scratch", models=tmp_path / "models")
@@ -438,7 +439,9 @@ def test_a_manifest_that_lies_is_refused(
     refused(backups, tmp_path, ".")
 
 
-@pytest.mark.parametrize("lie", ["rows", "revision", "columns", "values"])
+@pytest.mark.parametrize(
+    "lie", ["rows", "values", *(pytest.param(lie, marks=pytest.mark.full) for lie in ("revision", "columns"))]
+)
 def test_rows_that_do_not_go_into_our_tables_are_refused_before_anything_is_written(
     backups: Path, tmp_path: Path, home_at: HomeAt, lie: str
 ):

@@ -149,6 +149,7 @@ def test_the_page_of_a_run_follows_it_to_its_end_with_its_log(page: Page, runnin
     assert re.fullmatch(rf"http://127.0.0.1:\d+/runs/flow-run/{begun}", str(prefects))
 
 
+@pytest.mark.full  # tests/console/test_models.py has an answer of no
 def test_what_changes_much_is_started_only_after_a_yes(page: Page, running: Running, postgres: Engine):
     page.goto("/runs")
     page.get_by_role("button", name="Start purge").click()
