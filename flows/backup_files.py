@@ -1,4 +1,4 @@
-"""Files of a backup: its manifest, and checks of all that is read from one."""
+"""Read and check the files of a backup."""
 
 import filecmp
 import hashlib
@@ -49,7 +49,7 @@ class File(BaseModel, frozen=True):
 
 
 class SavedCollection(BaseModel, frozen=True):
-    """One collection of a backup: its points are in a file that any Qdrant can be filled from."""
+    """One collection of a backup, with the file that holds its points."""
 
     name: Name
     file: Name
@@ -58,7 +58,10 @@ class SavedCollection(BaseModel, frozen=True):
 
 
 class Snapshot(BaseModel, frozen=True):
-    """One collection of an earlier release's backup: a snapshot of the kind of server that made it."""
+    """One collection of a format 1 backup.
+
+    Its snapshot can be restored only by the kind of server that made it.
+    """
 
     collection: Name
     file: Name
@@ -66,7 +69,7 @@ class Snapshot(BaseModel, frozen=True):
 
 
 class Manifest(BaseModel, frozen=True):
-    """What a backup holds; written last, so that whatever has one is complete."""
+    """The contents of a backup; written last, so a backup with one is complete."""
 
     format: Literal[1, 2]
     made: datetime
@@ -112,7 +115,7 @@ class Manifest(BaseModel, frozen=True):
 
 
 class Proof(BaseModel, frozen=True):
-    """That a backup was restored into throw-away stores, which agreed; kept beside its manifest."""
+    """Proof that a backup was restored and compared; kept beside its manifest."""
 
     backup: str
     at: datetime
@@ -121,7 +124,10 @@ class Proof(BaseModel, frozen=True):
 
 
 def read_manifest(location: str) -> tuple[str, Manifest]:
-    """Return where the backup at `location` is, and what it holds: itself, or the latest below it.
+    """Return the location and manifest of a backup.
+
+    Args:
+        location: a backup, or the folder of several: then the latest.
 
     Raises:
         BadBackup: there is none, or its manifest cannot be read or names what no backup of ours has.
@@ -150,7 +156,9 @@ def read_manifest(location: str) -> tuple[str, Manifest]:
 
 
 def fetch_checked(location: str, manifest: Manifest, folder: Path, *, advance: Advance) -> None:
-    """Copy a backup's files into `folder`, and check them, what is in them, and the pictures.
+    """Copy the files of a backup into `folder` and check their contents.
+
+    Images are checked as well, but not copied.
 
     Raises:
         BadBackup: a file is missing or damaged, or a picture is, or a file holds something else.
@@ -183,7 +191,7 @@ def kept_pictures(location: str) -> Blobs:
 
 
 def picture_list(location: str, folder: Path) -> Iterator[str]:
-    """Yield the SHA-256 of each picture that the backup fetched into `folder` needs."""
+    """Yield the SHA-256 of each image that a fetched backup needs."""
     with (folder / PICTURE_LIST).open("rb") as file:
         for line in file:
             name = line.decode("ascii", "replace").removesuffix("\n")
@@ -208,7 +216,10 @@ def checked_picture(location: str, kept: Blobs, sha256: str) -> bytes:
 
 
 def pack_models(models: Path, names: Sequence[str], folder: Path) -> list[str]:
-    """Write those of the models that have a folder below `models` to files in `folder`; return which."""
+    """Write fine-tuned models to tar files in `folder`; return their names.
+
+    Names without a folder below `models` are left out.
+    """
     own = [name for name in names if name == Path(name).name and (models / name).is_dir()]
     for name in own:
         with tarfile.open(folder / model_file(name), "w") as file:
@@ -217,7 +228,7 @@ def pack_models(models: Path, names: Sequence[str], folder: Path) -> list[str]:
 
 
 def models_in_the_way(models: Path, names: Sequence[str], folder: Path) -> list[str]:
-    """Return those of the unpacked models that have a folder below `models` with something else in it."""
+    """Return the unpacked models whose folder exists with other contents."""
     return [
         name
         for name in names
@@ -226,7 +237,7 @@ def models_in_the_way(models: Path, names: Sequence[str], folder: Path) -> list[
 
 
 def place_models(models: Path, names: Sequence[str], folder: Path) -> None:
-    """Move models that `fetch_checked` has unpacked to below `models`, each whole or not at all."""
+    """Move unpacked models below `models`, each whole or not at all."""
     for name in names:
         if not (models / name).exists():
             models.mkdir(parents=True, exist_ok=True)
@@ -245,7 +256,7 @@ def note_proof(location: str, proof: Proof) -> None:
 
 
 def last_proof(target: str) -> Proof | None:
-    """Return the latest proof of a backup below `target`; None where there is none that can be read."""
+    """Return the latest proof of a backup below `target`; None without one."""
     files, root = url_to_fs(target)
     proofs = []
     for path in files.glob(f"{root}/*/{PROOF}"):
@@ -271,11 +282,15 @@ def described(path: Path) -> File:
 
 
 class _Damaged(Exception):
-    """A file has not the size or the checksum that it should have."""
+    """A file differs from the manifest in size or checksum."""
 
 
 def _fetch(files: AbstractFileSystem, source: str, target: Path, wanted: File) -> None:
-    """Copy a file; no more of it is read than it should have, and nothing but a file is read."""
+    """Copy a regular file and check it against the manifest while reading.
+
+    Raises:
+        _Damaged: it is no regular file, or has another size or checksum.
+    """
     info: dict[str, Any] = files.info(source)
     if info["type"] != "file" or info.get("islink") or info["size"] != wanted.bytes:
         raise _Damaged
@@ -290,7 +305,7 @@ def _fetch(files: AbstractFileSystem, source: str, target: Path, wanted: File) -
 
 
 def _unpack_model(location: str, name: str, folder: Path) -> None:
-    """Unpack a model below `folder`: files and folders of its own name, and no links.
+    """Unpack a model below `folder`; only its own files and folders are accepted.
 
     Raises:
         BadBackup: there is anything else in it.

@@ -1,4 +1,4 @@
-"""Restoring a backup into empty stores, and proving that it can be done."""
+"""Restore a backup into empty stores, or check that this is possible."""
 
 import hashlib
 from dataclasses import dataclass
@@ -45,7 +45,10 @@ PASSABLE = 0o711
 
 
 class Marker(BaseModel, frozen=True):
-    """Which collections a restore has begun to fill: they are its own, should it be interrupted."""
+    """Collections that a restore has begun to fill.
+
+    If it is interrupted, the next restore of the same backup may go on with them.
+    """
 
     backup: str
     """SHA-256 of the backup's manifest."""
@@ -78,7 +81,7 @@ class Restored:
 
 
 def restore(settings: Settings, location: str, *, advance: Advance = lambda _: None) -> Restored:
-    """Fill the empty stores that `settings` name from a backup, and compare them.
+    """Fill empty stores from a backup, and compare them.
 
     Everything is checked before anything is written, and the rows are tried on Postgres. Postgres comes last
     and as a whole: a restore that was interrupted can be run again. What is there already is never replaced.
@@ -119,9 +122,10 @@ def restore(settings: Settings, location: str, *, advance: Advance = lambda _: N
 
 
 def check(settings: Settings, location: str, *, advance: Advance = lambda _: None) -> Restored:
-    """Restore a backup into throw-away embedded stores and compare them; nothing else is written.
+    """Restore a backup into temporary embedded stores, and compare them.
 
-    That it is whole is kept beside the backup, so that the next one can say when that was last proved.
+    The stores of `settings` stay as they are. The proof is kept beside the backup, so that the next backup
+    can report it.
 
     Raises:
         BadBackup, DumpFailed, IncompletePoints: as `restore`.
@@ -151,7 +155,7 @@ def check(settings: Settings, location: str, *, advance: Advance = lambda _: Non
 def _require_empty(
     stores: Stores, settings: Settings, manifest: Manifest, folder: Path, ours: set[str]
 ) -> None:
-    """Make sure that nothing is there which a restore would replace, or mix with.
+    """Check that a restore would replace nothing.
 
     Args:
         ours: collections that an interrupted restore of the same backup has begun to fill.
@@ -170,7 +174,10 @@ def _require_empty(
 
 
 def _fill_index(vectors: QdrantClient, manifest: Manifest, folder: Path, lock: Held) -> dict[str, int]:
-    """Fill each collection; return how many points each has, without those whose snapshots do not fit."""
+    """Fill each collection; return its number of points by name.
+
+    Collections whose snapshots are of another kind of server are left out.
+    """
     points = {}
     for one in manifest.collections:
         make_collection(vectors, one.name, one.shape)
@@ -185,7 +192,7 @@ def _fill_index(vectors: QdrantClient, manifest: Manifest, folder: Path, lock: H
 
 
 def _begun(settings: Settings, manifest: Manifest) -> set[str]:
-    """Return the collections that an interrupted restore of the same backup may have filled in part."""
+    """Return the collections that an interrupted restore of this backup began."""
     try:
         marker = Marker.model_validate_json(_marker_of(settings).read_bytes())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Rows of an archive that pg_dump wrote: earlier releases kept Postgres in one."""
+"""Read rows from a pg_dump archive, as format 1 backups hold."""
 
 import re
 from collections.abc import Iterator
@@ -28,9 +28,10 @@ class TableData:
 
 @contextmanager
 def archived_table(archive: Path, table: str) -> Iterator[TableData | None]:
-    """Yield the rows of `table` in an archive, None where it has none; no statement of it is ever run.
+    """Yield the rows of one table in an archive, None without any.
 
-    pg_restore prints the archive as a script, without a connection, and the rows are taken from that.
+    No statement of the archive is run: pg_restore prints it as a script, without a connection,
+    and the rows are taken from that.
 
     Raises:
         BadArchive: pg_restore cannot read it.

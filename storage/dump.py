@@ -1,4 +1,7 @@
-"""Our Postgres tables as compressed CSV files, and back: COPY, which every server version knows."""
+"""Dump the Postgres tables by COPY, and restore them.
+
+Each table is a compressed CSV file, which every server version reads.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +33,7 @@ DOES_NOT_FIT = (
 
 
 class DumpFailed(RuntimeError):
-    """The rows of a dump cannot be restored into this Postgres; nothing of them was kept."""
+    """The rows of a dump do not fit this Postgres; none was kept."""
 
 
 class NotEmpty(RuntimeError):
@@ -39,7 +42,7 @@ class NotEmpty(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """How a dump was made, which is how it has to be restored."""
+    """The format and contents of a dump."""
 
     method: str
     """`copy`: a CSV file for each table; `pg_dump` in backups of earlier releases: one archive."""
@@ -56,12 +59,15 @@ class Dump:
 
 
 def tables() -> list[Table]:
-    """Return what is dumped, so that each table comes after those it refers to; `seen` ends with its run."""
+    """Return the dumped tables, each after those that it refers to.
+
+    `seen` is left out: its rows end with their run.
+    """
     return [table for table in Base.metadata.sorted_tables if table.name != SeenRow.__tablename__]
 
 
 def dump(engine: Engine, folder: Path) -> Dump:
-    """Write our tables into `folder`, a file each, all as of one moment."""
+    """Write one file per table into `folder`, in one database snapshot."""
     files, rows = [], {}
     frozen = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     with frozen.connect() as connection, cursor(connection) as copying:
@@ -81,7 +87,7 @@ def dump(engine: Engine, folder: Path) -> Dump:
 
 
 def restore(engine: Engine, folder: Path, made: Dump, *, rehearse: bool = False) -> None:
-    """Fill the empty database of `engine` with what `dump` wrote, and bring it to the newest schema.
+    """Restore a dump into an empty database, and migrate it.
 
     All or nothing. Nothing but rows comes from the dump: the tables are made by our migrations, and a
     superuser hands the rows to a role that may do nothing but insert them.
@@ -120,7 +126,7 @@ def require_empty(engine: Engine) -> None:
 
 
 def first_filled(engine: Engine) -> str | None:
-    """Return the name of a table of ours that has a row, or None where all are empty or missing."""
+    """Return the name of a table with rows, None if all are empty."""
     with engine.connect() as connection:
         there = set(inspect(connection).get_table_names())
         filled = (
@@ -145,7 +151,7 @@ def renew_sequences(connection: Connection) -> None:
 
 
 def cursor(connection: Connection) -> psycopg.Cursor[Any]:
-    """Return a cursor of psycopg's own in the transaction of `connection`: SQLAlchemy has no COPY."""
+    """Return a psycopg cursor in the transaction of `connection`, for COPY."""
     raw: psycopg.Connection[Any] = cast(Any, connection.connection.driver_connection)
     return raw.cursor()
 
@@ -171,7 +177,7 @@ def _fill(connection: Connection, folder: Path, made: Dump) -> None:
 
 
 def _copy_files(connection: Connection, folder: Path, made: Dump) -> dict[str, int]:
-    """Insert the rows of each table's file; return how many there were by table."""
+    """Insert the rows of each file; return the count by table."""
     by_table = {name.split(".")[0]: name for name in made.files}
     rows = {}
     for table in tables():
@@ -190,7 +196,7 @@ def _copy_files(connection: Connection, folder: Path, made: Dump) -> dict[str, i
 
 
 def _copy_archive(connection: Connection, folder: Path, made: Dump) -> dict[str, int]:
-    """Insert the rows of the archive of an earlier release; return how many there were by table."""
+    """Insert the rows of a pg_dump archive; return the count by table."""
     [name] = made.files
     rows = {}
     for table in tables():
@@ -212,7 +218,7 @@ def _insert(
 
 @contextmanager
 def _inserting_only(connection: Connection) -> Iterator[None]:
-    """Be a role that may insert rows into our tables, and nothing else, where we are a superuser."""
+    """Replace a superuser by a role that may only insert rows."""
     if connection.scalar(text("select current_setting('is_superuser')")) != "on":
         yield
         return

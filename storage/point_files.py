@@ -1,4 +1,6 @@
-"""Points of a collection as a Parquet file, and back: any Qdrant, embedded, server or cluster, takes them.
+"""Save the points of a collection to a Parquet file, and load them.
+
+The file fits the embedded index, a Qdrant server and a cluster alike.
 
 A file has a row for each point, in the order of ids: its id, its payload as JSON, and a column for each
 named vector: numbers, rows of numbers, or indices with values. Vectors come back bit for bit.
@@ -50,7 +52,7 @@ class Shape(BaseModel, frozen=True):
 
 
 def shape_of(client: QdrantClient, name: str) -> Shape:
-    """Return the vectors, payload indexes, graph settings, quantization and metadata of a collection.
+    """Return the configuration and payload indexes of a collection.
 
     When to optimize, and how many shards and replicas there are, is the server's own affair.
     """
@@ -69,7 +71,7 @@ def shape_of(client: QdrantClient, name: str) -> Shape:
 
 
 def make_collection(client: QdrantClient, name: str, shape: Shape) -> None:
-    """Make the empty collection `name`, unless it is there, and its payload indexes."""
+    """Create a collection and its payload indexes, unless they exist."""
     config = shape.config
     if not client.collection_exists(name):
         client.create_collection(
@@ -86,7 +88,9 @@ def make_collection(client: QdrantClient, name: str, shape: Shape) -> None:
 
 
 def save_points(client: QdrantClient, name: str, path: Path, *, advance: Advance = lambda _: None) -> int:
-    """Write all points of a collection to `path`; nobody may write to it meanwhile.
+    """Write all points of a collection to a Parquet file.
+
+    The collection must not change meanwhile.
 
     Args:
         advance: told how many more points have been written.
@@ -115,7 +119,9 @@ def save_points(client: QdrantClient, name: str, path: Path, *, advance: Advance
 
 
 def check_points(path: Path, name: str, shape: Shape, points: int) -> None:
-    """Make sure that `path` holds so many points that fit a collection of this shape; reads all of it.
+    """Check that a file holds points of a given number and shape.
+
+    All of it is read.
 
     Raises:
         BadPointFile: it does not.
@@ -141,7 +147,9 @@ def check_points(path: Path, name: str, shape: Shape, points: int) -> None:
 
 
 def load_points(client: QdrantClient, name: str, path: Path, *, advance: Advance = lambda _: None) -> int:
-    """Write the points of `path` to a collection of the same shape, which holds no others; safe to repeat.
+    """Write the points of a file to a collection of the same shape.
+
+    The collection holds no other points. Safe to repeat.
 
     Args:
         path: as `check_points` has found it right.
@@ -198,7 +206,7 @@ def _groups(pages: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _vector_of(point: models.Record, name: str) -> Any:
-    """Return one vector of a point as Arrow takes it; None where the point lacks it."""
+    """Return one vector of a point for Arrow, None if absent."""
     vectors = point.vector
     if not isinstance(vectors, dict):
         vectors = {} if vectors is None else {"": vectors}

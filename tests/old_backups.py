@@ -1,4 +1,4 @@
-"""Backups as the release before wrote them: an archive of pg_dump, and snapshots of one kind of Qdrant."""
+"""Write backups of format 1: a pg_dump archive and Qdrant snapshots."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ def an_old_backup(stores: Stores, target: Path, *, also: tuple[str, ...] = ()) -
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
-    """Write a manifest, and the checksum that goes with it, whatever it says."""
+    """Write any manifest with a matching checksum."""
     content = json.dumps(manifest).encode()
     (folder / "manifest.json").write_bytes(content)
     (folder / "manifest.sha256").write_text(hashlib.sha256(content).hexdigest())

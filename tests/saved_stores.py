@@ -1,4 +1,4 @@
-"""Stores of any size, made without a model, and all that is in them, comparable."""
+"""Fill stores of any size without a model, and read their contents."""
 
 import hashlib
 from typing import Any
@@ -16,7 +16,7 @@ SOME = 1000
 
 
 def a_store_of(deps: Stores, records: int, *, dim: int = 24) -> None:
-    """Fill empty stores with records that have a picture, texts, or both, and vectors of many digits."""
+    """Fill empty stores with records of images, texts, or both."""
     name = index.create(
         deps.vectors, model="random", fingerprint="random1", dim=dim, filter_fields={"shelf": "integer"}
     )
@@ -38,7 +38,7 @@ def a_store_of(deps: Stores, records: int, *, dim: int = 24) -> None:
 
 
 def contents(stores: Stores) -> dict[str, Any]:
-    """Return every row but those of runs, every point with its vectors, and every picture's SHA-256."""
+    """Return all rows but runs, all points with vectors, all image hashes."""
     found: dict[str, Any] = {}
     with stores.sessions() as session:
         for table in dump.tables():

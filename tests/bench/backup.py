@@ -1,4 +1,4 @@
-"""Measure a backup, a restore and a check: seconds, and the memory that each adds to its process.
+"""Measure the time and memory of backup, restore and check.
 
 Each runs in a process of its own, over embedded stores that were filled without a model.
 """
