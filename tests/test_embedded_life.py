@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from threading import Event
 
+import httpx
 import pytest
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException
@@ -104,6 +104,7 @@ def test_the_key_and_the_files_are_for_nobody_else(home: Path):
 
     assert access_file(home).stat().st_mode & 0o777 == 0o600
     assert (home / "qdrant").stat().st_mode & 0o777 == 0o700
+    assert (home / "qdrant/socket").is_socket()
     assert len(owner(home).key) > 40
 
 
@@ -122,36 +123,35 @@ def test_it_tells_where_it_is_since_when_how_large_and_of_how_many_points(home: 
 
 
 def test_an_address_whose_owner_is_gone_is_not_believed(home: Path):
-    before = kill_of(home)
-    with socket.create_server(("127.0.0.1", port_of(before))):
-        stranger = before.model_copy(update={"pid": os.getpid()})
-        access_file(home).write_text(stranger.model_dump_json())
-
-        assert find(home) is None
-        assert start(home).url != before.url
-
-
-def kill_of(home: Path) -> Access:
     start(home)
-    return kill(home)
+    before = kill(home)
+    stranger = before.model_copy(update={"pid": os.getpid()})
+    access_file(home).write_text(stranger.model_dump_json())
+
+    assert find(home) is None
+    assert start(home).key != before.key
 
 
-def port_of(access: Access) -> int:
-    return int(access.url.rpartition(":")[2])
+def test_a_plain_client_reads_the_file_again_after_a_restart_as_the_key_is_another(home: Path):
+    def plain() -> QdrantClient:
+        access = owner(home)
+        return QdrantClient(access.url, headers={"api-key": access.key}, check_compatibility=False)
 
+    start(home)
+    before = plain()
+    make(before)
 
-def test_a_plain_client_goes_on_after_a_restart_with_the_same_address_and_key(home: Path):
-    access = start(home)
-    client = QdrantClient(access.url, headers={"api-key": access.key}, check_compatibility=False)
-    make(client)
-
-    kill(home)
+    stolen = kill(home).key
     with pytest.raises(ResponseHandlingException, match="refused"):
-        client.get_collections()
-    start(home)
+        before.get_collections()
+    access = start(home)
 
-    assert client.collection_exists(NAME)
-    client.close()
+    after = plain()
+    assert after.collection_exists(NAME)
+    refused = httpx.get(f"{access.url}/collections", headers={"api-key": stolen})
+    assert (refused.status_code, "read that file again" in refused.text) == (401, True)
+    before.close()
+    after.close()
 
 
 @pytest.mark.parametrize("name", ["two wörds", """a,b:c@d $HOME "quoted" 'twice' %41""", "long/" * 40])
@@ -216,6 +216,7 @@ def test_stopping_says_whether_there_was_an_owner_and_waits_for_its_end(home: Pa
     assert stop(home)
 
     wait_until(lambda: is_gone(pid))
+    assert not access_file(home).exists()  # nothing leads to a port that another program may take
     assert not stop(home)
 
 

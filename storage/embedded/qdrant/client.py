@@ -1,6 +1,5 @@
 """The client of a home's index, and starting, finding and stopping the process behind it."""
 
-import errno
 import os
 import signal
 import subprocess
@@ -17,7 +16,18 @@ import httpx
 from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from storage.embedded.qdrant.access import OWNED_ELSEWHERE, Access, access_file, find, folder_of, is_owned
+from storage.embedded.private import NotPrivate, make_folder, open_file, open_folder, private_folder
+from storage.embedded.qdrant.access import (
+    OWNED_ELSEWHERE,
+    Access,
+    access_file,
+    find,
+    folder_of,
+    is_owned,
+    listens,
+    socket_path,
+)
+from storage.embedded.qdrant.unix_http import UnixTransport, has_no_listener
 from storage.embedded.server import Server, disk_bytes
 
 START_TIMEOUT_S = 60
@@ -40,49 +50,91 @@ def index_client(home: Path, *, timeout_s: int) -> Iterator[QdrantClient]:
     Raises:
         IndexUnavailable: it cannot be started.
     """
-    access = start(home)
-    client = _client_of(access, timeout=timeout_s, transport=_Restarting(home, access))
+    transport = _Restarting(home)
+    client = _client_of(transport.access, transport, timeout=timeout_s)
     try:
         yield client
     finally:
         client.close()
 
 
-def _client_of(access: Access, **options: Any) -> QdrantClient:
-    # The key as a header: as `api_key` the client would warn that http is no secret, which on loopback it is.
+def _client_of(access: Access, transport: httpx.BaseTransport, **options: Any) -> QdrantClient:
     # Asking for the version takes a thread and a request, and both are of this installation.
-    headers = {"api-key": access.key}
-    return QdrantClient(access.url, headers=headers, check_compatibility=False, **options)
+    return QdrantClient(access.url, check_compatibility=False, transport=transport, **options)
 
 
-class _Restarting(httpx.BaseTransport):
-    """HTTP to the owner; when nobody listens there, a new one is started and asked instead."""
+class _Direct(httpx.BaseTransport):
+    """Send requests to one owner by its private socket.
+
+    The folder stays open, and connections lead through it: none leads to a socket of another user.
+    """
 
     def __init__(self, home: Path, access: Access) -> None:
-        self._home = home
-        self._access = access
-        limits = httpx.Limits(max_connections=MAX_CONNECTIONS)
-        self._http = httpx.HTTPTransport(limits=limits)
+        path = folder_of(home)
+        self.access = access
+        self._folder = open_folder(path)
+        self._http = UnixTransport(socket_path(self._folder, path), max_connections=MAX_CONNECTIONS)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send `request`, once more if no connection could be made: it was not seen by anyone then."""
-        access = self._access
-        try:
-            return self._http.handle_request(_addressed(request, access))
-        except httpx.ConnectError as error:
-            if f"[Errno {errno.ECONNREFUSED}]" not in str(error):
-                raise  # no port or file descriptor left here: that is no word on the owner
-            self._access = access = _start_another(self._home, access)
-            return self._http.handle_request(_addressed(request, access))
+        # As `api_key`, the client would warn that http is no secret, which here it is.
+        request.headers["api-key"] = self.access.key
+        return self._http.handle_request(request)
 
     def close(self) -> None:
         self._http.close()
+        os.close(self._folder)
 
 
-def _addressed(request: httpx.Request, access: Access) -> httpx.Request:
-    request.url = request.url.copy_with(port=httpx.URL(access.url).port)
-    request.headers["api-key"] = access.key
-    return request
+class _Restarting(httpx.BaseTransport):
+    """Send requests to the owner; start another when none listens."""
+
+    def __init__(self, home: Path) -> None:
+        """Start the owner of the index in `home` if need be.
+
+        Raises:
+            IndexUnavailable: it cannot be started.
+        """
+        self._home = home
+        self._opened: list[_Direct] = []
+        self._renewing = threading.Lock()
+        self._to_owner = self._renewed(None)
+
+    @property
+    def access(self) -> Access:
+        return self._to_owner.access
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send `request`, once more if no owner carried it out.
+
+        That is certain where no connection was made, and where an owner refused the key of the last one.
+        """
+        to_owner = self._to_owner
+        try:
+            response = to_owner.handle_request(request)
+        except httpx.ConnectError as error:
+            if not has_no_listener(error):
+                raise  # no file descriptor left here: that is no word on the owner
+            _wait_for_end(self._home, to_owner.access)
+        else:
+            if response.status_code != HTTPStatus.UNAUTHORIZED:
+                return response
+            response.close()
+        return self._renewed(to_owner).handle_request(request)
+
+    def close(self) -> None:
+        for transport in self._opened:
+            transport.close()
+
+    def _renewed(self, gone: _Direct | None) -> _Direct:
+        """Return a transport to the owner that follows `gone`.
+
+        The old transport stays open, because other threads may use it.
+        """
+        with self._renewing:
+            if not self._opened or self._to_owner is gone:
+                self._to_owner = _Direct(self._home, start(self._home))
+                self._opened.append(self._to_owner)
+            return self._to_owner
 
 
 def start(home: Path) -> Access:
@@ -108,8 +160,9 @@ def stop(home: Path) -> bool:
         access = find(home)
         if access is None:
             return False
-        with suppress(ProcessLookupError):
-            os.kill(access.pid, signal.SIGTERM)
+        if listens(home, access):
+            with suppress(ProcessLookupError):
+                os.kill(access.pid, signal.SIGTERM)
         _wait_for_end(home, access)
     return True
 
@@ -121,14 +174,14 @@ def find_index(home: Path) -> Server | None:
     if access is None:
         return None
     try:
-        points = _points(access)
+        points = _points(home, access)
     except ResponseHandlingException:
         return None  # it has ended since
     return Server("Qdrant", access.url, access.pid, access.since, disk_bytes(folder_of(home)), points)
 
 
-def _points(access: Access) -> int:
-    client = _client_of(access)
+def _points(home: Path, access: Access) -> int:
+    client = _client_of(access, _Direct(home, access))
     try:
         return sum(_count(client, one.name) for one in client.get_collections().collections)
     finally:
@@ -147,7 +200,7 @@ def _count(client: QdrantClient, collection: str) -> int:
 def _start(home: Path) -> Access:
     _refuse_local_mode(home)
     folder = folder_of(home)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder)
     process = _spawn(home)
     deadline = time.monotonic() + START_TIMEOUT_S
     # Of several that start at once one wins. The others leave, and each starter sees its own off, so that
@@ -171,18 +224,16 @@ def _start(home: Path) -> Access:
 def _spawn(home: Path) -> subprocess.Popen[bytes]:
     folder = folder_of(home)
     argv = [sys.executable, "-P", "-m", "storage.embedded.qdrant.owner", str(home.resolve())]
-    with (folder / "log").open("ab") as log:
+    with private_folder(folder) as opened:
+        log = open_file(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, folder=opened)
+    try:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, start_new_session=True
         )
+    finally:
+        os.close(log)
     threading.Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie
     return process
-
-
-def _start_another(home: Path, gone: Access) -> Access:
-    """Start the owner that follows `gone`, which listens no more but may still be closing its files."""
-    _wait_for_end(home, gone)
-    return start(home)
 
 
 def _wait_for_end(home: Path, access: Access) -> None:
@@ -190,7 +241,8 @@ def _wait_for_end(home: Path, access: Access) -> None:
     while (found := find(home)) is not None and found.pid == access.pid:
         if time.monotonic() > deadline:
             raise IndexUnavailable(
-                f"process {access.pid} does not end: see {folder_of(home) / 'log'}; kill -9 ends it"
+                f"process {access.pid} does not end, or is of an earlier release: see "
+                f"{folder_of(home) / 'log'}; kill -9 ends it"
             )
         time.sleep(POLL_S)
 
@@ -211,6 +263,8 @@ def _refuse_local_mode(home: Path) -> None:
 def _permission_explained(home: Path) -> Iterator[None]:
     try:
         yield
+    except NotPrivate as error:
+        raise IndexUnavailable(str(error)) from error
     except PermissionError as error:
         raise IndexUnavailable(
             f"{access_file(home).parent} is another user's ({error}); run as that user, or choose another "

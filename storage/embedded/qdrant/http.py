@@ -104,8 +104,8 @@ class Door:
         given = request.headers.get("api-key") or bearer
         if not hmac.compare_digest(given.encode(), self.key.encode()):
             raise Unauthorized(
-                "the key is missing or wrong: it is in qdrant.json in the home folder; pass it to "
-                "QdrantClient as api_key"
+                "the key is missing or wrong: it is in qdrant.json in the home folder, and another one after "
+                "each start; read that file again, and pass the key to QdrantClient as api_key"
             )
 
 

@@ -1,13 +1,15 @@
 """The process that owns the index of a home folder: `python -P -m storage.embedded.qdrant.owner HOME`.
 
 It is for one machine. It holds Qdrant's own engine, and answers the part of Qdrant's REST API that
-qdrant-client uses, on loopback. One thread does everything, because the engine takes one call at a time;
-only graphs are built elsewhere, in a process of their own. Who outgrows it sets a Qdrant server's URL.
+qdrant-client uses, on a socket in the index's folder and on loopback. One thread does everything, because
+the engine takes one call at a time; only graphs are built elsewhere, in a process of their own. Who outgrows
+it sets a Qdrant server's URL.
 """
 
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -19,13 +21,16 @@ from typing import TYPE_CHECKING
 from storage.embedded.qdrant.access import (
     HOST,
     OWNED_ELSEWHERE,
+    SOCKET,
     OwnedElsewhere,
     access_file,
     announce,
     folder_of,
     is_announced,
-    last_port_and_key,
+    new_key,
     ownership,
+    socket_path,
+    withdraw,
 )
 from storage.embedded.qdrant.state import Damaged
 
@@ -54,33 +59,43 @@ def own(home: Path, *, idle_s: float | None = IDLE_S) -> None:
         OwnedElsewhere: another process does so already.
         Damaged: the list of collections cannot be read.
     """
-    with ownership(home):
+    path = folder_of(home)
+    with ownership(home) as folder:
         # Imported under the lock: of several that start at once, the losers leave before this second of work.
         from storage.embedded.qdrant.app import Served
 
         # A batch of points is thousands of objects and no cycle: looking for one took a third of the parsing.
         gc.freeze()
         gc.set_threshold(GARBAGE_AFTER_OBJECTS)
-        port, key = last_port_and_key(home)
-        with _listener(port) as listener, Served.opened(folder_of(home), key) as served:
-            asyncio.run(_serve(home, served, listener, idle_s))
-        log.info("the index in %s is closed", folder_of(home))
+        private, public = _private_listener(folder, path), _public_listener()
+        try:
+            with private, public, Served.opened(path, new_key()) as served:
+                asyncio.run(_serve(home, served, [private, public], idle_s))
+        finally:
+            withdraw(home)
+        log.info("the index in %s is closed", path)
 
 
-def _listener(port: int) -> socket.socket:
-    """Return a listening socket on `port`, or on any free one where that is taken."""
-    # asyncio sends small answers at once only where the protocol is named; else each waits 40 ms for an ack
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-    except OSError:
-        listener.bind((HOST, 0))
+def _private_listener(folder: int, path: Path) -> socket.socket:
+    """Return a socket that listens in the open, private `folder`."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with suppress(FileNotFoundError):
+        os.unlink(SOCKET, dir_fd=folder)  # of an owner that was killed
+    listener.bind(socket_path(folder, path))
     listener.listen(BACKLOG)
     return listener
 
 
-async def _serve(home: Path, served: "Served", listener: socket.socket, idle_s: float | None) -> None:
+def _public_listener() -> socket.socket:
+    """Return a socket that listens on loopback, for clients that take URLs."""
+    # asyncio sends small answers at once only where the protocol is named; else each waits 40 ms for an ack
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind((HOST, 0))
+    listener.listen(BACKLOG)
+    return listener
+
+
+async def _serve(home: Path, served: "Served", listeners: list[socket.socket], idle_s: float | None) -> None:
     import uvicorn
 
     config = uvicorn.Config(
@@ -95,12 +110,13 @@ async def _serve(home: Path, served: "Served", listener: socket.socket, idle_s: 
     )
     server = uvicorn.Server(config)
     _end_on_signals(server)
-    access = announce(home, listener.getsockname()[1], served.key)
+    port = listeners[-1].getsockname()[1]
+    access = announce(home, port, served.key)
     log.info("the index in %s is served at %s by process %d", folder_of(home), access.url, access.pid)
     chores = asyncio.create_task(_chores(home, served, server, idle_s))
     try:
         # not `serve`, which would raise the signal again before the collections are closed
-        await server._serve([listener])
+        await server._serve(listeners)
     finally:
         chores.cancel()
         with suppress(asyncio.CancelledError):
@@ -124,7 +140,7 @@ async def _chores(home: Path, served: "Served", server: "uvicorn.Server", idle_s
             now = time.monotonic()
             served.store.flush_due()
             if not is_announced(home):
-                log.warning("%s no longer names this process: it ends", access_file(home))
+                log.warning("%s or the socket no longer leads to this process: it ends", access_file(home))
                 server.should_exit = True
             if idle_s is not None and now - served.activity.last_request_s > idle_s:
                 log.info("nobody asked anything for %.0f s: this process ends", idle_s)
