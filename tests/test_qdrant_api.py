@@ -514,31 +514,31 @@ def test_a_snapshot_brings_a_collection_back_as_it_was(embedded_pictures: Qdrant
     assert embedded_pictures.list_snapshots(NAME) == []
 
 
-def test_a_snapshot_is_downloaded_and_recovered_from_an_address(
-    embedded_pictures: QdrantClient, http: httpx.Client, access: Access
+def test_a_snapshot_is_downloaded_and_recovered_from_what_was_downloaded(
+    embedded_pictures: QdrantClient, http: httpx.Client
 ):
     made = embedded_pictures.create_snapshot(NAME)
-    path = f"/collections/{NAME}/snapshots/{made.name}"
 
-    downloaded = http.get(path)
-    embedded_pictures.recover_snapshot("copy", access.url + path, api_key=access.key)
+    downloaded = http.get(f"/collections/{NAME}/snapshots/{made.name}").content
+    sent = upload(http, "copy", downloaded, checksum=made.checksum)
 
-    assert len(downloaded.content) == made.size
+    assert (sent.status_code, len(downloaded)) == (200, made.size)
     assert payloads(embedded_pictures, "copy") == payloads(embedded_pictures)
     embedded_pictures.delete_collection("copy")
 
 
+def upload(http: httpx.Client, name: str, content: bytes, **parameters: str) -> httpx.Response:
+    path = f"/collections/{name}/snapshots/upload"
+    return http.post(path, files={"snapshot": content}, params=parameters)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a tar file", b"\0" * 20_000])
 def test_what_is_no_snapshot_is_refused_and_changes_nothing(
-    embedded_pictures: QdrantClient, index_home: Path, tmp_path: Path, content: bytes
+    embedded_pictures: QdrantClient, http: httpx.Client, index_home: Path, content: bytes
 ):
-    foreign = tmp_path / "foreign.snapshot"
-    foreign.write_bytes(content)
-
+    assert upload(http, NAME, content).status_code == 400
     with refused(400):
-        embedded_pictures.recover_snapshot(NAME, str(foreign))
-    with refused(400):
-        embedded_pictures.recover_snapshot(NAME, str(tmp_path / "none"))
+        embedded_pictures.recover_snapshot(NAME, str(index_home / "qdrant/snapshots" / NAME / "no.snapshot"))
 
     assert payloads(embedded_pictures).keys() == {1, 2, 3}
     assert not list(index_home.glob("qdrant/recover-*"))

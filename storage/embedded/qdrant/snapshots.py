@@ -3,10 +3,14 @@
 A snapshot is a tar file of this index, not a server's: `collection.json` beside the shard's files. It holds
 the collection as it is at one moment, and no graph: after a recovery, that is built again. It is compressed,
 as the engine keeps files of a size that an empty collection has already.
+
+A recovery reads what this index made or was sent, and nothing else: a server that opened any file or
+address for its clients would read them with rights that its clients may not have.
 """
 
 import asyncio
 import hashlib
+import os
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -17,7 +21,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
-import httpx
 from pydantic import ValidationError
 from qdrant_client import models
 from starlette.datastructures import UploadFile
@@ -25,17 +28,17 @@ from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.routing import Route
 
+from storage.embedded.private import NotPrivate, open_file
 from storage.embedded.qdrant.collection import Collection
 from storage.embedded.qdrant.graphs import BuildFailed, Outdated, replica
 from storage.embedded.qdrant.http import Door
-from storage.embedded.qdrant.refusals import Conflict, NotFound, Refused
+from storage.embedded.qdrant.refusals import Conflict, NotFound, NotSupported, Refused
 from storage.embedded.qdrant.state import Stored
 from storage.embedded.qdrant.store import Store
 
 CHECKSUM = ".checksum"
 DESCRIPTION = "collection.json"
 SHARD = "shard"
-DOWNLOAD_TIMEOUT_S = 60
 
 
 def routes(store: Store, door: Door) -> Iterator[Route]:
@@ -84,21 +87,8 @@ def _delete(store: Store, request: Request, _: None) -> bool:
 
 
 async def _recover(store: Store, request: Request, wanted: models.SnapshotRecover) -> bool:
-    name = request.path_params["name"]
-    unpacked = store.folder / f"recover-{uuid4().hex}"
-    try:
-        stored = await asyncio.to_thread(_unpack, wanted, unpacked)
-        target = store.shards / stored.folder
-        (unpacked / SHARD).rename(target)
-        try:
-            stored = _opened_once(name, stored, store.shards)
-        except BaseException:
-            shutil.rmtree(target, ignore_errors=True)
-            raise
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
-    store.adopt(store.aliases.get(name, name), stored)
-    return True
+    snapshot = _named(store, wanted.location)
+    return await _recover_from(store, request.path_params["name"], snapshot, wanted.checksum)
 
 
 async def _upload(store: Store, request: Request, _: None) -> bool:
@@ -112,10 +102,26 @@ async def _upload(store: Store, request: Request, _: None) -> bool:
             with path.open("xb") as file:
                 await asyncio.to_thread(shutil.copyfileobj, upload.file, file)
             checksum = request.query_params.get("checksum")
-            wanted = models.SnapshotRecover(location=str(path), checksum=checksum)
-            return await _recover(store, request, wanted)
+            return await _recover_from(store, request.path_params["name"], path, checksum)
         finally:
             path.unlink(missing_ok=True)
+
+
+async def _recover_from(store: Store, name: str, snapshot: Path, checksum: str | None) -> bool:
+    unpacked = store.folder / f"recover-{uuid4().hex}"
+    try:
+        stored = await asyncio.to_thread(_unpack, snapshot, checksum, unpacked)
+        target = store.shards / stored.folder
+        (unpacked / SHARD).rename(target)
+        try:
+            stored = _opened_once(name, stored, store.shards)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    store.adopt(store.aliases.get(name, name), stored)
+    return True
 
 
 def _pack(shard: Path, stored: Stored, path: Path) -> None:
@@ -135,40 +141,53 @@ def _pack(shard: Path, stored: Stored, path: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _unpack(wanted: models.SnapshotRecover, folder: Path) -> Stored:
+def _named(store: Store, location: str) -> Path:
+    """Return the path of the index's snapshot at `location`.
+
+    Args:
+        store: the collections, beside whose files the snapshots lie.
+        location: a path or a file URL.
+
+    Raises:
+        NotSupported: it is elsewhere.
+    """
+    parts = urlsplit(location)
+    path = Path(unquote(parts.path) if parts.scheme == "file" else location)
+    snapshots = store.folder / "snapshots"
+    if path.parent.parent != snapshots or ".." in path.parts or not path.name.endswith(".snapshot"):
+        raise NotSupported(
+            f"the embedded index recovers from the snapshots in {snapshots} and from uploads, not from "
+            f"{location}; upload that file instead (POST /collections/NAME/snapshots/upload)"
+        )
+    return path
+
+
+def _unpack(path: Path, checksum: str | None, folder: Path) -> Stored:
     folder.mkdir(mode=0o700)
     snapshot = folder / "snapshot"
-    _fetch(wanted, snapshot)
+    _copy(path, snapshot)
     with snapshot.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if wanted.checksum is not None and wanted.checksum != found:
-        raise Refused(f"the snapshot's SHA-256 is {found}, not {wanted.checksum}")
+    if checksum is not None and checksum != found:
+        raise Refused(f"the snapshot's SHA-256 is {found}, not {checksum}")
     try:
         with tarfile.open(snapshot) as tar:
             tar.extractall(folder, filter="data")
         stored = Stored.model_validate_json((folder / DESCRIPTION).read_bytes())
     except (tarfile.TarError, FileNotFoundError, ValidationError) as error:
         raise Refused(
-            f"{wanted.location} is no snapshot of this index ({error}); a Qdrant server's is another format: "
+            f"{path.name} is no snapshot of this index ({error}); a Qdrant server's is another format: "
             "copy its points with `QdrantClient.migrate` instead"
         ) from error
     return stored.model_copy(update={"folder": uuid4().hex, "graph_points": 0})
 
 
-def _fetch(wanted: models.SnapshotRecover, target: Path) -> None:
-    parts = urlsplit(wanted.location)
+def _copy(path: Path, target: Path) -> None:
     try:
-        if parts.scheme in ("http", "https"):
-            headers = {"api-key": wanted.api_key} if wanted.api_key else {}
-            with httpx.stream("GET", wanted.location, headers=headers, timeout=DOWNLOAD_TIMEOUT_S) as answer:
-                answer.raise_for_status()
-                with target.open("wb") as file:
-                    for part in answer.iter_bytes():
-                        file.write(part)
-        else:
-            shutil.copyfile(unquote(parts.path) if parts.scheme == "file" else wanted.location, target)
-    except (httpx.HTTPError, OSError) as error:
-        raise Refused(f"cannot read the snapshot {wanted.location}: {error}") from error
+        with os.fdopen(open_file(path, os.O_RDONLY), "rb") as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file)
+    except (FileNotFoundError, NotPrivate) as error:
+        raise Refused(f"cannot read the snapshot {path}: {error}") from error
 
 
 def _opened_once(name: str, stored: Stored, shards: Path) -> Stored:
