@@ -12,7 +12,7 @@ from sqlalchemy import URL, make_url
 
 from storage.embedded.account import choose_account
 from storage.embedded.data_folder import create
-from storage.embedded.place import PORT, Place, make_private
+from storage.embedded.place import PORT, Place, make_server_folder, make_sockets, remove_sockets
 from storage.embedded.postgres import find_binaries
 from tests.processes import a_free_port, is_gone, wait_until
 from tests.tools import tool
@@ -32,8 +32,8 @@ def a_postgres_15(folder: Path) -> Iterator[URL]:
     binaries = Path(tool(POSTGRES_15)).parent
     place = Place(folder)
     account = choose_account(place.home, place.data, binaries)
-    for private in {place.folder, place.sockets}:
-        make_private(private, account)
+    make_server_folder(place.folder, account)
+    make_sockets(place, account)
     with (folder / "lock").open("w") as lock:
         create(place, account, binaries, lock.fileno())
 
@@ -48,8 +48,7 @@ def a_postgres_15(folder: Path) -> Iterator[URL]:
         yield make_url(place.url)
     finally:
         pg_ctl("-m", "immediate", "stop")
-        if place.sockets != place.folder:
-            place.sockets.rmdir()
+        remove_sockets(place)
 
 
 @contextmanager

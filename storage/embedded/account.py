@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROBE_TIMEOUT_S = 20
+SERVER_USERS = ("postgres", "nobody")
+"""Who runs Postgres for root, the first that there is."""
 
 
 class PostgresUnavailable(RuntimeError):
@@ -135,7 +137,7 @@ def _unprivileged(data: Path) -> Account:
     """Return the owner of `data` where there is one, so that a user added later changes nothing."""
     if data.exists() and data.stat().st_uid != 0:
         return Account(data.stat().st_uid, data.stat().st_gid)
-    for name in ("postgres", "nobody"):
+    for name in SERVER_USERS:
         try:
             user = pwd.getpwnam(name)
         except KeyError:

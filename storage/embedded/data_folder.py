@@ -1,15 +1,18 @@
 """The data folder of a Postgres: made whole or not at all, of the right version, free of a dead server."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from storage.embedded.account import Account, PostgresUnavailable
-from storage.embedded.place import SOCKET, Place
+from storage.embedded.place import SOCKET, Place, trusted
+from storage.embedded.private import open_file
 
 CREATE_TIMEOUT_S = 60
 PID_TIMEOUT_S = 5
@@ -65,9 +68,10 @@ def end_orphans(place: Place) -> None:
     On its way out such a server would remove the socket of its successor.
     """
     deleted = f"{place.data} (deleted)"
+    owners = trusted(place.home)
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if os.readlink(process / "cwd") == deleted:
+            if os.readlink(process / "cwd") == deleted and _is_postgres(process, owners):
                 _end(process)
 
 
@@ -83,12 +87,22 @@ def clear_dead_pid(place: Place) -> None:
         PostgresUnavailable: such a server does not end.
     """
     pid_file = place.data / "postmaster.pid"
-    if not pid_file.exists() or not Path("/proc/self").exists():
+    owners = trusted(place.home)
+    if not Path("/proc/self").exists():
         return
-    process = Path("/proc") / pid_file.read_text().partition("\n")[0].strip()
+    try:
+        file = open_file(pid_file, os.O_RDONLY, owners=owners)
+    except FileNotFoundError:
+        return
+    with os.fdopen(file, errors="replace") as known:
+        pid = known.readline().strip()
+    if re.fullmatch("[1-9][0-9]*", pid) is None:
+        pid_file.unlink()  # damaged: Postgres would not start
+        return
+    process = Path("/proc") / pid
     deadline = time.monotonic() + PID_TIMEOUT_S
     while process.exists():
-        is_serving = _works_in(process, place.data)
+        is_serving = _works_in(process, place) and _is_postgres(process, owners)
         is_late = time.monotonic() > deadline
         if is_serving and is_late:
             _end(process)
@@ -117,13 +131,23 @@ def _end(process: Path) -> None:
     )
 
 
-def _works_in(process: Path, folder: Path) -> bool:
+def _works_in(process: Path, place: Place) -> bool:
     try:
-        return (process / "cwd").samefile(folder)
+        return (process / "cwd").samefile(place.data)
     except PermissionError:  # root in a container without CAP_SYS_PTRACE
-        return b"postgres" in _command_line(process)
+        return os.fsencode(place.sockets) in _command_line(process).split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def _is_postgres(process: Path, owners: Collection[int]) -> bool:
+    """Return whether a process is a Postgres server of one of `owners`."""
+    program = _command_line(process).partition(b"\0")[0]
+    try:
+        users = re.search(r"^Uid:\s+\d+\s+(\d+)", (process / "status").read_text(), re.MULTILINE)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return os.path.basename(program) == b"postgres" and users is not None and int(users[1]) in owners
 
 
 def _is_zombie(process: Path) -> bool:

@@ -6,10 +6,11 @@ a lock in the home folder; using a server that runs takes no lock.
 
 import fcntl
 import importlib.util
+import os
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +18,16 @@ from psycopg.pq import Ping
 
 from storage.embedded.account import PostgresUnavailable, choose_account
 from storage.embedded.data_folder import clear_dead_pid, create, end_orphans, require_version
-from storage.embedded.place import PORT, Place, make_private, ping
+from storage.embedded.place import (
+    PORT,
+    Place,
+    make_server_folder,
+    make_sockets,
+    ping,
+    remove_sockets,
+    trusted,
+)
+from storage.embedded.private import NotPrivate, open_file
 from storage.embedded.server import Server, disk_bytes
 
 START_TIMEOUT_S = 30
@@ -88,7 +98,9 @@ def find_postgres(home: Path) -> Server | None:
     with _permission_explained(place):
         if not postgres_runs(home):
             return None
-        pid, _, started, *_ = (place.data / "postmaster.pid").read_text().splitlines()
+        file = open_file(place.data / "postmaster.pid", os.O_RDONLY, owners=trusted(place.home))
+        with os.fdopen(file) as known:
+            pid, _, started, *_ = known.read().splitlines()
         since = datetime.fromtimestamp(int(started), UTC)
         return Server("Postgres", str(place.sockets), int(pid), since, disk_bytes(place.data))
 
@@ -124,14 +136,13 @@ def _answers(place: Place) -> bool:
 def _start(place: Place, lock: int) -> None:
     binaries = find_binaries()
     account = choose_account(place.home, place.data, binaries)
-    make_private(place.folder, account)
-    if place.sockets != place.folder:
-        make_private(place.sockets, account)
+    make_server_folder(place.folder, account)
     end_orphans(place)
     if not place.data.exists():
         create(place, account, binaries, lock)
     require_version(place.data, binaries)
     clear_dead_pid(place)
+    make_sockets(place, account)
 
     options = ["-p", str(PORT), "-k", str(place.sockets)]
     for setting in SETTINGS:
@@ -159,9 +170,7 @@ def _stop(place: Place) -> bool:
     status, output = account.run(argv, cwd=place.folder, timeout_s=STOP_TIMEOUT_S + 10)
     if status != 0:
         raise PostgresUnavailable(f"the Postgres in {place.folder} does not stop: {output.strip()}")
-    if place.sockets != place.folder:
-        with suppress(OSError):
-            place.sockets.rmdir()
+    remove_sockets(place)
     return True
 
 
@@ -169,6 +178,8 @@ def _stop(place: Place) -> bool:
 def _permission_explained(place: Place) -> Iterator[None]:
     try:
         yield
+    except NotPrivate as error:
+        raise PostgresUnavailable(str(error)) from error
     except PermissionError as error:
         raise PostgresUnavailable(
             f"{place.home} is another user's ({error}); run as that user, or choose another SIGHTLINE_HOME"
@@ -179,7 +190,12 @@ def _permission_explained(place: Place) -> Iterator[None]:
 def _locked(place: Place) -> Iterator[int]:
     """Hold the lock of `place`, for whoever starts or stops its server; yields its file descriptor."""
     place.home.mkdir(parents=True, exist_ok=True)
-    with (place.home / "postgres.lock").open("a") as file:
+    lock = open_file(
+        place.home / "postgres.lock", os.O_RDWR | os.O_CREAT, owners=trusted(place.home), closed=0
+    )
+    with os.fdopen(lock) as file:
+        if os.fstat(lock).st_uid == os.geteuid():
+            os.fchmod(lock, 0o600)  # another user who could open it could hold it for ever
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         while True:
             try:

@@ -1,0 +1,266 @@
+"""Attacks on the embedded servers, by another user or with a stolen key."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
+from sqlalchemy import NullPool, create_engine, text
+
+from storage.embedded.account import PostgresUnavailable
+from storage.embedded.place import Place
+from storage.embedded.postgres import postgres_url, stop_postgres
+from storage.embedded.qdrant import client as qdrant_client
+from storage.embedded.qdrant.access import Access, access_file, find
+from storage.embedded.qdrant.client import IndexUnavailable, find_index, index_client, start, stop
+from tests.processes import HomeAt, is_gone, wait_until
+
+NAME = "pictures"
+STRANGER = 12345
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+
+
+def kill(home: Path) -> Access:
+    access = find(home)
+    os.kill(access.pid, signal.SIGKILL)
+    wait_until(lambda: find(home) is None)
+    return access
+
+
+def port_of(access: Access) -> int:
+    return int(access.url.rpartition(":")[2])
+
+
+class Listener:
+    """Takes connections at an address, and keeps what is sent to it."""
+
+    def __init__(self, server: socket.socket) -> None:
+        self.heard = b""
+        self.connections = 0
+        self._server = server
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            self.connections += 1
+            with connection:
+                connection.settimeout(1)
+                self.heard += connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+
+@contextmanager
+def listening(port: int = 0) -> Iterator[tuple[Listener, int]]:
+    with socket.create_server(("127.0.0.1", port)) as server:
+        yield Listener(server), server.getsockname()[1]
+
+
+@contextmanager
+def a_program(**options: object) -> Iterator[int]:
+    """Yield the pid of a program that has nothing to do with us."""
+    with subprocess.Popen(["sleep", "60"], **options) as program:
+        try:
+            yield program.pid
+        finally:
+            program.kill()
+
+
+# --- who is taken for the owner of the index
+
+
+def test_a_stranger_who_takes_the_port_is_sent_nothing(home: Path):
+    with index_client(home, timeout_s=5) as client, listening(port_of(kill(home))) as (stranger, _):
+        assert find_index(home) is None
+        start(home)
+
+        assert client.get_collections().collections == []
+        assert find_index(home).points == 0
+        assert (stranger.connections, stranger.heard) == (0, b"")
+
+
+# --- files that are forged or stale
+
+
+@contextmanager
+def claimed(home: Path, pid: int, *, port: int = 1) -> Iterator[None]:
+    """Have the files of `home` say that `pid` owns the index, and the lock be held."""
+    folder = home / "qdrant"
+    folder.mkdir(mode=0o700)
+    access = {"url": f"http://127.0.0.1:{port}", "key": "k", "pid": pid, "since": "2026-01-01T00:00:00Z"}
+    access_file(home).write_text(json.dumps(access))
+    with (folder / "lock").open("w") as file:
+        file.write(str(pid))
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@as_root
+@pytest.mark.parametrize("forged", ["qdrant", "qdrant/lock", "qdrant.json"])
+def test_files_of_another_user_end_no_process_and_lead_to_no_port(tmp_path: Path, forged: str):
+    with a_program() as pid, listening() as (stranger, port), claimed(tmp_path, pid, port=port):
+        os.chown(tmp_path / forged, STRANGER, STRANGER)
+
+        for use in (stop, find_index, start):
+            with pytest.raises(IndexUnavailable, match=f"of user {STRANGER}"):
+                use(tmp_path)
+
+        assert not is_gone(pid)
+        assert stranger.connections == 0
+
+
+def test_a_pid_that_another_program_has_now_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(qdrant_client, "STOP_TIMEOUT_S", 0.2)
+
+    with a_program() as pid, claimed(tmp_path, pid):
+        with pytest.raises(IndexUnavailable, match=f"process {pid} does not end"):
+            stop(tmp_path)
+
+        assert not is_gone(pid)
+
+
+@pytest.mark.parametrize("link", ["qdrant", "qdrant/lock", "qdrant/log"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, link: str):
+    victim = tmp_path / "victim"
+    if link == "qdrant":
+        victim.mkdir(mode=0o700)
+    else:
+        victim.write_text("kept")
+        (tmp_path / "qdrant").mkdir(mode=0o700)
+    (tmp_path / link).symlink_to(victim)
+
+    with pytest.raises(IndexUnavailable, match=f"{link} is a link"):
+        start(tmp_path)
+
+    assert list(victim.iterdir()) == [] if victim.is_dir() else victim.read_text() == "kept"
+
+
+# --- what a request with the key can read
+
+
+def test_a_recovery_reads_the_own_snapshots_and_nothing_else(
+    embedded: QdrantClient, index_home: Path, tmp_path: Path
+):
+    embedded.create_collection(NAME, vectors_config=models.VectorParams(size=2, distance="Dot"))
+    made = index_home.resolve() / "qdrant" / "snapshots" / NAME / embedded.create_snapshot(NAME).name
+    outside = tmp_path / "outside.snapshot"
+    shutil.copy(made, outside)
+    link = made.with_name("link.snapshot")
+    link.symlink_to(outside)
+    around = f"{made.parent}/../../../../{outside.name}"
+
+    with listening() as (stranger, port):
+        elsewhere = (f"http://127.0.0.1:{port}/s.snapshot", f"https://127.0.0.1:{port}/s.snapshot")
+        for location in (str(outside), outside.as_uri(), str(link), around, "/etc/passwd", *elsewhere):
+            with pytest.raises(UnexpectedResponse, match=r"recovers from the snapshots in|cannot read"):
+                embedded.recover_snapshot("copy", location)
+        assert stranger.connections == 0
+
+    assert not embedded.collection_exists("copy")
+    for name in (made.name, link.name):
+        assert embedded.delete_snapshot(NAME, name)
+    embedded.delete_collection(NAME)
+
+
+# --- Postgres
+
+
+def saved(home: Path) -> int:
+    with create_engine(postgres_url(home), poolclass=NullPool).begin() as connection:
+        return connection.scalar(text("select 7"))
+
+
+@as_root
+def test_the_socket_of_another_user_is_not_connected_to(tmp_path: Path):
+    folder = tmp_path / "postgres"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, STRANGER, STRANGER)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / ".s.PGSQL.5432"))
+        server.listen()
+        stranger = Listener(server)
+
+        for use in (postgres_url, stop_postgres):
+            with pytest.raises(PostgresUnavailable, match=f"of user {STRANGER}"):
+                use(tmp_path)
+
+        assert (stranger.connections, stranger.heard) == (0, b"")
+
+
+def test_another_user_cannot_be_first_to_make_the_socket_folder_of_a_long_home(
+    tmp_path: Path, home_at: HomeAt
+):
+    home = home_at(tmp_path / ("long/" * 40))
+    guessed = Path("/tmp") / f"sightline-{hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:16]}"
+    guessed.mkdir(mode=0o755)
+
+    try:
+        assert saved(home) == 7
+        first = Place(home.resolve()).sockets
+        stop_postgres(home)
+        first.mkdir(mode=0o755)  # its name is known by now
+
+        assert saved(home) == 7
+        assert Place(home.resolve()).sockets != first
+    finally:
+        guessed.rmdir()
+        first.rmdir()
+
+
+def test_a_program_that_works_in_the_data_folder_is_not_taken_for_a_server(home: Path):
+    saved(home)
+    pid_file = home / "postgres/data/postmaster.pid"
+    before, owner = pid_file.read_text(), pid_file.stat().st_uid
+    stop_postgres(home)
+
+    with a_program(cwd=home / "postgres/data") as pid:
+        pid_file.write_text(before.replace(before.split()[0], str(pid), 1))
+        pid_file.chmod(0o600)
+        os.chown(pid_file, owner, -1)
+
+        assert saved(home) == 7
+        assert not is_gone(pid)
+
+
+@as_root
+def test_another_user_cannot_hold_the_lock_of_postgres():
+    home = Path(tempfile.mkdtemp(prefix="sightline-"))  # where others may enter; `tmp_path` is root's
+    home.chmod(0o755)
+    (home / "postgres.lock").touch(mode=0o644)
+    (home / "postgres").mkdir(mode=0o700)
+    (home / "postgres/data").mkdir()
+    with pytest.raises(PostgresUnavailable, match="no Postgres database"):
+        postgres_url(home)
+
+    os.seteuid(STRANGER)
+    try:
+        with pytest.raises(PermissionError):
+            (home / "postgres.lock").open()
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(home)
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path: Path):
+    (tmp_path / "postgres.lock").symlink_to(tmp_path / "victim")
+
+    with pytest.raises(PostgresUnavailable, match="is a link"):
+        postgres_url(tmp_path)
+
+    assert not (tmp_path / "victim").exists()
