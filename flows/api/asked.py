@@ -23,6 +23,7 @@ from pydantic import (
 from flows.search import Find, Query
 from storage.records import Record, Rejected
 from storage.source import checked_metadata, checked_texts, is_storable, rejected
+from storage.source.marks import MAX_MARKS, has_many_marks
 from storage.source.validate import INT64, MAX_KEY_CHARS, MAX_TEXT_CHARS, BadRow
 
 MOST_HITS = 1000
@@ -57,10 +58,23 @@ def bytes_of(value: Any) -> Any:
         raise ValueError(f"not base64 ({error})") from error
 
 
+def markable(text: str) -> str:
+    """Return `text` if it stacks no more combining marks than languages do.
+
+    Raises:
+        ValueError: it does.
+    """
+    if has_many_marks(text):
+        raise ValueError(f"more than {MAX_MARKS} combining marks in a row; leave them out")
+    return text
+
+
 Storable = AfterValidator(storable)
 Line = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARS), Storable]
+Marked = AfterValidator(markable)
 Key = Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY_CHARS), Storable]
-Words = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS), Storable]
+NewKey = Annotated[Key, Marked]
+Words = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS), Storable, Marked]
 Number = Annotated[int, Field(ge=INT64.start, lt=INT64.stop)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Value = Annotated[str, StringConstraints(max_length=MAX_KEY_CHARS), Storable] | bool | Number | Real
@@ -143,7 +157,9 @@ class SentText(Asked):
 class SentRecord(Asked):
     """A record: texts, a picture, or both."""
 
-    key: Key = Field(description="Unique within the source; the same key again replaces the record.")
+    key: Annotated[Key, Marked] = Field(
+        description="Unique within the source; the same key again replaces the record."
+    )
     texts: list[str | SentText] = Field([], description="Captions, titles, descriptions.")
     image: (
         Annotated[str, StringConstraints(pattern="^https?://", max_length=MAX_URI_CHARS), Storable] | None

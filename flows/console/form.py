@@ -63,7 +63,7 @@ class Form:
         """
         return replace(
             before,
-            text=self.words,
+            text=self.words[:LONGEST_TEXT],  # a browser keeps to that, other clients need not
             find=self._find.value,
             where=pairs(self._filters.value),
             min_score=self._least.value,

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from os.path import splitext
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 from storage.records import Ignored, Record, Rejected
 from storage.source.lines import MAX_LINE_BYTES
 from storage.source.manifest import BadSource
+from storage.source.marks import composed, has_many_marks
 from storage.source.validate import (
     BadRow,
     checked_key,
@@ -135,7 +135,8 @@ def _no_picture(root: Path, folder: Entry) -> Rejected:
 
 
 def _relative(root: Path, entry: Entry) -> str:
-    return normalize("NFC", Path(entry.path).relative_to(root).as_posix())
+    place = Path(entry.path).relative_to(root).as_posix()
+    return place if has_many_marks(place) else composed(place)  # such a name is rejected as a key
 
 
 def _check_link(entry: Entry, root: Path) -> None:

@@ -9,10 +9,10 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 from uuid import UUID
 
 from storage.records import Rejected, Text
+from storage.source.marks import REMEDY, TooManyMarks, composed, has_many_marks
 
 MAX_RAW_CHARS = 2_000
 MAX_KEY_CHARS = 1_024
@@ -97,6 +97,8 @@ def checked_key(value: object) -> str:
     if len(value) > MAX_KEY_CHARS:
         why = f"key of {len(value):,} characters; shorten it to {MAX_KEY_CHARS:,} or fewer"
         raise BadRow("bad_key", why, key=value, in_doubt=True)
+    if has_many_marks(value):
+        raise BadRow("bad_key", f"the key has {REMEDY}", key=value, in_doubt=True)
     return value
 
 
@@ -109,27 +111,41 @@ def checked_texts(found: Iterable[tuple[object, object]]) -> tuple[Text, ...]:
     Raises:
         BadRow: `bad_text`, `text_too_long` or `too_many_texts`; the texts are numbered from 1.
     """
-    texts = (_checked_text(text, lang, n) for n, (text, lang) in enumerate(found, start=1))
-    kept = tuple(dict.fromkeys(text for text in texts if text.text))
-    if len(kept) > MAX_TEXTS:
-        why = f"{len(kept):,} texts; keep {MAX_TEXTS:,} or fewer, or make several records of it"
-        raise BadRow("too_many_texts", why)
-    return kept
+    kept: dict[Text, None] = {}
+    for n, (text, lang) in enumerate(found, start=1):
+        checked = _checked_text(text, lang, n)
+        if checked.text:
+            kept[checked] = None
+        if len(kept) > MAX_TEXTS:
+            why = f"over {MAX_TEXTS:,} texts; keep so many or fewer, or make several records of it"
+            raise BadRow("too_many_texts", why)
+    return tuple(kept)
 
 
 def _checked_text(text: object, lang: object, n: int) -> Text:
     if not isinstance(text, str | None) or not isinstance(lang, str | None):
         what = f"is {_kind(text)}" if not isinstance(text, str | None) else f"has {_kind(lang)} as its lang"
         raise BadRow("bad_text", f"text {n} {what}, not a string; write it in quotes or leave it out")
-    text, lang = normalize("NFC", text or "").strip(), (lang or "").strip()
-    if not is_storable(text + lang):
-        raise BadRow("bad_text", f"text {n} holds NUL or half a character; remove it at the source")
+    text, lang = (text or "").strip(), (lang or "").strip()
+    _check_length(text, n)  # before it is normalised as well, which takes its time
     if len(lang) > MAX_LANG_CHARS:
         raise BadRow("bad_text", f"text {n} has a lang of {len(lang):,} characters; write one such as pt_BR")
+    if not is_storable(text + lang):
+        raise BadRow("bad_text", f"text {n} holds NUL or half a character; remove it at the source")
+    if has_many_marks(lang):
+        raise BadRow("bad_text", f"text {n} has a lang of {REMEDY}")
+    try:
+        text = composed(text)
+    except TooManyMarks as error:
+        raise BadRow("bad_text", f"text {n} has {error}") from error
+    _check_length(text, n)
+    return Text(text, lang or None)
+
+
+def _check_length(text: str, n: int) -> None:
     if len(text) > MAX_TEXT_CHARS:
         why = f"text {n} has {len(text):,} characters; shorten it to {MAX_TEXT_CHARS:,} or fewer"
         raise BadRow("text_too_long", why)
-    return Text(text, lang or None)
 
 
 def checked_metadata(found: Mapping[str, Any]) -> dict[str, Any]:
