@@ -175,7 +175,8 @@ def as_item(source: str, one: Fetched, pictures: Mapping[str, Shown]) -> Item:
         return one.as_item(source, None)
     seen = pictures[one.sha256].prepared()
     uri = one.record.image or ""
-    return one.as_item(source, Picture(one.sha256, uri, seen.width, seen.height, seen.format))
+    strangers = one.record.from_strangers
+    return one.as_item(source, Picture(one.sha256, uri, seen.width, seen.height, seen.format, strangers))
 
 
 def keep_pictures(deps: Deps, session: Session, fresh: Iterable[Fetched]) -> None:

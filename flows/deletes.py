@@ -27,6 +27,10 @@ class NoSuchItem(LookupError):
     """A key that was named is in no source, or in several; nothing was deleted."""
 
 
+class TooManyItems(ValueError):
+    """A request selects more items than it may delete; nothing was deleted."""
+
+
 @dataclass(slots=True)
 class Receipt:
     """What went, in numbers; the file beside it lists every item."""
@@ -67,6 +71,21 @@ def count_selected(stores: Stores, selection: Selection) -> dict[str, int]:
         if selection.keys:
             _require_each_once(selection, catalog.sources_of_keys(session, selection))
         return catalog.sources_of(session, selection)
+
+
+def require_few(stores: Stores, selection: Selection, at_most: int) -> None:
+    """Refuse a selection of more than `at_most` items.
+
+    Raises:
+        TooManyItems: it selects more by now.
+        NoSuchItem: a key is in no source, or in several.
+    """
+    count = sum(count_selected(stores, selection).values())
+    if count > at_most:
+        raise TooManyItems(
+            f"this would delete {count:,} records by now, more than the {at_most:,} that the key may delete "
+            "with one request; nothing was deleted"
+        )
 
 
 def delete_items(stores: Stores, selection: Selection, folder: Path, *, for_s: float) -> Receipt:

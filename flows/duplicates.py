@@ -9,10 +9,11 @@ from typing import Any
 from embedding.images import BadImage, decode_image
 from embedding.likeness import near_groups, perceptual_hash
 from flows.deps import Stores
-from flows.rows import kept_picture
 from flows.settings import Limits
+from flows.stored_images import load_image
 from storage import catalog, duplicates
 from storage.duplicates import Copy
+from storage.redaction import redacted
 
 BATCH = 200
 
@@ -93,10 +94,10 @@ def _hash_new(stores: Stores, limits: Limits, advance: Callable[[int], None]) ->
         if not pictures:
             return unreadable
         hashes = {}
-        for sha256, uri in pictures.items():
-            data = kept_picture(stores, sha256, uri, limits)
+        for sha256, origin in pictures.items():
+            data = load_image(stores, sha256, origin, limits)
             try:
-                hashes[sha256] = perceptual_hash(decode_image(data or b"", name=uri).image)
+                hashes[sha256] = perceptual_hash(decode_image(data or b"", name=redacted(origin.uri)).image)
             except BadImage:
                 unreadable += 1  # also where it is gone: `reconcile` tells which those are
         with stores.sessions.begin() as session:

@@ -17,13 +17,15 @@ from flows.batch import embed_all, refused, with_vectors
 from flows.deps import Stores
 from flows.pictures import Shown
 from flows.progress import Advance
-from flows.reconcile import Report, bytes_of, confirmed, pages
+from flows.reconcile import Report, confirmed, pages
 from flows.retries import Held
 from flows.settings import Settings
+from flows.stored_images import load_image
 from storage import catalog, index
 from storage.differences import Difference
 from storage.locks import Busy, Lock, writing_lock
 from storage.records import Digest, Item
+from storage.source import redacted
 
 PAUSE_S = 3.0
 SETTLE_S = 600.0
@@ -115,11 +117,11 @@ def _ready(filling: Filling, ids: Sequence[UUID]) -> Ready:
     for sha256, picture in wanted.items():
         if sha256 in pictures:
             continue
-        data = bytes_of(stores, sha256, picture.uri, limits)
+        data = load_image(stores, sha256, picture.origin, limits, or_origin=True)
         if data is None:
-            gone[sha256] = f"its picture is gone, here and at {picture.uri}"
+            gone[sha256] = f"its picture is gone, here and at {redacted(picture.uri)}"
         else:
-            pictures[sha256] = Shown(filling.workers.submit(data, name=picture.uri))
+            pictures[sha256] = Shown(filling.workers.submit(data, name=redacted(picture.uri)))
     for sha256, error in refused(pictures).items():
         gone[sha256] = str(error)
         del pictures[sha256]

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
 from embedding.images import BadImage, decode_image
+from storage.redaction import has_secret
 
 THUMBNAIL_SIDE = 480
 JPEG_QUALITY = 82
@@ -96,8 +97,10 @@ def _shares(cards: tuple[Card, ...]) -> list[float]:
 
 
 def _link(uri: str | None) -> str | None:
-    """Return `uri` where it is safe to click on; a manifest may hold `javascript:` or worse."""
-    return uri if uri and uri.lower().startswith(("https://", "http://")) else None
+    """Return `uri` where it is safe to click on: http, and without a password or a token."""
+    if uri is None or has_secret(uri):
+        return None
+    return uri if uri.lower().startswith(("https://", "http://")) else None
 
 
 def _thumbnail(picture: bytes | None, name: str) -> Thumbnail | None:

@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -368,9 +368,7 @@ def foreseen(missing: Missing, request: Request, record: "RunRecord", settings: 
 def new_run(source: str, collection: index.Collection, settings: Settings, request: Request) -> Run:
     """Return a run that has not begun yet."""
     langs = settings.langs if request.langs is None else request.langs
-    strangers = request.location is None and not settings.api.private_images
-    limits = replace(settings.limits, from_strangers=strangers)
-    return Run(uuid4(), source, collection, langs, limits, request.revive)
+    return Run(uuid4(), source, collection, langs, settings.limits, request.revive)
 
 
 def options_of(run: Run, request: Request) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from embedding.preparation import Features, Prepared
 from embedding.workers import Workers
 from flows.deps import Stores
 from flows.judgments import Judgment, sha256_of
-from flows.rows import kept_picture
 from flows.settings import Limits
 from flows.sides import Sides, number_of_name
+from flows.stored_images import load_image
 from storage import catalog
 from storage.records import Item
+from storage.redaction import redacted
 
 SCHEMA = pa.schema(
     [
@@ -173,15 +174,16 @@ class StoredMaterial:
     def pictures(self, shas: Sequence[str]) -> list[Features | None]:
         """Return each picture as the model takes it; None for one that cannot be had."""
         with self._stores.sessions() as session:
-            uris = catalog.uris_of(session, set(shas))
+            origins = catalog.origins_of(session, set(shas))
         shown: dict[str, Future[Prepared]] = {}
         for sha256 in dict.fromkeys(shas):
-            if sha256 in uris:
-                data = kept_picture(self._stores, sha256, uris[sha256], self._limits)
+            if sha256 in origins:
+                data = load_image(self._stores, sha256, origins[sha256], self._limits)
             else:
                 data = self._other(sha256)
             if data is not None:
-                shown[sha256] = self._workers.submit(data, name=uris.get(sha256, sha256))
+                name = redacted(origins[sha256].uri) if sha256 in origins else sha256
+                shown[sha256] = self._workers.submit(data, name=name)
         return [_features(shown.get(sha256)) for sha256 in shas]
 
     def _other(self, sha256: str) -> bytes | None:

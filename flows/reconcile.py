@@ -1,6 +1,5 @@
 """Comparing the two stores, and mending what differs: Postgres is the truth."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,15 +17,15 @@ from flows.ledger import Account, Told, recorded
 from flows.maintain import finish_deletes
 from flows.pictures import Shown
 from flows.retries import held
-from flows.rows import picture_bytes
 from flows.settings import Limits, Settings
+from flows.stored_images import fetch_again, load_image
 from storage import catalog, index, registry
 from storage.blobs import PREFIXES
 from storage.differences import Difference, Held, Kept, compare, judge, order
 from storage.locks import flow_lock, lone_lock
 from storage.records import Item, Picture
 from storage.registry import Known
-from storage.source import FetchError
+from storage.source import redacted
 from storage.totals import COMPARISON, STILL
 
 PAGE = 2000
@@ -408,9 +407,10 @@ def _pictures(deps: Deps, items: list[Item], limits: Limits) -> tuple[dict[str, 
         picture = item.picture
         if picture is None or picture.sha256 in pictures:
             continue
-        data = bytes_of(deps, picture.sha256, picture.uri, limits)
+        data = load_image(deps, picture.sha256, picture.origin, limits, or_origin=True)
         if data is None:
-            unreadable.add(f"{item.source}: {item.key}: its picture is gone, here and at {picture.uri}")
+            where = redacted(picture.uri)
+            unreadable.add(f"{item.source}: {item.key}: its picture is gone, here and at {where}")
             continue
         try:
             prepared = prepare(deps.encoder.preparation, data, name=item.key)
@@ -421,33 +421,16 @@ def _pictures(deps: Deps, items: list[Item], limits: Limits) -> tuple[dict[str, 
     return pictures, unreadable
 
 
-def bytes_of(stores: Stores, sha256: str, uri: str, limits: Limits) -> bytes | None:
-    """Return the picture's bytes from where it is kept, else from its source if they are still the same."""
-    if stores.blobs is not None:
-        try:
-            return stores.blobs.get(sha256)
-        except FileNotFoundError:
-            pass  # it may still be at its source
-    return _from_source(sha256, uri, limits)
-
-
-def _from_source(sha256: str, uri: str, limits: Limits) -> bytes | None:
-    try:
-        data = picture_bytes(uri, limits)
-    except FetchError:
-        return None
-    return data if hashlib.sha256(data).hexdigest() == sha256 else None
-
-
 def _mend_pictures(stores: Stores, limits: Limits) -> set[str]:
     """Fetch again what the blob store has lost, where the source still has the same bytes."""
     if stores.blobs is None:
         return set()
     unmended = set()
     for picture in missing_pictures(stores, Report()):
-        data = _from_source(picture.sha256, picture.uri, limits)
+        data = fetch_again(picture.sha256, picture.origin, limits)
         if data is not None:
             stores.blobs.put(picture.sha256, data)
         else:
-            unmended.add(f"picture {picture.sha256[:12]}…: its bytes are gone, here and at {picture.uri}")
+            where = redacted(picture.uri)
+            unmended.add(f"picture {picture.sha256[:12]}…: its bytes are gone, here and at {where}")
     return unmended

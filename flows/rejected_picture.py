@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from embedding.images import BadImage
 from embedding.preparation import PIXELS, Shrink
 from embedding.workers import Workers, WorkersFailed
-from flows.rows import picture_bytes
 from flows.settings import Limits
+from flows.stored_images import fetch_image
 from storage import runs
-from storage.records import Rejected
+from storage.records import Origin, Rejected
 from storage.source import BadSource, FetchError, find_row
 
 SIDE = 480
@@ -53,7 +53,7 @@ def picture_of_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID)
     if row.image is None:
         raise NoPicture("the record names no picture")
     try:
-        return drawn_anew(picture_bytes(row.image, limits), name=row.place)
+        return drawn_anew(fetch_image(Origin(row.image, folder=row.folder), limits), name=row.place)
     except (FetchError, BadImage, WorkersFailed) as error:
         raise NoPicture(str(error)) from error
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Protocol
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -16,13 +15,13 @@ from embedding.images import BadImage
 from embedding.stream import side_by_side
 from flows.report import BatchReport
 from flows.settings import Limits
+from flows.stored_images import fetch_image
 from storage import catalog
-from storage.blobs import Blobs
 from storage.catalog import Stored
 from storage.index import Collection
 from storage.plan import Plan, plan_batch
-from storage.records import Digest, Item, Picture, Record, Rejected, digest_of, item_id
-from storage.source import FetchError, fetch, printable
+from storage.records import Digest, Item, Origin, Picture, Record, Rejected, digest_of, item_id
+from storage.source import FetchError, printable
 
 Row = Record | Rejected
 NONE_BAD: Mapping[str, BadImage] = MappingProxyType({})
@@ -31,13 +30,6 @@ FETCHES_AT_ONCE = 16
 
 MOST_BYTES = 64 * 2**20
 """A batch ends with the picture that makes it larger: several batches are in memory at once."""
-
-
-class KeepsPictures(Protocol):
-    """Whatever knows where pictures are kept, such as `Stores`."""
-
-    @property
-    def blobs(self) -> Blobs | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +115,9 @@ class Planned:
     def updated_item(self, source: str, id: UUID) -> Item:
         """Return the item whose vectors stay; its picture has the same bytes as before, perhaps elsewhere."""
         one, picture = self.records[id], self.known.stored[id].picture
-        if picture is not None and one.record.image is not None:
-            picture = replace(picture, uri=one.record.image)
+        image, strangers = one.record.image, one.record.from_strangers
+        if picture is not None and image is not None:
+            picture = replace(picture, uri=image, from_strangers=strangers)
         return one.as_item(source, picture)
 
     def as_report(self) -> BatchReport:
@@ -243,31 +236,12 @@ def picture_of(record: Record, limits: Limits) -> bytes | None:
     if record.image is None:
         return None
     if record.data is None:
-        return picture_bytes(record.image, limits)
+        return fetch_image(Origin(record.image, record.from_strangers, record.folder), limits)
     if len(record.data) > limits.max_picture_bytes:
         raise FetchError(
             "too_large", f"its picture has over {limits.max_picture_bytes:,} bytes; make it smaller"
         )
     return record.data
-
-
-def picture_bytes(uri: str, limits: Limits) -> bytes:
-    """Return the bytes at `uri`, as `fetch` does, within `limits`."""
-    return fetch(
-        uri,
-        max_bytes=limits.max_picture_bytes,
-        timeout_s=limits.fetch_timeout_s,
-        private_redirects=limits.private_redirects,
-        from_strangers=limits.from_strangers,
-    )
-
-
-def kept_picture(stores: KeepsPictures, sha256: str, uri: str, limits: Limits) -> bytes | None:
-    """Return an item's picture from where pictures are kept, else from its source; None where it is gone."""
-    try:
-        return picture_bytes(uri, limits) if stores.blobs is None else stores.blobs.get(sha256)
-    except (FileNotFoundError, FetchError):
-        return None
 
 
 def _second(record: Record, first_place: str) -> Rejected:

@@ -19,11 +19,12 @@ from embedding.process import keep_freed_memory, wait_briefly
 from flows.deps import Deps, open_stores
 from flows.gallery import Card, Page
 from flows.models import Models, active_model
-from flows.rows import kept_picture
 from flows.settings import OVERSAMPLING, Limits, Settings
+from flows.stored_images import load_image
 from flows.tracing import span
 from storage import catalog, index
 from storage.records import Digest, Hit, Item
+from storage.redaction import redacted
 
 Find = Literal["images", "texts"]
 Asked = Literal["text", "image", "both", "record"]
@@ -84,7 +85,7 @@ class Found:
             "source": self.item.source,
             "score": self.hit.score,
             "text": self.text,
-            "uri": self.item.picture.uri if self.item.picture else None,
+            "uri": redacted(self.item.picture.uri) if self.item.picture else None,
         }
 
 
@@ -275,4 +276,4 @@ def gallery_page(deps: Deps, results: Results, limits: Limits) -> Page:
 
 def _picture_of(deps: Deps, item: Item, limits: Limits) -> bytes | None:
     picture = item.picture
-    return None if picture is None else kept_picture(deps, picture.sha256, picture.uri, limits)
+    return None if picture is None else load_image(deps, picture.sha256, picture.origin, limits)

@@ -55,8 +55,8 @@ class Limits:
     max_picture_bytes: int
     fetch_timeout_s: float
     private_redirects: bool = False
-    from_strangers: bool = False
-    """Whether URLs come from those who have no business in private networks."""
+    private_images: bool = False
+    """Whether URLs that come over the API may lead into private networks."""
 
 
 class BadSettings(ValueError):
@@ -236,7 +236,9 @@ class Settings(BaseSettings):
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.max_picture_bytes, self.fetch_timeout_s, self.private_redirects)
+        return Limits(
+            self.max_picture_bytes, self.fetch_timeout_s, self.private_redirects, self.api.private_images
+        )
 
     def with_time(self) -> "Settings":
         """Return these settings for work whose single requests take long, such as a snapshot or a COPY."""

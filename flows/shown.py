@@ -16,11 +16,11 @@ from embedding.stream import ahead
 from embedding.workers import Workers
 from flows.deps import Stores
 from flows.progress import Advance
-from flows.rows import kept_picture, picture_bytes
 from flows.settings import Settings
+from flows.stored_images import fetch_image, load_image
 from flows.testsets import Shot, TestSet
 from storage import index, registry
-from storage.source import FetchError
+from storage.source import FetchError, redacted
 
 CHUNK = 256
 
@@ -95,7 +95,7 @@ class _Chunk:
             if shot.id not in known:
                 data = _bytes_of(stores, settings, shot)
                 if data is not None:
-                    decoding[number] = workers.submit(data, name=shot.uri)
+                    decoding[number] = workers.submit(data, name=redacted(shot.origin.uri))
         return cls(start, shots, known, decoding)
 
     def vectors(self, encoder: Encoder) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -115,8 +115,8 @@ class _Chunk:
 
 def _bytes_of(stores: Stores, settings: Settings, shot: Shot) -> bytes | None:
     if shot.sha256 is not None:
-        return kept_picture(stores, shot.sha256, shot.uri, settings.limits)
+        return load_image(stores, shot.sha256, shot.origin, settings.limits)
     try:
-        return picture_bytes(shot.uri, settings.limits)
+        return fetch_image(shot.origin, settings.limits)
     except FetchError:
         return None

@@ -21,7 +21,7 @@ from flows.rows import chosen
 from flows.settings import Limits, Settings
 from flows.sides import sides_of
 from storage import catalog, index, registry
-from storage.records import Record, Text, item_id
+from storage.records import Origin, Record, Text, item_id
 from storage.source import read_source, source_name
 
 LEAST_QUERIES_OF_A_PART = 10
@@ -40,7 +40,7 @@ class NothingToEvaluate(ValueError):
 class Shot:
     """A picture that is judged, and where it can be had."""
 
-    uri: str
+    origin: Origin
     id: UUID | None = None
     """The item that it belongs to; None for one from outside."""
 
@@ -214,7 +214,7 @@ def of_manifest(path: Path, embedded: Sequence[str], langs: Languages) -> TestSe
     entries = (
         Entry(
             item_id(name, record.key),
-            None if record.image is None else Shot(record.image),
+            None if record.image is None else Shot(Origin(record.image, folder=record.folder)),
             _chosen(chosen(record, embedded).texts, langs),
             record.metadata,
         )
@@ -234,7 +234,7 @@ def of_judgments(stores: Stores, path: Path) -> TestSet:
         entries = tuple(entry for entry in _entries(catalog.living_items(session), None) if entry.shot)
         there = {entry.id for entry in entries}
         for one in read_judgments(path):
-            query = one.text if one.text is not None else Shot(str(one.image))
+            query = one.text if one.text is not None else Shot(Origin(str(one.image)))
             own = gains[query]  # also of a query none of whose items is here: it is counted
             for item in catalog.items_with_key(session, one.key, one.source):
                 if item.id in there and one.relevance > 0:
@@ -357,7 +357,7 @@ def _of_judged(
 def _entries(items: Iterable[tuple[Any, Any]], langs: Languages) -> Iterator[Entry]:
     for item, digest in items:
         picture = item.picture
-        shot = None if picture is None else Shot(picture.uri, item.id, picture.sha256, digest.content)
+        shot = None if picture is None else Shot(picture.origin, item.id, picture.sha256, digest.content)
         yield Entry(item.id, shot, _chosen(item.texts, langs), item.metadata)
 
 

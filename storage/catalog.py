@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.orm import Session
 
 from storage.differences import Kept
-from storage.records import Digest, Item, Picture, Text, readings
+from storage.records import Digest, Item, Origin, Picture, Text, readings
 from storage.schema import ItemRow, MarkRow, SeenRow
 from storage.sets import among, given
 
@@ -341,15 +341,21 @@ def pictures_of_keys(session: Session, keys: Sequence[str]) -> set[str]:
     return {sha256 for sha256 in session.scalars(select(ItemRow.image_sha256).where(*own)) if sha256}
 
 
-def uris_of(session: Session, shas: Iterable[str]) -> dict[str, str]:
-    """Return where each of these pictures came from, by SHA-256, as far as a living item has it."""
+def origins_of(session: Session, shas: Iterable[str]) -> dict[str, Origin]:
+    """Return where each of these images came from, by SHA-256, as far as a living item has it.
+
+    Of several origins it is one of our own, where there is one.
+    """
     statement = (
-        select(ItemRow.image_sha256, func.min(ItemRow.uri))
+        select(ItemRow.image_sha256, ItemRow.uri, ItemRow.from_strangers)
+        .distinct(ItemRow.image_sha256)
         .where(among(ItemRow.image_sha256, shas), ItemRow.deleted.is_(None))
-        .group_by(ItemRow.image_sha256)
+        .order_by(ItemRow.image_sha256, ItemRow.from_strangers, ItemRow.uri)
     )
     return {
-        sha: uri for sha, uri in session.execute(statement).tuples() if sha is not None and uri is not None
+        sha: Origin(uri, from_strangers)
+        for sha, uri, from_strangers in session.execute(statement).tuples()
+        if sha is not None and uri is not None
     }
 
 
@@ -410,7 +416,7 @@ def pictures_starting(session: Session, prefix: str) -> dict[str, Picture]:
     statement = (
         select(ItemRow)
         .where(ItemRow.image_sha256 >= prefix, ItemRow.image_sha256 < after, ItemRow.deleted.is_(None))
-        .order_by(ItemRow.image_sha256, ItemRow.id)
+        .order_by(ItemRow.image_sha256, ItemRow.from_strangers, ItemRow.id)
         .distinct(ItemRow.image_sha256)
     )
     pictures = (_picture(row) for row in session.scalars(statement))
@@ -476,6 +482,7 @@ def _row(item: Item, digest: Digest) -> dict[str, object]:
         "texts": [{"text": t.text, "lang": t.lang, "embedded": t.embedded} for t in item.texts],
         "image_sha256": picture.sha256 if picture else None,
         "uri": picture.uri if picture else None,
+        "from_strangers": picture is not None and picture.from_strangers,
         "width": picture.width if picture else None,
         "height": picture.height if picture else None,
         "format": picture.format if picture else None,
@@ -494,4 +501,11 @@ def item_of(row: ItemRow) -> Item:
 def _picture(row: ItemRow) -> Picture | None:
     if row.image_sha256 is None:
         return None
-    return Picture(row.image_sha256, row.uri or "", row.width or 0, row.height or 0, row.format or "")
+    return Picture(
+        row.image_sha256,
+        row.uri or "",
+        row.width or 0,
+        row.height or 0,
+        row.format or "",
+        row.from_strangers,
+    )

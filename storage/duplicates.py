@@ -8,6 +8,7 @@ from sqlalchemy import cast, func, select
 from sqlalchemy.dialects.postgresql import BIT, insert
 from sqlalchemy.orm import Session
 
+from storage.records import Origin
 from storage.schema import ItemRow, PerceptualHashRow
 
 SIGN = 1 << 63
@@ -53,18 +54,21 @@ def items_with(session: Session, shas: Sequence[str]) -> list[Copy]:
     return _copies(session, shas)
 
 
-def unhashed(session: Session, after: str, limit: int) -> dict[str, str]:
-    """Return up to `limit` pictures, by SHA-256 after `after`, without a perceptual hash, and their URIs."""
+def unhashed(session: Session, after: str, limit: int) -> dict[str, Origin]:
+    """Return up to `limit` images, by SHA-256 after `after`, without a perceptual hash, and their origins."""
     hashed = select(PerceptualHashRow.sha256)
     statement = (
-        select(ItemRow.image_sha256, func.min(ItemRow.uri))
+        select(ItemRow.image_sha256, ItemRow.uri, ItemRow.from_strangers)
+        .distinct(ItemRow.image_sha256)
         .where(ItemRow.deleted.is_(None), ItemRow.image_sha256 > after, ItemRow.image_sha256.not_in(hashed))
-        .group_by(ItemRow.image_sha256)
-        .order_by(ItemRow.image_sha256)
+        .order_by(ItemRow.image_sha256, ItemRow.from_strangers, ItemRow.uri)
         .limit(limit)
     )
-    found = session.execute(statement).tuples()
-    return {sha256: uri for sha256, uri in found if sha256 is not None and uri is not None}
+    return {
+        sha256: Origin(uri, from_strangers)
+        for sha256, uri, from_strangers in session.execute(statement).tuples()
+        if sha256 is not None and uri is not None
+    }
 
 
 def save_hashes(session: Session, hashes: Mapping[str, int]) -> None:

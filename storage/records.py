@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -52,6 +53,12 @@ class Record:
     hides: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """Keys of rows that may stand inside a cell of this one, because of a quote too many."""
 
+    folder: Path | None = field(default=None, repr=False, compare=False)
+    """The source's, resolved: no path in `image` leads out of it. None where `image` is no path."""
+
+    from_strangers: bool = False
+    """Whether it came over the API: then its URL leads to public hosts alone, whenever it is read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
@@ -91,6 +98,18 @@ class Ignored:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an image came from."""
+
+    uri: str
+    from_strangers: bool = False
+    """Whether the URI came over the API, as in `Record`."""
+
+    folder: Path | None = None
+    """As in `Record`; None where it is not known any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """What is known of a picture without its pixels."""
 
@@ -99,6 +118,12 @@ class Picture:
     width: int
     height: int
     format: str
+    from_strangers: bool = False
+    """Whether its URI came over the API, as in `Record`."""
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.uri, self.from_strangers)
 
 
 @dataclass(frozen=True, slots=True)

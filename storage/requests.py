@@ -27,6 +27,19 @@ class KeyReused(ValueError):
     """An idempotency key came again, with another request."""
 
 
+class QueueFull(RuntimeError):
+    """As much waits as may; a later try may find room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much may wait at once."""
+
+    requests: int
+    bytes: int
+    """Of their bodies."""
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """A request, and what became of it."""
@@ -82,11 +95,13 @@ def accept(
     body: bytes,
     fingerprint: str,
     idempotency_key: str | None,
+    room: Room | None = None,
 ) -> tuple[Receipt, bool]:
     """Put a request into the queue; return its receipt, and whether it is new.
 
     Raises:
         KeyReused: this caller used the idempotency key for another request.
+        QueueFull: it is new, and there is no room for it.
     """
     row = {
         "id": uuid4(),
@@ -106,7 +121,21 @@ def accept(
         raise KeyReused(
             f"the idempotency key {idempotency_key!r} was used for another request; use a key of its own"
         )
+    if made is not None and room is not None:
+        _require_room(session, room)
     return _receipt(found), made is not None
+
+
+def _require_room(session: Session, room: Room) -> None:
+    many, size = session.execute(
+        select(func.count(), func.coalesce(func.sum(func.octet_length(RequestRow.body)), 0)).where(
+            RequestRow.state.in_(PENDING)
+        )
+    ).one()
+    if many > room.requests or size > room.bytes:
+        raise QueueFull(
+            f"{many - 1:,} requests wait to be carried out, and no more are accepted; send it again later"
+        )
 
 
 def receipt(session: Session, id: UUID) -> Receipt | None:

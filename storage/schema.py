@@ -56,6 +56,9 @@ class ItemRow(Base):
     texts: Mapped[list[dict[str, Any]]]
     image_sha256: Mapped[str | None]
     uri: Mapped[str | None]
+    from_strangers: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether the URI came over the API: it is fetched by stricter rules ever after."""
+
     width: Mapped[int | None]
     height: Mapped[int | None]
     format: Mapped[str | None]

@@ -12,7 +12,7 @@ from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
@@ -713,8 +713,10 @@ class Answers(BaseHTTPRequestHandler):
     """`/picture`, `/endless`, `/round` (redirects to itself), `/silent`, and errors by their number."""
 
     over = threading.Event()
+    asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
+        self.asked.append(self.path)
         match self.path.strip("/"):
             case "picture":
                 self._answer(200, PICTURE)
@@ -756,6 +758,7 @@ class Answers(BaseHTTPRequestHandler):
 @contextmanager
 def a_web_server() -> Iterator[str]:
     Answers.over.clear()
+    Answers.asked.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
@@ -21,6 +22,7 @@ from pydantic import (
 )
 
 from flows.search import Find, Query
+from storage.catalog import Selection
 from storage.records import Record, Rejected
 from storage.source import checked_metadata, checked_texts, is_storable, rejected
 from storage.source.marks import MAX_MARKS, has_many_marks
@@ -56,6 +58,24 @@ def bytes_of(value: Any) -> Any:
         return base64.b64decode(value, validate=True)
     except binascii.Error as error:
         raise ValueError(f"not base64 ({error})") from error
+
+
+def finite(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return `metadata` if all its numbers are JSON's: written again, others would become null.
+
+    Raises:
+        ValueError: one is NaN or infinite.
+    """
+    waiting: list[Any] = [metadata]
+    while waiting:
+        match waiting.pop():
+            case float() as number if not math.isfinite(number):
+                raise ValueError(f"{number} is not JSON; write null or leave it out")
+            case dict() as inner:
+                waiting += inner.values()
+            case list() as inner:
+                waiting += inner
+    return metadata
 
 
 def markable(text: str) -> str:
@@ -165,7 +185,9 @@ class SentRecord(Asked):
         Annotated[str, StringConstraints(pattern="^https?://", max_length=MAX_URI_CHARS), Storable] | None
     ) = Field(None, description="Where the picture is: an http or https URL that the server can read.")
     image_base64: PictureBytes | None = Field(None, description="The picture itself.")
-    metadata: dict[str, JsonValue] = Field({}, description="Whatever else; searches can filter on it.")
+    metadata: Annotated[dict[str, JsonValue], AfterValidator(finite)] = Field(
+        {}, description="Whatever else; searches can filter on it."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -187,7 +209,8 @@ class SentRecord(Asked):
             )
             if not texts and name is None:
                 raise BadRow("empty_record", "neither text nor image; give one of them")
-            return Record(self.key, place, texts, name, checked_metadata(self.metadata), data)
+            metadata = checked_metadata(self.metadata)
+            return Record(self.key, place, texts, name, metadata, data, from_strangers=True)
         except BadRow as bad:
             bad.key = self.key
             return rejected(place, bad, raw=self.model_dump_json(exclude={"image_base64"}))
@@ -241,6 +264,8 @@ class DeleteRequest(Asked):
     keys: list[Key] = Field([], max_length=MOST_KEYS)
     source: Line | None = None
     where: Where = {}
+    at_most: int | None = Field(None, ge=0)
+    """The most records that may go; None for any number. Not the client's to say."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -251,3 +276,6 @@ class DeleteRequest(Asked):
     @property
     def is_whole_source(self) -> bool:
         return not self.keys and not self.where
+
+    def as_selection(self) -> Selection:
+        return Selection(tuple(self.keys), self.source, as_typed(self.where))

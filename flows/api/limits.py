@@ -11,6 +11,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from flows.api.problems import Refusal
 
 MINUTE_S = 60.0
+MAX_QUEUED = 10_000
+"""Requests that may wait to be carried out."""
+
+MAX_QUEUED_BYTES = 2 * 2**30
+"""Of all of these."""
+
+MAX_DELETES = 1000
+"""Records that one request may delete whose key lacks the scope `admin`."""
+
 MOST_DIGITS = 20
 """Of a stated length: that is more than anybody takes."""
 

@@ -27,6 +27,7 @@ from flows.observe import Observation
 from flows.search import Found, search
 from storage import catalog, registry, requests
 from storage.records import Digest, Item
+from storage.redaction import redacted
 from storage.requests import Receipt
 from storage.runs import Run
 
@@ -134,7 +135,7 @@ def _record(item: Item, *, searchable: bool, is_kept: bool) -> RecordAnswer:
     if own is not None:
         picture = PictureAnswer(
             sha256=own.sha256,
-            uri=own.uri,
+            uri=redacted(own.uri),
             width=own.width,
             height=own.height,
             format=own.format,

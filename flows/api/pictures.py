@@ -9,7 +9,7 @@ from embedding.images import MEDIA_TYPES
 from flows.api import looks
 from flows.api.problems import Refusal
 from flows.backend import Backend
-from flows.rows import kept_picture
+from flows.stored_images import load_image
 from storage import catalog
 
 RETRY_AFTER_S = 10
@@ -37,7 +37,7 @@ def picture(backend: Backend, id: UUID, known: str | None) -> Response:
         if known is not None and headers["ETag"] in known:
             return Response(status_code=304, headers=headers)
         try:
-            data = kept_picture(stores, item.picture.sha256, item.picture.uri, backend.settings.limits)
+            data = load_image(stores, item.picture.sha256, item.picture.origin, backend.settings.limits)
         except OSError as error:
             why = f"pictures cannot be read now ({error.strerror or error}); see SIGHTLINE_PICTURES_URL"
             raise Refusal(503, why, retry_after_s=RETRY_AFTER_S) from error

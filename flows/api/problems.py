@@ -20,7 +20,7 @@ from flows.backend import AWAY
 from flows.errors import explain
 from flows.models import OtherModel
 from storage.index import ModelMismatch, NoCollection
-from storage.requests import KeyReused
+from storage.requests import KeyReused, QueueFull
 
 MEDIA_TYPE = "application/problem+json"
 SCHEMA = "#/components/schemas/Problem"
@@ -28,6 +28,7 @@ RETRY_AWAY_S = 10
 """A store that is away is asked again for longer than that, and starts anew where it is our own."""
 
 RETRY_MODEL_S = 60
+RETRY_FULL_S = 30
 OWN_TYPE = "urn:problem-type:sightline:"
 NOT_READY = (ModelUnavailable, ModelMismatch, OtherModel)
 log = logging.getLogger(__name__)
@@ -132,6 +133,8 @@ def refusal_of(error: Exception) -> Refusal:
             # the IETF's draft on the header says 422; 409 is for a first request that still goes on, and
             # whoever repeats such a one gets its receipt
             return Refusal(422, str(error), kind="idempotency-key-reused")
+        case QueueFull():
+            return Refusal(503, str(error), kind="queue-full", retry_after_s=RETRY_FULL_S)
         case BadImage():
             return Refusal(422, str(error), kind=error.reason.replace("_", "-"))
         case UnexpectedResponse(status_code=400):
@@ -150,6 +153,7 @@ TOLD: tuple[type[Exception], ...] = (
     HTTPException,
     NoCollection,
     KeyReused,
+    QueueFull,
     BadImage,
     UnexpectedResponse,
     ClientDisconnect,
@@ -181,7 +185,7 @@ def add_handlers(app: FastAPI) -> None:
 
     def own_up(request: Request, _: Exception) -> Response:
         # Starlette raises it again once this is sent, so that the server's log has the traceback
-        log.error("%s %s failed by a bug", request.method, request.url.path)
+        log.error("%s %s failed by a bug", request.method, request.scope["path"])
         return response_of(Refusal(500, "an error on our side; the server's log has it"))
 
     for kind in TOLD:

@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session
 
 from embedding.encoder import ModelUnavailable
 from embedding.workers import WorkersFailed
-from flows.api.asked import DeleteRequest, IngestRequest, as_typed
+from flows.api.asked import DeleteRequest, IngestRequest
 from flows.backend import AWAY, Backend
-from flows.deletes import NoSuchItem, delete_items
+from flows.deletes import NoSuchItem, TooManyItems, delete_items, require_few
 from flows.errors import explain
 from flows.intake import Request, ingest_source
 from flows.models import OtherModel
@@ -28,7 +28,6 @@ from flows.report import COUNTS
 from flows.retries import persist
 from flows.settings import BadSettings
 from storage import requests, runs
-from storage.catalog import Selection
 from storage.index import ModelMismatch
 from storage.locks import Busy, SessionNotKept, flow_lock
 from storage.requests import Taken, Waiting
@@ -155,7 +154,7 @@ def _carry_out(backend: Backend, waiting: Waiting) -> bool:
         return True
     try:
         done = _ingest(backend, taken) if taken.kind == "ingest" else _delete(backend, taken)
-    except NoSuchItem as error:
+    except (NoSuchItem, TooManyItems) as error:
         _in_transaction(backend, partial(requests.fail, id=taken.id, problem=str(error)))
         return True
     except Exception as error:
@@ -200,9 +199,10 @@ def _ingest(backend: Backend, taken: Taken) -> Done:
 
 def _delete(backend: Backend, taken: Taken) -> Done:
     asked = DeleteRequest.model_validate_json(taken.body)
-    selection = Selection(tuple(asked.keys), asked.source, as_typed(asked.where))
-    settings = backend.settings
+    settings, selection = backend.settings, asked.as_selection()
     with backend.stores() as stores:
+        if asked.at_most is not None:
+            require_few(stores, selection, asked.at_most)
         receipt = delete_items(stores, selection, settings.home / "receipts", for_s=settings.retry_for_s)
     return Done(receipt.as_json())
 

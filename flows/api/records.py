@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Query, Request, Response, Security
 from pydantic import BaseModel, ValidationError
 
-from flows.api import looks
+from flows.api import limits, looks
 from flows.api.answers import ReceiptAnswer, RecordAnswer
 from flows.api.asked import MOST_KEYS, DeleteRequest, IngestRequest
 from flows.api.bodies import described, read_json
@@ -16,9 +16,9 @@ from flows.api.callers import Callers, require_scope
 from flows.api.pictures import described_picture, picture
 from flows.api.problems import Flaw, Refusal, flaws, responses, unfit
 from flows.backend import Backend
-from storage import requests
+from storage import catalog, requests
 from storage.keys import Key
-from storage.requests import Kind
+from storage.requests import Kind, Room
 
 MAX_IDEMPOTENCY_CHARS = 255
 
@@ -109,10 +109,13 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
         """Delete records for good, in their turn: points, pictures, texts.
 
         All that is given must hold. They stay deleted when they are sent again, until that says `revive`.
+        A key without `admin` deletes no whole sources, and few records at once.
         """
         asked = _deletion(key, source, where)
         if asked.is_whole_source:
             require_scope(caller, "admin")
+        if not caller.may("admin"):
+            asked = _bounded(backend, asked)
         accept = _acceptor(backend, request, response, caller, idempotency_key)
         return accept("delete", asked.source, asked)
 
@@ -157,6 +160,24 @@ def _deletion(keys: list[str], source: str | None, where: list[str]) -> DeleteRe
         raise unfit(flaws(error.errors(), "query")) from error
 
 
+def _bounded(backend: Backend, asked: DeleteRequest) -> DeleteRequest:
+    """Return what a key without `admin` may have deleted; its bound holds when it is carried out as well.
+
+    Raises:
+        Refusal: 403, it selects too many records.
+    """
+    at_most = limits.MAX_DELETES
+    with backend.sessions() as sessions, sessions() as session:
+        count = sum(catalog.sources_of(session, asked.as_selection()).values())
+    if count > at_most:
+        raise Refusal(
+            403,
+            f"this would delete {count:,} records; a key without the scope 'admin' deletes at most "
+            f"{at_most:,} with one request",
+        )
+    return asked.model_copy(update={"at_most": at_most})
+
+
 Accept = Callable[[Kind, str | None, BaseModel], ReceiptAnswer]
 
 
@@ -176,6 +197,7 @@ def _acceptor(
                 body=body,
                 fingerprint=hashlib.sha256(kind.encode() + b"\n" + body).hexdigest(),
                 idempotency_key=idempotency_key,
+                room=Room(limits.MAX_QUEUED, limits.MAX_QUEUED_BYTES),
             )
         response.status_code = 200 if receipt.ended else 202
         response.headers["Location"] = f"{request.scope.get('root_path', '')}/receipts/{receipt.id}"

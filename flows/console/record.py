@@ -25,6 +25,7 @@ from storage import duplicates, registry
 from storage.details import Details, details
 from storage.duplicates import Copy
 from storage.records import Item
+from storage.redaction import redacted
 
 MOST_COPIES = 24
 
@@ -147,7 +148,7 @@ def _facts(id: UUID, found: Details, item: Item, collection: str | None, now: da
             shot = item.picture
             rows += [
                 ["picture", f"{shot.width:,} × {shot.height:,} {shot.format}"],
-                ["from", shot.uri],
+                ["from", redacted(shot.uri)],
                 ["SHA-256", shot.sha256],
             ]
         table(("", ""), rows)

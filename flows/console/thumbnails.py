@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from embedding.images import BadImage, decode_image
 from flows.backend import AWAY, Backend
-from flows.rows import kept_picture
+from flows.stored_images import load_image
 from storage import catalog
 
 SMALL_SIDE = 320
@@ -133,4 +133,4 @@ def stored(backend: Backend, id: UUID) -> Original | None:
     if picture is None:
         return None
     limits = backend.settings.limits
-    return Original(picture.sha256, lambda: kept_picture(backend, picture.sha256, picture.uri, limits))
+    return Original(picture.sha256, lambda: load_image(backend, picture.sha256, picture.origin, limits))

@@ -1,5 +1,6 @@
 """Sources: a folder of pictures, or a manifest in JSONL, CSV or Parquet, read row by row."""
 
+from storage.redaction import redacted
 from storage.source.fetch import FetchError, fetch
 from storage.source.location import count_rows, find_row, read_source, source_name
 from storage.source.manifest import BadSource
@@ -16,6 +17,7 @@ __all__ = [
     "is_storable",
     "printable",
     "read_source",
+    "redacted",
     "rejected",
     "source_name",
 ]

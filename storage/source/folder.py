@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.records import Ignored, Record, Rejected
+from storage.source.files import OutsideFolder, open_file
 from storage.source.lines import MAX_LINE_BYTES
 from storage.source.manifest import BadSource
 from storage.source.marks import composed, has_many_marks
@@ -121,7 +122,7 @@ def _picture(root: Path, entry: Entry, beside: Beside) -> Record | Rejected:
         raw = _sidecar(beside.get((stem, ".txt")), root)
         texts = checked_texts(_lines(raw or ""))
         raw = _sidecar(beside.get((stem, ".json")), root)
-        return Record(key, place, texts, entry.path, checked_metadata(_object(raw)))
+        return Record(key, place, texts, entry.path, checked_metadata(_object(raw)), folder=root)
     except BadRow as bad:
         bad.key, bad.in_doubt = key or place, False  # a name is certain, whatever is wrong with it
         return rejected(place, bad, raw or "")
@@ -149,7 +150,12 @@ def _sidecar(entry: Entry | None, root: Path) -> str | None:
         return None
     _check_link(entry, root)
     try:
-        content = _beginning(entry)
+        with open_file(entry.path, root) as file:
+            content = file.read(MAX_LINE_BYTES + 1)
+    except OutsideFolder as error:
+        raise BadRow("outside_source", f"{entry.name} {error.strerror}; copy it into that folder") from error
+    except FileNotFoundError as error:
+        raise BadRow("unreadable", f"{entry.name} is not a regular file; replace or remove it") from error
     except OSError as error:
         why = f"{entry.name} cannot be read ({error.strerror}); check its permissions"
         raise BadRow("unreadable", why) from error
@@ -160,13 +166,6 @@ def _sidecar(entry: Entry | None, root: Path) -> str | None:
     except UnicodeDecodeError as error:
         why = f"{entry.name} is not UTF-8 ({error.reason}, byte {error.start + 1}); re-save it as UTF-8"
         raise BadRow("not_utf8", why) from error
-
-
-def _beginning(entry: Entry) -> bytes:
-    if not entry.is_file():  # a pipe would block
-        raise BadRow("unreadable", f"{entry.name} is not a regular file; replace or remove it")
-    with open(entry.path, "rb") as file:
-        return file.read(MAX_LINE_BYTES + 1)
 
 
 def _lines(sidecar: str) -> Iterator[tuple[str, str | None]]:

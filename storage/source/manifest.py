@@ -30,6 +30,9 @@ INDIRECT = {
 }
 """Schemes through which fsspec would open files of this machine: a manifest must not reach those."""
 
+UNGUARDED = {"dbfs", "jlab", "jupyter", "webhdfs"}
+"""Schemes of drivers that speak HTTP by themselves: any host may redirect them into a private network."""
+
 
 class BadSource(ValueError):
     """There is no source at this location that can be read to its end."""
@@ -68,7 +71,7 @@ def record_of(row: Mapping[str, Any], *, place: str, folder: Path) -> Record:
         if not texts and image is None:
             raise BadRow("empty_record", "neither text nor image; fill in one of them or remove the row")
         metadata = {name: value for name, value in row.items() if name not in CONTENT_COLUMNS}
-        return Record(key, place, texts, image, checked_metadata(metadata))
+        return Record(key, place, texts, image, checked_metadata(metadata), folder=folder)
     except BadRow as bad:
         bad.key = key
         raise
@@ -110,7 +113,7 @@ def _image(value: object, folder: Path) -> str | None:
     scheme = SCHEME.match(value)
     if scheme is None:
         return inside(value, folder)
-    if scheme[1].lower() in INDIRECT or scheme[1].lower() not in available_protocols():
+    if scheme[1].lower() in INDIRECT | UNGUARDED or scheme[1].lower() not in available_protocols():
         raise BadRow(
             "bad_uri", f"image {value[:300]!r}: {scheme[1]}:// is not taken; use a path or an http URL"
         )

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from storage.records import Rejected, Text
+from storage.redaction import redacted
 from storage.source.marks import REMEDY, TooManyMarks, composed, has_many_marks
 
 MAX_RAW_CHARS = 2_000
@@ -22,9 +23,6 @@ MAX_LANG_CHARS = 64
 MAX_METADATA_BYTES = 64 * 1024
 MAX_METADATA_DEPTH = 32
 INT64 = range(-(2**63), 2**63)
-
-PASSWORD = re.compile(r"://[^/?#\s@:\"']*:[^/?#\s@\"']+@")
-"""The user and the password in a URL."""
 
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 """What Postgres refuses in a text: NUL, and halves of characters."""
@@ -64,16 +62,14 @@ def is_storable(text: str) -> bool:
 
 
 def printable(text: str, max_chars: int = MAX_RAW_CHARS) -> str:
-    r"""Return `text` cut to `max_chars`, without passwords in URLs; the unstorable is shown by its code.
+    r"""Return `text` cut to `max_chars`, without secrets in URLs; the unstorable is shown by its code.
 
     >>> printable("http://me:secret@host/a.png")
     'http://***@host/a.png'
     >>> printable("a" + chr(0) + chr(0xDCFF) + "b")
     'a\\x00\\udcffb'
     """
-    head = PASSWORD.sub("://***@", text[: max_chars + MAX_KEY_CHARS])[: max_chars + 1].replace(
-        "\x00", "\\x00"
-    )
+    head = redacted(text[: max_chars + MAX_KEY_CHARS])[: max_chars + 1].replace("\x00", "\\x00")
     head = head.encode("utf-8", "backslashreplace").decode()
     return head if len(head) <= max_chars else head[: max_chars - 1] + "…"
 

@@ -1,8 +1,8 @@
-"""The bytes of a picture behind an http URL; what strangers send does not lead into private networks."""
+"""Read images behind http URLs; each connection is judged by the address that it goes to."""
 
 import asyncio
 import socket
-from ipaddress import IPv6Address, ip_address
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -11,14 +11,15 @@ from fsspec import filesystem
 from fsspec.asyn import sync
 from yarl import URL
 
+from storage.source.addresses import PrivateAddress, parse_address, require_no_metadata, require_public
+
 CHUNK_BYTES = 1 << 16
 MAX_REDIRECTS = 10
 GONE = (404, 410)
 REDIRECTS = (301, 302, 303, 307, 308)
 
-
-class PrivateAddress(OSError):
-    """It leads to this machine or into a private network, where whoever sent it has no business."""
+Judge = Callable[[str, str], None]
+"""Raises `PrivateAddress` for an address, found for a host, that may not be connected to."""
 
 
 class TooManyRedirects(OSError):
@@ -28,12 +29,12 @@ class TooManyRedirects(OSError):
 def read_url(
     url: str, *, limit: int, timeout_s: float, private_redirects: bool, from_strangers: bool = False
 ) -> bytes:
-    """Return at most `limit` bytes of the answer to `url`.
+    """Read at most `limit` bytes of the answer to `url`.
 
     Args:
         timeout_s: for all of it, redirects included.
         private_redirects: whether a redirect to another host may lead to a loopback or private address. The
-            URL itself may: whoever wrote it knows that host; whoever sends a redirect is a stranger.
+            URL itself may: its author knows that host; a redirect is a stranger's.
         from_strangers: the URL itself may not either.
 
     Raises:
@@ -41,9 +42,10 @@ def read_url(
         PrivateAddress, TooManyRedirects: where it leads.
         aiohttp.ClientError, OSError, ValueError: all else that goes wrong.
     """
-    plain, guarded = filesystem("http"), filesystem("http", get_client=_guarded_client)
+    known = filesystem("http", get_client=_client_of_known_hosts)
+    public = filesystem("http", get_client=_client_of_public_hosts)
     trusts = (not from_strangers, private_redirects and not from_strangers)
-    content: bytes = sync(plain.loop, _within, timeout_s, _follow(plain, guarded, url, limit, trusts))
+    content: bytes = sync(known.loop, _within, timeout_s, _follow(known, public, url, limit, trusts))
     return content
 
 
@@ -53,8 +55,8 @@ async def _within(timeout_s: float, work: Any) -> bytes:
         return content
 
 
-async def _follow(plain: Any, guarded: Any, url: str, limit: int, trusts: tuple[bool, bool]) -> bytes:
-    """Return what `url` leads to.
+async def _follow(known: Any, public: Any, url: str, limit: int, trusts: tuple[bool, bool]) -> bytes:
+    """Read the answer that `url` leads to.
 
     Args:
         trusts: whether the URL's own host may be a private one, and any other that it redirects to.
@@ -62,9 +64,8 @@ async def _follow(plain: Any, guarded: Any, url: str, limit: int, trusts: tuple[
     first = at = URL(url)
     for _ in range(MAX_REDIRECTS):
         trusted = trusts[(at.host, at.port) != (first.host, first.port)]
-        if not trusted:
-            _require_public(at)
-        session: aiohttp.ClientSession = await (plain if trusted else guarded).set_session()
+        _judge_literal(at, require_no_metadata if trusted else require_public)
+        session: aiohttp.ClientSession = await (known if trusted else public).set_session()
         # `identity`: a compressed answer could unfold to any size
         headers = {"Accept-Encoding": "identity"}
         async with session.get(at, headers=headers, allow_redirects=False) as answer:
@@ -85,39 +86,49 @@ async def _follow(plain: Any, guarded: Any, url: str, limit: int, trusts: tuple[
     raise TooManyRedirects(f"redirected more than {MAX_REDIRECTS} times")
 
 
-class _PublicOnly(AbstractResolver):
-    """Gives no address but public ones: a name is looked up here, so that it can't lead elsewhere later."""
+def _judge_literal(url: URL, judge: Judge) -> None:
+    """Judge a host that is an address in any spelling; a name is judged once it is looked up."""
+    host = url.raw_host or ""
+    if (address := parse_address(host)) is not None:
+        judge(str(address), host)
 
-    def __init__(self) -> None:
-        self._names = aiohttp.ThreadedResolver()
+
+class _Judged(AbstractResolver):
+    """Looks names up, and gives no address that may not be connected to."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._names, self._judge = aiohttp.ThreadedResolver(), judge
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         found = await self._names.resolve(host, port, family)
         for one in found:
-            _require_global(one["host"], host)
+            self._judge(one["host"], host)
         return found
 
     async def close(self) -> None:
         await self._names.close()
 
 
-async def _guarded_client(**options: Any) -> aiohttp.ClientSession:
+async def _client_of_public_hosts(**options: Any) -> aiohttp.ClientSession:
+    return _client(require_public, options)
+
+
+async def _client_of_known_hosts(**options: Any) -> aiohttp.ClientSession:
+    return _client(require_no_metadata, options)
+
+
+def _client(judge: Judge, options: dict[str, Any]) -> aiohttp.ClientSession:
+    """Open a client whose every connection is judged, however its address was come by."""
+
+    def judged_socket(info: tuple[Any, Any, int, str, tuple[Any, ...]]) -> socket.socket:
+        family, kind, protocol, _, address = info
+        judge(address[0], address[0])
+        return socket.socket(family, kind, protocol)
+
     options.pop("loop", None)
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=_PublicOnly()), **options)
-
-
-def _require_public(url: URL) -> None:
-    """Refuse an address that is written out: no resolver is asked about those."""
-    try:
-        _require_global(url.host or "", url.host or "")
-    except ValueError:
-        return  # a name
-
-
-def _require_global(address: str, host: str) -> None:
-    ip = ip_address(address)
-    inner = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
-    if not (inner or ip).is_global:
-        raise PrivateAddress(f"leads to {host}, a private address")
+    connector = aiohttp.TCPConnector(
+        resolver=_Judged(judge), use_dns_cache=False, socket_factory=judged_socket
+    )
+    return aiohttp.ClientSession(connector=connector, **options)
