@@ -12,17 +12,19 @@ import secrets
 from base64 import b64decode
 from binascii import Error as NotBase64
 from pathlib import Path
+from threading import Lock
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Form
 from itsdangerous import BadData, URLSafeTimedSerializer
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from flows.console.guesses import Guesses
 from flows.settings import Console
 
 COOKIE = "sightline_session"
@@ -75,18 +77,61 @@ class Sessions:
         self._password = password
         salt = hashlib.sha256(password.encode()).hexdigest()
         self._signer = URLSafeTimedSerializer(_key_of(home), salt=salt)
+        self._ended = Ended(home / "console.ended")
+        self.guesses = Guesses()
 
     def knows(self, password: str) -> bool:
         return hmac.compare_digest(password.encode(), self._password.encode())
 
     def new(self) -> str:
-        return str(self._signer.dumps("console"))
+        return str(self._signer.dumps({"session": secrets.token_urlsafe(16)}))
 
     def has(self, cookie: str | None) -> bool:
+        id = self._id_of(cookie)
+        return id is not None and id not in self._ended
+
+    def end(self, cookie: str | None) -> None:
+        """End a session for good, also for whoever has copied its cookie."""
+        if (id := self._id_of(cookie)) is not None:
+            self._ended.add(id)
+
+    def _id_of(self, cookie: str | None) -> str | None:
         try:
-            return cookie is not None and self._signer.loads(cookie, max_age=SESSION_S) == "console"
+            known = None if cookie is None else self._signer.loads(cookie, max_age=SESSION_S)
         except BadData:
-            return False
+            return None
+        return str(known["session"]) if isinstance(known, dict) and "session" in known else None
+
+
+class Ended:
+    """The sessions that were signed out, on disk: every console of a home reads the same file.
+
+    A line holds an id and is appended whole; whoever adds one has had a session, so that they stay few.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read_to = path, 0
+        self._ids: set[str] = set()
+        self._turn = Lock()
+
+    def add(self, id: str) -> None:
+        with os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as file:
+            file.write(f"{id}\n")
+
+    def __contains__(self, id: str) -> bool:
+        with self._turn:
+            self._read_on()
+            return id in self._ids
+
+    def _read_on(self) -> None:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._read_to)
+                lines = [line for line in file if line.endswith(b"\n")]
+        except FileNotFoundError:
+            return
+        self._read_to += sum(map(len, lines))
+        self._ids |= {line.decode("ascii").strip() for line in lines}
 
 
 def _key_of(home: Path) -> str:
@@ -120,8 +165,9 @@ class Guard:
 
     def _refusal(self, asked: HTTPConnection) -> Response | None:
         """Return what a request is refused with, or None if it is not."""
-        path, headers = asked.url.path, asked.headers
-        if is_foreign(asked.scope.get("method", "WEBSOCKET"), headers):
+        # of the scope, as the router has it: a URL is made up of the Host header as well
+        path, headers = asked.scope["path"], asked.headers
+        if is_foreign(asked.scope.get("method", "WEBSOCKET"), headers, by_proxy=self._is_by_proxy(asked)):
             return PlainTextResponse("this request comes from another site's page\n", 403)
         if _starts_with(path, OPEN):
             return None
@@ -137,15 +183,22 @@ class Guard:
         return None
 
     def _is_named(self, asked: HTTPConnection) -> bool:
-        by_proxy = asked.client is not None and asked.client.host in self._console.proxies
-        return by_proxy and bool(asked.headers.get(self._console.user_header or ""))
+        return self._is_by_proxy(asked) and bool(asked.headers.get(self._console.user_header or ""))
+
+    def _is_by_proxy(self, asked: HTTPConnection) -> bool:
+        return asked.client is not None and asked.client.host in self._console.proxies
 
     def _without_session(self, sessions: Sessions, asked: HTTPConnection) -> Response | None:
         if sessions.has(asked.cookies.get(COOKIE)):
             return None
-        if asked.url.path == "/metrics":  # asked by a program, which has a password but no cookie
-            if sessions.knows(_basic_password(asked.headers) or ""):
+        if asked.scope["path"] == "/metrics":  # asked by a program, which has a password but no cookie
+            given, address = _basic_password(asked.headers), address_of(asked)
+            if given is not None and (wait_s := sessions.guesses.wait_s(address)):
+                return too_many(wait_s)
+            if given is not None and sessions.knows(given):
                 return None
+            if given is not None:
+                sessions.guesses.count_wrong(address)
             return PlainTextResponse("unauthorized\n", 401, {"WWW-Authenticate": 'Basic realm="Sightline"'})
         if asked.scope["type"] == "http" and asked.scope["method"] == "GET":
             return RedirectResponse("/login", 303)
@@ -164,32 +217,56 @@ def host_of(address: str) -> str:
         return ""
 
 
-def is_foreign(method: str, headers: Headers) -> bool:
-    """Whether a request that could change something was made by the page of another site."""
+def is_foreign(method: str, headers: Headers, *, by_proxy: bool = False) -> bool:
+    """Tell whether a page of another site made a request that could change something.
+
+    Args:
+        by_proxy: whether a proxy of ours sent it, which alone may say what host was asked for.
+    """
     origin = headers.get("origin")
     if origin is None or method in SAFE:
         return False
-    own = {headers.get("host"), headers.get("x-forwarded-host")}
+    own = {headers.get("host"), headers.get("x-forwarded-host") if by_proxy else None}
     return origin.partition("://")[2] not in own
 
 
 def add_login(app: FastAPI, sessions: Sessions) -> None:
-    """Add the page that asks for the password."""
-    turn = asyncio.Lock()
+    """Add the page that asks for the password, and the address that ends a session."""
 
     @app.get("/login", include_in_schema=False)
     def ask() -> HTMLResponse:
         return HTMLResponse(LOGIN.replace("{{problem}}", ""))
 
     @app.post("/login", include_in_schema=False)
-    async def answer(password: Annotated[str, Form()]) -> Response:
-        async with turn:  # one guess at a time, and a wrong one takes a second
-            if not sessions.knows(password):
-                await asyncio.sleep(FAILED_LOGIN_S)
-                return HTMLResponse(LOGIN.replace("{{problem}}", "That is not the password."), 401)
+    async def answer(request: Request, password: Annotated[str, Form()]) -> Response:
+        address = address_of(request)
+        if wait_s := sessions.guesses.wait_s(address):
+            return too_many(wait_s)
+        if not sessions.knows(password):
+            sessions.guesses.count_wrong(address)
+            await asyncio.sleep(FAILED_LOGIN_S)
+            return HTMLResponse(LOGIN.replace("{{problem}}", "That is not the password."), 401)
         signed_in = RedirectResponse("/", 303)
         signed_in.set_cookie(COOKIE, sessions.new(), max_age=SESSION_S, httponly=True, samesite="strict")
         return signed_in
+
+    @app.get("/logout", include_in_schema=False)
+    def sign_out(request: Request) -> Response:
+        sessions.end(request.cookies.get(COOKIE))
+        gone = RedirectResponse("/login", 303)
+        gone.delete_cookie(COOKIE)
+        return gone
+
+
+def address_of(asked: HTTPConnection) -> str:
+    """Return the address that a request comes from; of a proxy its own, for that is all we know."""
+    return "" if asked.client is None else asked.client.host
+
+
+def too_many(wait_s: int) -> Response:
+    """Return the answer to an address that has given too many wrong passwords."""
+    why = f"too many wrong passwords from your address; try again in {wait_s} s\n"
+    return PlainTextResponse(why, 429, {"Retry-After": str(wait_s)})
 
 
 def _starts_with(path: str, prefixes: tuple[str, ...]) -> bool:

@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager, closing
 
 from fastapi import FastAPI
 from nicegui import ui
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse
 
 from flows.api.app import create_api
 from flows.api.mcp import mcp_app
 from flows.api.queue import queue_at_work
 from flows.backend import Backend
 from flows.console import integrity, models, overview, record, rejects, runs, search
-from flows.console.access import COOKIE, Guard, Sessions, add_login, refuse_open
+from flows.console.access import Guard, Sessions, add_login, refuse_open
 from flows.console.desk import Desk
 from flows.metrics import metrics_route
 from flows.observe import Observer
@@ -64,12 +64,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount(API, create_api(backend, observer))
     if sessions is not None:
         add_login(app, sessions)
-
-        @app.get("/logout", include_in_schema=False)
-        def sign_out() -> Response:
-            gone = RedirectResponse("/login", 303)
-            gone.delete_cookie(COOKIE)
-            return gone
 
     desk = Desk(backend, observer, protected=sessions is not None)
     for page in (overview, runs, rejects, models, search, integrity, record):

@@ -5,7 +5,11 @@ import gc
 import uvicorn
 
 from flows.console.app import create_app
+from flows.console.connections import BoundedProtocol
 from flows.settings import Settings
+
+MOST_AT_ONCE = 512
+"""Requests and connections; more of them get 503, and leave file descriptors for the stores."""
 
 GRACE_S = 5
 """For answers that are under way when it ends; open pages are told at once."""
@@ -31,5 +35,7 @@ def config_of(settings: Settings) -> uvicorn.Config:
         port=console.port,
         log_level="warning",
         proxy_headers=False,  # who asks is the proxy, and only what a proxy of ours says counts
+        http=BoundedProtocol,
+        limit_concurrency=MOST_AT_ONCE,
         timeout_graceful_shutdown=GRACE_S,
     )
