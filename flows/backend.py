@@ -27,6 +27,7 @@ from flows.search import Searching
 from flows.search_times import SearchTimes
 from flows.settings import Settings
 from storage import index
+from storage.data_directory import make_data_directory
 from storage.embedded.account import PostgresUnavailable
 from storage.embedded.qdrant.access import OwnedElsewhere
 from storage.embedded.qdrant.client import IndexUnavailable
@@ -46,7 +47,7 @@ class Backend:
         """
         self.settings = settings
         self.search_times = SearchTimes()
-        settings.home.mkdir(parents=True, exist_ok=True)  # with servers elsewhere nobody else makes it
+        make_data_directory(settings.home)  # with servers elsewhere nobody else makes it
         self._open = ExitStack()
         self._turn = Lock()
         self._engine: Engine | None = None

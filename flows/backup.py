@@ -172,7 +172,7 @@ def _copy_pictures(stores: Stores, target: str, advance: Advance) -> None:
 @contextmanager
 def scratch_folder(scratch: Path) -> Iterator[Path]:
     """Yield a new folder below `scratch`, gone afterwards."""
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=scratch))
     try:
         yield folder

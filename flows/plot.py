@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
 from flows.evaluate import Evaluation, Measured
+from flows.file_modes import usual_files
 
 INCHES = 4.6
 MARKED = (1, 5, 10)
@@ -28,7 +29,8 @@ def write_plot(evaluation: Evaluation, path: Path) -> None:
         _draw(panel, evaluation, direction)
     panels[0].set_ylabel("recall@k")
     figure.suptitle(f"Recall on {evaluation.dataset}", fontsize=12, fontweight="bold")
-    figure.savefig(path, dpi=150)
+    with usual_files():
+        figure.savefig(path, dpi=150)
 
 
 def _draw(panel: Axes, evaluation: Evaluation, direction: str) -> None:

@@ -21,6 +21,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from storage.data_directory import make_private_folder, restrict
+
 PREFIX = "SIGHTLINE_"
 SECRETS_DIR = f"{PREFIX}SECRETS_DIR"
 LONG_REQUEST_S = 3600
@@ -324,11 +326,15 @@ def longest_pause(cron: str, now: datetime) -> timedelta:
 def load_settings() -> Settings:
     """Read the settings from the environment.
 
+    The data directory that they name, where there is one, is restricted to its owner.
+
     Raises:
         BadSettings: a value cannot be used, or a variable looks like a setting and is none.
+        UntrustedDirectory: another user made the data directory, or can write to it.
     """
     _refuse_unknown_names(sorted(os.environ))
     settings = _read()
+    restrict(settings.home)
     if settings.secrets_dir is not None:
         _refuse_unknown_names(sorted(file.name.upper() for file in settings.secrets_dir.iterdir()))
     for name in ("backup", "prove"):
@@ -359,7 +365,7 @@ def prepare_prefect(home: Path, *, log_level: str) -> None:
     own = {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"} & os.environ.keys()
     if not own and not (Path.home() / ".prefect").exists():
         own_home = home.absolute() / "prefect"
-        own_home.mkdir(parents=True, exist_ok=True)
+        make_private_folder(own_home)
         os.environ["PREFECT_HOME"] = str(own_home)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", log_level)
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", log_level)

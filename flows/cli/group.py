@@ -7,6 +7,8 @@ import click
 from rich.console import Console
 from rich.logging import RichHandler
 
+from flows.file_modes import private_files
+
 
 class Sightline(click.Group):
     """A group that lists its commands by what they are for, and ends in one line when one fails.
@@ -34,7 +36,8 @@ class Sightline(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with private_files():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:

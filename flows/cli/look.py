@@ -6,6 +6,7 @@ from typing import get_args
 import click
 
 from flows.cli.parts import EXISTING_FILE, as_json_option, pairs, print_out, ready_for_flows
+from flows.file_modes import usual_files
 from flows.settings import load_settings
 
 
@@ -61,7 +62,9 @@ def search(
     with open_search(settings) as deps:
         results = find_items(deps, query)
         if gallery is not None:
-            gallery.write_text(render(gallery_page(deps, results, settings.limits)), encoding="utf-8")
+            page = render(gallery_page(deps, results, settings.limits))
+            with usual_files():
+                gallery.write_text(page, encoding="utf-8")
             click.echo(f"gallery: {gallery}", err=True)
     print_out(results.as_json(), as_json, lambda: of_results(results))
 

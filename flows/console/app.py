@@ -19,6 +19,7 @@ from flows.console.desk import Desk
 from flows.metrics import metrics_route
 from flows.observe import Observer
 from flows.settings import Settings
+from storage.data_directory import make_data_directory
 
 API = "/api/v1"
 MOST_WAITING = 40
@@ -38,7 +39,7 @@ def create_app(settings: Settings) -> FastAPI:
     """
     console = settings.console
     refuse_open(console)
-    settings.home.mkdir(parents=True, exist_ok=True)
+    make_data_directory(settings.home)
     backend = Backend(settings)
     observer = Observer(backend)
     sessions = (

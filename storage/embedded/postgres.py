@@ -16,6 +16,7 @@ from pathlib import Path
 
 from psycopg.pq import Ping
 
+from storage.data_directory import make_data_directory, require_trusted
 from storage.embedded.account import PostgresUnavailable, choose_account
 from storage.embedded.data_folder import clear_dead_pid, create, end_orphans, require_version
 from storage.embedded.place import (
@@ -51,9 +52,11 @@ def postgres_url(home: Path) -> str:
     Raises:
         PostgresUnavailable: it cannot be started, or not in time; the message says what to change.
         OtherPostgresVersion: the data need another major version.
+        UntrustedDirectory: another user made `home`, or can write to it.
     """
     place = Place(home.resolve())
     with _permission_explained(place):
+        require_trusted(home)
         if not _answers(place):
             with _locked(place) as lock:
                 if not _answers(place):
@@ -189,7 +192,7 @@ def _permission_explained(place: Place) -> Iterator[None]:
 @contextmanager
 def _locked(place: Place) -> Iterator[int]:
     """Hold the lock of `place`, for whoever starts or stops its server; yields its file descriptor."""
-    place.home.mkdir(parents=True, exist_ok=True)
+    make_data_directory(place.home)
     lock = open_file(
         place.home / "postgres.lock", os.O_RDWR | os.O_CREAT, owners=trusted(place.home), closed=0
     )

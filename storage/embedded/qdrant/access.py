@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from storage.data_directory import make_data_directory
 from storage.embedded.private import NotPrivate, make_folder, open_file, private_folder, read_bytes
 from storage.embedded.qdrant.state import write_atomically
 
@@ -150,6 +151,7 @@ def ownership(home: Path) -> Iterator[int]:
         NotPrivate: another user can have written what is there.
     """
     path = folder_of(home)
+    make_data_directory(home)
     make_folder(path)
     with (
         private_folder(path) as folder,

@@ -16,6 +16,7 @@ import httpx
 from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
+from storage.data_directory import make_data_directory, require_trusted
 from storage.embedded.private import NotPrivate, make_folder, open_file, open_folder, private_folder
 from storage.embedded.qdrant.access import (
     OWNED_ELSEWHERE,
@@ -144,8 +145,10 @@ def start(home: Path) -> Access:
 
     Raises:
         IndexUnavailable: it does not start, or not in time, or belongs to another user.
+        UntrustedDirectory: another user made `home`, or can write to it.
     """
     with _permission_explained(home):
+        require_trusted(home)
         found = find(home)
         return found if found is not None else _start(home)
 
@@ -200,6 +203,7 @@ def _count(client: QdrantClient, collection: str) -> int:
 def _start(home: Path) -> Access:
     _refuse_local_mode(home)
     folder = folder_of(home)
+    make_data_directory(home)
     make_folder(folder)
     process = _spawn(home)
     deadline = time.monotonic() + START_TIMEOUT_S
