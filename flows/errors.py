@@ -3,17 +3,23 @@
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from flows.retries import first_line
+from flows.words import visible
+from storage.redaction import redacted
 
 MAX_ANSWER_BYTES = 200
 OWN_PACKAGES = ("flows.", "embedding.", "storage.")
 
 
 def explain(error: Exception) -> str:
-    """Return one line about `error`; errors of our own already say what helps.
+    """Return one line about `error`, fit for a terminal; errors of our own already say what helps.
 
     >>> explain(FileNotFoundError(2, "No such file or directory", "keys.txt"))
     'keys.txt: No such file or directory'
     """
+    return visible(redacted(_explained(error)))
+
+
+def _explained(error: Exception) -> str:
     if type(error).__module__.startswith(OWN_PACKAGES):
         return first_line(error)
     match error:

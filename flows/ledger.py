@@ -20,6 +20,7 @@ from flows.progress import Advance
 from flows.retries import Held, is_transient
 from flows.tracing import begin_stage, run_span
 from storage import runs
+from storage.redaction import redacted
 from storage.runs import Progress
 
 TOLD_EVERY = timedelta(seconds=1)
@@ -86,7 +87,8 @@ def recorded(
             yield own
         except BaseException as error:
             try:
-                end(account(), "failed", f"{type(error).__name__}: {error}".removesuffix(": "))
+                why = redacted(f"{type(error).__name__}: {error}".removesuffix(": "))
+                end(account(), "failed", why)
             except DBAPIError as second:
                 if not is_transient(second):
                     raise

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from flows.file_modes import private_files
+from flows.log_records import use_safe_records
 
 
 class Sightline(click.Group):
@@ -64,6 +65,7 @@ def main(ctx: click.Context, debug: bool) -> None:
 
 def _log_to_stderr(debug: bool) -> None:
     """Show our own warnings, and of spans that cannot be sent; what libraries say else is for `--debug`."""
+    use_safe_records()
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     if debug:
         logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])

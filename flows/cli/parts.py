@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.settings import Settings, prepare_prefect
+from flows.words import UNSEEN
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,10 +52,16 @@ def pairs(where: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
+def as_json_text(document: dict[str, Any]) -> str:
+    """Write a document as JSON that a terminal shows and does not obey."""
+    written = json.dumps(document, ensure_ascii=False, indent=2, default=str)
+    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
+
+
 def print_out(document: dict[str, Any], as_json: bool, table: "Callable[[], RenderableType]") -> None:
     """Print a result: as one JSON document, or as the table that `table` makes."""
     if as_json:
-        click.echo(json.dumps(document, ensure_ascii=False, indent=2, default=str))
+        click.echo(as_json_text(document))
         return
     from flows.tables.parts import show
 

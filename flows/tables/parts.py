@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
+
+from flows.words import UNSEEN, visible
 
 PLAIN_WIDTH = 120
 """How wide tables are where there is no terminal to ask."""
 
 
+class SafeConsole(Console):
+    """Shows control characters of texts by their codes: they are strangers', and a terminal obeys them."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        return super().render(_shown(renderable), options)
+
+
+def _shown(part: RenderableType) -> RenderableType:
+    match part:
+        case str():
+            return visible(part)
+        case Text() if UNSEEN.search(part.plain):
+            return Text(visible(part.plain), style=part.style, overflow=part.overflow, end=part.end)
+    return part
+
+
 def show(*parts: RenderableType) -> None:
     """Print `parts` on standard output."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = SafeConsole(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=PLAIN_WIDTH)
+        console = SafeConsole(highlight=False, markup=False, emoji=False, width=PLAIN_WIDTH)
     console.print(*parts, sep="\n")
 
 
