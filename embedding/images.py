@@ -13,6 +13,25 @@ from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MEDIA_TYPES = {format: f"image/{format.lower()}" for format in FORMATS}
 MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow begins to warn
+DECODE_BYTES = 800 * 2**20
+"""Memory that decoding one image may take: of a JPEG at the limit, in four colours and many scans."""
+
+BYTES_A_PIXEL = {"PNG": 13, "WEBP": 24, "GIF": 13, "BMP": 9, "TIFF": 13, "AVIF": 18}
+"""Most memory that decoding takes of formats that are always read at their full size, as measured."""
+
+MOST_PIXELS = {
+    format: min(MAX_PIXELS, DECODE_BYTES // size // 1_000_000 * 1_000_000)
+    for format, size in BYTES_A_PIXEL.items()
+}
+"""A JPEG is read at a part of its size, so that it may have `MAX_PIXELS`."""
+
+MAX_PIXELS_A_BYTE = 100_000
+"""More than a blank page has in any format, from `BLANK_PIXELS` on: a few bytes are not worth the work."""
+
+BLANK_PIXELS = 4_000_000
+MAX_SCANS = 100
+"""Encoders write about ten; each scan of a progressive JPEG costs as much as a whole image."""
+
 MIN_SIDE = 4
 MAX_ASPECT = 100  # a model scales the shorter side to a few hundred pixels, and the longer one with it
 KEEP_SIDE = 640  # more than any model looks at
@@ -23,6 +42,15 @@ EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CM
 SIGNATURE = re.compile(
     rb"(?s)\xff\xd8\xff|\x89PNG|RIFF....WEBP|GIF8[79]a|BM....\0{4}|II[*+]\0|MM\0[*+]|....ftypavi[fs]"
 )
+OUT_OF_MEMORY = re.compile(r"(?i)out of memory|decoder error -9")
+"""As Pillow and the libraries below it say it."""
+
+MARKER = re.compile(rb"(?s)\xff([\x01-\xcf\xd8-\xfe])")
+"""Of a JPEG, but for restarts and stuffed bytes, of which compressed data are full."""
+
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+WITHOUT_LENGTH = (0x01, 0xD8)
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC = 0x0112, 258, 262
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,8 +70,8 @@ class BadImage(ValueError):
     """These bytes cannot be shown to a model; the next record may be fine.
 
     Attributes:
-        reason: a code to count by: `empty_file`, `not_a_picture`, `damaged_picture`,
-            `too_many_pixels`, `too_small`, `extreme_shape`, `unsupported_pixels` or `crashed_decoder`.
+        reason: a code to count by: `empty_file`, `not_a_picture`, `damaged_picture`, `too_many_pixels`,
+            `too_small`, `extreme_shape`, `unsupported_pixels`, `too_costly` or `crashed_decoder`.
     """
 
     def __init__(self, reason: str, name: str, problem: str) -> None:
@@ -75,28 +103,36 @@ def decode_image(data: bytes, *, name: str) -> Decoded:
     """Decode the first frame of `data`. Safe to call from threads and worker processes.
 
     Missing pixels are refused. Damage that leaves every pixel in place, such as a flipped bit in a
-    JPEG, is beyond what its decoder tells.
+    JPEG, is beyond what its decoder tells. Bytes from strangers are decoded by a worker process
+    (`embedding.workers`), which limits the memory and the time that they take.
 
     Args:
         data: the bytes of a file, from anywhere.
         name: what to call this record in an error.
 
     Raises:
-        BadImage: the only exception that any bytes can cause.
+        BadImage: the only exception that any bytes can cause, but for
+        MemoryError: the process may not have as much memory as it takes.
     """
     if not data:
         raise BadImage("empty_file", name, "the file is empty; fetch or export it again")
     _hush_pillow()
     try:
+        if (size := _webp_size(data)) is not None:
+            _check_size(size, "WEBP", name)  # Pillow allocates its canvas before it can be asked
         with Image.open(BytesIO(data), formats=FORMATS) as opened:
-            _check_size(opened.size, name)
+            format = _format_of(opened)
+            _check_size(opened.size, format, name)
+            _check_cost(opened.size, data, format, name)
             _check_pixels(opened, name)
-            return _decoded(opened)
+            return _decoded(opened, format)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large(_pixels_in(error), name) from error
+        raise _too_large(_pixels_in(error), MAX_PIXELS, name) from error
     except LEAKS as error:
+        if OUT_OF_MEMORY.search(str(error)):
+            raise MemoryError from error
         raise _unreadable(data, name, error) from error
 
 
@@ -112,19 +148,71 @@ def _hush_pillow() -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def _check_size(size: tuple[int, int], format: str, name: str) -> None:
     """Refuse by what the header says, before any pixel is decoded."""
     (short, long), shape = sorted(size), f"{size[0]}x{size[1]} pixels"
-    if short * long > MAX_PIXELS:
-        raise _too_large(shape, name)
+    most = MOST_PIXELS.get(format, MAX_PIXELS)
+    if short * long > most:
+        raise _too_large(shape, most, name, "" if most == MAX_PIXELS else f", the most for {format}")
     if short < MIN_SIDE:
         raise BadImage("too_small", name, f"{shape} show nothing; supply {MIN_SIDE} or more a side")
     if long > MAX_ASPECT * short:
         raise BadImage("extreme_shape", name, f"{shape}, a side over {MAX_ASPECT} times the other; crop it")
 
 
-def _too_large(size: str, name: str) -> BadImage:
-    return BadImage("too_many_pixels", name, f"{size} is over {MAX_PIXELS:,}; resize it at the source")
+def _too_large(size: str, most: int, name: str, whose: str = "") -> BadImage:
+    return BadImage("too_many_pixels", name, f"{size} is over {most:,}{whose}; resize it at the source")
+
+
+def _check_cost(size: tuple[int, int], data: bytes, format: str, name: str) -> None:
+    """Refuse few bytes that stand for much work, before any pixel is decoded."""
+    pixels = size[0] * size[1]
+    if pixels > max(BLANK_PIXELS, MAX_PIXELS_A_BYTE * len(data)):
+        why = f"{len(data):,} bytes that say {pixels:,} pixels show nothing; leave it out"
+        raise BadImage("too_costly", name, why)
+    if format == "JPEG" and _has_more_scans(data, MAX_SCANS):
+        why = f"a JPEG of more than {MAX_SCANS} scans, each of which costs a whole decoding; export it again"
+        raise BadImage("too_costly", name, why)
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Return the size that the header of a WebP says; None for other bytes."""
+    if len(data) < 30 or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return None
+    match data[12:16]:
+        case b"VP8X":
+            width, height = (int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+            return width + 1, height + 1
+        case b"VP8L":
+            bits = int.from_bytes(data[21:25], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+            return width, height
+    return None
+
+
+def _has_more_scans(data: bytes, most: int) -> bool:
+    """Tell whether the first image of a JPEG has more than `most` scans.
+
+    Reads the markers as libjpeg does. Where the first scan of a sequential JPEG holds all of its
+    components, as nearly all photographs have it, libjpeg reads no other, and neither does this.
+    """
+    at, scans, components, is_progressive = 2, 0, 0, False
+    while scans <= most and (found := MARKER.search(data, at)) is not None:
+        marker, at = found[1][0], found.end()
+        if marker == END_OF_IMAGE:
+            return False
+        if marker in WITHOUT_LENGTH:
+            continue
+        if marker in FRAMES and len(data) > at + 7:
+            components, is_progressive = data[at + 7], marker & 3 == 2
+        if marker == START_OF_SCAN and len(data) > at + 2:
+            scans += 1
+            if data[at + 2] >= components and not is_progressive:
+                return False
+        at += int.from_bytes(data[at : at + 2], "big")
+    return scans > most
 
 
 def _pixels_in(error: Image.DecompressionBombError) -> str:
@@ -147,7 +235,12 @@ def _fills_sixteen_bits(opened: ImageFile.ImageFile) -> bool:
     return (opened.tag_v2.get(BITS_PER_SAMPLE), opened.tag_v2.get(PHOTOMETRIC)) == ((16,), 1)
 
 
-def _decoded(opened: ImageFile.ImageFile) -> Decoded:
+def _format_of(opened: ImageFile.ImageFile) -> str:
+    # Pillow's name for a phone's JPEG with a preview or a depth map behind it is MPO.
+    return "JPEG" if opened.format == "MPO" else str(opened.format)
+
+
+def _decoded(opened: ImageFile.ImageFile, format: str) -> Decoded:
     size = opened.size
     opened.draft(None, (KEEP_SIDE, KEEP_SIDE))  # a JPEG of twice these sides or more comes at half its size
     opened.load()  # this frame only, and all of it, or it raises
@@ -158,8 +251,7 @@ def _decoded(opened: ImageFile.ImageFile) -> Decoded:
         image = image.transpose(UPRIGHT[orientation])
     image.info.clear()  # profiles and tags, which would only travel between processes
     width, height = size[::-1] if orientation >= 5 else size
-    # Pillow's name for a phone's JPEG with a preview or a depth map behind it is MPO.
-    return Decoded(image, width, height, "JPEG" if opened.format == "MPO" else str(opened.format))
+    return Decoded(image, width, height, format)
 
 
 def _orientation(opened: ImageFile.ImageFile) -> int:
@@ -175,7 +267,8 @@ def _eight_bit(opened: Image.Image) -> Image.Image:
     """Return RGB or, where something shines through, RGBA."""
     image = _scaled(opened) if opened.mode in SIXTEEN_BIT else opened
     image = image.convert("LA") if image.mode == "La" else image
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # which would copy it
 
 
 def _scaled(image: Image.Image) -> Image.Image:

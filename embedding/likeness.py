@@ -9,8 +9,13 @@ from PIL import Image
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from embedding.preparation import Grey
+
 NEAR = 4
 """Bits of 64 in which the hashes of near duplicates may differ; copies of other sizes differ in 0 to 4."""
+
+SEEN = Grey(32)
+"""What `perceptual_hash` makes of an image first; a worker process can do it to a stranger's."""
 
 LEAST_BITS = 3
 """A hash with fewer bits is that of a picture without detail, which all look alike to it."""

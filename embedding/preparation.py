@@ -61,6 +61,18 @@ class Shrink:
 
 
 @dataclass(frozen=True, slots=True)
+class Grey:
+    """Makes a square of grey levels of a picture, of which its perceptual hash is made."""
+
+    side: int
+
+    def __call__(self, image: Image.Image) -> Features:
+        """Return `pixel_values` of `image`: uint8, shape (side, side)."""
+        small = image.convert("L").resize((self.side, self.side), Image.Resampling.LANCZOS)
+        return {PIXELS: np.asarray(small)}
+
+
+@dataclass(frozen=True, slots=True)
 class ResizeCrop:
     """Resizes a picture, crops its centre, and leaves the numbers of its pixels to the device.
 

@@ -27,6 +27,13 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
+def return_freed_memory() -> None:
+    """Hand what is freed back to the system, as a process does that waits after large work."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 @contextmanager
 def without_garbage() -> Iterator[None]:
     """Have Python not look for garbage within: for imports, of which everything stays.

@@ -1,9 +1,18 @@
-"""The process of one worker: pictures' bytes come in, what the model takes of them goes out."""
+"""The process of one worker: pictures' bytes come in, what the model takes of them goes out.
+
+The bytes are strangers'. Each image may take `DECODE_BYTES` of memory and `CPU_S` of a processor: beyond the
+first the process ends itself, beyond the second the system ends it, and the pool starts another.
+"""
 
 import os
+import pickle
+import resource
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
 from mmap import mmap
 from multiprocessing.connection import Connection
 from typing import Any
@@ -11,39 +20,113 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding.images import BadImage
-from embedding.preparation import Prepared, prepare
-from embedding.process import keep_freed_memory, without_garbage
+from embedding.images import DECODE_BYTES, BadImage
+from embedding.preparation import Preparation, Prepared, prepare
+from embedding.process import keep_freed_memory, return_freed_memory, without_garbage
 
 Layout = list[tuple[str, str, tuple[int, ...], int]]
 """Arrays in shared memory: name, dtype, shape, and where each begins."""
 
 READY = "ready"
+USE, PREPARE = "use", "prepare"
 ALIGNMENT = 64
-BEHIND_THE_MODEL = 19
-"""How nice workers are: on a CPU, each moment taken from one of the model's threads stops the others too."""
+CPU_S = 10
+"""Time on a processor that one image may take; the slowest that passes the gate takes about half of it."""
+
+KEPT_BYTES = 256 * 2**20
+"""Freed memory that a worker keeps for its next image."""
+
+OUT_OF_MEMORY = 77
+"""Exit status of a worker that was refused memory."""
 
 
-def main(connection_fd: int, memory_fd: int, room: int) -> None:
+def main(connection_fd: int, memory_fd: int, room: int, niceness: int) -> None:
     """Prepare pictures until nobody sends any; that is also so when the process that sent them is killed."""
     keep_freed_memory()
-    os.nice(BEHIND_THE_MODEL)
+    os.nice(niceness)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this
+    limits = Limits()
     with Connection(connection_fd) as connection, mmap(memory_fd, room) as memory:
-        with without_garbage():
-            preparation = connection.recv()  # may import the model's libraries
         connection.send(READY)
-        while True:
-            try:
-                name, data = connection.recv(), connection.recv_bytes()
-            except EOFError:
-                return
-            answer: BadImage | tuple[Prepared, Layout]
-            try:
-                answer = _put(memory, prepare(preparation, data, name=name))
-            except BadImage as error:
-                answer = error
-            connection.send((answer, time.process_time()))
+        try:
+            _serve(connection, memory, limits)
+        except EOFError:
+            return
+        except MemoryError:
+            os._exit(OUT_OF_MEMORY)  # there may be none left for a traceback
+
+
+def _serve(connection: Connection, memory: mmap, limits: "Limits") -> None:
+    preparation: Preparation | None = None
+    while True:
+        kind, content = connection.recv()
+        if kind == USE:
+            with limits.lifted(), without_garbage():
+                preparation = pickle.loads(content)  # may import the model's libraries
+            connection.send(READY)
+            continue
+        if preparation is None:
+            raise ValueError("an image came before its preparation")
+        data = connection.recv_bytes()
+        begun = limits.begin()
+        answer: BadImage | tuple[Prepared, Layout]
+        try:
+            answer = _put(memory, prepare(preparation, data, name=content))
+        except BadImage as error:
+            answer = error
+        connection.send((answer, time.process_time() - begun))
+        limits.end()
+
+
+class Limits:
+    """What one image may take of this process, beyond what its libraries have."""
+
+    def __init__(self) -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        self._most = _data_bytes() + DECODE_BYTES
+        self._limit_memory(self._most)
+
+    def begin(self) -> float:
+        """Limit the time of an image; return the time on a processor that this process has had."""
+        begun = time.process_time()
+        _set_soft(resource.RLIMIT_CPU, ceil(begun) + CPU_S)
+        return begun
+
+    def end(self) -> None:
+        """Hand freed memory back if an image has left much of it."""
+        if _data_bytes() > self._most - DECODE_BYTES + KEPT_BYTES:
+            return_freed_memory()
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Limit nothing within, and add what stays allocated to what the libraries have."""
+        return_freed_memory()
+        before = _data_bytes()
+        _set_soft(resource.RLIMIT_CPU, None)
+        self._limit_memory(None)
+        yield
+        self._most += max(0, _data_bytes() - before)
+        self._limit_memory(self._most)
+
+    def _limit_memory(self, most: int | None) -> None:
+        if sys.platform == "linux":  # no other system counts what a process allocates against this
+            _set_soft(resource.RLIMIT_DATA, most)
+
+
+def _set_soft(kind: int, value: int | None) -> None:
+    """Set a limit of this process, within that of its surroundings."""
+    _, hard = resource.getrlimit(kind)
+    if value is None or (hard != resource.RLIM_INFINITY and value > hard):
+        value = hard
+    resource.setrlimit(kind, (value, hard))
+
+
+def _data_bytes() -> int:
+    """Return how much memory this process has allocated, by the count that RLIMIT_DATA limits."""
+    if sys.platform != "linux":
+        return 0
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[5]) * resource.getpagesize()
 
 
 def _put(memory: mmap, prepared: Prepared) -> tuple[Prepared, Layout]:

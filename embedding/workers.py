@@ -2,33 +2,203 @@
 
 Each worker is a plain process that imports no torch and ends when the one that started it is gone. Bytes go
 to it through a socket; what it makes of them comes back through memory that both map, which has no name
-and so cannot be left behind.
+and so cannot be left behind. The bytes are strangers': a worker that crashes, or takes more memory or time
+than one image may, is replaced, and the image is a bad one.
 """
 
+import atexit
 import os
+import pickle
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from mmap import mmap
 from multiprocessing.connection import Pipe
 from signal import Signals
 from tempfile import TemporaryFile
 from typing import IO, Any, Self
 
-from PIL import Image
+from embedding.images import DECODE_BYTES, BadImage
+from embedding.preparation import Preparation, Prepared
+from embedding.worker import CPU_S, OUT_OF_MEMORY, PREPARE, READY, USE, take
 
-from embedding.images import BadImage
-from embedding.preparation import Preparation, Prepared, prepare
-from embedding.worker import ALIGNMENT, take
+ROOM = 16 * 2**20
+"""Shared memory of a worker, above what most models take of one image; only what is written is allocated."""
 
-PROBE_SIDE = 1000
-"""Above what most models look at, so that their features find room in shared memory."""
+BEHIND_THE_MODEL = 19
+"""How nice workers are: on a CPU, each moment taken from one of the model's threads stops the others too."""
+
+BEHIND_REQUESTS = 5
+"""How nice those are that people and programs wait for."""
+
+SHARED = 2
+MOST_WAITING = 8
+WAIT_S = 10.0
+STUCK_S = 300
+"""A worker that has not answered for so long is ended; `CPU_S` ends one that is at work far earlier."""
 
 
 class WorkersFailed(RuntimeError):
-    """A worker did not start; nothing is wrong with any picture."""
+    """No worker can be had now; nothing is wrong with any picture."""
+
+
+class WorkersBusy(WorkersFailed):
+    """Too many images wait to be decoded."""
+
+    def __init__(self) -> None:
+        super().__init__("too many images wait to be decoded; try again in a few seconds")
+
+
+class Ended(RuntimeError):
+    """The process of a worker is gone.
+
+    Attributes:
+        is_slow: whether it was ended because an image took too long.
+        is_large: whether it ended itself because an image took too much memory.
+    """
+
+    def __init__(self, status: int, *, is_stuck: bool = False) -> None:
+        super().__init__(f"signal {Signals(-status).name}" if status < 0 else f"exit status {status}")
+        self.is_slow = is_stuck or status == -Signals.SIGXCPU
+        self.is_large = status == OUT_OF_MEMORY
+
+    def as_bad_image(self, name: str) -> BadImage:
+        """Return what is wrong with an image that ends its workers."""
+        if self.is_slow:
+            return BadImage("too_costly", name, f"decoding it takes over {CPU_S} s; export it again, smaller")
+        if self.is_large:
+            why = f"decoding it takes over {DECODE_BYTES // 2**20} MiB of memory; resize it at the source"
+            return BadImage("too_costly", name, why)
+        problem = f"its decoder crashed twice ({self}); export it again, or leave it out"
+        return BadImage("crashed_decoder", name, problem)
+
+
+class Pool:
+    """Processes that decode, each for one thread at a time; they start when they are first needed.
+
+    Args:
+        processes: how many, at most.
+        niceness: of each of them.
+    """
+
+    def __init__(self, processes: int, niceness: int) -> None:
+        self._niceness = niceness
+        self._free = threading.BoundedSemaphore(processes)
+        self._requests = threading.BoundedSemaphore(processes + MOST_WAITING)
+        self._turn = threading.Lock()
+        self._idle: list[_Worker] = []
+        self.started: list[_Worker] = []
+
+    def prepare(
+        self, preparation: Preparation, data: bytes, *, name: str, wait_s: float | None = None
+    ) -> tuple[Prepared, float]:
+        """Return an image prepared, and the time on a processor that this took.
+
+        Bytes that end a worker twice, by a fault of a decoder, are a bad picture too.
+
+        Args:
+            wait_s: for a free worker; None: as long as it takes.
+
+        Raises:
+            BadImage: it is no picture that a model could be shown.
+            WorkersBusy: no worker was free in time.
+            WorkersFailed: no worker starts.
+        """
+        try:
+            with self._leased(preparation, wait_s) as worker:
+                return worker.prepare(data, name)
+        except Ended as error:
+            if error.is_slow:
+                raise error.as_bad_image(name) from error
+        try:
+            with self._leased(preparation, wait_s) as worker:  # a fresh one may have what an old one had not
+                return worker.prepare(data, name)
+        except Ended as error:
+            raise error.as_bad_image(name) from error
+
+    def prepare_soon(self, preparation: Preparation, data: bytes, *, name: str) -> Prepared:
+        """Return an image prepared for a request: at once, after a short wait, or not at all.
+
+        Raises:
+            BadImage, WorkersBusy, WorkersFailed: as `prepare`.
+        """
+        if not self._requests.acquire(blocking=False):
+            raise WorkersBusy
+        try:
+            return self.prepare(preparation, data, name=name, wait_s=WAIT_S)[0]
+        finally:
+            self._requests.release()
+
+    def close(self) -> None:
+        """End all processes; the next image starts one again."""
+        with self._turn:
+            ending, self.started, self._idle = self.started, [], []
+        for worker in ending:
+            worker.close()
+
+    @contextmanager
+    def _leased(self, preparation: Preparation, wait_s: float | None) -> Iterator["_Worker"]:
+        """Yield a worker that has `preparation`; it is kept only if it can take another image."""
+        if not self._free.acquire(timeout=wait_s):
+            raise WorkersBusy
+        try:
+            worker = self._taken(preparation)
+            try:
+                worker.use(preparation)
+                yield worker
+            except BadImage:
+                self._put_back(worker)
+                raise
+            except BaseException:
+                self._discard(worker)
+                raise
+            self._put_back(worker)
+        finally:
+            self._free.release()
+
+    def _taken(self, preparation: Preparation) -> "_Worker":
+        with self._turn:
+            for place, worker in enumerate(self._idle):
+                if worker.preparation == preparation:
+                    return self._idle.pop(place)
+            if self._idle:
+                return self._idle.pop()
+        worker = _Worker(self._niceness)
+        with self._turn:
+            self.started.append(worker)
+        return worker
+
+    def _put_back(self, worker: "_Worker") -> None:
+        with self._turn:
+            if worker in self.started:
+                self._idle.append(worker)
+
+    def _discard(self, worker: "_Worker") -> None:
+        with self._turn:
+            if worker in self.started:
+                self.started.remove(worker)
+        worker.close()
+
+
+_shared = Pool(SHARED, BEHIND_REQUESTS)
+atexit.register(_shared.close)
+
+
+def prepare_soon(preparation: Preparation, data: bytes, *, name: str) -> Prepared:
+    """Prepare one image in a worker that this whole process shares.
+
+    At most `SHARED` images are decoded at once, whatever asks for them: requests, pages, commands. A few
+    others wait, each for `WAIT_S` at most.
+
+    Raises:
+        BadImage: it is no picture that a model could be shown.
+        WorkersBusy: too many others wait already, or none was done in time.
+        WorkersFailed: no worker starts.
+    """
+    return _shared.prepare_soon(preparation, data, name=name)
 
 
 class Workers:
@@ -36,15 +206,18 @@ class Workers:
 
     Args:
         preparation: what is done to each picture.
-        processes: how many; 0 prepares them in a thread of this process, which suits a few pictures.
+        processes: how many; 0 prepares them one by one in those that this process shares, which suits a
+            few pictures.
     """
 
     def __init__(self, preparation: Preparation, processes: int) -> None:
         self._preparation = preparation
-        self._processes = processes
-        self._own = threading.local()
-        self._started: list[_Worker] = []
-        self._own_seconds = 0.0
+        self._own = Pool(processes, BEHIND_THE_MODEL) if processes else None
+        self._pool = _shared if self._own is None else self._own
+        self._turn = threading.Lock()
+        self.seconds = 0.0
+        """Time on a processor that pictures have taken so far, added up over all workers."""
+
         # a thread for each process: it sends, waits and copies; the pool keeps the order of a queue
         self._threads = ThreadPoolExecutor(max(1, processes), thread_name_prefix="decode")
 
@@ -53,96 +226,78 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
-        for worker in self._started:
-            worker.close()
+        if self._own is not None:
+            self._own.close()
 
     @property
-    def seconds(self) -> float:
-        """Time on a processor that pictures have taken so far, added up over all workers."""
-        return self._own_seconds + sum(worker.seconds for worker in self._started)
+    def pids(self) -> list[int]:
+        """The processes that there are now."""
+        return [worker.pid for worker in self._pool.started]
 
     def submit(self, data: bytes, *, name: str) -> "Future[Prepared]":
-        """Begin to prepare a picture; its future may raise `BadImage`, or `WorkersFailed`.
-
-        Bytes that end a worker twice, by a fault of a decoder, are a bad picture too.
-        """
-        work = self._prepare if self._processes else self._prepare_here
-        return self._threads.submit(work, data, name)
-
-    def _prepare_here(self, data: bytes, name: str) -> Prepared:
-        start = time.thread_time()
-        try:
-            return prepare(self._preparation, data, name=name)
-        finally:
-            self._own_seconds += time.thread_time() - start
+        """Begin to prepare a picture; its future may raise `BadImage`, or `WorkersFailed`."""
+        return self._threads.submit(self._prepare, data, name)
 
     def _prepare(self, data: bytes, name: str) -> Prepared:
-        try:
-            return self._worker().prepare(data, name)
-        except Ended:
-            self._discard()
-        try:
-            return self._worker().prepare(data, name)
-        except Ended as error:
-            self._discard()
-            problem = f"its decoder crashed twice ({error}); export it again, or leave it out"
-            raise BadImage("crashed_decoder", name, problem) from error
-
-    def _worker(self) -> "_Worker":
-        """Return the worker of this thread, which is started if need be."""
-        worker: _Worker | None = getattr(self._own, "worker", None)
-        if worker is None:
-            worker = self._own.worker = _Worker(self._preparation)
-            self._started.append(worker)
-        return worker
-
-    def _discard(self) -> None:
-        worker = self._own.worker
-        self._own.worker = None
-        self._started.remove(worker)
-        worker.close()
-
-
-class Ended(RuntimeError):
-    """The process of a worker is gone."""
+        prepared, seconds = self._pool.prepare(self._preparation, data, name=name)
+        with self._turn:
+            self.seconds += seconds
+        return prepared
 
 
 class _Worker:
     """One process, which prepares one picture at a time."""
 
-    def __init__(self, preparation: Preparation) -> None:
-        probe = preparation(Image.new("RGB", (PROBE_SIDE, PROBE_SIDE)))
-        room = sum(array.nbytes + ALIGNMENT for array in probe.values())
-        self.seconds = 0.0
+    def __init__(self, niceness: int) -> None:
+        self.preparation: Preparation | None = None
         self._connection, theirs = Pipe()
-        with theirs, _nameless_file(room) as file:
+        with theirs, _nameless_file(ROOM) as file:
             fds = theirs.fileno(), file.fileno()
-            self._memory = mmap(file.fileno(), room)
-            command = [sys.executable, "-P", "-m", "embedding.worker", *map(str, (*fds, room))]
+            self._memory = mmap(file.fileno(), ROOM)
+            command = [sys.executable, "-P", "-m", "embedding.worker", *map(str, (*fds, ROOM, niceness))]
             self._process = subprocess.Popen(command, pass_fds=fds)
-        try:
-            self._ask(preparation)
-        except Ended as error:
-            self.close()
-            raise WorkersFailed(f"a worker that decodes pictures did not start ({error})") from error
+        self._begin()
 
-    def prepare(self, data: bytes, name: str) -> Prepared:
-        """Return `data` prepared.
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def use(self, preparation: Preparation) -> None:
+        """Have what is done to the pictures that come next loaded, if it is not.
+
+        Raises:
+            WorkersFailed: it cannot be.
+        """
+        if self.preparation != preparation:
+            self._begin((USE, pickle.dumps(preparation)))
+            self.preparation = preparation
+
+    def prepare(self, data: bytes, name: str) -> tuple[Prepared, float]:
+        """Return `data` prepared, and the time on a processor that this took.
 
         Raises:
             BadImage: it is no picture that a model could be shown.
             Ended: the process ended instead of answering.
         """
-        answer, self.seconds = self._ask(name, data)
+        answer, seconds = self._ask((PREPARE, name), data)
         if isinstance(answer, BadImage):
             raise answer
-        return take(self._memory, *answer)
+        return take(self._memory, *answer), seconds
 
     def close(self) -> None:
-        """End the process: without a connection it has nothing to do."""
+        """End the process."""
         self._connection.close()
+        self._process.kill()
         self._process.wait()
         self._memory.close()
+
+    def _begin(self, *messages: Any) -> None:
+        try:
+            if self._ask(*messages) != READY:
+                raise WorkersFailed("a worker that decodes pictures is not in step")
+        except Ended as error:
+            self.close()
+            raise WorkersFailed(f"a worker that decodes pictures did not start ({error})") from error
 
     def _ask(self, *messages: Any) -> Any:
         try:
@@ -151,9 +306,12 @@ class _Worker:
                     self._connection.send_bytes(message)
                 else:
                     self._connection.send(message)
-            return self._connection.recv()
+            if self._connection.poll(STUCK_S):
+                return self._connection.recv()
         except (EOFError, OSError) as error:
-            raise Ended(_how(self._process.wait())) from error
+            raise Ended(self._process.wait()) from error
+        self._process.kill()
+        raise Ended(self._process.wait(), is_stuck=True)
 
 
 def _nameless_file(size: int) -> IO[bytes]:
@@ -162,7 +320,3 @@ def _nameless_file(size: int) -> IO[bytes]:
     file = os.fdopen(os.memfd_create("sightline"), "r+b") if named else TemporaryFile()  # noqa: SIM115
     file.truncate(size)
     return file
-
-
-def _how(status: int) -> str:
-    return f"signal {Signals(-status).name}" if status < 0 else f"exit status {status}"

@@ -6,8 +6,12 @@ from itertools import groupby
 from types import MappingProxyType
 from typing import Any
 
-from embedding.images import BadImage, decode_image
-from embedding.likeness import near_groups, perceptual_hash
+from PIL import Image
+
+from embedding.images import BadImage
+from embedding.likeness import SEEN, near_groups, perceptual_hash
+from embedding.preparation import PIXELS
+from embedding.workers import Workers
 from flows.deps import Stores
 from flows.settings import Limits
 from flows.stored_images import load_image
@@ -87,6 +91,20 @@ def picture_groups(
 
 
 def _hash_new(stores: Stores, limits: Limits, advance: Callable[[int], None]) -> int:
+    with Workers(SEEN, 0) as workers:
+        return _hash_with(workers, stores, limits, advance)
+
+
+def hash_of(workers: Workers, data: bytes, *, name: str) -> int:
+    """Return the perceptual hash of an image that workers decode to `SEEN`.
+
+    Raises:
+        BadImage: it cannot be decoded.
+    """
+    return perceptual_hash(Image.fromarray(workers.submit(data, name=name).result().features[PIXELS]))
+
+
+def _hash_with(workers: Workers, stores: Stores, limits: Limits, advance: Callable[[int], None]) -> int:
     after, unreadable = "", 0
     while True:
         with stores.sessions() as session:
@@ -97,7 +115,7 @@ def _hash_new(stores: Stores, limits: Limits, advance: Callable[[int], None]) ->
         for sha256, origin in pictures.items():
             data = load_image(stores, sha256, origin, limits)
             try:
-                hashes[sha256] = perceptual_hash(decode_image(data or b"", name=redacted(origin.uri)).image)
+                hashes[sha256] = hash_of(workers, data or b"", name=redacted(origin.uri))
             except BadImage:
                 unreadable += 1  # also where it is gone: `reconcile` tells which those are
         with stores.sessions.begin() as session:

@@ -9,7 +9,9 @@ from io import BytesIO
 from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
-from embedding.images import BadImage, decode_image
+from embedding.images import BadImage
+from embedding.preparation import PIXELS, Shrink
+from embedding.workers import Workers
 from storage.redaction import has_secret
 
 THUMBNAIL_SIDE = 480
@@ -63,15 +65,17 @@ def render(page: Page) -> str:
     A picture that is missing or cannot be decoded is no reason to fail: its text stands in its place.
     """
     singular, plural = NOUNS[page.find]
-    query_picture = _thumbnail(page.query_picture, "query")
+    with Workers(Shrink(THUMBNAIL_SIDE), 0) as workers:
+        query_picture = _thumbnail(workers, page.query_picture, "query")
+        thumbnails = [_thumbnail(workers, card.picture, card.key) for card in page.cards]
     return _template().render(
         page=page,
         title=_title(page, plural),
         noun=singular if len(page.cards) == 1 else plural,
         query_picture=query_picture,
         tiles=[
-            (card, _thumbnail(card.picture, card.key), share, _link(card.uri))
-            for card, share in zip(page.cards, _shares(page.cards), strict=True)
+            (card, thumbnail, share, _link(card.uri))
+            for card, thumbnail, share in zip(page.cards, thumbnails, _shares(page.cards), strict=True)
         ],
     )
 
@@ -103,14 +107,13 @@ def _link(uri: str | None) -> str | None:
     return uri if uri.lower().startswith(("https://", "http://")) else None
 
 
-def _thumbnail(picture: bytes | None, name: str) -> Thumbnail | None:
+def _thumbnail(workers: Workers, picture: bytes | None, name: str) -> Thumbnail | None:
     if picture is None:
         return None
     try:
-        image = decode_image(picture, name=name).image
+        image = Image.fromarray(workers.submit(picture, name=name).result().features[PIXELS])
     except BadImage:
         return None
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")

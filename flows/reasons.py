@@ -104,6 +104,11 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
             "Export it with 8 bits a channel.",
             of_picture=True,
         ),
+        "too_costly": Reason(
+            "Decoding the image takes more memory or time than one image may.",
+            "Export it again, smaller or in another format.",
+            of_picture=True,
+        ),
         "crashed_decoder": Reason(
             "The program that decodes pictures crashed on it, twice.",
             "Export it again, or leave it out.",

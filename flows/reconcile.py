@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from embedding.images import BadImage
-from embedding.preparation import prepare
+from embedding.workers import Workers
 from flows.batch import embed_all
 from flows.deps import Deps, Stores
 from flows.intake import open_collection
@@ -403,21 +403,22 @@ def _pictures(deps: Deps, items: list[Item], limits: Limits) -> tuple[dict[str, 
     """Return the decoded pictures of `items` by SHA-256, and why others cannot be had."""
     pictures: dict[str, Shown] = {}
     unreadable = set()
-    for item in items:
-        picture = item.picture
-        if picture is None or picture.sha256 in pictures:
-            continue
-        data = load_image(deps, picture.sha256, picture.origin, limits, or_origin=True)
-        if data is None:
-            where = redacted(picture.uri)
-            unreadable.add(f"{item.source}: {item.key}: its picture is gone, here and at {where}")
-            continue
-        try:
-            prepared = prepare(deps.encoder.preparation, data, name=item.key)
-        except BadImage as error:
-            unreadable.add(f"{item.source}: {error}")
-            continue
-        pictures[picture.sha256] = Shown.decoded(prepared)
+    with Workers(deps.encoder.preparation, 0) as workers:
+        for item in items:
+            picture = item.picture
+            if picture is None or picture.sha256 in pictures:
+                continue
+            data = load_image(deps, picture.sha256, picture.origin, limits, or_origin=True)
+            if data is None:
+                where = redacted(picture.uri)
+                unreadable.add(f"{item.source}: {item.key}: its picture is gone, here and at {where}")
+                continue
+            try:
+                prepared = workers.submit(data, name=item.key).result()
+            except BadImage as error:
+                unreadable.add(f"{item.source}: {error}")
+                continue
+            pictures[picture.sha256] = Shown.decoded(prepared)
     return pictures, unreadable
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from embedding.images import BadImage
 from embedding.preparation import PIXELS, Shrink
-from embedding.workers import Workers, WorkersFailed
+from embedding.workers import WorkersFailed, prepare_soon
 from flows.settings import Limits
 from flows.stored_images import fetch_image
 from storage import runs
@@ -63,9 +63,9 @@ def drawn_anew(data: bytes, *, name: str) -> bytes:
 
     Raises:
         BadImage: it refuses them, or they crash its process.
+        WorkersFailed: too many others wait.
     """
-    with Workers(Shrink(SIDE), 1) as workers:
-        shown = workers.submit(data, name=name).result()
+    shown = prepare_soon(Shrink(SIDE), data, name=name)
     buffer = BytesIO()
     Image.fromarray(shown.features[PIXELS]).save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return buffer.getvalue()

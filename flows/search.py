@@ -14,8 +14,8 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from embedding.encoder import Encoder
 from embedding.fusion import fused
-from embedding.preparation import prepare
 from embedding.process import keep_freed_memory, wait_briefly
+from embedding.workers import prepare_soon
 from flows.deps import Deps, open_stores
 from flows.gallery import Card, Page
 from flows.models import Models, active_model
@@ -25,6 +25,8 @@ from flows.tracing import span
 from storage import catalog, index
 from storage.records import Digest, Hit, Item
 from storage.redaction import redacted
+from storage.source.marks import MAX_MARKS, has_many_marks
+from storage.source.validate import MAX_TEXT_CHARS
 
 Find = Literal["images", "texts"]
 Asked = Literal["text", "image", "both", "record"]
@@ -125,6 +127,10 @@ class Results:
         return where | {"hits": [one.as_json() for one in self.found]}
 
 
+class BadText(ValueError):
+    """No text that is searched by is so long, or stacks so many marks."""
+
+
 class NoSuchRecord(LookupError):
     """Others are to be like a record that searches do not know."""
 
@@ -180,9 +186,13 @@ def search(deps: Deps, query: Query) -> Results:
         NoCollection: nothing has been ingested yet.
         ModelMismatch: the collection was made by another model than `deps` has.
         NoSuchRecord: the record that others are to be like cannot be searched by.
+        BadText: the query's text is too long, or no text.
         BadImage: the query's picture cannot be shown to a model.
+        WorkersFailed: it cannot be decoded now; too many others wait, for example.
         OSError: the query's picture cannot be read.
     """
+    if query.text is not None:
+        _check_text(query.text)
     about = {"query": query.asked, "find": query.find, "limit": query.limit}
     with deps.timed(query.asked, query.find), span("search", about) as note:
         while True:
@@ -197,6 +207,13 @@ def search(deps: Deps, query: Query) -> Results:
                 continue  # it was dropped since the alias was read, which therefore names another
             note({"collection": collection.name, "model": results.model, "hits": len(results.found)})
             return results
+
+
+def _check_text(text: str) -> None:
+    if len(text) > MAX_TEXT_CHARS:
+        raise BadText(f"the text has {len(text):,} characters; search by {MAX_TEXT_CHARS:,} or fewer")
+    if has_many_marks(text):
+        raise BadText(f"the text has more than {MAX_MARKS} combining marks in a row; leave them out")
 
 
 def _search_in(deps: Deps, collection: index.Collection, query: Query) -> Results:
@@ -231,7 +248,7 @@ def _vector(deps: Deps, collection: index.Collection, encoder: Encoder, query: Q
     data = query.picture if query.image is None else query.image.read_bytes()
     if data is not None:
         name = "the picture" if query.image is None else str(query.image)
-        prepared = prepare(encoder.preparation, data, name=name)
+        prepared = prepare_soon(encoder.preparation, data, name=name)
         parts += [*encoder.prepared([prepared.features])]
     if query.like is not None:
         parts.append(_vector_of(deps, collection, query.like, SPACES[query.find]))

@@ -197,7 +197,7 @@ class Settings(BaseSettings):
         default_factory=lambda: min(MOST_WORKERS, os.cpu_count() or 1),
         ge=0,
         le=256,
-        description="Processes that decode pictures beside the model; 0: none, a thread.",
+        description="Processes that decode images beside the model; 0: one of those that searches use.",
     )
     pictures_url: str | None = Field(
         None, description="Where pictures are kept: a folder or an fsspec URL; unset: in the home folder."

@@ -6,11 +6,12 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding.images import BadImage, decode_image
-from embedding.likeness import perceptual_hash
+from embedding.images import BadImage
+from embedding.likeness import SEEN
 from embedding.pairs import Part, Split
+from embedding.workers import Workers
 from flows.deps import Stores
-from flows.duplicates import picture_groups
+from flows.duplicates import hash_of, picture_groups
 from flows.judgments import BadJudgments, Judgment, pictures_of, sha256_of
 from flows.settings import Limits
 from storage import catalog
@@ -72,11 +73,12 @@ def sides_of(stores: Stores, groups: Mapping[str, str], split: Split) -> Sides:
 def _hashes(judgments: Sequence[Judgment]) -> dict[str, int]:
     """Return what pictures that are queries look like, by SHA-256, as `perceptual_hash` has it."""
     hashes = {}
-    for sha256, path in pictures_of(judgments).items():
-        try:
-            hashes[sha256] = perceptual_hash(decode_image(Path(path).read_bytes(), name=path).image)
-        except BadImage as error:
-            raise BadJudgments(f"the picture of a judgment cannot be used: {error}") from error
+    with Workers(SEEN, 0) as workers:
+        for sha256, path in pictures_of(judgments).items():
+            try:
+                hashes[sha256] = hash_of(workers, Path(path).read_bytes(), name=path)
+            except BadImage as error:
+                raise BadJudgments(f"the picture of a judgment cannot be used: {error}") from error
     return hashes
 
 

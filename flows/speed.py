@@ -48,7 +48,7 @@ def speed_of(
         seconds: from the first row to the last mark.
         records: rows that were read.
         pictures: of the embedded records, those with a picture.
-        workers: processes that decode, 0 for a thread.
+        workers: processes that decode, 0 for one of those that searches use.
         peak_device_mib: None on a CPU.
     """
     elapsed = max(seconds, 1e-9)

@@ -27,13 +27,13 @@ from tests.builders import encoded, noise, png
 with Workers(Upright(), 2) as pool:
     for done in [pool.submit(png(), name="red.png") for _ in range(20)]:
         done.result()
-    print(*(worker._process.pid for worker in pool._started), flush=True)
+    print(*pool.pids, flush=True)
     time.sleep(60)
 """
 
 
 def pids(pool: Workers) -> list[int]:
-    return [worker._process.pid for worker in pool._started]
+    return pool.pids
 
 
 def files(many: int) -> list[bytes]:

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from embedding.encoder import ModelUnavailable
 from embedding.images import BadImage
+from embedding.workers import WorkersFailed
 from flows.backend import AWAY
 from flows.errors import explain
 from flows.models import OtherModel
@@ -29,6 +30,7 @@ RETRY_AWAY_S = 10
 
 RETRY_MODEL_S = 60
 RETRY_FULL_S = 30
+RETRY_DECODING_S = 5
 OWN_TYPE = "urn:problem-type:sightline:"
 NOT_READY = (ModelUnavailable, ModelMismatch, OtherModel)
 log = logging.getLogger(__name__)
@@ -137,6 +139,8 @@ def refusal_of(error: Exception) -> Refusal:
             return Refusal(503, str(error), kind="queue-full", retry_after_s=RETRY_FULL_S)
         case BadImage():
             return Refusal(422, str(error), kind=error.reason.replace("_", "-"))
+        case WorkersFailed():
+            return Refusal(503, str(error), retry_after_s=RETRY_DECODING_S)
         case UnexpectedResponse(status_code=400):
             return Refusal(422, explain(error))
         case ClientDisconnect():
@@ -155,6 +159,7 @@ TOLD: tuple[type[Exception], ...] = (
     KeyReused,
     QueueFull,
     BadImage,
+    WorkersFailed,
     UnexpectedResponse,
     ClientDisconnect,
     NoConnectionFree,

@@ -6,15 +6,17 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from embedding.encoder import ModelUnavailable
 from embedding.images import BadImage
+from embedding.workers import WorkersFailed
 from flows.backend import AWAY, Backend
 from flows.console.address import Asked
 from flows.console.uploads import Gone, Uploads
-from flows.search import NoSuchRecord, Query, Results, search
+from flows.search import BadText, NoSuchRecord, Query, Results, search
 from storage import catalog, narrowing
 from storage.index import ModelMismatch
 from storage.records import Item
 
-REFUSED = (*AWAY, ModelUnavailable, ModelMismatch, NoSuchRecord, BadImage, Gone, UnexpectedResponse)
+UNUSABLE = BadText, BadImage, WorkersFailed
+REFUSED = (*AWAY, ModelUnavailable, ModelMismatch, NoSuchRecord, Gone, UnexpectedResponse, *UNUSABLE)
 """What keeps a search from being answered; `explain` says what to do."""
 
 

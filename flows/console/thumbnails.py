@@ -14,7 +14,9 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
 
-from embedding.images import BadImage, decode_image
+from embedding.images import BadImage
+from embedding.preparation import PIXELS, Shrink
+from embedding.workers import WorkersFailed, prepare_soon
 from flows.backend import AWAY, Backend
 from flows.stored_images import load_image
 from storage import catalog
@@ -26,7 +28,7 @@ MOST_BYTES = 32 * 2**20
 """Of small pictures that stay in memory."""
 
 AT_ONCE = 3
-"""A large picture takes hundreds of megabytes while it is decoded."""
+"""Pages' pictures that are read and decoded; they leave room for requests that wait for the same workers."""
 
 HEADERS = {"Cache-Control": "private, no-cache"}
 """A browser asks each time whether a picture is still the same: what was deleted comes from no cache."""
@@ -74,7 +76,7 @@ class Thumbnails:
             if etag is not None and etag in known:
                 return Response(status_code=304, headers=HEADERS | {"ETag": etag})
             small = None if original is None else self._small(original, side)
-        except AWAY as error:
+        except (WorkersFailed, *AWAY) as error:
             return Response(str(error), 503, HEADERS, "text/plain")
         if small is None or etag is None:
             return Response(PLACEHOLDER, 404, HEADERS, "image/svg+xml")
@@ -97,12 +99,16 @@ class Thumbnails:
 
 
 def made_small(data: bytes, side: int) -> bytes | None:
-    """Return a picture as WebP, at most `side` pixels wide and high; None if it cannot be shown."""
+    """Return a picture as WebP, at most `side` pixels wide and high; None if it cannot be shown.
+
+    Raises:
+        WorkersFailed: it cannot be decoded now.
+    """
     try:
-        image = decode_image(data, name="picture").image
+        pixels = prepare_soon(Shrink(side), data, name="picture").features[PIXELS]
     except BadImage:
         return None
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    image = Image.fromarray(pixels)
     buffer = BytesIO()
     image.save(buffer, "WEBP", quality=QUALITY, method=2)
     return buffer.getvalue()

@@ -10,7 +10,9 @@ from nicegui import app
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from embedding.images import BadImage, decode_image
+from embedding.images import BadImage
+from embedding.preparation import Shrink
+from embedding.workers import WorkersFailed, prepare_soon
 from flows.console.thumbnails import SMALL_SIDE, Original, Thumbnails
 
 KEPT_FOR_S = 3600
@@ -90,8 +92,8 @@ def add_routes(uploads: Uploads, thumbnails: Thumbnails, max_bytes: int) -> None
                 problem = f"{name}: larger than {max_bytes / 2**20:,.0f} MiB; supply a smaller picture"
                 return JSONResponse({"problem": problem}, headers={"Connection": "close"})
         try:
-            await to_thread(decode_image, bytes(data), name=name)
-        except BadImage as error:
+            await to_thread(prepare_soon, Shrink(SMALL_SIDE), bytes(data), name=name)
+        except (BadImage, WorkersFailed) as error:
             return JSONResponse({"problem": str(error)})
         return JSONResponse({"token": uploads.keep(bytes(data))})
 
