@@ -157,6 +157,11 @@ def _load_sentence_transformer(name: str, device: str) -> "SentenceTransformer":
             f"cannot load model {name!r}: it is damaged, or needs code that is not known here, and code that "
             f"comes with a model is never run ({_first_line(error)}); set SIGHTLINE_MODEL to another model"
         ) from error
+    except Exception as error:  # what a damaged file makes of each library is not to be foreseen
+        raise ModelUnavailable(
+            f"cannot load model {name!r}: a file of it is damaged, or fits none that is known here "
+            f"({type(error).__name__}: {_first_line(error)}); set SIGHTLINE_MODEL to another model"
+        ) from error
 
 
 def _hub_answers(name: str) -> bool:

@@ -282,6 +282,32 @@ def test_a_folder_with_unreadable_settings_is_refused(tmp_path: Path):
         loaded(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("modules.json", b"[]"),
+        ("modules.json", b"{}"),
+        ("modules.json", b'[{"idx": 0}]'),
+        ("modules.json", b'[{"idx": 0, "name": "0", "path": "", "type": "os.system"}]'),
+        ("config.json", b"[]"),
+        ("config.json", b'{"model_type": "clip", "text_config": 7}'),
+        ("model.safetensors", b"no weights"),
+        ("model.safetensors", b""),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer_config.json", b"[]"),
+    ],
+)
+def test_a_folder_with_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, name: str, content: bytes):
+    folder = write_tiny_clip(tmp_path / "model")
+    assert (folder / name).exists()
+    (folder / name).write_bytes(content)
+
+    with pytest.raises(ModelUnavailable, match=r"model .*SIGHTLINE_MODEL") as refused:
+        loaded(folder)
+
+    assert "\n" not in str(refused.value)
+
+
 def test_a_model_that_takes_no_pictures_is_refused():
     with pytest.raises(ModelUnavailable, match=r"does not take image; .*SIGHTLINE_MODEL"):
         load_encoder(str(get_model_path()), device="cpu")
