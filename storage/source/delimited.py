@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from storage.records import Record, Rejected
-from storage.source.lines import TOO_LONG, Line, numbered_lines
+from storage.source.lines import MAX_LINE_BYTES, TOO_LONG, Line, numbered_lines
 from storage.source.manifest import BadSource, check_columns, key_of, record_of
 from storage.source.validate import MAX_RAW_CHARS, BadRow, rejected
 
@@ -18,8 +18,18 @@ NOT_UTF8 = re.compile("[\udc80-\udcff]")
 """What `surrogateescape` makes of bytes that are not UTF-8."""
 
 
+MAX_ROW_LINES = 10_000
+ROW_TOO_LONG = f"a row of over {MAX_ROW_LINES:,} lines or {MAX_LINE_BYTES:,} bytes; is a quote missing?"
+MOST_LOOKED_AT = 10 * MAX_ROW_LINES
+"""Lines that are read again to find out which rows may stand inside another."""
+
+
 class _LineTooLong(csv.Error):
-    """One physical line is longer than a row may be; the next one may be fine."""
+    """One physical line, or a row of several, is longer than a row may be; the next one may be fine."""
+
+
+class _Unclear(Exception):
+    """What may stand inside a row takes too long to find out."""
 
 
 class _CsvLines:
@@ -35,6 +45,13 @@ class _CsvLines:
         self._ahead: deque[Line] = deque()
         self.number = 0
         self.taken: list[str] = []
+        self._taken_bytes = 0
+        self._looked_at = self._looked_at_bytes = 0
+
+    def begin_row(self) -> None:
+        """Take the lines that follow for those of another row."""
+        self.taken = []
+        self._taken_bytes = self._looked_at = self._looked_at_bytes = 0
 
     def __iter__(self) -> "_CsvLines":
         return self
@@ -42,18 +59,32 @@ class _CsvLines:
     def __next__(self) -> str:
         line = self._ahead.popleft() if self._ahead else next(self._lines)
         self.number = line.number
+        if len(self.taken) >= MAX_ROW_LINES or self._taken_bytes > MAX_LINE_BYTES:
+            raise _LineTooLong(ROW_TOO_LONG)
+        self._taken_bytes += len(line.content)
         self.taken.append(_decoded(line))
         return _whole(line)
 
     def again_from(self, index: int) -> Iterator[str]:
-        """Give the lines that were taken, from one of them on, and those that follow, which stay untaken."""
+        """Give the lines that were taken, from one of them on, and those that follow, which stay untaken.
+
+        Raises:
+            _Unclear: too many lines have been given for this row.
+        """
         for later in range(index, len(self.taken)):
-            yield self.taken[later]
+            yield self._looked(self.taken[later])
         for line in self._ahead:
-            yield _whole(line)
+            yield self._looked(_whole(line))
         for line in self._lines:
             self._ahead.append(line)
-            yield _whole(line)
+            yield self._looked(_whole(line))
+
+    def _looked(self, line: str) -> str:
+        self._looked_at += 1
+        self._looked_at_bytes += len(line)
+        if self._looked_at > MOST_LOOKED_AT or self._looked_at_bytes > 2 * MAX_LINE_BYTES:
+            raise _Unclear
+        return line
 
 
 def _decoded(line: Line) -> str:
@@ -75,6 +106,9 @@ class _Span:
     lines: Sequence[str]
     inner: Sequence[Sequence[str]] = ()
     """The cells of the rows that begin on lines after the first, were they read from there."""
+
+    is_clear: bool = True
+    """Whether `inner` is all that may stand inside it."""
 
     @property
     def place(self) -> str:
@@ -134,10 +168,13 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Record | Rejected]
         lines = _CsvLines(file)
         reader = csv.reader(lines, strict=True)
         next(reader, None)
-        in_header = _span(lines, 1).hidden_keys(columns)
+        header = _span(lines, 1)
+        if not header.is_clear:
+            raise BadSource(f"{path}: a header of {len(header.lines):,} lines; is a quote missing?")
+        in_header = header.hidden_keys(columns)
         while True:
             first = lines.number + 1
-            lines.taken.clear()
+            lines.begin_row()
             try:
                 cells = next(reader)
             except StopIteration:
@@ -152,7 +189,10 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Record | Rejected]
 
 
 def _span(lines: _CsvLines, first: int) -> _Span:
-    inner = [_row_from(lines, index) for index in range(1, len(lines.taken))]
+    try:
+        inner = [_row_from(lines, index) for index in range(1, len(lines.taken))]
+    except _Unclear:
+        return _Span(first, lines.number, lines.taken, is_clear=False)
     return _Span(first, lines.number, lines.taken, inner)
 
 
@@ -192,6 +232,9 @@ def _csv_row(columns: Sequence[str], cells: Sequence[str], span: _Span, folder: 
 
 def _check_cells(columns: Sequence[str], cells: Sequence[str], span: _Span, key: str | None) -> None:
     """Raise `BadRow` where the cells are not those of one row in UTF-8."""
+    if not span.is_clear:
+        why = f"a row of {len(span.lines):,} lines, in which others may stand; write its cells in fewer lines"
+        raise BadRow("bad_row", why, key=key, in_doubt=True)
     if len(cells) != len(columns):
         lines = "" if span.first == span.last else f", from line {span.first} to line {span.last}"
         why = f"{len(cells)} cells under {len(columns)} columns{lines}; quote a cell that holds a comma"

@@ -10,6 +10,9 @@ from storage.source.lines import TOO_LONG, numbered_lines
 from storage.source.manifest import record_of
 from storage.source.validate import BadRow, rejected
 
+MAX_BRACKETS = 100_000
+"""Of a line: Python holds an empty list of two characters in 64 bytes. Metadata may have 64 KiB."""
+
 
 def read_jsonl(path: Path) -> Iterator[Record | Rejected]:
     """Read one JSON object a line; blank lines don't count.
@@ -39,6 +42,8 @@ def _shown(line: bytes) -> str:
 
 def _json_object(line: bytes) -> dict[str, Any]:
     remedy = "write one JSON object a line"
+    if line.count(b"{") + line.count(b"[") > MAX_BRACKETS:
+        raise BadRow("not_json", f"JSON with over {MAX_BRACKETS:,} lists and objects; leave some out")
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
