@@ -1,30 +1,34 @@
-"""Manifests in Parquet, a small batch of rows at a time."""
+"""Manifests in Parquet, decoded by a process of its own that may take so much memory and no more."""
 
-import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
 from storage.records import Record, Rejected
-from storage.source.manifest import BadSource, check_columns, key_of, record_of
-from storage.source.validate import BadRow, rejected
+from storage.source.manifest import BadSource, check_columns
+from storage.source.parquet_limits import CPU_S, MEMORY_BYTES, OUT_OF_MEMORY
 
-BATCH_ROWS = 256
-UNREADABLE_CELL = (ValueError, OverflowError, pa.ArrowException)
+MODULE = "storage.source.parquet_process"
 
 
 def read_parquet(path: Path) -> Iterator[Record | Rejected]:
-    """Read the rows of a Parquet file, `BATCH_ROWS` at a time.
+    """Read the rows of a Parquet file, some at a time.
 
     Args:
         path: in a resolved folder, which is where relative paths start.
 
     Raises:
-        BadSource: not Parquet or without a column `key`, raised at once; or, while iterating, damaged.
+        BadSource: not Parquet or without a column `key`, raised at once; or, while iterating: damaged, or
+            some of its rows take more memory or time to decode than rows may.
     """
     with _opened(path) as file:
         check_columns(path, file.schema_arrow.names)
@@ -51,50 +55,60 @@ def _opened(path: Path) -> Iterator[ParquetFile]:
 
 
 def _rows(path: Path) -> Iterator[Record | Rejected]:
-    number = 0
-    with _opened(path) as file:
-        for batch in file.iter_batches(batch_size=BATCH_ROWS):
-            for row in _values(batch):
-                number += 1
-                yield _row(row, f"row {number}", path.parent)
-        if number != file.metadata.num_rows:
-            raise BadSource(
-                f"{path}: {number:,} rows where it says it has {file.metadata.num_rows:,}; write it again"
-            )
+    expected, number = count_parquet(path), 0
+    with closing(_Decoder(path)) as decoder:
+        while not isinstance(sent := decoder.receive(number), int):
+            number += len(sent)
+            yield from sent
+    if number != expected:
+        raise BadSource(f"{path}: {number:,} rows where it says it has {expected:,}; write it again")
 
 
-def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Return the rows as Python values; in place of a cell that has none stands its exception."""
-    try:
-        rows: list[dict[str, Any]] = batch.to_pylist()
-    except UNREADABLE_CELL:
-        names = batch.schema.names
-        return [{name: _cell(batch, name, i) for name in names} for i in range(batch.num_rows)]
-    return rows
+class _Decoder:
+    """The process that decodes one file; it ends when nothing reads what it sends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: Connection[Any, Any]
+        self._connection, theirs = Pipe(duplex=False)
+        command = [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), str(path)]
+        with theirs:
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=_environment())
+
+    def receive(self, number: int) -> list[Record | Rejected] | int:
+        """Return the next rows, or at the end how many there were.
+
+        Args:
+            number: of the rows received so far.
+
+        Raises:
+            BadSource: the file cannot be read further.
+        """
+        try:
+            sent: list[Record | Rejected] | int | str = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._ended(number) from error
+        if isinstance(sent, str):
+            raise BadSource(f"{self._path}: {sent}")
+        return sent
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _ended(self, number: int) -> BadSource:
+        status = self._process.wait()
+        how = f"signal {Signals(-status).name}" if status < 0 else f"exit status {status}"
+        why = f"decoding it ended by {how}"
+        if status == OUT_OF_MEMORY:
+            why = f"decoding it takes over {MEMORY_BYTES // 2**20} MiB of memory"
+        elif status == -Signals.SIGXCPU:
+            why = f"decoding a batch of it takes over {CPU_S} s"
+        return BadSource(f"{self._path}: {why}, after row {number:,}; write it again with smaller rows")
 
 
-def _cell(batch: pa.RecordBatch, name: str, i: int) -> Any:
-    try:
-        return batch.column(name)[i].as_py()
-    except UNREADABLE_CELL as error:
-        return error
-
-
-def _row(row: dict[str, Any], place: str, folder: Path) -> Record | Rejected:
-    try:
-        for name, value in row.items():
-            if isinstance(value, Exception):
-                reason = "not_utf8" if isinstance(value, UnicodeDecodeError) else "bad_row"
-                why = f"column {name!r} cannot be read ({value}); correct it at the source"
-                raise BadRow(reason, why, key=key_of(row))
-        return record_of(row, place=place, folder=folder)
-    except BadRow as bad:
-        return rejected(place, bad, raw=_shown(row))
-
-
-def _shown(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, default=_shown_value)
-
-
-def _shown_value(value: object) -> str:
-    return f"<{len(value):,} bytes>" if isinstance(value, bytes) else str(value)
+def _environment() -> dict[str, str]:
+    """Return this process's environment, in which Arrow takes memory as it needs it, not in large arenas."""
+    return os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}  # noqa: TID251 (it has no other setting)
