@@ -18,13 +18,14 @@ random() {
 }
 
 secret postgres_password "$(random)"
+secret application_database_password "$(random)"
 secret prefect_database_password "$(random)"
 secret prefect_auth "sightline:$(random)"
 secret grafana_password "$(random)"
 secret sightline_qdrant__api_key "$(random)"
 secret sightline_console__password "$(random)"
 secret sightline_database_url \
-    "postgresql+psycopg://sightline:$(cat "$folder/postgres_password")@postgres:5432/sightline"
+    "postgresql+psycopg://sightline:$(cat "$folder/application_database_password")@postgres:5432/sightline"
 secret prefect_database_url \
     "postgresql+asyncpg://prefect:$(cat "$folder/prefect_database_password")@postgres:5432/prefect"
 echo "the secrets are in $folder; the console's password is in $folder/sightline_console__password"

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ import pytest
 import yaml
 from prefect.utilities.templating import apply_values
 from pydantic import BaseModel
+from sqlalchemy import Engine, text
 
 from flows.settings import PREFIX, Settings, load_settings
+from storage.source import addresses
+from storage.source.addresses import Address
 from tests.tools import tool
 
 ROOT = Path(__file__).parent.parent
@@ -173,6 +177,17 @@ class TestCompose:
         assert out == {"worker", "console"}
         assert load(INFRA / "compose.yaml")["networks"]["inside"] == {"internal": True}
 
+    @pytest.mark.parametrize("name", SERVICES)
+    def test_no_container_may_more_than_it_needs(self, name: str):
+        service = SERVICES[name]
+
+        assert service["cap_drop"] == ["ALL"]
+        assert "cap_add" not in service
+        assert service.get("privileged") is None
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["read_only"] is True
+        assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
+
     def test_what_is_mounted_is_there(self):
         places = [
             volume.split(":")[0]
@@ -203,6 +218,27 @@ class TestCompose:
                 )
 
 
+def test_no_role_of_an_application_is_a_superuser(engine: Engine):
+    """The statements that make the roles, run in a real Postgres and taken back."""
+    [script] = (INFRA / "postgres").iterdir()
+    [statements] = re.findall(r"<<'SQL'\n(.*)SQL\n", script.read_text(), re.DOTALL)
+    roles = [line for line in statements.splitlines() if line.startswith("create role")]
+    with engine.connect() as connection:
+        for line in roles:
+            connection.execute(text(re.sub(r":'\w+'", "'a password'", line)))
+        rights = "rolsuper or rolcreatedb or rolcreaterole or rolreplication or rolbypassrls"
+        names = "('sightline', 'prefect')"
+        found = connection.execute(text(f"select rolname, {rights} from pg_roles where rolname in {names}"))
+        made = dict(found.tuples().all())
+        connection.rollback()
+
+    assert made == {"sightline": False, "prefect": False}
+    assert SERVICES["postgres"]["environment"].keys() == {
+        "POSTGRES_PASSWORD_FILE"
+    }  # its user stays `postgres`
+    assert "revoke connect on database sightline from public" in statements
+
+
 class TestSecrets:
     def write(self, folder: Path) -> dict[str, str]:
         subprocess.run([INFRA / "make-secrets.sh", folder], check=True, capture_output=True)
@@ -226,7 +262,10 @@ class TestSecrets:
         settings = load_settings()
 
         url = settings.database_url.get_secret_value()
-        assert url == f"postgresql+psycopg://sightline:{made['postgres_password']}@postgres:5432/sightline"
+        assert (
+            url
+            == f"postgresql+psycopg://sightline:{made['application_database_password']}@postgres:5432/sightline"
+        )
         assert settings.qdrant.api_key.get_secret_value() == made["sightline_qdrant__api_key"]
         assert settings.console.password.get_secret_value() == made["sightline_console__password"]
 
@@ -319,6 +358,26 @@ class TestKubernetes:
         images = re.findall(r"image: (.*)", built)
         cuda = "-cuda" if path.parent.name != "base" else ""
         assert set(images) == {f"sightline:{VERSION}{cuda}"}
+
+    @pytest.mark.parametrize("address", sorted(addresses.METADATA, key=str), ids=str)
+    def test_no_pod_reaches_where_clouds_hand_out_credentials(self, address: Address):
+        [policy] = [
+            one for _, one in manifests() if one["kind"] == "NetworkPolicy" and "egress" in one["spec"]
+        ]
+        rules = policy["spec"]["egress"]
+
+        assert all(rule["to"] for rule in rules)  # without it a rule is for every address
+        blocks = [to["ipBlock"] for rule in rules for to in rule["to"] if "ipBlock" in to]
+        wide = [one for one in blocks if address in ip_network(one["cidr"])]
+        assert wide
+        assert all(any(address in ip_network(out) for out in one["except"]) for one in wide)
+
+    @pytest.mark.parametrize("chart", ["prefect-server", "prefect-worker", "qdrant"])
+    def test_the_charts_have_memory_limits(self, chart: str):
+        values = load(KUBERNETES / f"helm/{chart}.yaml")
+        part = {"prefect-server": "server", "prefect-worker": "worker"}.get(chart)
+
+        assert "memory" in (values if part is None else values[part])["resources"]["limits"]
 
     @pytest.mark.parametrize(("name", "pod"), pods(), ids=[name for name, _ in pods()])
     def test_no_pod_may_more_than_it_needs(self, name: str, pod: dict[str, Any]):
