@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from storage.embedded.postgres import postgres_url, stop_postgres
 from storage.embedded.qdrant import client as qdrant_client
 from storage.embedded.qdrant.access import Access, access_file, find
 from storage.embedded.qdrant.client import IndexUnavailable, find_index, index_client, start, stop
-from tests.processes import HomeAt, is_gone, wait_until
+from tests.processes import PATIENCE_S, HomeAt, is_gone, wait_until
 
 NAME = "pictures"
 STRANGER = 12345
@@ -133,6 +134,20 @@ def test_a_pid_that_another_program_has_now_is_not_ended(tmp_path: Path, monkeyp
             stop(tmp_path)
 
         assert not is_gone(pid)
+
+
+def test_an_owner_of_an_earlier_release_which_has_no_socket_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(qdrant_client, "STOP_TIMEOUT_S", 0.2)
+    argv = [sys.executable, "-c", "import time; time.sleep(60)", qdrant_client.OWNER, str(tmp_path)]
+
+    with subprocess.Popen(argv) as owner, claimed(tmp_path, owner.pid):
+        wait_until(lambda: not is_gone(owner.pid))  # it has its arguments a moment after its start
+        with pytest.raises(IndexUnavailable):  # the test holds its lock
+            stop(tmp_path)
+
+        assert owner.wait(PATIENCE_S) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("link", ["qdrant", "qdrant/lock", "qdrant/log"])

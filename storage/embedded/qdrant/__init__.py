@@ -1,7 +1,7 @@
 """The index of one machine: an owner process that holds Qdrant's engine and speaks Qdrant's REST API.
 
 client   starts, finds and stops the owner; the QdrantClient that everyone else uses
-access   the lock and the file by which the owner is found
+access   the lock and the file by which the owner is found; unix_http: requests by its socket
 owner    the process: listens, syncs, ends
 app      the table of routes; http: the key, limits, errors
 store    all collections; state: the one file that says which there are

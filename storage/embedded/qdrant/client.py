@@ -20,6 +20,7 @@ from storage.data_directory import make_data_directory, require_trusted
 from storage.embedded.private import NotPrivate, make_folder, open_file, open_folder, private_folder
 from storage.embedded.qdrant.access import (
     OWNED_ELSEWHERE,
+    SOCKET,
     Access,
     access_file,
     find,
@@ -31,6 +32,7 @@ from storage.embedded.qdrant.access import (
 from storage.embedded.qdrant.unix_http import UnixTransport, has_no_listener
 from storage.embedded.server import Server, disk_bytes
 
+OWNER = "storage.embedded.qdrant.owner"
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 60
 POLL_S = 0.02
@@ -163,11 +165,22 @@ def stop(home: Path) -> bool:
         access = find(home)
         if access is None:
             return False
-        if listens(home, access):
+        if listens(home, access) or _is_of_earlier_release(home, access):
             with suppress(ProcessLookupError):
                 os.kill(access.pid, signal.SIGTERM)
         _wait_for_end(home, access)
     return True
+
+
+def _is_of_earlier_release(home: Path, access: Access) -> bool:
+    """Return whether an owner runs that makes no socket, as earlier releases did."""
+    if (folder_of(home) / SOCKET).exists():
+        return False
+    try:
+        command = Path(f"/proc/{access.pid}/cmdline").read_bytes().split(b"\0")
+    except FileNotFoundError:
+        return False
+    return {os.fsencode(OWNER), os.fsencode(home.resolve())} <= set(command)
 
 
 def find_index(home: Path) -> Server | None:
@@ -227,7 +240,7 @@ def _start(home: Path) -> Access:
 
 def _spawn(home: Path) -> subprocess.Popen[bytes]:
     folder = folder_of(home)
-    argv = [sys.executable, "-P", "-m", "storage.embedded.qdrant.owner", str(home.resolve())]
+    argv = [sys.executable, "-P", "-m", OWNER, str(home.resolve())]
     with private_folder(folder) as opened:
         log = open_file(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, folder=opened)
     try:
@@ -245,8 +258,8 @@ def _wait_for_end(home: Path, access: Access) -> None:
     while (found := find(home)) is not None and found.pid == access.pid:
         if time.monotonic() > deadline:
             raise IndexUnavailable(
-                f"process {access.pid} does not end, or is of an earlier release: see "
-                f"{folder_of(home) / 'log'}; kill -9 ends it"
+                f"process {access.pid} does not end, or is of an earlier release: run `sightline stop`; its "
+                f"log is {folder_of(home) / 'log'}; kill -9 ends it"
             )
         time.sleep(POLL_S)
 
