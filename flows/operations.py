@@ -28,12 +28,12 @@ from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_UI_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from prefect.states import Cancelling
 
+from flows.prefect_access import find_server, password_file
 from flows.retries import first_line
 from flows.schedules import ASKED, DEPLOYMENT, FLOWS, ON_REQUEST, OWN_SCHEDULE, SKIPPED
-from flows.serving import find_server
 
 WAITING = (StateType.SCHEDULED, StateType.PENDING)
 AT_WORK = (StateType.RUNNING, StateType.CANCELLING)
@@ -101,6 +101,8 @@ class Prefect:
 
     client: SyncPrefectClient
     ui: str
+    password_file: Path | None = None
+    """What its pages ask for; None of a server that is not ours."""
 
     def deployed(self) -> list[Deployed]:
         """Return the flows that can be started, the scheduled ones first, in the order of the README."""
@@ -257,12 +259,14 @@ def open_prefect(home: Path) -> Iterator[Prefect]:
     Raises:
         NothingServes: none does, or it stops answering.
     """
-    url = find_server(home)
-    if url is None:
+    found = find_server(home)
+    if found is None:
         raise NothingServes("nothing runs the flows of this home; run: sightline up (or: sightline serve)")
+    url, ours = found.url, PREFECT_API_URL.value() is None
     try:
-        with SyncPrefectClient(url, auth_string=PREFECT_API_AUTH_STRING.value()) as client:
-            yield Prefect(client, PREFECT_UI_URL.value() or url.removesuffix("/api"))
+        with SyncPrefectClient(url, auth_string=found.password) as client:
+            pages = PREFECT_UI_URL.value() or url.removesuffix("/api")
+            yield Prefect(client, pages, password_file(home).absolute() if ours else None)
     except HTTPStatusError as error:
         if error.response.status_code not in (401, 403):
             raise

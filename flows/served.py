@@ -24,6 +24,8 @@ class Served:
 
     ui: str
     planned: tuple[Planned, ...]
+    password_file: str | None = None
+    """What Prefect's pages ask for; None of a server that is not ours."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -39,7 +41,7 @@ class Served:
             )
             for one in told["planned"]
         )
-        return cls(told["ui"], tuple(planned))
+        return cls(told["ui"], tuple(planned), told["password_file"])
 
 
 def planned(settings: Settings, paused: "set[str | None]", now: datetime) -> tuple[Planned, ...]:

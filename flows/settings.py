@@ -45,6 +45,9 @@ NOT_EVERYWHERE = re.compile(r"\dL|LW", re.IGNORECASE)
 SLOT_KEEPER = "prefect.server.concurrency.lease_storage.filesystem"
 """Where Prefect keeps who runs; from memory, its default, a restart of the server loses it for good."""
 
+ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+NO_ORIGIN = "http://127.0.0.1"
+"""Of no page: it would need port 80 of this machine."""
 
 TRACES_TO = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 WEEKS = timedelta(days=15)
@@ -367,6 +370,7 @@ def prepare_prefect(home: Path, *, log_level: str) -> None:
         own_home = home.absolute() / "prefect"
         make_private_folder(own_home)
         os.environ["PREFECT_HOME"] = str(own_home)
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # its processes import nothing from the current folder
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", log_level)
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", log_level)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -379,16 +383,40 @@ def wants_traces() -> bool:
     return any(os.environ.get(name) for name in TRACES_TO)
 
 
-def own_prefect_server(home: Path) -> dict[str, str]:
-    """Return the environment in which a Prefect server keeps what it knows inside `home`."""
-    folder = str(home.absolute() / "prefect")
-    slots = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": SLOT_KEEPER}
-    return slots | os.environ | {"PREFECT_HOME": folder}
+def own_prefect_server(home: Path, port: int, password: str) -> dict[str, str]:
+    """Return the environment of a Prefect server in `home` that asks for a password.
+
+    Its pages alone may use it, unless the user allows other origins.
+    """
+    origins = [f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")]
+    usual = {
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": SLOT_KEEPER,
+        "PREFECT_UI_API_URL": f"{origins[0]}/api",
+    }
+    needed = {
+        "PREFECT_HOME": str(home.absolute() / "prefect"),
+        "PREFECT_SERVER_API_AUTH_STRING": password,
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    if os.environ.get(ORIGINS, NO_ORIGIN) == NO_ORIGIN:
+        needed[ORIGINS] = ",".join(origins)
+    return usual | os.environ | needed
 
 
 def use_prefect_server(url: str) -> None:
     """Have Prefect, in this process and those that it starts, use the server whose API is at `url`."""
     os.environ["PREFECT_API_URL"] = url
+
+
+def use_prefect_password(password: str) -> None:
+    """Have Prefect servers that this process starts ask for a password, and clients send it.
+
+    Such a server is for one command: no page has any business with it.
+    """
+    os.environ["PREFECT_SERVER_API_AUTH_STRING"] = password
+    os.environ["PREFECT_API_AUTH_STRING"] = password
+    os.environ.setdefault(ORIGINS, NO_ORIGIN)
 
 
 def _refuse_unknown_names(names: Sequence[str]) -> None:

@@ -155,7 +155,7 @@ class Part:
 def part(name: str, *command: str, say: Say) -> Iterator[Part]:
     """Run a command of ours; in the end it is asked to end, and waited for."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *command],
+        [sys.executable, "-P", "-m", "flows.cli", *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

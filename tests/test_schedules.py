@@ -33,6 +33,7 @@ from flows.deps import Stores, open_deps, open_stores
 from flows.gate import Decision
 from flows.intake import Request, ingest_source
 from flows.operations import Deployed, NothingServes, open_prefect
+from flows.prefect_access import password_file, password_of
 from flows.purge import TooManyOrphans
 from flows.rebuild import Order, Switched
 from flows.reconcile import repair
@@ -73,13 +74,19 @@ class Served:
     def environment(self) -> dict[str, str]:
         return environment_with_flows(self.home, self.model) | {"SIGHTLINE_SCHEDULES__EVALUATE": "off"}
 
+    @property
+    def auth(self) -> tuple[str, str]:
+        """The user and the password that its Prefect asks for."""
+        user, _, password = password_of(self.home).partition(":")
+        return user, password
+
     def start(self) -> str:
         """Serve, and return what that prints until it is at work."""
         command = [sys.executable, "-m", "flows.cli", "serve", "--port", str(self.port)]
         log = self.home.parent / "serve.log"
         with log.open("wb") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        while "watch them" not in log.read_text():
+        while "ask for a password" not in log.read_text():
             assert self.process.poll() is None, log.read_text()
             time.sleep(0.1)
         return log.read_text()
@@ -94,7 +101,7 @@ class Served:
 
         def is_answered() -> bool:
             nonlocal answer
-            answer = httpx.post(f"http://127.0.0.1:{self.port}/api{path}", json=body)
+            answer = httpx.post(f"http://127.0.0.1:{self.port}/api{path}", json=body, auth=self.auth)
             return answer.status_code != 503
 
         answer: httpx.Response
@@ -103,7 +110,8 @@ class Served:
         return answer.json() if answer.content else None
 
     def get(self, path: str) -> Any:
-        return httpx.get(f"http://127.0.0.1:{self.port}/api{path}").raise_for_status().json()
+        url = f"http://127.0.0.1:{self.port}/api{path}"
+        return httpx.get(url, auth=self.auth).raise_for_status().json()
 
     def deployment(self, flow: str) -> dict[str, Any]:
         return self.get(f"/deployments/name/{flow}/scheduled")
@@ -115,7 +123,8 @@ class Served:
     def pause(self, flow: str, schedule: str) -> None:
         """Pause one schedule of a flow, as Prefect's own pages do."""
         path = f"/deployments/{self.deployment(flow)['id']}/schedules/{schedule}"
-        httpx.patch(f"http://127.0.0.1:{self.port}/api{path}", json={"active": False}).raise_for_status()
+        url = f"http://127.0.0.1:{self.port}/api{path}"
+        httpx.patch(url, json={"active": False}, auth=self.auth).raise_for_status()
 
     def state(self, run: str) -> dict[str, Any]:
         return self.get(f"/flow_runs/{run}")["state"]
@@ -612,6 +621,9 @@ def test_a_person_sees_what_is_served_pauses_a_flow_and_resumes_it(served: Serve
         prefect.pause("purge", paused=False)
     assert not look()["purge"].paused
 
+    said = (served.home.parent / "serve.log").read_text()
+    assert str(password_file(served.home)) in said.replace("\n", "")
+    assert password_of(served.home).partition(":")[2] not in said
     assert [*shown] == [flow.name for flow in (*schedules.FLOWS, *schedules.ON_REQUEST)]
     assert purge.cron == ONCE_A_YEAR
     assert (purge.scheduled, shown["retry"].scheduled) == (True, False)

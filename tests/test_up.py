@@ -15,6 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from flows.cli import main
+from flows.operations import open_prefect
+from flows.prefect_access import password_file, password_of
 from flows.up import Line, PartEnded, _refuse_ended, part
 from storage.embedded.postgres import postgres_runs
 from storage.embedded.qdrant.access import find
@@ -53,6 +55,9 @@ def test_it_runs_everything_says_where_and_ends_all_of_it(tmp_path: Path, home_a
 
         assert httpx.get(f"http://127.0.0.1:{console}/healthz").is_success
         assert httpx.get(f"http://127.0.0.1:{prefect}/api/health").is_success
+        assert httpx.post(f"http://127.0.0.1:{prefect}/api/flows/filter", json={}).status_code == 401
+        with open_prefect(home) as opened:
+            assert [one.flow for one in opened.deployed()][:2] == ["ingest", "evaluate"]
         assert find(home) is not None
         up.send_signal(signal.SIGINT)
 
@@ -60,6 +65,9 @@ def test_it_runs_everything_says_where_and_ends_all_of_it(tmp_path: Path, home_a
     shown = out.read_text()
     assert f"http://127.0.0.1:{console}/metrics" in shown
     assert "0 * * * *" in shown
+    assert str(password_file(home)) in shown.replace("\n", "")
+    secret = password_of(home).partition(":")[2]
+    assert secret not in shown + log.read_text() + (home / "prefect" / "server.log").read_text()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {line["part"] for line in lines} == {"postgres", "qdrant", "schedules", "console"}
     assert len(parts) >= 2

@@ -33,8 +33,11 @@ class Percent(click.ParamType[float]):
 
 
 def ready_for_flows(settings: Settings, debug: bool) -> None:
-    """Have Prefect keep its things in the home folder, and log no more than was asked for."""
+    """Have Prefect keep its things in the home folder, closed to others, and log what was asked for."""
     prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
+    from flows.prefect_access import use_password
+
+    use_password(settings.home)
 
 
 def pairs(where: tuple[str, ...]) -> dict[str, str]:

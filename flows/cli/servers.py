@@ -35,13 +35,17 @@ def serve(debug: bool, port: int, as_json: bool) -> None:
     The schedules are settings, SIGHTLINE_SCHEDULES__INGEST and so on: crons in UTC, or off. None overlaps
     with itself; all can be paused and started by hand in Prefect's UI, and what is paused there stays so.
     With PREFECT_API_URL set that server is used; otherwise one is started here, and ends with this command.
+    Its password is in the home folder, in the file prefect/auth, which Prefect's pages ask for.
     """
     settings = load_settings()
     prepare_prefect(settings.home, log_level="DEBUG" if debug else "INFO")
+    from flows.prefect_access import use_password
     from flows.served import Served
     from flows.serving import serve as run_schedules
     from flows.tables.parts import show
     from flows.tables.servers import of_served
+
+    use_password(settings.home)
 
     def tell(served: Served) -> None:
         if as_json:

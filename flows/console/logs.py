@@ -3,6 +3,7 @@
 from asyncio import to_thread
 from dataclasses import dataclass
 from logging import ERROR, WARNING, getLevelName
+from pathlib import Path
 from uuid import UUID
 
 from nicegui import ui
@@ -27,6 +28,9 @@ class Told:
     page: str | None = None
     """The address of the run in Prefect's own pages."""
 
+    password_file: Path | None = None
+    """What those ask for."""
+
     why_not: str | None = None
 
 
@@ -36,7 +40,7 @@ def read(desk: Desk, run: UUID, after: int) -> Told:
         with desk.prefect() as prefect:
             if not prefect.knows(run):
                 return Told(why_not=NOT_KNOWN)
-            return Told(tuple(prefect.log(run, after=after)), prefect.page_of(run))
+            return Told(tuple(prefect.log(run, after=after)), prefect.page_of(run), prefect.password_file)
     except NothingServes as error:
         return Told(why_not=f"Prefect keeps the log: {error}")
 
@@ -52,6 +56,8 @@ class Log:
                 heading("Log")
                 self._page = ui.link("In Prefect", new_tab=True).props('rel="noopener"')
             self._page.visible = False
+            self._password = ui.label().classes("sl-faint")
+            self._password.visible = False
             self._why_not = ui.label(NOT_WITH_PREFECT if self._run is None else "").classes("sl-faint")
             box = ui.element("div").classes("sl-code sl-log" + (" sl-tail" if run.ended is None else ""))
             with box.props('role=log tabindex=0 aria-label="Log"'):
@@ -68,6 +74,9 @@ class Log:
             self._why_not.text = told.why_not or ("" if self._many or told.lines else "It has no lines yet.")
             if told.page is not None:
                 self._page.props["href"], self._page.visible = told.page, True
+            if told.password_file is not None:
+                self._password.text = f"Prefect asks for a password: the line in {told.password_file}"
+                self._password.visible = True
             self._add(told.lines)
             is_whole_page = len(told.lines) == MOST_LOGS
             self._more.visible = is_whole_page and self._many >= self._most

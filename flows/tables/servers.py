@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a command need not wait for what it does not use
 def of_served(served: Served) -> RenderableType:
     """Return what runs when, and where to watch it."""
     watch = Text(f"watch them, pause them or start one by hand at {served.ui}")
-    return Group(_of_planned(served), Text(""), watch)
+    return Group(_of_planned(served), Text(""), watch, *_of_password(served))
 
 
 def of_running(running: Running) -> RenderableType:
@@ -28,7 +28,15 @@ def of_running(running: Running) -> RenderableType:
     table = table_of("what", "where")
     for name, address in (*running.addresses().items(), ("Prefect", running.served.ui)):
         table.add_row(name, Text(address))
-    return Group(table, Text(""), _of_planned(running.served), Text(""), Text("Ctrl-C ends all of it."))
+    end = Text("Ctrl-C ends all of it.")
+    return Group(table, *_of_password(running.served), Text(""), _of_planned(running.served), Text(""), end)
+
+
+def _of_password(served: Served) -> list[Text]:
+    """Return where the password is that Prefect's pages ask for."""
+    if served.password_file is None:
+        return []
+    return [Text(f"Prefect's pages ask for a password: the line in {served.password_file}")]
 
 
 def _of_planned(served: Served) -> Table:

@@ -23,6 +23,7 @@ from flows.deps import open_stores
 from flows.ledger import Account, Told, recorded
 from flows.observe import Observer
 from flows.operations import Deployed, open_prefect
+from flows.prefect_access import password_file
 from flows.reconcile import watch
 from flows.retries import held
 from flows.serving import address_file
@@ -147,6 +148,7 @@ def test_the_page_of_a_run_follows_it_to_its_end_with_its_log(page: Page, runnin
     expect(page.get_by_role("log")).to_contain_text("Finished in state Completed()")
     prefects = page.get_by_role("link", name="In Prefect").get_attribute("href")
     assert re.fullmatch(rf"http://127.0.0.1:\d+/runs/flow-run/{begun}", str(prefects))
+    expect(page.get_by_text("Prefect asks for a password")).to_contain_text(str(password_file(running.home)))
 
 
 @pytest.mark.full  # tests/console/test_models.py has an answer of no

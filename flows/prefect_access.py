@@ -1,0 +1,174 @@
+"""How the Prefect server of a data directory is found and entered: its lock, its address, its password.
+
+The address is believed only while the server holds the lock. So the password is not sent to a program of
+another user that was given the port since.
+"""
+
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import httpx
+from prefect.context import refresh_global_settings_context
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_SERVER_API_AUTH_STRING
+
+from flows.settings import use_prefect_password
+from storage.data_directory import make_private_folder, require_trusted
+
+USER = "sightline"
+PASSWORD_BYTES = 24
+POLL_S = 0.02
+
+
+class PasswordUnusable(RuntimeError):
+    """The file with the password of the Prefect server holds none, or is another user's."""
+
+
+class AlreadyServed(RuntimeError):
+    """A Prefect server of this data directory runs already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a client of a Prefect server needs."""
+
+    url: str
+    """Of its API."""
+
+    password: str | None
+    """The user's name and the password, with a colon between them."""
+
+
+def folder_of(home: Path) -> Path:
+    """Return where the Prefect server of `home` keeps its files."""
+    return home / "prefect"
+
+
+def password_file(home: Path) -> Path:
+    """Return the file with the password of the Prefect server of `home`."""
+    return folder_of(home) / "auth"
+
+
+def address_file(home: Path) -> Path:
+    """Return the file with the address of the Prefect server of `home` while it runs."""
+    return folder_of(home) / "address"
+
+
+def password_of(home: Path) -> str:
+    """Return the password of the Prefect servers of `home`, made when it is first needed.
+
+    Raises:
+        PasswordUnusable: the file holds none, or others may read it.
+    """
+    with suppress(FileNotFoundError):
+        return _read(password_file(home))
+    made = f"{USER}:{secrets.token_urlsafe(PASSWORD_BYTES)}"
+    _write(password_file(home), made, replace=False)
+    return _read(password_file(home))  # of another process, if that was first
+
+
+def keep_password(home: Path, password: str) -> None:
+    """Write the password of the server that is started now, if it is another than before."""
+    if password != password_of(home):
+        _write(password_file(home), password, replace=True)
+
+
+def use_password(home: Path) -> None:
+    """Have Prefect servers that this process starts ask for a password, and its clients send it.
+
+    A server that is named by PREFECT_API_URL or a profile is left as it is.
+    """
+    if PREFECT_API_URL.value() is not None:
+        return
+    given = PREFECT_SERVER_API_AUTH_STRING.value()
+    use_prefect_password(given or password_of(home))
+    refresh_global_settings_context()
+
+
+def find_server(home: Path) -> Access | None:
+    """Return how to reach the Prefect server that runs the schedules of `home`; None if none answers."""
+    named = PREFECT_API_URL.value()
+    if named is not None:
+        return Access(named, PREFECT_API_AUTH_STRING.value()) if _answers(named, trust_env=True) else None
+    require_trusted(home)
+    if not address_file(home).exists() or not _is_held(_lock_file(home)):
+        return None
+    url = address_file(home).read_text().strip()
+    return Access(url, password_of(home)) if _answers(url, trust_env=False) else None
+
+
+@contextmanager
+def lock_for_server(home: Path) -> Iterator[int]:
+    """Take the lock of the Prefect server of `home`, and yield its descriptor, for the server to keep.
+
+    Raises:
+        AlreadyServed: a server has it.
+    """
+    make_private_folder(folder_of(home))
+    with _lock_file(home).open("ab") as file:
+        while not _locks(file, fcntl.LOCK_EX):
+            if not _locks(file, fcntl.LOCK_SH):
+                raise AlreadyServed(
+                    f"a Prefect server of {home} runs already; end the `sightline up` or `sightline serve` "
+                    "that started it, or what that left behind: a process flows.prefect_server"
+                )
+            fcntl.flock(file, fcntl.LOCK_UN)  # a client was just looking whether it is held
+            time.sleep(POLL_S)
+        yield file.fileno()
+
+
+def _lock_file(home: Path) -> Path:
+    return folder_of(home) / "server.lock"
+
+
+def _is_held(path: Path) -> bool:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return not _locks(file, fcntl.LOCK_SH)
+    return False
+
+
+def _locks(file: BinaryIO, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _answers(url: str, *, trust_env: bool) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health", trust_env=trust_env).is_success
+    return False
+
+
+def _read(path: Path) -> str:
+    found = path.stat()
+    password = path.read_text().strip()
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o077 or ":" not in password:
+        raise PasswordUnusable(
+            f"{path} must hold USER:PASSWORD, be yours and have mode 0600; remove it, and another is made "
+            "when `sightline serve` or `sightline up` is started again"
+        )
+    return password
+
+
+def _write(path: Path, password: str, *, replace: bool) -> None:
+    """Write the file whole or not at all, and never where others could read it."""
+    make_private_folder(path.parent)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(f"{password}\n")
+    if replace:
+        unfinished.replace(path)
+        return
+    try:
+        with suppress(FileExistsError):
+            os.link(unfinished, path)
+    finally:
+        unfinished.unlink()
