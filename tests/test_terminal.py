@@ -80,7 +80,9 @@ def test_a_text_without_control_characters_stays_as_it_is(text: str):
 
 
 def test_a_page_escapes_what_strangers_wrote():
-    card = Card("<script>alert(1)</script>", '"><img>', 0.5, "<blink>", f"https://h/a.png?token={TOKEN}", None)
+    card = Card(
+        "<script>alert(1)</script>", '"><img>', 0.5, "<blink>", f"https://h/a.png?token={TOKEN}", None
+    )
 
     page = render(Page("<i>", None, "images", "<u>", 1, (card,)))
 
