@@ -1,5 +1,6 @@
 """What strangers send takes the memory and the time that is stated, and no more, whatever it is made of."""
 
+import base64
 import os
 import signal
 import time
@@ -13,12 +14,14 @@ from embedding.images import DECODE_BYTES, MAX_SCANS, BadImage, decode_image
 from embedding.preparation import Shrink
 from embedding.worker import CPU_S
 from embedding.workers import MOST_WAITING, SHARED, Workers, WorkersBusy, prepare_soon
+from flows.backend import Backend
 from flows.console.thumbnails import made_small
 from flows.deps import Deps
 from flows.intake import Request, ingest_source
 from flows.rejected_picture import drawn_anew
 from flows.settings import Settings
 from tests import bombs
+from tests.apis import a_caller, taken_in
 from tests.builders import a_folder, encoded, noise, png
 from tests.watching import MIB, watched
 
@@ -102,6 +105,7 @@ def test_a_worker_that_is_at_work_for_too_long_is_ended_by_the_system():
     assert time.perf_counter() - began < 6 * CPU_S
 
 
+@pytest.mark.full
 def test_many_bombs_at_once_leave_a_server_its_memory_and_all_but_a_few_are_told_to_wait():
     bomb = bombs.images()["large.png"]
 
@@ -122,10 +126,10 @@ def test_many_bombs_at_once_leave_a_server_its_memory_and_all_but_a_few_are_told
 
 def test_no_image_waits_for_a_worker_longer_than_it_may(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(workers, "WAIT_S", 0.2)
-    slow = bombs.images()["large.avif"]
+    slow = bombs.images()["large.gif"]
 
     with ThreadPoolExecutor(8) as threads:
-        first = [threads.submit(outcome, slow, "slow.avif") for _ in range(8)]
+        first = [threads.submit(outcome, slow, "slow.gif") for _ in range(8)]
         found = [one.exception() for one in first]
 
     assert any(isinstance(one, WorkersBusy) for one in found)
@@ -144,6 +148,25 @@ def test_an_ingest_of_bombs_goes_on_to_its_end_in_its_memory(deps: Deps, setting
     assert report.reasons["too_costly"] >= 2
     assert most["own"] < 300
     assert most["worker"] < DECODE_BYTES / MIB + OWN_MIB
+
+
+def test_a_server_answers_others_while_it_is_sent_bombs(backend: Backend):
+    bomb = base64.b64encode(bombs.images()["large.gif"]).decode()
+    with a_caller(backend, "admin") as client, ThreadPoolExecutor(20) as threads, watched() as most:
+        taken_in(backend, client, {"key": "rose", "texts": ["red rose"]})
+        asked = [threads.submit(client.post, "search", json={"image_base64": bomb}) for _ in range(20)]
+        waits = []
+        while not all(one.done() for one in asked):
+            began = time.perf_counter()
+            assert client.get("health").status_code == 200
+            waits.append(time.perf_counter() - began)
+            time.sleep(0.05)
+        found = [one.result() for one in asked]
+
+    assert {answer.status_code for answer in found} <= {200, 422, 503}
+    assert all("retry-after" in answer.headers for answer in found if answer.status_code == 503)
+    assert sorted(waits)[len(waits) * 9 // 10] < 1
+    assert most["own"] < 400  # the model among it, which the first search loads
 
 
 @pytest.mark.parametrize("name", ["flat.webp", "more-scans.jpg", "tile.tiff"])
