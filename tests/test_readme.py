@@ -191,3 +191,13 @@ def test_what_the_readme_points_to_is_there():
 
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_test_that_the_security_page_names_is_there():
+    page = (ROOT / "SECURITY.md").read_text()
+
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+
+    assert len(named) > 25
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
