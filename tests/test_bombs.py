@@ -135,6 +135,7 @@ def test_no_image_waits_for_a_worker_longer_than_it_may(monkeypatch: pytest.Monk
     assert any(isinstance(one, WorkersBusy) for one in found)
 
 
+@pytest.mark.full  # a worker is tried with each bomb anyway
 def test_an_ingest_of_bombs_goes_on_to_its_end_in_its_memory(deps: Deps, settings: Settings, tmp_path: Path):
     good = {f"good{number}.png": png() for number in range(20)}
     folder = a_folder(tmp_path / "folder", {**bombs.images(), **good})

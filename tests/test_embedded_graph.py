@@ -184,6 +184,7 @@ def kill_children(parent: int, named: str) -> int:
     return killed
 
 
+@pytest.mark.full
 def test_a_graph_is_due_once_much_was_written_and_it_is_quiet(
     store: Store, collection: Collection, monkeypatch: pytest.MonkeyPatch
 ):

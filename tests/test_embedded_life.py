@@ -247,6 +247,7 @@ def test_it_ends_when_its_home_is_gone(home: Path):
     wait_until(lambda: is_gone(pid))
 
 
+@pytest.mark.full
 def test_it_ends_when_nobody_asks_anything(home: Path):
     code = """if True:
         import sys, pathlib

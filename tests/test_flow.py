@@ -99,7 +99,7 @@ def test_an_index_that_is_killed_during_an_ingest_is_started_again_and_holds_eve
         assert client.count("items").count == 5
 
 
-@pytest.mark.parametrize("step", [*STEPS, "embed"])
+@pytest.mark.parametrize("step", [*(pytest.param(step, marks=pytest.mark.full) for step in STEPS), "embed"])
 def test_a_bug_is_not_tried_again_and_ends_the_run(step: str, shop: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
     monkeypatch.setattr(flows.intake, step, failing_once(step, ValueError("a bug"), calls))

@@ -206,7 +206,7 @@ def test_no_row_that_stands_in_one_of_many_damaged_manifests_is_deleted(
     check_manifest(migrated, *found, yes=yes)
 
 
-@hypothesis_settings(max_examples=50)
+@hypothesis_settings(max_examples=25)
 @given(csv_files(captions) | jsonl_files(), st.data())
 def test_rows_that_are_gone_from_a_sound_manifest_are_deleted(
     migrated: Engine, manifest: Lines, data: st.DataObject
@@ -231,7 +231,7 @@ def a_parquet(path: Path, keys: Sequence[str]) -> Path:
     return path
 
 
-@hypothesis_settings(max_examples=40)
+@hypothesis_settings(max_examples=6)
 @given(st.data())
 def test_a_damaged_parquet_file_deletes_nothing_that_it_had(migrated: Engine, data: st.DataObject):
     keys = [f"k{n}" for n in range(data.draw(st.integers(1, 30)))]
@@ -254,7 +254,7 @@ def test_a_damaged_parquet_file_deletes_nothing_that_it_had(migrated: Engine, da
     check(careful, set() if in_footer else set(keys), yes=False)
 
 
-@hypothesis_settings(max_examples=20)
+@hypothesis_settings(max_examples=5)
 @given(st.integers(1, 30), st.integers(1, 30), st.booleans())
 def test_rows_that_are_gone_from_parquet_are_deleted_within_the_limit(
     migrated: Engine, known: int, left: int, yes: bool
@@ -290,7 +290,7 @@ def replace_by(kind: str, path: Path) -> None:
             path.symlink_to("nowhere")
 
 
-@hypothesis_settings(max_examples=60)
+@hypothesis_settings(max_examples=30)
 @given(
     st.dictionaries(
         st.sampled_from([f"{at}{n}.png" for at in ("", "x/", "x/y/") for n in range(5)]),

@@ -142,7 +142,14 @@ def test_collections_of_others_come_along_with_their_aliases(source: Stores, tar
 
 
 @pytest.mark.parametrize(
-    "step", ["make_collection", "copy_points", "copy_rows", "renew_sequences", "copy_aliases"]
+    "step",
+    [
+        pytest.param("make_collection", marks=pytest.mark.full),
+        "copy_points",
+        pytest.param("copy_rows", marks=pytest.mark.full),
+        pytest.param("renew_sequences", marks=pytest.mark.full),
+        "copy_aliases",
+    ],
 )
 def test_a_move_that_was_interrupted_goes_on_when_it_is_run_again(
     source: Stores, target: Stores, here: Settings, step: str

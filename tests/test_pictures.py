@@ -84,7 +84,11 @@ MODELS: dict[str, tuple[dict[str, Any], type[Preparation]]] = {
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.full if "share" in kind else ()) for kind in MODELS]
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.full if "share" in kind or "padding" in kind else ())
+        for kind in MODELS
+    ],
 )
 def test_vectors_are_those_of_the_library_for_every_kind_of_image_processor(kind: str, tmp_path: Path):
     settings, expected_way = MODELS[kind]

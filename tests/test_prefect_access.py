@@ -225,6 +225,7 @@ def current_umask() -> int:
 
 
 @pytest.mark.usefixtures("server")  # which has migrated the database
+@pytest.mark.full
 def test_a_server_of_one_command_asks_for_the_password_as_well(home: Path):
     script = """if True:
         import os, pathlib

@@ -244,7 +244,7 @@ def test_a_schedule_starts_an_ingest_which_takes_in_what_is_new_in_a_known_sourc
 ):
     a_folder(served.home.parent / "apples", {"new.png": png("green"), "new.txt": "a new one"})
     soon = (datetime.now(UTC) + timedelta(seconds=10)).isoformat()
-    schedule = {"interval": 120, "anchor_date": soon, "timezone": "UTC"}  # a busy server plans a minute late
+    schedule = {"interval": 60, "anchor_date": soon, "timezone": "UTC"}  # a busy server plans a minute late
     ingest = served.deployment("ingest")["id"]
 
     [made] = served.post(f"/deployments/{ingest}/schedules", [{"schedule": schedule, "active": True}])
@@ -304,6 +304,7 @@ def test_a_failed_run_is_in_the_status_and_sends_an_event_on_which_an_automation
     assert served.row(postgres, purged["id"]) == [("purge", None, "completed", None)]
 
 
+@pytest.mark.full  # the console's tests see a run that is cancelled
 def test_a_run_whose_process_is_killed_is_closed_and_told_of_and_the_next_one_runs(
     served: Served, postgres: Engine
 ):
@@ -606,6 +607,7 @@ def test_a_port_that_is_taken_is_one_line_with_the_remedy(tmp_path: Path, monkey
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.full  # the console's tests do the same through its pages
 def test_a_person_sees_what_is_served_pauses_a_flow_and_resumes_it(served: Served):
     def look() -> dict[str, Deployed]:
         with open_prefect(served.home) as prefect:

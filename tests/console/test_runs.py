@@ -135,6 +135,7 @@ def test_a_run_that_finds_another_process_at_its_work_is_told_of(page: Page, pos
     expect(page.get_by_text("Nothing runs now.")).to_be_visible()
 
 
+@pytest.mark.full
 def test_the_page_of_a_run_follows_it_to_its_end_with_its_log(page: Page, running: Running, postgres: Engine):
     with items_locked(postgres):
         with open_prefect(running.home) as prefect:

@@ -164,14 +164,9 @@ OFTEN = tuple(
     ALL[name]
     for name in (
         "the collection without its indexes",
-        "the alias has moved, Postgres does not know",
         "half a blob",
-        "the items are written, not committed",
-        "in the middle of embedding",
         "in the middle of a Qdrant write",
         "after the points, before the marks",
-        "the run is closed, not committed",
-        "in the middle of new payloads",
         "tombstones, and points that answer",
         "a picture is gone, its tombstone says it has one",
         "a delete: tombstones, and points that answer",
