@@ -244,7 +244,7 @@ def test_a_schedule_starts_an_ingest_which_takes_in_what_is_new_in_a_known_sourc
 ):
     a_folder(served.home.parent / "apples", {"new.png": png("green"), "new.txt": "a new one"})
     soon = (datetime.now(UTC) + timedelta(seconds=10)).isoformat()
-    schedule = {"interval": 60, "anchor_date": soon, "timezone": "UTC"}  # a busy server plans a minute late
+    schedule = {"interval": 120, "anchor_date": soon, "timezone": "UTC"}  # a busy server plans a minute late
     ingest = served.deployment("ingest")["id"]
 
     [made] = served.post(f"/deployments/{ingest}/schedules", [{"schedule": schedule, "active": True}])
