@@ -19,6 +19,7 @@ from flows.deps import Deps
 from flows.settings import Settings
 from storage import migrate
 from storage.blobs import Blobs
+from storage.database import open_engine
 from storage.embedded.postgres import postgres_url, stop_postgres
 from storage.embedded.qdrant.client import index_client
 from storage.embedded.qdrant.client import start as start_index
@@ -110,6 +111,16 @@ def postgres_15(postgres_15_server: Engine) -> Iterator[URL]:
         connection.execute(text("create database sightline"))
         yield postgres_15_server.url.set(database="sightline")
         connection.execute(text("drop database sightline with (force)"))
+
+
+@pytest.fixture
+def engine_15(postgres_15: URL) -> Iterator[Engine]:
+    """An empty database of a Postgres 15, built by the migrations."""
+    engine = open_engine(postgres_15.render_as_string(hide_password=False), timeout_s=60)
+    with engine.begin() as connection:
+        migrate.upgrade(connection)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 """The oldest Postgres that is tried: what is ingested there is found, compared and deleted."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import Engine, text
 
 from flows.deletes import delete_items
 from flows.deps import Deps
@@ -12,19 +11,13 @@ from flows.intake import Request, ingest_source
 from flows.reconcile import reconcile
 from flows.search import Query, search
 from flows.settings import Settings
-from storage import migrate
 from storage.catalog import Selection
-from storage.database import open_engine
 from tests.builders import a_folder, png
 
 
 @pytest.fixture
-def engine(postgres_15: URL) -> Iterator[Engine]:
-    engine = open_engine(postgres_15.render_as_string(hide_password=False), timeout_s=60)
-    with engine.begin() as connection:
-        migrate.upgrade(connection)
-    yield engine
-    engine.dispose()
+def engine(engine_15: Engine) -> Engine:
+    return engine_15
 
 
 def test_records_are_ingested_found_compared_and_deleted(deps: Deps, settings: Settings, tmp_path: Path):

@@ -22,7 +22,7 @@ from flows.deps import Deps, Stores, open_stores
 from flows.intake import Request, ingest_source
 from flows.restore import check, restore
 from flows.settings import Settings
-from storage import dump, index, migrate
+from storage import dump, index
 from storage.database import open_engine
 from storage.dump import DumpFailed, NotEmpty
 from storage.embedded.postgres import postgres_runs
@@ -58,15 +58,6 @@ def backups(shop: Deps, tmp_path: Path) -> Path:
 def elsewhere(home: Path) -> Settings:
     """An empty home."""
     return Settings(home=home)
-
-
-@pytest.fixture
-def engine_15(postgres_15: URL) -> Iterator[Engine]:
-    engine = open_engine(postgres_15.render_as_string(hide_password=False), timeout_s=60)
-    with engine.begin() as connection:
-        migrate.upgrade(connection)
-    yield engine
-    engine.dispose()
 
 
 def at(settings: Settings, url: URL) -> Settings:
