@@ -59,19 +59,18 @@ def main(connection_fd: int, memory_fd: int, room: int, niceness: int) -> None:
 def _serve(connection: Connection, memory: mmap, limits: "Limits") -> None:
     preparation: Preparation | None = None
     while True:
-        kind, content = connection.recv()
+        kind, name, data = connection.recv()  # in one message: each costs the image two changes of process
         if kind == USE:
             with limits.lifted(), without_garbage():
-                preparation = pickle.loads(content)  # may import the model's libraries
+                preparation = pickle.loads(data)  # may import the model's libraries
             connection.send(READY)
             continue
         if preparation is None:
             raise ValueError("an image came before its preparation")
-        data = connection.recv_bytes()
         begun = limits.begin()
         answer: BadImage | tuple[Prepared, Layout]
         try:
-            answer = _put(memory, prepare(preparation, data, name=content))
+            answer = _put(memory, prepare(preparation, data, name=name))
         except BadImage as error:
             answer = error
         connection.send((answer, time.process_time() - begun))

@@ -269,7 +269,7 @@ class _Worker:
             WorkersFailed: it cannot be.
         """
         if self.preparation != preparation:
-            self._begin((USE, pickle.dumps(preparation)))
+            self._begin((USE, "", pickle.dumps(preparation)))
             self.preparation = preparation
 
     def prepare(self, data: bytes, name: str) -> tuple[Prepared, float]:
@@ -279,7 +279,7 @@ class _Worker:
             BadImage: it is no picture that a model could be shown.
             Ended: the process ended instead of answering.
         """
-        answer, seconds = self._ask((PREPARE, name), data)
+        answer, seconds = self._ask((PREPARE, name, data))
         if isinstance(answer, BadImage):
             raise answer
         return take(self._memory, *answer), seconds
@@ -302,10 +302,7 @@ class _Worker:
     def _ask(self, *messages: Any) -> Any:
         try:
             for message in messages:
-                if isinstance(message, bytes):
-                    self._connection.send_bytes(message)
-                else:
-                    self._connection.send(message)
+                self._connection.send(message)
             if self._connection.poll(STUCK_S):
                 return self._connection.recv()
         except (EOFError, OSError) as error:
