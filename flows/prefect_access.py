@@ -5,7 +5,6 @@ another user that was given the port since.
 """
 
 import fcntl
-import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -19,15 +18,17 @@ from prefect.context import refresh_global_settings_context
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_SERVER_API_AUTH_STRING
 
 from flows.settings import use_prefect_password
-from storage.data_directory import make_private_folder, require_trusted
+from storage.data_directory import (
+    SecretUnusable,
+    kept_secret,
+    make_private_folder,
+    require_trusted,
+    write_private,
+)
 
 USER = "sightline"
 PASSWORD_BYTES = 24
 POLL_S = 0.02
-
-
-class PasswordUnusable(RuntimeError):
-    """The file with the password of the Prefect server holds none, or is another user's."""
 
 
 class AlreadyServed(RuntimeError):
@@ -64,19 +65,23 @@ def password_of(home: Path) -> str:
     """Return the password of the Prefect servers of `home`, made when it is first needed.
 
     Raises:
-        PasswordUnusable: the file holds none, or others may read it.
+        SecretUnusable: the file holds none, or others may read it.
     """
-    with suppress(FileNotFoundError):
-        return _read(password_file(home))
-    made = f"{USER}:{secrets.token_urlsafe(PASSWORD_BYTES)}"
-    _write(password_file(home), made, replace=False)
-    return _read(password_file(home))  # of another process, if that was first
+    path = password_file(home)
+    if not path.exists():
+        make_private_folder(path.parent)
+    password = kept_secret(path, lambda: f"{USER}:{secrets.token_urlsafe(PASSWORD_BYTES)}")
+    if ":" not in password:
+        raise SecretUnusable(
+            f"{path} must hold USER:PASSWORD; remove it, and another is made at the next start"
+        )
+    return password
 
 
 def keep_password(home: Path, password: str) -> None:
     """Write the password of the server that is started now, if it is another than before."""
     if password != password_of(home):
-        _write(password_file(home), password, replace=True)
+        write_private(password_file(home), f"{password}\n", replace=True)
 
 
 def use_password(home: Path) -> None:
@@ -145,30 +150,3 @@ def _answers(url: str, *, trust_env: bool) -> bool:
     with suppress(httpx.TransportError):
         return httpx.get(f"{url}/health", trust_env=trust_env).is_success
     return False
-
-
-def _read(path: Path) -> str:
-    found = path.stat()
-    password = path.read_text().strip()
-    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o077 or ":" not in password:
-        raise PasswordUnusable(
-            f"{path} must hold USER:PASSWORD, be yours and have mode 0600; remove it, and another is made "
-            "when `sightline serve` or `sightline up` is started again"
-        )
-    return password
-
-
-def _write(path: Path, password: str, *, replace: bool) -> None:
-    """Write the file whole or not at all, and never where others could read it."""
-    make_private_folder(path.parent)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(f"{password}\n")
-    if replace:
-        unfinished.replace(path)
-        return
-    try:
-        with suppress(FileExistsError):
-            os.link(unfinished, path)
-    finally:
-        unfinished.unlink()

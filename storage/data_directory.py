@@ -8,14 +8,16 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkstemp
 
 POSTGRES = "postgres"
 OURS = (
     "backups",
     "console.key",
+    "console.password",
     "demo",
     "models",
     "pictures",
@@ -38,6 +40,10 @@ PASSAGE = 0o011
 
 class UntrustedDirectory(RuntimeError):
     """Another user made the data directory, or can write to it."""
+
+
+class SecretUnusable(RuntimeError):
+    """A file with a secret holds none, or others may read it."""
 
 
 def require_trusted(directory: Path) -> None:
@@ -97,6 +103,48 @@ def make_private_folder(folder: Path) -> None:
     """Make a folder in the data directory that its owner alone may enter."""
     make_data_directory(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def kept_secret(path: Path, make: Callable[[], str]) -> str:
+    """Return the secret that a file keeps, made when it is first needed.
+
+    Raises:
+        SecretUnusable: the file holds none, or others may read it.
+    """
+    with suppress(FileNotFoundError):
+        return _secret_in(path)
+    write_private(path, f"{make()}\n", replace=False)
+    return _secret_in(path)  # of another process, if that was first
+
+
+def write_private(path: Path, text: str, *, replace: bool) -> None:
+    """Write a file whole or not at all, and never where others could read it.
+
+    Args:
+        replace: whether it takes the place of a file that is there; else that stays.
+    """
+    file, unfinished = mkstemp(prefix=f"{path.name}.", suffix=".new", dir=path.parent)
+    try:
+        with os.fdopen(file, "w") as stream:
+            stream.write(text)
+        if replace:
+            os.replace(unfinished, path)
+        else:
+            with suppress(FileExistsError):
+                os.link(unfinished, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(unfinished)
+
+
+def _secret_in(path: Path) -> str:
+    found, secret = path.stat(), path.read_text().strip()
+    if found.st_uid not in (ROOT, os.geteuid()) or found.st_mode & OTHERS or not secret:
+        raise SecretUnusable(
+            f"{path} must hold a secret, be yours and have mode 0600; remove it, and another is made at the "
+            "next start"
+        )
+    return secret
 
 
 def _ours(directory: Path) -> "Iterator[os.DirEntry[str]]":

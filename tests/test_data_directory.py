@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -13,7 +14,14 @@ from flows.cli import main
 from flows.cli.group import Sightline
 from flows.file_modes import usual_files
 from flows.settings import load_settings
-from storage.data_directory import UntrustedDirectory, make_data_directory, require_trusted, restrict
+from storage.data_directory import (
+    SecretUnusable,
+    UntrustedDirectory,
+    kept_secret,
+    make_data_directory,
+    require_trusted,
+    restrict,
+)
 from storage.embedded.postgres import postgres_url
 from storage.embedded.qdrant.client import start
 from tests.builders import a_folder
@@ -216,3 +224,31 @@ def test_commands_make_files_for_their_owner_alone_unless_the_user_named_the_fil
     modes = {name: mode(tmp_path / name) for name in ("kept", "kept/rows", "page.html", "more")}
     assert modes == {"kept": 0o700, "kept/rows": 0o600, "page.html": 0o644, "more": 0o600}
     assert os.umask(usual) == 0o022
+
+
+def test_a_secret_that_many_need_at_once_is_made_once_and_read_whole(tmp_path: Path):
+    numbers = iter(range(100))
+
+    with ThreadPoolExecutor(8) as threads:
+        found = [
+            one.result()
+            for one in [
+                threads.submit(kept_secret, tmp_path / "key", lambda: f"secret {next(numbers)}")
+                for _ in range(40)
+            ]
+        ]
+
+    assert len(set(found)) == 1
+    assert kept_secret(tmp_path / "key", lambda: "another") == found[0]
+    assert mode(tmp_path / "key") == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize(("content", "rights"), [("secret", 0o644), ("secret", 0o620), ("\n", 0o600)])
+def test_a_secret_that_others_may_know_or_that_is_none_is_not_used(tmp_path: Path, content: str, rights: int):
+    path = tmp_path / "key"
+    path.write_text(content)
+    path.chmod(rights)
+
+    with pytest.raises(SecretUnusable, match="remove it"):
+        kept_secret(path, lambda: "new")

@@ -21,7 +21,6 @@ from websockets.sync.client import connect
 from flows.operations import open_prefect
 from flows.prefect_access import (
     AlreadyServed,
-    PasswordUnusable,
     address_file,
     find_server,
     lock_for_server,
@@ -29,6 +28,7 @@ from flows.prefect_access import (
     password_of,
 )
 from flows.serving import OwnServer, own_server
+from storage.data_directory import SecretUnusable
 from tests import forks
 from tests.builders import a_folder, png
 from tests.other_user import as_another_user, has_another_user, open_folder, readable_by_another_user
@@ -267,7 +267,7 @@ def test_a_password_that_others_may_know_or_that_is_none_is_not_used(tmp_path: P
     password_file(tmp_path).write_text(content)
     password_file(tmp_path).chmod(mode)
 
-    with pytest.raises(PasswordUnusable, match="remove it"):
+    with pytest.raises(SecretUnusable, match="remove it"):
         password_of(tmp_path)
 
 
