@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
-from flows.deps import Deps, open_catalog, open_deps
+from flows.deps import Deps, open_deps
 from flows.evaluate import evaluate
 from flows.gallery import render
-from flows.intake import Request, dry_run
-from flows.progress import stages
-from flows.report import IngestReport
+from flows.intake import Request, ingest_source
+from flows.jobs import expected_rows
+from flows.progress import progress_bar, stages
 from flows.search import Query, gallery_page, search
 from flows.settings import Settings
 from flows.tables.models import of_evaluation
@@ -39,8 +39,10 @@ def run(settings: Settings, own: Path | None) -> None:
     """
     source = own or fetch_stamps(settings.home / "demo")
     say(f"Ingesting {source}", f"sightline ingest {shlex.quote(str(source))}")
-    show(of_ingest(ingest_changes(settings, source)))
     with open_deps(settings) as deps:
+        with progress_bar(f"ingest {source.name}", expected_rows(source, None)) as advance:
+            report = ingest_source(deps, settings, Request(source), advance=advance)
+        show(of_ingest(report))
         queries = searches(deps) if own else stamp_searches(source)
         for query in queries:
             say(heading(query), command(query))
@@ -56,17 +58,6 @@ def run(settings: Settings, own: Path | None) -> None:
         Text(f"  .venv/bin/sightline search --image {shown} --find images"),
         Text("  .venv/bin/sightline ingest ~/Pictures"),
     )
-
-
-def ingest_changes(settings: Settings, source: Path) -> IngestReport:
-    """Ingest `source`, but start no flow where there is nothing to do: that saves some ten seconds."""
-    with open_catalog(settings) as engine:
-        planned = dry_run(engine, settings, Request(source))
-    if planned.read and planned.unchanged == planned.read:
-        return planned
-    from flows.ingest import ingest
-
-    return ingest(source)
 
 
 def fetch_stamps(folder: Path) -> Path:

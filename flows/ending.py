@@ -26,6 +26,24 @@ def _end(*_: object) -> None:
     raise _Asked
 
 
+class Terminated(SystemExit):
+    """SIGTERM ended this process."""
+
+
+@contextmanager
+def raising_on_sigterm() -> Iterator[None]:
+    """Have SIGTERM raise `Terminated`, as Ctrl-C raises KeyboardInterrupt, so that runs end on record."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated(128 + signal.SIGTERM)
+
+
 def end(process: "subprocess.Popen[Any]", *, within_s: float) -> None:
     """Ask a process to end, and wait for that; one that does not in time is killed."""
     process.terminate()

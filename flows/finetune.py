@@ -1,7 +1,5 @@
-"""The flow that trains a candidate: Prefect around `training`, and nothing but Prefect's business."""
+"""The training of a command as a Prefect flow, and the model card as its artifact."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -11,21 +9,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from embedding.losses import LossName
-from embedding.pairs import Split
-from embedding.train import What, options_of
-from flows.deps import open_stores
-from flows.progress import stages
+from embedding.train import What
+from flows import jobs
 from flows.settings import load_settings
-from flows.testsets import lines_of
-from flows.training import Candidate, Order, train_candidate
+from flows.training import Candidate, order_of
 
-
-def carry_out(work: Callable[[], Candidate]) -> Candidate:
-    """Do `work`; as one argument that cannot be looked into, it costs Prefect nothing to pass on."""
-    return work()
-
-
-carry_out_step = task(name="train", cache_policy=NO_CACHE)(carry_out)
+train = task(name="train", cache_policy=NO_CACHE)(jobs.run_here)
 
 
 @flow(name="finetune")
@@ -42,19 +31,21 @@ def finetune(
     learning_rate: float | None = None,
     seed: int = 0,
 ) -> Candidate:
-    """Train a candidate on the captioned pictures that are stored; run it again to take up a killed one."""
-    settings = load_settings()
-    keys = None if held_out_keys is None else lines_of(held_out_keys)
-    order = Order(
-        options_of(what, losses, epochs, batch_size, learning_rate, seed),
-        Split(seed, held_out, keys=keys),
-        model,
-        hard_negatives,
-        judgments,
+    """Train a candidate on the captioned images that are stored; run it again to resume a killed one."""
+    order = order_of(
+        model=model,
+        what=what,
+        losses=losses,
+        held_out=held_out,
+        held_out_keys=held_out_keys,
+        judgments=judgments,
+        hard_negatives=hard_negatives,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
     )
-    with open_stores(settings, wait_s=settings.retry_for_s) as stores, stages("finetune") as advance:
-        run = UUID(flow_run.id) if flow_run.id else None
-        work = partial(train_candidate, stores, settings, order, prefect_run_id=run, advance=advance)
-        candidate = carry_out_step(work)
+    run = UUID(flow_run.id) if flow_run.id else None
+    candidate = jobs.finetune(load_settings(), order, step=train, prefect_run_id=run)
     create_markdown_artifact((candidate.folder / "README.md").read_text("utf-8"), key="finetune")
     return candidate

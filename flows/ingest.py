@@ -1,8 +1,6 @@
-"""The ingest flow: Prefect around `intake`; a task for some batches, and nothing but Prefect's business."""
+"""The ingest of a command as a Prefect flow: a task for some batches, and an artifact that sums it up."""
 
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -11,21 +9,13 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from flows.deps import open_deps
-from flows.intake import LimitExceeded, Request, ingest_source
+from flows import jobs
+from flows.intake import LimitExceeded, Request
 from flows.missing import USUAL_SHARE
-from flows.progress import progress_bar
 from flows.report import IngestReport, as_markdown
 from flows.settings import load_settings, split_list
-from storage.source import BadSource, count_rows
 
-
-def carry_out(work: Callable[[], int]) -> int:
-    """Do `work`; as one argument that cannot be looked into, it costs Prefect nothing to pass on."""
-    return work()
-
-
-carry_out_step = task(name="ingest batches", cache_policy=NO_CACHE)(carry_out)
+ingest_batches = task(name="ingest batches", cache_policy=NO_CACHE)(jobs.run_here)
 
 
 @flow(name="ingest")
@@ -40,35 +30,16 @@ def ingest(
     yes: bool = False,
 ) -> IngestReport:
     """Embed and store every record of a folder or manifest; run it again to pick up changes."""
-    settings = load_settings()
     chosen = None if langs is None else split_list(langs)
     request = Request(location, name, chosen, limit, delete_missing, revive, max_delete=max_delete, yes=yes)
-    with (
-        open_deps(settings, wait_s=settings.retry_for_s) as deps,
-        progress_bar(f"ingest {location.name}", expected_rows(location, limit)) as advance,
-    ):
-        try:
-            report = ingest_source(
-                deps,
-                settings,
-                request,
-                step=carry_out_step,
-                prefect_run_id=UUID(flow_run.id) if flow_run.id else None,
-                advance=advance,
-            )
-        except LimitExceeded as error:
-            sum_up(error.report)
-            raise
+    run = UUID(flow_run.id) if flow_run.id else None
+    try:
+        report = jobs.ingest(load_settings(), request, location, step=ingest_batches, prefect_run_id=run)
+    except LimitExceeded as error:
+        sum_up(error.report)
+        raise
     sum_up(report)
     return report
-
-
-def expected_rows(location: Path, limit: int | None) -> int | None:
-    """Return how long the progress bar is; None where the rows cannot be counted, as the run will say."""
-    try:
-        return min(count_rows(location), limit or sys.maxsize)
-    except BadSource:
-        return None
 
 
 def sum_up(report: IngestReport) -> None:

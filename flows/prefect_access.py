@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import httpx
-from prefect.context import refresh_global_settings_context
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_SERVER_API_AUTH_STRING
 
-from flows.settings import use_prefect_password
+from flows.settings import has_prefect_settings, use_prefect_password, use_prefect_server
 from storage.data_directory import (
     SecretUnusable,
     kept_secret,
@@ -84,23 +82,45 @@ def keep_password(home: Path, password: str) -> None:
         write_private(password_file(home), f"{password}\n", replace=True)
 
 
-def use_password(home: Path) -> None:
-    """Have Prefect servers that this process starts ask for a password, and its clients send it.
+def join_server(home: Path) -> bool:
+    """Send the flow runs of this process to the server that is configured, or runs the schedules of `home`.
 
-    A server that is named by PREFECT_API_URL or a profile is left as it is.
+    Returns:
+        Whether there is one; Prefect is imported only then.
     """
-    if PREFECT_API_URL.value() is not None:
-        return
-    given = PREFECT_SERVER_API_AUTH_STRING.value()
-    use_prefect_password(given or password_of(home))
+    if _configured() is not None:
+        return True
+    found = _own_server(home)
+    if found is None:
+        return False
+    from prefect.context import refresh_global_settings_context
+
+    use_prefect_server(found.url)
+    use_prefect_password(password_of(home))
     refresh_global_settings_context()
+    return True
 
 
 def find_server(home: Path) -> Access | None:
     """Return how to reach the Prefect server that runs the schedules of `home`; None if none answers."""
-    named = PREFECT_API_URL.value()
-    if named is not None:
-        return Access(named, PREFECT_API_AUTH_STRING.value()) if _answers(named, trust_env=True) else None
+    configured = _configured()
+    if configured is None:
+        return _own_server(home)
+    return configured if _answers(configured.url, trust_env=True) else None
+
+
+def _configured() -> Access | None:
+    """Return the server that Prefect's own settings name."""
+    if not has_prefect_settings():
+        return None
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL  # which takes two seconds
+
+    url = PREFECT_API_URL.value()
+    return None if url is None else Access(url, PREFECT_API_AUTH_STRING.value())
+
+
+def _own_server(home: Path) -> Access | None:
+    """Return the server that `up` or `serve` have started, if it answers."""
     require_trusted(home)
     if not address_file(home).exists() or not _is_held(_lock_file(home)):
         return None

@@ -46,7 +46,6 @@ SLOT_KEEPER = "prefect.server.concurrency.lease_storage.filesystem"
 """Where Prefect keeps who runs; from memory, its default, a restart of the server loses it for good."""
 
 ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
-NO_ORIGIN = "http://127.0.0.1"
 """Of no page: it would need port 80 of this machine."""
 
 TRACES_TO = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -375,7 +374,17 @@ def prepare_prefect(home: Path, *, log_level: str) -> None:
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", log_level)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+
+def has_prefect_settings() -> bool:
+    """Tell whether anything that Prefect reads could name a server, without importing Prefect."""
+    if {"PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"} & os.environ.keys():
+        return True
+    home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
+    if any(file.exists() for file in (home / "profiles.toml", Path("prefect.toml"), Path(".env"))):
+        return True
+    project = Path("pyproject.toml")
+    return project.is_file() and b"[tool.prefect" in project.read_bytes()
 
 
 def wants_traces() -> bool:
@@ -399,7 +408,7 @@ def own_prefect_server(home: Path, port: int, password: str) -> dict[str, str]:
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
-    if os.environ.get(ORIGINS, NO_ORIGIN) == NO_ORIGIN:
+    if ORIGINS not in os.environ:
         needed[ORIGINS] = ",".join(origins)
     return usual | os.environ | needed
 
@@ -410,13 +419,8 @@ def use_prefect_server(url: str) -> None:
 
 
 def use_prefect_password(password: str) -> None:
-    """Have Prefect servers that this process starts ask for a password, and clients send it.
-
-    Such a server is for one command: no page has any business with it.
-    """
-    os.environ["PREFECT_SERVER_API_AUTH_STRING"] = password
+    """Have the Prefect clients of this process, and of those that it starts, send a password."""
     os.environ["PREFECT_API_AUTH_STRING"] = password
-    os.environ.setdefault(ORIGINS, NO_ORIGIN)
 
 
 def _refuse_unknown_names(names: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,8 +24,9 @@ from embedding.fingerprint import fingerprint_of
 from embedding.frozen import freeze
 from embedding.head import PictureHead
 from embedding.lora import add_lora, merge_lora
+from embedding.losses import LossName
 from embedding.pairs import Part, Split
-from embedding.train import Collate, Options, Trained, fine_tune, measure, only_head
+from embedding.train import Collate, Options, Trained, What, fine_tune, measure, only_head, options_of
 from embedding.workers import Workers
 from flows.card import model_card
 from flows.deps import Stores
@@ -45,6 +46,7 @@ from flows.progress import Advance
 from flows.retries import held
 from flows.settings import Settings
 from flows.sides import divide
+from flows.testsets import lines_of
 from storage import registry
 from storage.locks import flow_lock
 
@@ -68,6 +70,36 @@ class Order:
 
     hard_negatives: int = 0
     judgments: Path | None = None
+
+
+def order_of(
+    *,
+    model: str | None,
+    what: What,
+    losses: Mapping[LossName, float] | None,
+    held_out: float,
+    held_out_keys: Path | None,
+    judgments: Path | None,
+    hard_negatives: int,
+    epochs: int | None,
+    batch_size: int,
+    learning_rate: float | None,
+    seed: int,
+) -> Order:
+    """Return the order that the options of `sightline finetune` stand for.
+
+    Args:
+        losses: their weights; None for InfoNCE alone.
+        held_out: share of the images that no training sees, in [0, 1).
+        held_out_keys: a file with the keys of those instead, one a line.
+        epochs, learning_rate: None for what suits `what`.
+
+    Raises:
+        OSError, UnicodeDecodeError: `held_out_keys` cannot be read.
+    """
+    keys = None if held_out_keys is None else lines_of(held_out_keys)
+    options = options_of(what, losses, epochs, batch_size, learning_rate, seed)
+    return Order(options, Split(seed, held_out, keys=keys), model, hard_negatives, judgments)
 
 
 @dataclass(frozen=True, slots=True)

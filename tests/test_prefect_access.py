@@ -224,30 +224,20 @@ def current_umask() -> int:
     return umask
 
 
-@pytest.mark.usefixtures("server")  # which has migrated the database
-@pytest.mark.full
-def test_a_server_of_one_command_asks_for_the_password_as_well(home: Path):
+def test_a_job_of_a_command_joins_the_server_of_its_directory(server: OwnServer, home: Path):
     script = """if True:
         import os, pathlib
-        from flows.settings import prepare_prefect
-        from flows.prefect_access import use_password
-        home = pathlib.Path(os.environ["SIGHTLINE_HOME"])
-        prepare_prefect(home, log_level="CRITICAL")
-        use_password(home)
-        import httpx
+        from flows.prefect_access import join_server
+        print(join_server(pathlib.Path(os.environ["SIGHTLINE_HOME"])))
         from prefect.client.orchestration import get_client
         with get_client(sync_client=True) as client:
-            url = str(client.api_url)
-            foreign = {"Origin": "http://evil.example"}
-            asked = httpx.post(url.rstrip("/") + "/flows/filter", json={}, headers=foreign)
-            print(asked.status_code, asked.headers.get("access-control-allow-origin"))
-            print(len(client.read_flows()))
+            print(client.api_url, client.read_flow_runs())
     """
     environment = os.environ | {"SIGHTLINE_HOME": str(home), "PREFECT_HOME": str(home / "prefect")}
 
     done = forks.script(script, environment=environment)
 
-    assert done.stdout.split() == ["401", "None", "1"], done.stderr
+    assert done.stdout.splitlines() == ["True", f"{server.url}/ []"], done.stderr
 
 
 # --- without a server

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.parts import Percent, as_json_option, pairs, print_out, ready_for_flows
+from flows.cli.parts import Percent, as_json_option, joins_prefect, pairs, print_out, run_directly
 from flows.settings import load_settings, split_list
 
 
@@ -48,28 +48,33 @@ def ingest(
     Run it again to pick up changes: what has not changed costs nothing. Records that cannot be taken in are
     listed by `sightline rejects`; the run goes on without them. --delete-missing deletes nothing where a part
     of SOURCE cannot be understood, whatever --max-delete and --yes say.
+
+    It is a flow run of Prefect where PREFECT_API_URL is set or `sightline up` or `serve` runs.
     """
     if limit is not None and delete_missing:
         raise click.UsageError("--delete-missing needs the whole source; leave out --limit")
     settings = load_settings()
-    from flows import intake
+    from flows import intake, jobs
     from flows.deps import open_catalog
     from flows.tables.records import of_ingest
 
+    chosen = None if langs is None else split_list(langs)
+    request = intake.Request(
+        source, name, chosen, limit, delete_missing, revive, max_delete=max_delete, yes=yes
+    )
     if dry_run:
-        chosen = None if langs is None else split_list(langs)
         with open_catalog(settings) as engine:
-            request = intake.Request(
-                source, name, chosen, limit, delete_missing, revive, max_delete=max_delete, yes=yes
-            )
             report = intake.dry_run(engine, settings, request)
         print_out(report.as_json(), as_json, lambda: of_ingest(report))
         return
-    ready_for_flows(settings, debug)
-    from flows.ingest import ingest as ingest_flow
-
     try:
-        report = ingest_flow(source, name, langs, limit, delete_missing, revive, max_delete, yes)
+        if joins_prefect(settings, debug):
+            from flows.ingest import ingest as ingest_flow
+
+            report = ingest_flow(source, name, langs, limit, delete_missing, revive, max_delete, yes)
+        else:
+            with run_directly():
+                report = jobs.ingest(settings, request, source)
     except intake.LimitExceeded as error:
         failed = error.report
         print_out(failed.as_json(), as_json, lambda: of_ingest(failed))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.cli.parts import EXISTING_FILE, Percent, as_json_option, print_out, ready_for_flows
+from flows.cli.parts import EXISTING_FILE, Percent, as_json_option, joins_prefect, print_out, run_directly
 from flows.settings import load_settings, split_list
 
 if TYPE_CHECKING:
@@ -181,22 +181,30 @@ def finetune(
     with the candidate before `sightline promote` and `sightline reindex`.
     """
     settings = load_settings()
-    ready_for_flows(settings, debug)
-    from flows.finetune import finetune as finetune_flow
+    from flows import jobs
     from flows.tables.models import of_candidate
 
     share, keys = (held_out, None) if isinstance(held_out, float) else (0.0, held_out)
-    candidate = finetune_flow(
-        model=model,
-        what=what,
-        losses=dict(losses) or None,
-        held_out=share,
-        held_out_keys=keys,
-        judgments=judgments,
-        hard_negatives=hard_negatives,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-    )
+    options: dict[str, Any] = {
+        "model": model,
+        "what": what,
+        "losses": dict(losses) or None,
+        "held_out": share,
+        "held_out_keys": keys,
+        "judgments": judgments,
+        "hard_negatives": hard_negatives,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    if joins_prefect(settings, debug):
+        from flows.finetune import finetune as finetune_flow
+
+        candidate = finetune_flow(**options)
+    else:
+        from flows.training import order_of
+
+        with run_directly():
+            candidate = jobs.finetune(settings, order_of(**options))
     print_out(candidate.as_json(), as_json, lambda: of_candidate(candidate))

@@ -5,7 +5,7 @@ from typing import get_args
 
 import click
 
-from flows.cli.parts import EXISTING_FILE, as_json_option, pairs, print_out, ready_for_flows
+from flows.cli.parts import EXISTING_FILE, as_json_option, pairs, print_out
 from flows.file_modes import usual_files
 from flows.settings import load_settings
 
@@ -107,11 +107,9 @@ def duplicates(near: bool, as_json: bool) -> None:
 
 @click.command(short_help="Fetch captioned pictures, ingest, search, measure.")
 @click.argument("source", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.pass_obj
-def demo(debug: bool, source: Path | None) -> None:
+def demo(source: Path | None) -> None:
     """Fetch a captioned set of pictures (or take the folder SOURCE), ingest it, search it, measure it."""
     settings = load_settings()
-    ready_for_flows(settings, debug)
     from flows.demo import run
 
     run(settings, source)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.parts import as_json_option, print_out, ready_for_flows
+from flows.cli.parts import as_json_option, joins_prefect, print_out, run_directly
 from flows.settings import load_settings
 
 
@@ -76,11 +76,17 @@ def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, a
     active model, it fills in what the collection lacks.
     """
     settings = load_settings()
-    ready_for_flows(settings, debug)
-    from flows.reindex import reindex as reindex_flow
+    from flows import jobs
+    from flows.rebuild import Order
     from flows.tables.models import of_switched
 
-    switched = reindex_flow(model, force, yes, max_missing)
+    if joins_prefect(settings, debug):
+        from flows.reindex import reindex as reindex_flow
+
+        switched = reindex_flow(model, force, yes, max_missing)
+    else:
+        with run_directly():
+            switched = jobs.reindex(settings, Order(model, force, yes, max_missing))
     print_out(switched.as_json(), as_json, lambda: of_switched(switched))
 
 

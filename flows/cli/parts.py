@@ -1,7 +1,8 @@
 """What several commands share: options, kinds of values, and how a result is printed."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +33,22 @@ class Percent(click.ParamType[float]):
         return share
 
 
-def ready_for_flows(settings: Settings, debug: bool) -> None:
-    """Have Prefect keep its things in the home folder, closed to others, and log what was asked for."""
+def joins_prefect(settings: Settings, debug: bool) -> bool:
+    """Tell whether a job runs under Prefect: where a server is configured or runs the home's schedules."""
     prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
-    from flows.prefect_access import use_password
+    from flows.prefect_access import join_server
 
-    use_password(settings.home)
+    return join_server(settings.home)
+
+
+@contextmanager
+def run_directly() -> Iterator[None]:
+    """Run a job in this process: SIGTERM ends it with its run on record, and a line says where that is."""
+    from flows.ending import raising_on_sigterm
+
+    with raising_on_sigterm():
+        yield
+    click.echo("The run is on record: see the page Runs of `sightline console`.", err=True)
 
 
 def pairs(where: tuple[str, ...]) -> dict[str, str]:

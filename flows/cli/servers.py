@@ -6,7 +6,6 @@ from functools import partial
 
 import click
 
-from flows.cli.parts import ready_for_flows
 from flows.settings import load_settings, prepare_prefect
 
 PORT = click.IntRange(1, 65535)
@@ -39,13 +38,10 @@ def serve(debug: bool, port: int, as_json: bool) -> None:
     """
     settings = load_settings()
     prepare_prefect(settings.home, log_level="DEBUG" if debug else "INFO")
-    from flows.prefect_access import use_password
     from flows.served import Served
     from flows.serving import serve as run_schedules
     from flows.tables.parts import show
     from flows.tables.servers import of_served
-
-    use_password(settings.home)
 
     def tell(served: Served) -> None:
         if as_json:
@@ -99,7 +95,7 @@ def console(debug: bool, host: str | None, port: int | None) -> None:
     proxy that signs people in. What starts flows needs `sightline serve`; `sightline up` runs both.
     """
     settings = load_settings().listening_at(host, port)
-    ready_for_flows(settings, debug)
+    prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
     from flows.console.serve import serve as serve_console
 
     click.echo(f"The console is at {settings.console.url}", err=True)

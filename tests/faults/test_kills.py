@@ -7,8 +7,6 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from prefect.settings import get_current_settings
-from prefect.testing.utilities import prefect_test_harness
 from qdrant_client import QdrantClient, models
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import sessionmaker
@@ -48,12 +46,6 @@ Sightline = Callable[..., int]
 BATCH = 4
 GOOD = {f"{n}.png": png("red", (16, 16 + n)) for n in range(8)} | {"copy.png": png("red", (16, 16))}
 CAPTIONS = {"1.txt": "one", "2.txt": "two"}
-
-
-@pytest.fixture(scope="module")
-def prefect_url() -> Iterator[str]:
-    with prefect_test_harness():
-        yield str(get_current_settings().api.url)
 
 
 @pytest.fixture(scope="module")
@@ -116,15 +108,13 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder, model: 
 
 
 @pytest.fixture
-def sightline(prefect_url: str, engine: Engine, index_home: Path, model: Path, tmp_path: Path) -> Sightline:
+def sightline(engine: Engine, index_home: Path, model: Path, tmp_path: Path) -> Sightline:
     """Runs the command line in a process of its own, and returns how it ended."""
     environment = {
         **os.environ,
         **environment_of(tmp_path / "home", engine.url, find(index_home), model),
         "SIGHTLINE_BATCH_SIZE": str(BATCH),
         "SIGHTLINE_DECODE_WORKERS": "1",
-        "PREFECT_API_URL": prefect_url,
-        "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "OMP_NUM_THREADS": "1",
     }
 
