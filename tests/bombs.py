@@ -85,6 +85,23 @@ def images() -> dict[str, bytes]:
     }
 
 
+OUTCOMES = {
+    "flat.webp": "too_many_pixels",
+    "large.webp": "too_costly",
+    "scans.jpg": None,
+    "more-scans.jpg": "too_costly",
+    "large.png": None,
+    "large.gif": None,
+    "film.gif": None,
+    "film.webp": None,
+    "large.tiff": None,
+    "tile.tiff": "too_costly",
+    "large.avif": None,
+    "claim.bmp": "too_costly",
+}
+"""Why each image is rejected; None for those that are just within the limits, and decoded."""
+
+
 def nested_parquet(path: Path) -> Path:
     """A list of millions of numbers in one cell, packed as one of them and how often it is there."""
     table = pa.table({"key": ["a"], "values": pa.array([[7] * 30_000_000], pa.list_(pa.int64()))})

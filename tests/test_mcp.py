@@ -15,9 +15,13 @@ import uvicorn
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
+from mcp.server.mcpserver.exceptions import ToolError
 from starlette.testclient import TestClient
 
+from flows.api.bodies import MAX_VALUES, NOT_JSON
+from flows.api.mcp import MAX_BODY_BYTES, mcp_server
 from flows.backend import Backend
+from flows.observe import observe
 from storage.records import item_id
 from tests.apis import a_caller, a_key, an_application, taken_in
 from tests.processes import wait_until
@@ -95,6 +99,43 @@ def test_nobody_gets_in_without_the_scope_to_read(backend: Backend, scopes: tupl
     assert answer.status_code == (403 if scopes else 401)
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+def a_call(arguments: str) -> str:
+    return f'{{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {{{arguments}}}}}'
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (a_call('"name": "search", "arguments": {"text": "red", "min_score": NaN}'), 422, NOT_JSON),
+        (a_call('"name": "status", "_meta": {"any": [-Infinity]}'), 422, NOT_JSON),
+        (a_call(f'"name": "search", "arguments": {{"text": "{"x" * MAX_BODY_BYTES}"}}'), 413, "bytes"),
+        (a_call(f'"name": "status", "_meta": {{"any": [{"0," * MAX_VALUES}0]}}'), 413, "values"),
+    ],
+)
+def test_a_message_that_is_not_json_or_costs_much_is_refused(
+    backend: Backend, body: str, status: int, says: str
+):
+    headers = ACCEPT | a_key(backend, "read") | {"Content-Type": "application/json"}
+    with TestClient(an_application(backend)) as client:
+        answer = client.post("/mcp", content=body, headers=headers)
+
+    assert answer.status_code == status
+    assert says in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"min_score": float("nan")}, {"min_score": 1e999}, {"where": {"year": float("nan")}}]
+)
+def test_an_argument_that_is_no_number_is_refused_by_the_tool(backend: Backend, arguments: dict[str, Any]):
+    async def talk() -> None:
+        with pytest.raises(ToolError, match="finite number"):
+            await mcp_server(backend, lambda: observe(backend)).call_tool(
+                "search", {"text": "red"} | arguments
+            )
+
+    asyncio.run(talk())
 
 
 def test_a_name_of_the_server_that_is_not_local_is_answered_too(backend: Backend):

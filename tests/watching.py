@@ -9,18 +9,25 @@ from pathlib import Path
 MIB = 2**20
 
 
-def memory_mib(pid: int | str) -> float:
+def memory_mib(pid: int | str, line: str = "VmRSS") -> float:
     """Return the resident memory of a process, 0 where it has ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS")), 0)
+    status = _read(Path(f"/proc/{pid}/status")).splitlines()
+    return next((int(one.split()[1]) / 1024 for one in status if one.startswith(line)), 0)
 
 
-def children() -> set[str]:
-    """Return the processes that any thread of this one has started."""
-    return {pid for file in Path("/proc/self/task").glob("*/children") for pid in _read(file).split()}
+def peak_mib(pid: int | str) -> float:
+    """Return the most resident memory that a process has had since `forget_peak`, 0 where it has ended."""
+    return memory_mib(pid, "VmHWM")
+
+
+def forget_peak(pid: int | str) -> None:
+    """Have the peak of a process begin with what it has now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def children(pid: int | str = "self") -> set[str]:
+    """Return the processes that any thread of one has started."""
+    return {child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in _read(file).split()}
 
 
 def _read(file: Path) -> str:

@@ -13,7 +13,7 @@ from flows.api.answers import SearchAnswer, StatusAnswer
 from flows.api.asked import IngestRequest, SearchRequest
 from flows.api.bodies import SEARCH_FORM, described, read_search
 from flows.api.callers import Callers
-from flows.api.limits import BodyLimit
+from flows.api.limits import MOST_BODIES, Bodies, BodyLimit
 from flows.api.page import add_page
 from flows.api.problems import Problem, add_handlers, responses
 from flows.api.records import record_routes
@@ -55,7 +55,9 @@ def create_api(backend: Backend, observer: Observer) -> FastAPI:
         redoc_url=None,
     )
     add_handlers(app)
-    app.add_middleware(BodyLimit, max_bytes=backend.settings.api.max_body_bytes)
+    max_bytes = backend.settings.api.max_body_bytes
+    bodies = Bodies(MOST_BODIES * max_bytes, most_of_one=MOST_BODIES * max_bytes // 2)
+    app.add_middleware(BodyLimit, max_bytes=max_bytes, bodies=bodies)
     callers = Callers(backend)
     app.include_router(search_routes(backend, callers))
     app.include_router(record_routes(backend, callers))
@@ -73,7 +75,7 @@ def search_routes(backend: Backend, callers: Callers) -> APIRouter:
     @router.post(
         "/search",
         operation_id="search",
-        responses=responses(400, 409, 413, 415, 422),
+        responses=responses(400, 408, 409, 413, 415, 422),
         openapi_extra=described(SearchRequest, form=SEARCH_FORM),
     )
     def search(_: reader, asked: Annotated[SearchRequest, Depends(read_search)]) -> SearchAnswer:

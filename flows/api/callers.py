@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
-from flows.api.limits import Rates
+from flows.api.limits import CALLER, Rates
 from flows.api.problems import Refusal
 from flows.backend import Backend
 from storage import keys
@@ -32,6 +32,7 @@ class Callers:
 
     def require(
         self,
+        request: Request,
         wanted: SecurityScopes,
         given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)],
     ) -> Key:
@@ -44,6 +45,7 @@ class Callers:
         key = self.known(None if given is None else given.credentials)
         for scope in wanted.scopes:
             require_scope(key, scope)
+        request.scope[CALLER] = key.id
         return key
 
     def known(self, given: str | None) -> Key:

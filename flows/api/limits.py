@@ -1,5 +1,7 @@
-"""What one caller may use up: the size of a request, and how many there are a minute."""
+"""Bound what callers may use up: the size of requests, the bytes held of all, and how many a minute."""
 
+import asyncio
+from collections import Counter
 from collections.abc import Callable
 from threading import Lock
 from time import monotonic
@@ -22,6 +24,28 @@ MAX_DELETES = 1000
 
 MOST_DIGITS = 20
 """Of a stated length: that is more than anybody takes."""
+
+MOST_BODIES = 4
+"""How many bodies of the largest size are held at once; each takes about four times its size meanwhile."""
+
+SMALL_BYTES = 64 * 2**10
+"""A body of so many bytes takes no room: connections are limited anyway."""
+
+STEP_BYTES = 2**20
+"""By which the room of a body grows that does not state its size."""
+
+WAIT_S = 5.0
+"""For room."""
+
+POLL_S = 0.05
+RETRY_AFTER_S = 5
+GRACE_S = 20.0
+LEAST_RATE = 128 * 2**10
+"""Bytes a second that a body has to come at, once `GRACE_S` are over."""
+
+TOO_LARGE = "send fewer records at once (SIGHTLINE_API__MAX_BODY_BYTES is the limit)"
+CALLER = "sightline.caller"
+"""Where a request's scope has the id of its key."""
 
 
 class Rates:
@@ -54,35 +78,154 @@ class Rates:
             return 0.0
 
 
-class BodyLimit:
-    """Refuses the body of a request that is too large, as soon as somebody reads it: a key comes first."""
+class Bodies:
+    """Count the bytes of bodies that a process holds at once, from the first byte to the answer.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
+    Args:
+        most: bytes of all bodies together; a body up to `SMALL_BYTES` is not counted, and never waits.
+        most_of_one: bytes of the bodies of one caller; by default as many as of all.
+    """
+
+    def __init__(self, most: int, most_of_one: int | None = None) -> None:
+        self._most = most
+        self._most_of_one = most if most_of_one is None else most_of_one
+        self._held: Counter[object] = Counter()
+        self._turn = Lock()
+
+    async def take(self, size: int, caller: object) -> None:
+        """Take room for `size` bytes of a caller; wait for it a little.
+
+        Raises:
+            Refusal: 503, there is none.
+        """
+        until = monotonic() + WAIT_S
+        while not self._taken(size, caller):
+            if monotonic() > until:
+                why = "too many large requests at once; send them one after another"
+                raise Refusal(503, why, kind="too-many-bodies", retry_after_s=RETRY_AFTER_S)
+            await asyncio.sleep(POLL_S)
+
+    def give(self, size: int, caller: object) -> None:
+        """Give room back."""
+        with self._turn:
+            self._held[caller] -= size
+            if self._held[caller] <= 0:
+                del self._held[caller]
+
+    def _taken(self, size: int, caller: object) -> bool:
+        with self._turn:
+            held = self._held[caller]
+            if held + size > self._most_of_one or self._held.total() + size > self._most:
+                return False
+            self._held[caller] = held + size
+            return True
+
+
+class Body:
+    """One body on its way: limited in size and time, with room taken for it.
+
+    Args:
+        receive: as ASGI has it.
+        expected: bytes that the request states; 0 where it states none.
+        caller: returns who sends it.
+        remedy: for one that is too large.
+    """
+
+    def __init__(
+        self,
+        receive: Receive,
+        expected: int,
+        max_bytes: int,
+        bodies: Bodies,
+        *,
+        caller: Callable[[], object] = lambda: None,
+        remedy: str = "send less at once",
+    ) -> None:
+        self._receive, self._expected, self._max_bytes = receive, expected, max_bytes
+        self._bodies, self._find_caller, self._remedy = bodies, caller, remedy
+        self._caller: object = None
+        self._began: float | None = None
+        self._read = self._held = 0
+        self._is_whole = False
+
+    async def receive(self) -> Message:
+        """Return the next part.
+
+        Raises:
+            Refusal: 408, it comes too slowly; 413, it is too large; 503, there is no room for it.
+        """
+        if self._is_whole:
+            return await self._receive()  # waits for the end of the connection
+        self._refuse_large(self._expected)
+        if self._began is None:
+            self._caller = self._find_caller()
+            await self._hold(self._expected)
+            self._began = monotonic()
+        try:
+            async with asyncio.timeout(self._began + GRACE_S + self._read / LEAST_RATE - monotonic()):
+                message = await self._receive()
+        except TimeoutError as error:
+            why = f"the body came slower than {LEAST_RATE / 2**10:,.0f} KiB a second; send less at once"
+            raise Refusal(408, why, headers={"Connection": "close"}) from error
+        self._read += len(message.get("body", b""))
+        self._refuse_large(self._read)
+        self._is_whole = not message.get("more_body", False)
+        await self._hold(self._read)
+        return message
+
+    def release(self) -> None:
+        """Give back the room that was taken."""
+        if self._held:
+            self._bodies.give(self._held, self._caller)
+            self._held = 0
+
+    def _refuse_large(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise Refusal(413, f"the request has more than {self._max_bytes:,} bytes; {self._remedy}")
+
+    async def _hold(self, size: int) -> None:
+        if size <= max(self._held, SMALL_BYTES):
+            return
+        more = min(max(size, self._held + STEP_BYTES if self._held else size), self._max_bytes) - self._held
+        await self._bodies.take(more, self._caller)
+        self._held += more
+
+
+class BodyLimit:
+    """Limit the body of a request as soon as the application reads it: the key comes first.
+
+    Args:
+        bodies: shared by all that hold bodies at once.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, bodies: Bodies) -> None:
+        self._app, self._max_bytes, self._bodies = app, max_bytes, bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        stated = Headers(scope=scope).get("content-length", "")
-        expected = int(stated[:MOST_DIGITS]) if stated.isdecimal() else 0
-        read = 0
-
-        async def counted() -> Message:
-            nonlocal read
-            if expected > self._max_bytes:
-                raise self._too_large()
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._max_bytes:
-                raise self._too_large()
-            return message
-
-        await self._app(scope, counted, send)
-
-    def _too_large(self) -> Refusal:
-        return Refusal(
-            413,
-            f"the request has more than {self._max_bytes:,} bytes; send fewer records at once "
-            "(SIGHTLINE_API__MAX_BODY_BYTES is the limit)",
+        body = Body(
+            receive,
+            stated_size(scope),
+            self._max_bytes,
+            self._bodies,
+            caller=lambda: scope.get(CALLER),
+            remedy=TOO_LARGE,
         )
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                body.release()  # the answer is ready, and a client may take its time to read it
+            await send(message)
+
+        try:
+            await self._app(scope, body.receive, sending)
+        finally:
+            body.release()
+
+
+def stated_size(scope: Scope) -> int:
+    """Return how many bytes a request says that it has; 0 where it says nothing."""
+    stated = Headers(scope=scope).get("content-length", "")
+    return int(stated[:MOST_DIGITS]) if stated.isdecimal() else 0

@@ -14,13 +14,16 @@ from mcp.types import ToolAnnotations
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows.api import looks
 from flows.api.answers import RecordAnswer, SearchAnswer, StatusAnswer
 from flows.api.asked import SearchRequest, Where, Words
+from flows.api.bodies import refuse_bad_json
 from flows.api.callers import Callers, require_scope
+from flows.api.limits import MOST_BODIES, Bodies, Body, stated_size
 from flows.api.problems import TOLD, refusal_of, response_of
 from flows.backend import Backend
 from flows.observe import Observation, Observer, observe
@@ -31,6 +34,9 @@ INSTRUCTIONS = (
     "Sightline holds pictures and texts. `search` finds them by what a text describes, `get` shows one "
     "record whole, `status` tells how many there are and whether everything works."
 )
+MAX_BODY_BYTES = 2**20
+"""Of a message: a text and its conditions are far smaller."""
+
 LOOKS = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 Answer = TypeVar("Answer")
 
@@ -92,7 +98,7 @@ def mcp_server(backend: Backend, look: Callable[[], Observation]) -> MCPServer:
             Find, Field(description="Whether pictures are compared with it, or texts.")
         ] = "images",
         limit: Annotated[int, Field(ge=1, le=100)] = 10,
-        min_score: Annotated[float | None, Field(ge=-1, le=1)] = None,
+        min_score: Annotated[float | None, Field(ge=-1, le=1, allow_inf_nan=False)] = None,
         where: Where | None = None,
     ) -> SearchAnswer:
         """Find the records that are closest to a text, best first."""
@@ -120,18 +126,51 @@ def _told(work: Callable[[], Answer]) -> Answer:
 
 
 class _WithKey:
-    """Lets those through whose key has the scope `read`."""
+    """Let those through whose key has the scope `read`, with a body that may be parsed."""
 
     def __init__(self, app: ASGIApp, callers: Callers) -> None:
         self._app, self._callers = app, callers
+        self._bodies = Bodies(MOST_BODIES * MAX_BODY_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stated = Headers(scope=scope).get("authorization", "")
         scheme, _, key = stated.partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else None
         try:
-            require_scope(await run_in_threadpool(self._callers.known, given), "read")
+            caller = await run_in_threadpool(self._callers.known, given)
+            require_scope(caller, "read")
+            data = await self._read(scope, receive, caller.id)
         except TOLD as error:
             await response_of(refusal_of(error))(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, _again(data, receive), send)
+
+    async def _read(self, scope: Scope, receive: Receive, caller: UUID) -> bytes:
+        """Return the body, which is small.
+
+        Raises:
+            Refusal: 408, 413, 422 or 503.
+        """
+        body = Body(receive, stated_size(scope), MAX_BODY_BYTES, self._bodies, caller=lambda: caller)
+        data, is_whole = bytearray(), False
+        try:
+            while not is_whole:
+                message = await body.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                data += message.get("body", b"")
+                is_whole = not message.get("more_body", False)
+        finally:
+            body.release()
+        refuse_bad_json(data)
+        return bytes(data)
+
+
+def _again(data: bytes, receive: Receive) -> Receive:
+    """Return what gives a body that was read, and then what comes after it."""
+    messages: list[Message] = [{"type": "http.request", "body": data, "more_body": False}]
+
+    async def again() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return again

@@ -203,6 +203,7 @@ MEANINGS = {
     401: "No key, or one that is unknown, revoked or expired.",
     403: "The key lacks the scope.",
     404: "There is none.",
+    408: "The body did not arrive in time.",
     409: "Nothing has been ingested yet.",
     413: "The request is larger than the server takes.",
     415: "The body is of a type that is not taken.",

@@ -74,7 +74,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
         "/records",
         operation_id="send_records",
         status_code=202,
-        responses=RECEIPT | responses(400, 413, 415, 422),
+        responses=RECEIPT | responses(400, 408, 413, 415, 422),
         openapi_extra=described(IngestRequest),
     )
     def send_records(

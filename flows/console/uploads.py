@@ -8,15 +8,20 @@ from time import monotonic
 
 from nicegui import app
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from embedding.images import BadImage
 from embedding.preparation import Shrink
 from embedding.workers import WorkersFailed, prepare_soon
+from flows.api.limits import Bodies, Body, stated_size
+from flows.api.problems import Refusal
 from flows.console.thumbnails import SMALL_SIDE, Original, Thumbnails
 
+TOO_LARGE = 413
 KEPT_FOR_S = 3600
 MOST_BYTES = 128 * 2**20
+MOST_AT_ONCE = 2
+"""How many images of the largest size are handed in at once; of smaller ones more."""
 
 
 class Gone(LookupError):
@@ -81,21 +86,25 @@ class Uploads:
 
 def add_routes(uploads: Uploads, thumbnails: Thumbnails, max_bytes: int) -> None:
     """Add where a page hands a picture in, `/search/pictures`, and where it shows it again."""
+    bodies = Bodies(MOST_AT_ONCE * max_bytes)
 
-    async def take(request: Request) -> JSONResponse:
+    async def take(request: Request) -> Response:
         """Answer with a token, or with what is wrong; both with status 200, for the page shows both."""
         name = request.query_params.get("name") or "the picture"
-        data = bytearray()
-        async for part in request.stream():
-            data += part
-            if len(data) > max_bytes:
-                problem = f"{name}: larger than {max_bytes / 2**20:,.0f} MiB; supply a smaller picture"
-                return JSONResponse({"problem": problem}, headers={"Connection": "close"})
+        body = Body(request.receive, stated_size(request.scope), max_bytes, bodies)
         try:
-            await to_thread(prepare_soon, Shrink(SMALL_SIDE), bytes(data), name=name)
+            data = b"".join([part async for part in Request(request.scope, body.receive).stream()])
+            await to_thread(prepare_soon, Shrink(SMALL_SIDE), data, name=name)
+            return JSONResponse({"token": uploads.keep(data)})
         except (BadImage, WorkersFailed) as error:
             return JSONResponse({"problem": str(error)})
-        return JSONResponse({"token": uploads.keep(bytes(data))})
+        except Refusal as refusal:
+            if refusal.status != TOO_LARGE:
+                return PlainTextResponse(refusal.detail, refusal.status, refusal.headers)
+            problem = f"{name}: larger than {max_bytes / 2**20:,.0f} MiB; supply a smaller picture"
+            return JSONResponse({"problem": problem}, headers={"Connection": "close"})
+        finally:
+            body.release()
 
     async def show(request: Request, token: str) -> Response:
         return await thumbnails.answer(request, lambda: kept(uploads, token), SMALL_SIDE)
