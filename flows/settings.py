@@ -372,6 +372,8 @@ def prepare_prefect(home: Path, *, log_level: str) -> None:
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # its processes import nothing from the current folder
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", log_level)
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", log_level)
+    if log_level == "CRITICAL":
+        os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", log_level)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
 

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from sqlalchemy import Engine, select
 
 import flows.intake
 from flows import jobs
+from flows.cli.parts import PrefectUnavailable, run_under_prefect
 from flows.ending import Terminated, raising_on_sigterm
 from flows.intake import Request
 from flows.settings import Settings, has_prefect_settings
@@ -68,6 +70,11 @@ def test_sigterm_ends_a_run_on_record(
 
     assert last_run(engine)[:2] == ("ingest", "failed")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_prefect_server_that_ends_meanwhile_is_named_with_where_the_run_is_on_record():
+    with pytest.raises(PrefectUnavailable, match="run `sightline status`"), run_under_prefect():
+        raise httpx.ConnectError("Connection refused")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import click
 
-from flows.cli.parts import Percent, as_json_option, joins_prefect, pairs, print_out, run_directly
+from flows.cli.parts import (
+    Percent,
+    as_json_option,
+    joins_prefect,
+    pairs,
+    print_out,
+    run_directly,
+    run_under_prefect,
+)
 from flows.settings import load_settings, split_list
 
 
@@ -71,7 +79,8 @@ def ingest(
         if joins_prefect(settings, debug):
             from flows.ingest import ingest as ingest_flow
 
-            report = ingest_flow(source, name, langs, limit, delete_missing, revive, max_delete, yes)
+            with run_under_prefect():
+                report = ingest_flow(source, name, langs, limit, delete_missing, revive, max_delete, yes)
         else:
             with run_directly():
                 report = jobs.ingest(settings, request, source)

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.cli.parts import EXISTING_FILE, Percent, as_json_option, joins_prefect, print_out, run_directly
+from flows.cli.parts import (
+    EXISTING_FILE,
+    Percent,
+    as_json_option,
+    joins_prefect,
+    print_out,
+    run_directly,
+    run_under_prefect,
+)
 from flows.settings import load_settings, split_list
 
 if TYPE_CHECKING:
@@ -201,7 +209,8 @@ def finetune(
     if joins_prefect(settings, debug):
         from flows.finetune import finetune as finetune_flow
 
-        candidate = finetune_flow(**options)
+        with run_under_prefect():
+            candidate = finetune_flow(**options)
     else:
         from flows.training import order_of
 

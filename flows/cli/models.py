@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.parts import as_json_option, joins_prefect, print_out, run_directly
+from flows.cli.parts import as_json_option, joins_prefect, print_out, run_directly, run_under_prefect
 from flows.settings import load_settings
 
 
@@ -83,7 +83,8 @@ def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, a
     if joins_prefect(settings, debug):
         from flows.reindex import reindex as reindex_flow
 
-        switched = reindex_flow(model, force, yes, max_missing)
+        with run_under_prefect():
+            switched = reindex_flow(model, force, yes, max_missing)
     else:
         with run_directly():
             switched = jobs.reindex(settings, Order(model, force, yes, max_missing))

@@ -41,6 +41,28 @@ def joins_prefect(settings: Settings, debug: bool) -> bool:
     return join_server(settings.home)
 
 
+class PrefectUnavailable(RuntimeError):
+    """Prefect's server stopped answering while a job ran under it."""
+
+
+@contextmanager
+def run_under_prefect() -> Iterator[None]:
+    """Run a flow.
+
+    Raises:
+        PrefectUnavailable: the server has stopped answering; the job itself goes on to its end.
+    """
+    import httpx
+
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise PrefectUnavailable(
+            "Prefect's server does not answer any more; what became of the run is on record: "
+            "run `sightline status`"
+        ) from error
+
+
 @contextmanager
 def run_directly() -> Iterator[None]:
     """Run a job in this process: SIGTERM ends it with its run on record, and a line says where that is."""
