@@ -16,8 +16,6 @@ from datetime import UTC, datetime
 from functools import partial
 from queue import Empty, SimpleQueue
 
-import httpx
-
 from flows.console.access import refuse_open
 from flows.ending import end, until_asked
 from flows.served import Served
@@ -35,6 +33,9 @@ LEVEL = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
 
 ANSWER = '{"ui": '
 """How the line begins that `sightline serve --json` prints once it runs."""
+
+LISTENS = "The console is at "
+"""And that `sightline console` prints; at its address another user's program may answer."""
 
 
 class PartEnded(RuntimeError):
@@ -112,8 +113,8 @@ def up(settings: Settings, prefect_port: int, say: Say, tell: Callable[[Running]
         run = partial(part, say=say_in_turn)
         schedules = parts.enter_context(run("schedules", "serve", "--json", "--port", str(prefect_port)))
         console = parts.enter_context(run("console", "console", *_where(settings)))
-        served = _answer(schedules, console)
-        _wait_for(settings.console.url, schedules, console)
+        served = Served.of_json(json.loads(_answer(schedules, console)))
+        _answer(console, schedules)
         tell(Running(settings.console.url, served, str(settings.home.absolute())))
         while True:
             _refuse_ended(schedules, console)
@@ -148,7 +149,7 @@ class Part:
     name: str
     process: "subprocess.Popen[str]"
     answers: "SimpleQueue[str]"
-    """What it prints for us, and not for a person."""
+    """The lines by which it says that it runs."""
 
 
 @contextmanager
@@ -178,32 +179,20 @@ def part(name: str, *command: str, say: Say) -> Iterator[Part]:
 
 def _read(name: str, lines: Iterable[str], answers: "SimpleQueue[str]", say: Say) -> None:
     for line in lines:
-        if line.startswith(ANSWER):
+        if line.startswith((ANSWER, LISTENS)):
             answers.put(line)
-        elif line.strip():
+        if line.strip() and not line.startswith(ANSWER):
             say(Line(datetime.now(UTC), name, line.rstrip()))
 
 
-def _answer(asked: Part, *others: Part) -> Served:
-    """Return what the schedules say once they run."""
+def _answer(asked: Part, *others: Part) -> str:
+    """Return the line by which a part says that it runs."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         with suppress(Empty):
-            return Served.of_json(json.loads(asked.answers.get(timeout=PAUSE_S)))
+            return asked.answers.get(timeout=PAUSE_S)
         _refuse_ended(asked, *others)
     raise PartEnded(f"{asked.name} did not start within {START_S} seconds; what it said is above")
-
-
-def _wait_for(url: str, *parts: Part) -> None:
-    """Return once the console answers."""
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        with suppress(httpx.TransportError):
-            if httpx.get(f"{url}/healthz", trust_env=False).is_success:
-                return
-        _refuse_ended(*parts)
-        time.sleep(PAUSE_S)
-    raise PartEnded(f"the console did not start within {START_S} seconds; what it said is above")
 
 
 def _refuse_ended(*parts: Part) -> None:

@@ -41,6 +41,7 @@ LOOSE = {
     ".scratch-1/items.csv": b"rows",
     "backups/1/items.csv": b"rows",
     "qdrant.json": b"key",
+    "console.password": b"secret",
 }
 
 

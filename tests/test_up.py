@@ -2,22 +2,32 @@
 
 import json
 import os
+import pty
+import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import httpx
 import pytest
+import uvicorn
 from click.testing import CliRunner
+from starlette.applications import Starlette
 
 from flows.cli import main
+from flows.console.access import made_password
+from flows.console.access import password_file as console_password_file
+from flows.console.serve import Server
 from flows.operations import open_prefect
 from flows.prefect_access import password_file, password_of
-from flows.up import Line, PartEnded, _refuse_ended, part
+from flows.up import Line, PartEnded, _answer, _refuse_ended, part
 from storage.embedded.postgres import postgres_runs
 from storage.embedded.qdrant.access import find
 from tests.processes import HomeAt, wait_until
@@ -39,21 +49,46 @@ def children_of(pid: int) -> Iterable[int]:
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@contextmanager
+def terminal(into: Path) -> Iterator[int]:
+    """A terminal to print on; what is printed there is in a file."""
+    ours, theirs = pty.openpty()
+
+    def read() -> None:
+        with into.open("wb") as file, suppress(OSError):  # the end of a terminal
+            while part := os.read(ours, 4096):
+                file.write(part.replace(b"\r\n", b"\n"))
+                file.flush()
+
+    into.touch()
+    reader = Thread(target=read)
+    reader.start()
+    try:
+        yield theirs
+    finally:
+        os.close(theirs)
+        reader.join()
+        os.close(ours)
+
+
 def test_it_runs_everything_says_where_and_ends_all_of_it(tmp_path: Path, home_at: HomeAt):
     home = home_at(tmp_path / "home")
     console, prefect = free_ports(2)
     command = [sys.executable, "-m", "flows.cli", "up", "--log-format", "json"]
     ports = ["--port", str(console), "--prefect-port", str(prefect)]
     out, log = tmp_path / "out", tmp_path / "log"
-    with out.open("w") as printed, log.open("w") as said:
-        up = subprocess.Popen(
-            [*command, *ports], stdout=printed, stderr=said, env=os.environ | {"SIGHTLINE_HOME": str(home)}
-        )
-        wait_until(lambda: "Ctrl-C" in out.read_text() or up.poll() is not None, patience_s=PATIENCE_S)
+    environment = os.environ | {"SIGHTLINE_HOME": str(home), "COLUMNS": "200"}
+    with terminal(out) as printed, log.open("w") as said:
+        up = subprocess.Popen([*command, *ports], stdout=printed, stderr=said, env=environment)
+        wait_until(lambda: "token=" in out.read_text() or up.poll() is not None, patience_s=PATIENCE_S)
         assert up.poll() is None, log.read_text()
         parts = list(children_of(up.pid))
 
         assert httpx.get(f"http://127.0.0.1:{console}/healthz").is_success
+        assert httpx.get(f"http://127.0.0.1:{console}/").headers["location"] == "/login"
+        with httpx.Client(follow_redirects=True) as user:
+            [link] = re.findall(r"http://\S+token=\S+", out.read_text())
+            assert user.get(link).url == f"http://127.0.0.1:{console}/"
         assert httpx.get(f"http://127.0.0.1:{prefect}/api/health").is_success
         assert httpx.post(f"http://127.0.0.1:{prefect}/api/flows/filter", json={}).status_code == 401
         with open_prefect(home) as opened:
@@ -66,8 +101,11 @@ def test_it_runs_everything_says_where_and_ends_all_of_it(tmp_path: Path, home_a
     assert f"http://127.0.0.1:{console}/metrics" in shown
     assert "0 * * * *" in shown
     assert str(password_file(home)) in shown.replace("\n", "")
-    secret = password_of(home).partition(":")[2]
-    assert secret not in shown + log.read_text() + (home / "prefect" / "server.log").read_text()
+    assert "Ctrl-C" in shown
+    logs = log.read_text() + (home / "prefect" / "server.log").read_text()
+    assert password_of(home).partition(":")[2] not in shown + logs
+    assert str(console_password_file(home)) in logs
+    assert made_password(home) not in logs
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {line["part"] for line in lines} == {"postgres", "qdrant", "schedules", "console"}
     assert len(parts) >= 2
@@ -84,6 +122,52 @@ def test_a_part_that_ends_by_itself_ends_everything_and_is_named():
             _refuse_ended(console)
 
     assert any("No such command" in line.message for line in said)
+
+
+class Stranger(BaseHTTPRequestHandler):
+    """Another user's program, which says that it is well whatever it is asked."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
+        Thread(target=server.serve_forever).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_a_strangers_program_at_the_port_is_not_taken_for_the_console(
+    tmp_path: Path, home_at: HomeAt, taken_port: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SIGHTLINE_HOME", str(home_at(tmp_path / "home")))
+    said: list[Line] = []
+
+    port = str(taken_port)
+    with part("console", "console", "--port", port, say=said.append) as console, pytest.raises(PartEnded):
+        _answer(console)
+
+    assert any("address already in use" in line.message for line in said)
+
+
+def test_the_console_says_where_it_is_only_once_it_listens(taken_port: int):
+    def listen_at(port: int) -> list[str]:
+        said: list[str] = []
+        config = uvicorn.Config(Starlette(), port=port, lifespan="off", log_level="critical")
+        server = Server(config, lambda: said.append("here"))
+        server.should_exit = True  # once it has started
+        with suppress(SystemExit):
+            server.run()
+        return said
+
+    assert listen_at(taken_port) == []
+    assert listen_at(free_ports(1)[0]) == ["here"]
 
 
 def test_a_line_has_the_level_that_it_names():

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from functools import partial
 
 import click
@@ -66,10 +67,12 @@ def serve(debug: bool, port: int, as_json: bool) -> None:
 def up(host: str | None, port: int | None, prefect_port: int, log_format: str) -> None:
     """Run the home's stores, a Prefect server with the schedules, and the console, until Ctrl-C.
 
-    Prints where each of them is. When one of them ends by itself all end, with code 1, so that a service
-    manager starts them anew. Where URLs of servers are set, those are used.
+    Prints where each of them is, and on a terminal a link that signs in to the console. When one of them ends
+    by itself all end, with code 1, so that a service manager starts them anew. Where URLs of servers are set,
+    those are used.
     """
     settings = load_settings().listening_at(host, port)
+    from flows.console.access import how_to_sign_in
     from flows.tables.parts import show
     from flows.tables.servers import of_running
     from flows.up import Line, Running
@@ -80,6 +83,8 @@ def up(host: str | None, port: int | None, prefect_port: int, log_format: str) -
 
     def tell(running: Running) -> None:
         show(of_running(running))
+        if way_in := how_to_sign_in(settings, on_terminal=sys.stdout.isatty()):
+            click.echo(way_in)
 
     run_everything(settings, prefect_port, say, tell)
 
@@ -92,14 +97,21 @@ def console(debug: bool, host: str | None, port: int | None) -> None:
     """Serve pages to watch the index and to act on it, until a signal.
 
     On this machine alone, unless SIGHTLINE_CONSOLE__PASSWORD is set, or SIGHTLINE_CONSOLE__USER_HEADER for a
-    proxy that signs people in. What starts flows needs `sightline serve`; `sightline up` runs both.
+    proxy that signs people in. Where neither is set, the console makes a password for the home, in the file
+    console.password; on a terminal this command prints a link that signs in with it. What starts flows needs
+    `sightline serve`; `sightline up` runs both.
     """
     settings = load_settings().listening_at(host, port)
     prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
+    from flows.console.access import how_to_sign_in
     from flows.console.serve import serve as serve_console
 
-    click.echo(f"The console is at {settings.console.url}", err=True)
-    serve_console(settings)
+    def tell() -> None:
+        click.echo(f"The console is at {settings.console.url}", err=True)
+        if way_in := how_to_sign_in(settings, on_terminal=sys.stderr.isatty()):
+            click.echo(way_in, err=True)
+
+    serve_console(settings, tell)
 
 
 @click.command(short_help="Serve an assistant on this machine, over MCP.")

@@ -1,6 +1,8 @@
-"""Who may see the console: on loopback anyone; elsewhere who knows the password, or whom a proxy names.
+"""Who may see the console: users who know its password, or whom a proxy names.
 
-The API and MCP have keys of their own, and are let through to them.
+Where neither is set, the console listens on loopback, which every user of the machine reaches. There it makes
+a password itself, and gives its user a link that signs in. The API and MCP have keys of their own, and are
+let through to them.
 """
 
 import asyncio
@@ -11,6 +13,7 @@ import os
 import secrets
 from base64 import b64decode
 from binascii import Error as NotBase64
+from html import escape
 from pathlib import Path
 from threading import Lock
 from typing import Annotated
@@ -25,11 +28,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from flows.console.guesses import Guesses
-from flows.settings import Console
+from flows.settings import Console, Settings
+from storage.data_directory import SecretUnusable, kept_secret, make_data_directory
 
 COOKIE = "sightline_session"
 SESSION_S = 7 * 86400
 FAILED_LOGIN_S = 1.0
+PASSWORD_BYTES = 24
 KEYED = ("/api/", "/mcp")
 """What has keys of its own."""
 
@@ -70,15 +75,84 @@ def refuse_open(console: Console) -> None:
     )
 
 
-class Sessions:
-    """The cookies of those who know the password; another password, or another home, ends them all."""
+def makes_password(console: Console) -> bool:
+    """Tell whether the console makes its password, as nothing is set that signs users in."""
+    return console.password is None and console.user_header is None
 
-    def __init__(self, password: str, home: Path) -> None:
-        self._password = password
+
+def password_file(home: Path) -> Path:
+    """Return the file with the password that the console of `home` makes."""
+    return home.absolute() / "console.password"
+
+
+def made_password(home: Path) -> str:
+    """Return the password of the console of `home`, made when it is first needed.
+
+    Raises:
+        SecretUnusable: the file holds none or a short one, or others may read it.
+    """
+    make_data_directory(home)
+    path = password_file(home)
+    password = kept_secret(path, lambda: secrets.token_urlsafe(PASSWORD_BYTES))
+    if len(password) < PASSWORD_BYTES:
+        raise SecretUnusable(
+            f"the password in {path} is too short; set SIGHTLINE_CONSOLE__PASSWORD to choose one, or remove "
+            "the file, and one is made at the next start"
+        )
+    return password
+
+
+def how_to_sign_in(settings: Settings, *, on_terminal: bool) -> str | None:
+    """Say how to sign in with the made password; None if none is made.
+
+    Args:
+        on_terminal: whether this is for the user's eyes alone. A log has other readers, and gets no link.
+    """
+    if not makes_password(settings.console):
+        return None
+    if on_terminal:
+        return f"Sign in by {settings.console.url}/login?token={made_password(settings.home)}"
+    return f"The console asks for a password: the line in {password_file(settings.home)}"
+
+
+class Sessions:
+    """The cookies of those who know the password; another password, or another home, ends them all.
+
+    Args:
+        cookie: their name in the browser.
+        file: where the password is, if the console made it.
+    """
+
+    def __init__(self, password: str, home: Path, *, cookie: str = COOKIE, file: Path | None = None) -> None:
+        self._password, self.cookie, self.file = password, cookie, file
         salt = hashlib.sha256(password.encode()).hexdigest()
         self._signer = URLSafeTimedSerializer(_key_of(home), salt=salt)
         self._ended = Ended(home / "console.ended")
-        self.guesses = Guesses()
+        self._guesses = Guesses()
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Sessions | None":
+        """Return the sessions of a console; None where a proxy alone signs users in."""
+        console, home = settings.console, settings.home
+        if console.password is not None:
+            return cls(console.password.get_secret_value(), home)
+        if not makes_password(console):
+            return None
+        # a cookie is good at all ports of a host, where another home may have its console
+        cookie = f"{COOKIE}_{console.port}"
+        return cls(made_password(home), home, cookie=cookie, file=password_file(home))
+
+    def wait_s(self, password: str, address: str) -> int:
+        """Return in how many seconds `address` may try a password; 0 for now.
+
+        A right one that was made waits for nothing, since it cannot be guessed: all users of the machine
+        have the same address, and could keep each other out.
+        """
+        return 0 if self.file is not None and self.knows(password) else self._guesses.wait_s(address)
+
+    def count_wrong(self, address: str) -> None:
+        """Count a wrong password of `address`."""
+        self._guesses.count_wrong(address)
 
     def knows(self, password: str) -> bool:
         return hmac.compare_digest(password.encode(), self._password.encode())
@@ -136,13 +210,7 @@ class Ended:
 
 def _key_of(home: Path) -> str:
     """Return the secret that cookies are signed with, made when it is first needed."""
-    path = home / "console.key"
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(32))
-    except FileExistsError:
-        return path.read_text()
-    return path.read_text()
+    return kept_secret(home / "console.key", lambda: secrets.token_urlsafe(32))
 
 
 class Guard:
@@ -169,18 +237,17 @@ class Guard:
         path, headers = asked.scope["path"], asked.headers
         if is_foreign(asked.scope.get("method", "WEBSOCKET"), headers, by_proxy=self._is_by_proxy(asked)):
             return PlainTextResponse("this request comes from another site's page\n", 403)
+        is_local = makes_password(self._console) and path != "/healthz"
+        if is_local and not is_loopback(host_of(headers.get("host", ""))):
+            # another site's name that leads to this machine: its pages could read ours
+            return PlainTextResponse("the console answers to localhost and 127.0.0.1 alone\n", 421)
         if _starts_with(path, OPEN):
             return None
         if self._console.user_header is not None and self._is_named(asked):
             return None
         if self._sessions is not None:
             return self._without_session(self._sessions, asked)
-        if self._console.user_header is not None:
-            return PlainTextResponse("come by the proxy that signs you in\n", 403)
-        if not is_loopback(host_of(headers.get("host", ""))):
-            # another site's name that leads to this machine: its pages could read ours
-            return PlainTextResponse("the console answers to localhost and 127.0.0.1 alone\n", 421)
-        return None
+        return PlainTextResponse("come by the proxy that signs you in\n", 403)
 
     def _is_named(self, asked: HTTPConnection) -> bool:
         return self._is_by_proxy(asked) and bool(asked.headers.get(self._console.user_header or ""))
@@ -189,16 +256,16 @@ class Guard:
         return asked.client is not None and asked.client.host in self._console.proxies
 
     def _without_session(self, sessions: Sessions, asked: HTTPConnection) -> Response | None:
-        if sessions.has(asked.cookies.get(COOKIE)):
+        if sessions.has(asked.cookies.get(sessions.cookie)):
             return None
         if asked.scope["path"] == "/metrics":  # asked by a program, which has a password but no cookie
             given, address = _basic_password(asked.headers), address_of(asked)
-            if given is not None and (wait_s := sessions.guesses.wait_s(address)):
+            if given is not None and (wait_s := sessions.wait_s(given, address)):
                 return too_many(wait_s)
             if given is not None and sessions.knows(given):
                 return None
             if given is not None:
-                sessions.guesses.count_wrong(address)
+                sessions.count_wrong(address)
             return PlainTextResponse("unauthorized\n", 401, {"WWW-Authenticate": 'Basic realm="Sightline"'})
         if asked.scope["type"] == "http" and asked.scope["method"] == "GET":
             return RedirectResponse("/login", 303)
@@ -232,29 +299,37 @@ def is_foreign(method: str, headers: Headers, *, by_proxy: bool = False) -> bool
 
 def add_login(app: FastAPI, sessions: Sessions) -> None:
     """Add the page that asks for the password, and the address that ends a session."""
+    where = "" if sessions.file is None else f"It is the line in {sessions.file}"
+    form = LOGIN.replace("{{where}}", escape(where))
 
     @app.get("/login", include_in_schema=False)
-    def ask() -> HTMLResponse:
-        return HTMLResponse(LOGIN.replace("{{problem}}", ""))
+    async def ask(request: Request, token: str | None = None) -> Response:
+        if token is None or sessions.file is None:  # a password that was set is in no link
+            return HTMLResponse(form.replace("{{problem}}", ""))
+        return await sign_in(request, token)
 
     @app.post("/login", include_in_schema=False)
     async def answer(request: Request, password: Annotated[str, Form()]) -> Response:
+        return await sign_in(request, password)
+
+    async def sign_in(request: Request, password: str) -> Response:
         address = address_of(request)
-        if wait_s := sessions.guesses.wait_s(address):
+        if wait_s := sessions.wait_s(password, address):
             return too_many(wait_s)
         if not sessions.knows(password):
-            sessions.guesses.count_wrong(address)
+            sessions.count_wrong(address)
             await asyncio.sleep(FAILED_LOGIN_S)
-            return HTMLResponse(LOGIN.replace("{{problem}}", "That is not the password."), 401)
+            return HTMLResponse(form.replace("{{problem}}", "That is not the password."), 401)
         signed_in = RedirectResponse("/", 303)
-        signed_in.set_cookie(COOKIE, sessions.new(), max_age=SESSION_S, httponly=True, samesite="strict")
+        cookie = sessions.new()
+        signed_in.set_cookie(sessions.cookie, cookie, max_age=SESSION_S, httponly=True, samesite="strict")
         return signed_in
 
     @app.get("/logout", include_in_schema=False)
     def sign_out(request: Request) -> Response:
-        sessions.end(request.cookies.get(COOKIE))
+        sessions.end(request.cookies.get(sessions.cookie))
         gone = RedirectResponse("/login", 303)
-        gone.delete_cookie(COOKIE)
+        gone.delete_cookie(sessions.cookie)
         return gone
 
 

@@ -42,9 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
     make_data_directory(settings.home)
     backend = Backend(settings)
     observer = Observer(backend)
-    sessions = (
-        None if console.password is None else Sessions(console.password.get_secret_value(), settings.home)
-    )
+    sessions = Sessions.of(settings)
 
     mcp = mcp_app(backend, observer)
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from flows.testsets import Question, chosen_set
 from flows.training import Order, train_candidate
 from tests.builders import a_folder, a_manifest, encoded, noise, png
 from tests.processes import a_free_port, environment_with_flows, homes, wait_until
+from tests.signed_in import signed_in
 from tests.tiny_clip import write_tiny_clip
 from tests.tools import tool
 
@@ -59,6 +60,10 @@ class Running:
     @property
     def settings(self) -> Settings:
         return Settings(home=self.home, model=str(self.model), decode_workers=0)
+
+    def client(self) -> AbstractContextManager[httpx.Client]:
+        """A client with a session of its own."""
+        return signed_in(self.url, self.home)
 
     def environment(self) -> dict[str, str]:
         return (
@@ -194,10 +199,21 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def sign_in(context: BrowserContext, running: Running) -> None:
+    """Give a browser a session of its own."""
+    with running.client() as client:
+        cookies = [
+            {"name": name, "value": value, "url": running.url} for name, value in client.cookies.items()
+        ]
+    assert cookies
+    context.add_cookies(cookies)
+
+
 @pytest.fixture(scope="module")
 def context(browser: Browser, running: Running) -> Iterator[BrowserContext]:
-    """A browser that has been there before: it keeps the scripts that all pages have, not the cookies."""
+    """A browser that has been there before: it keeps the session and the scripts, not the theme."""
     context = browser.new_context(base_url=running.url, viewport={"width": 1280, "height": 900})
+    sign_in(context, running)
     yield context
     context.close()
 
@@ -218,5 +234,5 @@ def page(context: BrowserContext, request: pytest.FixtureRequest) -> Iterator[Pa
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SHOTS / f"{request.node.name}.png", full_page=True)
     page.close()
-    context.clear_cookies()
+    context.clear_cookies(name="theme")
     assert complaints == []

@@ -16,7 +16,7 @@ from flows.observe import Observer
 from flows.settings import Qdrant, Settings
 from storage import index, runs
 from storage.runs import Progress
-from tests.console.conftest import PATIENCE_S, SHOTS, Running
+from tests.console.conftest import PATIENCE_S, SHOTS, Running, sign_in
 from tests.processes import wait_until
 
 
@@ -68,6 +68,7 @@ def test_it_shows_where_models_come_from_and_how_good_they_are(page: Page, runni
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, scheme: str):
     phone = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    sign_in(phone.context, running)
 
     phone.goto(f"{running.url}/models")
 

@@ -4,7 +4,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.console.conftest import SHOTS, Running
+from flows.console.access import made_password
+from tests.console.conftest import SHOTS, Running, sign_in
+from tests.signed_in import link_to
 
 
 def figure(page: Page, name: str) -> str:
@@ -29,6 +31,7 @@ def test_it_shows_what_is_stored_and_what_is_wrong(page: Page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, scheme: str):
     phone = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    sign_in(phone.context, running)
 
     phone.goto(running.url)
 
@@ -57,6 +60,25 @@ def test_keys_lead_to_pages(page: Page):
 
     page.keyboard.press("Tab")
     expect(page.get_by_text("Skip to main content")).to_be_focused()
+
+
+def test_the_link_opens_it_for_its_user_and_nobody_else_sees_more_than_the_form(
+    browser: Browser, running: Running
+):
+    page = browser.new_page()
+
+    page.goto(running.url)
+    expect(page).to_have_url(f"{running.url}/login")
+    expect(page.get_by_text(str(running.home / "console.password"))).to_be_visible()
+    page.screenshot(path=SHOTS / "login.png")
+
+    page.goto(link_to(running.url, running.home))
+    expect(page).to_have_url(f"{running.url}/")
+    expect(page.get_by_text("Last 30 days")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("Last 30 days")).to_be_visible()
+    assert made_password(running.home) not in (running.folder / "console.log").read_text()
+    page.close()
 
 
 def test_a_page_of_another_site_cannot_act(running: Running):

@@ -11,7 +11,7 @@ from flows.operations import open_prefect
 from storage import runs
 from storage.runs import Reject, Run
 from tests.builders import a_folder, png
-from tests.console.conftest import PATIENCE_S, SHOTS, Running
+from tests.console.conftest import PATIENCE_S, SHOTS, Running, sign_in
 from tests.processes import wait_until
 
 
@@ -107,6 +107,7 @@ def test_a_picture_is_shown_where_the_gate_lets_it_through(page: Page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, scheme: str):
     phone = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    sign_in(phone.context, running)
 
     phone.goto(f"{running.url}/rejects")
 

@@ -30,7 +30,7 @@ from flows.serving import address_file
 from storage.embedded.postgres import postgres_url
 from storage.locks import flow_lock
 from storage.runs import Run, failed_runs, recent_runs
-from tests.console.conftest import SHOTS, Running
+from tests.console.conftest import SHOTS, Running, sign_in
 
 pytestmark = pytest.mark.usefixtures("compared_afterwards")
 
@@ -284,6 +284,7 @@ def test_without_prefect_the_page_says_what_to_run(page: Page, running: Running)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_they_fit_a_phone(browser: Browser, running: Running, postgres: Engine, scheme: str):
     phone = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    sign_in(phone.context, running)
     one = f"/runs/{last(postgres, source='shop').id}"
     for name, path in {"runs": "/runs", "run": one, "integrity": "/integrity"}.items():
         phone.goto(running.url + path)

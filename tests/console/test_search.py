@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 from sqlalchemy import text
@@ -16,7 +15,7 @@ from flows.intake import Request, ingest_source
 from storage.catalog import Selection
 from storage.records import item_id
 from tests.builders import a_folder, encoded, noise, png
-from tests.console.conftest import PATIENCE_S, SHOTS, Running
+from tests.console.conftest import PATIENCE_S, SHOTS, Running, sign_in
 
 RED, GREEN, BLUE = (item_id("shop", f"{colour}.png") for colour in ("red", "green", "blue"))
 HAND_IN = """([kind, data]) => {
@@ -265,7 +264,8 @@ def test_more_hits_come_below_those_that_are_shown_and_a_deleted_record_vanishes
             gone = item_id("many", first[0])
             page.goto(f"/records/{gone}")
             expect(page.get_by_text("was deleted")).to_contain_text("somebody asked for it")
-            assert httpx.get(f"{running.url}/thumbnails/{gone}").status_code == 404
+            with running.client() as client:
+                assert client.get(f"/thumbnails/{gone}").status_code == 404
             page.goto(f"/search?like={gone}")
             expect(page.get_by_role("alert").filter(has_text="is not searchable")).to_be_visible()
         finally:
@@ -299,23 +299,24 @@ def test_a_record_has_a_page_with_all_that_is_kept_of_it(page: Page):
 
 
 def test_pictures_reach_a_browser_small_encoded_anew_and_with_a_tag(running: Running):
-    url = f"{running.url}/thumbnails/{RED}"
-
-    first = httpx.get(url)
-    again = httpx.get(url, headers={"If-None-Match": first.headers["etag"]})
-    nobody = httpx.get(f"{running.url}/thumbnails/{item_id('shop', 'never')}")
+    with running.client() as client:
+        first = client.get(f"/thumbnails/{RED}")
+        again = client.get(f"/thumbnails/{RED}", headers={"If-None-Match": first.headers["etag"]})
+        nobody = client.get(f"/thumbnails/{item_id('shop', 'never')}")
+        whole = client.get(f"/pictures/{RED}")
 
     assert (first.status_code, first.headers["content-type"]) == (200, "image/webp")
     assert first.headers["cache-control"] == "private, no-cache"
     assert first.headers["x-content-type-options"] == "nosniff"
     assert (again.status_code, again.content) == (304, b"")
     assert (nobody.status_code, nobody.headers["content-type"]) == (404, "image/svg+xml")
-    assert httpx.get(f"{running.url}/pictures/{RED}").headers["etag"] != first.headers["etag"]
+    assert whole.headers["etag"] != first.headers["etag"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, scheme: str):
     phone = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    sign_in(phone.context, running)
     for name, address, seen in (
         ("search", "/search?q=a+red+square&where=source%3Dshop", "3 pictures"),
         ("record", f"/records/{RED}", "sightline duplicates --near"),

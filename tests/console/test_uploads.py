@@ -2,7 +2,6 @@
 
 from io import BytesIO
 
-import httpx
 import pytest
 from PIL import Image
 from starlette.datastructures import QueryParams
@@ -97,15 +96,17 @@ def test_a_picture_is_made_small_over_white_and_keeps_its_shape():
 def test_a_picture_that_is_too_large_is_refused_before_all_of_it_is_read(running: Running):
     many = running.settings.limits.max_picture_bytes + 1
 
-    answer = httpx.post(f"{running.url}/search/pictures?name=big.png", content=bytes(many), timeout=60)
+    with running.client() as client:
+        answer = client.post("/search/pictures?name=big.png", content=bytes(many), timeout=60)
 
     assert "big.png: larger than 64 MiB" in answer.json()["problem"]
 
 
 def test_a_picture_that_was_handed_in_is_shown_again_encoded_anew(running: Running):
-    token = httpx.post(f"{running.url}/search/pictures", content=encoded(noise(), "BMP")).json()["token"]
+    with running.client() as client:
+        token = client.post("/search/pictures", content=encoded(noise(), "BMP")).json()["token"]
 
-    shown = httpx.get(f"{running.url}/search/pictures/{token}")
+        shown = client.get(f"/search/pictures/{token}")
 
     assert (shown.headers["content-type"], shown.headers["x-content-type-options"]) == (
         "image/webp",
@@ -116,4 +117,5 @@ def test_a_picture_that_was_handed_in_is_shown_again_encoded_anew(running: Runni
 def test_another_sites_page_cannot_hand_in_pictures(running: Running):
     headers = {"Origin": "http://elsewhere.example"}
 
-    assert httpx.post(f"{running.url}/search/pictures", content=png(), headers=headers).status_code == 403
+    with running.client() as client:
+        assert client.post("/search/pictures", content=png(), headers=headers).status_code == 403
