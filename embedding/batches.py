@@ -134,7 +134,7 @@ class Fresh:
             if text is not None and picture is not None
         ]
         if not pairs:
-            raise NoPairs("of a whole batch no pair can be had any more; was the source deleted meanwhile?")
+            raise NoPairs("no pair of a batch can be had any more; was the source deleted meanwhile?")
         wanted = [
             pair for row, _, _ in pairs for pair in zip(row["negatives"], row["negative_groups"], strict=True)
         ]

@@ -21,7 +21,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.utils.logging import set_verbosity_error
 
-from embedding.batches import Batch, Row
+from embedding.batches import Batch, NoPairs, Row
 from embedding.head import PictureHead
 from embedding.losses import Groups, LossName, PairLoss
 from embedding.metrics import one_each, retrieval_figures, target_ranks
@@ -194,7 +194,11 @@ class Collator:
     valid_label_columns: tuple[str, ...] = ()
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        return self.collate(rows)
+        """Return a batch, an empty one where none of its pairs can be had any more."""
+        try:
+            return self.collate(rows)
+        except NoPairs:
+            return {"sides": [[], []], "texts": torch.empty(0), "pictures": torch.empty(0)}
 
 
 class PairTrainer(SentenceTransformerTrainer):
@@ -202,11 +206,18 @@ class PairTrainer(SentenceTransformerTrainer):
 
     def compute_loss(self, *arguments: Any, **_: Any) -> Tensor:
         batch: Any = arguments[1]  # after the model, which the loss has as well
+        if not len(batch["texts"]):
+            return self._nothing()
         return self._pair_loss(batch["sides"], Groups(batch["texts"], batch["pictures"]))
 
     def __init__(self, loss: PairLoss, **arguments: Any) -> None:
         super().__init__(loss=loss, **arguments)
         self._pair_loss: Callable[..., Tensor] = loss
+
+    def _nothing(self) -> Tensor:
+        """Return a loss of zero, from which nothing is learned."""
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        return torch.stack([weight.sum() for weight in trained]).sum() * 0.0
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Add none: the card of a candidate tells what we know of its data."""
@@ -262,7 +273,11 @@ class ValidationRecall(BaseEvaluator):
 def measure(
     model: SentenceTransformer, rows: Dataset, collate: Collate, batch_size: int
 ) -> dict[str, dict[str, float]]:
-    """Return the figures of pairs by direction, over the first ten thousand of them; none without pairs."""
+    """Return the figures of pairs by direction, over the first ten thousand of them; none without pairs.
+
+    Raises:
+        NoPairs: there are pairs, and none can be had any more.
+    """
     many = min(len(rows), MOST_MEASURED)
     if not many:
         return {}
@@ -271,7 +286,10 @@ def measure(
     was_training = model.training
     model.eval()
     for start in range(0, many, batch_size):
-        batch = collate([rows[place] for place in range(start, min(start + batch_size, many))])
+        try:
+            batch = collate([rows[place] for place in range(start, min(start + batch_size, many))])
+        except NoPairs:
+            continue
         own = len(batch["texts"])
         text_rows, picture_rows = (
             torch.cat([embed(batch_to_device(chunk, model.device)) for chunk in side])
@@ -281,6 +299,8 @@ def measure(
         pictures.append(picture_rows[:own].cpu())
         groups.append(batch["pictures"][:own])
     model.train(was_training)
+    if not texts:
+        raise NoPairs("no pair can be had any more; was the source deleted meanwhile?")
     return figures_of(torch.cat(texts), torch.cat(pictures), torch.cat(groups))
 
 

@@ -47,7 +47,7 @@ def pairs_of_records(stores: Stores, sides: Sides) -> Iterator[tuple[Part, Row]]
     """Yield a pair for each embedded text of each item with a picture, in id order."""
     with stores.sessions() as session:
         for item in catalog.captioned_pictures(session):
-            if item.picture is not None:
+            if item.picture is not None and item.picture.sha256 not in sides.unreadable:
                 part = sides.part_of(item.picture.sha256)
                 for number, text in enumerate(item.embedded_texts):
                     yield part, row_of(sides, text_name(item.id, number), text, item.picture.sha256)
@@ -70,7 +70,8 @@ def pairs_of_judgments(
                     yield from _pairs_of_picture(sides, judgment, item)
                 elif judgment.text is not None and item.picture is not None:
                     judged = texts.setdefault(judgment.text, [])
-                    judged.append((item.picture.sha256, judgment.relevance))
+                    if item.picture.sha256 not in sides.unreadable:
+                        judged.append((item.picture.sha256, judgment.relevance))
     for query, judged in texts.items():
         irrelevant = [sha for sha, relevance in judged if relevance == 0 and sides.part_of(sha) == "train"]
         for sha256 in sorted({sha for sha, relevance in judged if relevance > 0}):

@@ -14,7 +14,7 @@ from flows.deps import Stores
 from flows.duplicates import hash_of, picture_groups
 from flows.judgments import BadJudgments, Judgment, pictures_of, sha256_of
 from flows.settings import Limits
-from storage import catalog
+from storage import catalog, duplicates
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,9 @@ class Sides:
     split: Split
     named: frozenset[str]
     """Groups with an item that the split names by its key."""
+
+    unreadable: frozenset[str] = frozenset()
+    """Stored images that are gone or cannot be decoded: there are no pairs of them."""
 
     def part_of(self, sha256: str) -> Part:
         group = self.groups.get(sha256, sha256)
@@ -67,7 +70,8 @@ def sides_of(stores: Stores, groups: Mapping[str, str], split: Split) -> Sides:
     """Divide pictures whose groups are known."""
     with stores.sessions() as session:
         named = catalog.pictures_of_keys(session, split.keys or ())
-    return Sides(groups, split, frozenset(groups.get(sha256, sha256) for sha256 in named))
+        unreadable = frozenset(duplicates.unhashed(session))
+    return Sides(groups, split, frozenset(groups.get(sha256, sha256) for sha256 in named), unreadable)
 
 
 def _hashes(judgments: Sequence[Judgment]) -> dict[str, int]:

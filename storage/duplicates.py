@@ -54,7 +54,7 @@ def items_with(session: Session, shas: Sequence[str]) -> list[Copy]:
     return _copies(session, shas)
 
 
-def unhashed(session: Session, after: str, limit: int) -> dict[str, Origin]:
+def unhashed(session: Session, after: str = "", limit: int | None = None) -> dict[str, Origin]:
     """Return up to `limit` images, by SHA-256 after `after`, without a perceptual hash, and their origins."""
     hashed = select(PerceptualHashRow.sha256)
     statement = (

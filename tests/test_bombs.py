@@ -1,11 +1,9 @@
 """What strangers send takes the memory and the time that is stated, and no more, whatever it is made of."""
 
-import base64
 import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -14,15 +12,10 @@ from embedding.images import DECODE_BYTES, MAX_SCANS, BadImage, decode_image
 from embedding.preparation import Shrink
 from embedding.worker import CPU_S
 from embedding.workers import MOST_WAITING, SHARED, Workers, WorkersBusy, prepare_soon
-from flows.backend import Backend
 from flows.console.thumbnails import made_small
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
 from flows.rejected_picture import drawn_anew
-from flows.settings import Settings
 from tests import bombs
-from tests.apis import a_caller, taken_in
-from tests.builders import a_folder, encoded, noise, png
+from tests.builders import encoded, noise, png
 from tests.watching import MIB, watched
 
 OWN_MIB = 200
@@ -52,7 +45,7 @@ def test_a_bomb_takes_its_worker_the_stated_memory_and_time_and_this_process_not
     with watched() as most:
         found = outcome(data, name)
 
-    assert found in ("decoded", "too_costly", "too_many_pixels", "damaged_picture")
+    assert found == (bombs.OUTCOMES[name] or "decoded")
     assert most["worker"] < DECODE_BYTES / MIB + OWN_MIB
     assert most["own"] < 50
     assert time.perf_counter() - began < 6 * CPU_S
@@ -133,41 +126,6 @@ def test_no_image_waits_for_a_worker_longer_than_it_may(monkeypatch: pytest.Monk
         found = [one.exception() for one in first]
 
     assert any(isinstance(one, WorkersBusy) for one in found)
-
-
-@pytest.mark.full  # a worker is tried with each bomb anyway
-def test_an_ingest_of_bombs_goes_on_to_its_end_in_its_memory(deps: Deps, settings: Settings, tmp_path: Path):
-    good = {f"good{number}.png": png() for number in range(20)}
-    folder = a_folder(tmp_path / "folder", {**bombs.images(), **good})
-    lenient = settings.model_copy(update={"max_reject_share": 1.0})
-
-    with watched() as most:
-        report = ingest_source(deps, lenient, Request(folder))
-
-    assert report.read == len(bombs.images()) + len(good)
-    assert report.embedded + report.rejected == report.read
-    assert report.reasons["too_costly"] >= 2
-    assert most["own"] < 300
-    assert most["worker"] < DECODE_BYTES / MIB + OWN_MIB
-
-
-def test_a_server_answers_others_while_it_is_sent_bombs(backend: Backend):
-    bomb = base64.b64encode(bombs.images()["large.gif"]).decode()
-    with a_caller(backend, "admin") as client, ThreadPoolExecutor(20) as threads, watched() as most:
-        taken_in(backend, client, {"key": "rose", "texts": ["red rose"]})
-        asked = [threads.submit(client.post, "search", json={"image_base64": bomb}) for _ in range(20)]
-        waits = []
-        while not all(one.done() for one in asked):
-            began = time.perf_counter()
-            assert client.get("health").status_code == 200
-            waits.append(time.perf_counter() - began)
-            time.sleep(0.05)
-        found = [one.result() for one in asked]
-
-    assert {answer.status_code for answer in found} <= {200, 422, 503}
-    assert all("retry-after" in answer.headers for answer in found if answer.status_code == 503)
-    assert sorted(waits)[len(waits) * 9 // 10] < 1
-    assert most["own"] < 400  # the model among it, which the first search loads
 
 
 @pytest.mark.parametrize("name", ["flat.webp", "more-scans.jpg", "tile.tiff"])
