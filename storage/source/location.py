@@ -15,6 +15,8 @@ from storage.source.validate import is_storable, printable
 
 TAKEN = "a folder of pictures, or a manifest that ends in .jsonl, .ndjson, .csv or .parquet"
 CHUNK_BYTES = 1 << 20
+MANY_REJECTS = 100_000
+"""So many rejects, and more than records, end the reading: a few bytes of a file can stand for a row."""
 
 Reader = Callable[[Path], Iterator[Record | Rejected]]
 READERS: dict[str, Reader] = {
@@ -36,7 +38,8 @@ def read_source(location: Path) -> Iterator[Record | Rejected | Ignored]:
 
     Raises:
         BadSource: neither of these, or not readable; raised here, before the first row is asked for. Or,
-            while iterating: a folder cannot be listed, or the disk failed. Nothing is skipped.
+            while iterating: a folder cannot be listed, the disk failed, or most of very many rows are
+            rejected. Nothing is skipped.
     """
     with _readable(location):
         found = _resolved(location)
@@ -48,7 +51,30 @@ def _to_the_end(
     location: Path, rows: Iterator[Record | Rejected | Ignored]
 ) -> Iterator[Record | Rejected | Ignored]:
     with _readable(location):
-        yield from rows
+        yield from _mostly_records(location, rows)
+
+
+def _mostly_records(
+    location: Path, rows: Iterator[Record | Rejected | Ignored]
+) -> Iterator[Record | Rejected | Ignored]:
+    """Yield `rows` until there are very many rejects among them, and fewer records.
+
+    Raises:
+        BadSource: names the first reason; the last reject is not yielded.
+    """
+    records, rejects, first = 0, 0, ""
+    for row in rows:
+        if isinstance(row, Record):
+            records += 1
+        elif isinstance(row, Rejected):
+            rejects += 1
+            first = first or row.message
+            if rejects > max(MANY_REJECTS, records):
+                raise BadSource(
+                    f"{printable(str(location))}: its reading ends at {row.place}, after {MANY_REJECTS:,} "
+                    f"rejects or more and {records:,} records; the first reject: {first}"
+                )
+        yield row
 
 
 @contextmanager

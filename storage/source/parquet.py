@@ -1,20 +1,21 @@
-"""Manifests in Parquet, decoded by a process of its own that may take so much memory and no more."""
+"""Manifests in Parquet, read by a process of its own that may take so much memory and no more.
+
+No byte of the file is parsed in this process, its footer included.
+"""
 
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from signal import Signals
 from typing import Any
-
-import pyarrow as pa
-from pyarrow.parquet import ParquetFile
+from weakref import finalize
 
 from storage.records import Record, Rejected
-from storage.source.manifest import BadSource, check_columns
+from storage.source.manifest import BadSource
 from storage.source.parquet_limits import CPU_S, MEMORY_BYTES, OUT_OF_MEMORY
 
 MODULE = "storage.source.parquet_process"
@@ -30,50 +31,53 @@ def read_parquet(path: Path) -> Iterator[Record | Rejected]:
         BadSource: not Parquet or without a column `key`, raised at once; or, while iterating: damaged, or
             some of its rows take more memory or time to decode than rows may.
     """
-    with _opened(path) as file:
-        check_columns(path, file.schema_arrow.names)
-    return _rows(path)
+    decoder = _Decoder(path)
+    return _rows(decoder, decoder.receive_count())
 
 
 def count_parquet(path: Path) -> int:
     """Return how many rows the file says it has.
 
     Raises:
-        BadSource: not Parquet.
+        BadSource: not Parquet or without a column `key`.
     """
-    with _opened(path) as file:
-        return int(file.metadata.num_rows)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[ParquetFile]:
-    try:
-        with ParquetFile(path, page_checksum_verification=True) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
-        raise BadSource(f"{path}: not readable as Parquet ({error}); write it again") from error
-
-
-def _rows(path: Path) -> Iterator[Record | Rejected]:
-    expected, number = count_parquet(path), 0
     with closing(_Decoder(path)) as decoder:
+        return decoder.receive_count()
+
+
+def _rows(decoder: "_Decoder", expected: int) -> Iterator[Record | Rejected]:
+    number = 0
+    with closing(decoder):
         while not isinstance(sent := decoder.receive(number), int):
             number += len(sent)
             yield from sent
     if number != expected:
+        path = decoder.path
         raise BadSource(f"{path}: {number:,} rows where it says it has {expected:,}; write it again")
 
 
 class _Decoder:
-    """The process that decodes one file; it ends when nothing reads what it sends."""
+    """The process that decodes one file; it ends with this object, and when nothing reads what it sends."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._connection: Connection[Any, Any]
         self._connection, theirs = Pipe(duplex=False)
         command = [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), str(path)]
         with theirs:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=_environment())
+        self.close = finalize(self, _end, self._connection, self._process)
+
+    def receive_count(self) -> int:
+        """Return how many rows the file says it has; the first to be received.
+
+        Raises:
+            BadSource: not Parquet or without a column `key`.
+        """
+        sent = self._receive("its footer")
+        if not isinstance(sent, int):
+            raise BadSource(f"{self.path}: decoding it began without its footer")
+        return sent
 
     def receive(self, number: int) -> list[Record | Rejected] | int:
         """Return the next rows, or at the end how many there were.
@@ -84,29 +88,33 @@ class _Decoder:
         Raises:
             BadSource: the file cannot be read further.
         """
+        return self._receive(f"the rows after row {number:,}")
+
+    def _receive(self, part: str) -> list[Record | Rejected] | int:
         try:
             sent: list[Record | Rejected] | int | str = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise self._ended(number) from error
+            raise self._ended(part) from error
         if isinstance(sent, str):
-            raise BadSource(f"{self._path}: {sent}")
+            raise BadSource(f"{self.path}: {sent}")
         return sent
 
-    def close(self) -> None:
-        """End the process."""
-        self._connection.close()
-        self._process.kill()
-        self._process.wait()
-
-    def _ended(self, number: int) -> BadSource:
+    def _ended(self, part: str) -> BadSource:
         status = self._process.wait()
         how = f"signal {Signals(-status).name}" if status < 0 else f"exit status {status}"
-        why = f"decoding it ended by {how}"
+        why = f"decoding {part} ended by {how}"
         if status == OUT_OF_MEMORY:
-            why = f"decoding it takes over {MEMORY_BYTES // 2**20} MiB of memory"
+            why = f"decoding {part} takes over {MEMORY_BYTES // 2**20} MiB of memory"
         elif status == -Signals.SIGXCPU:
-            why = f"decoding a batch of it takes over {CPU_S} s"
-        return BadSource(f"{self._path}: {why}, after row {number:,}; write it again with smaller rows")
+            why = f"decoding {part} takes over {CPU_S} s"
+        return BadSource(f"{self.path}: {why}; write it again with smaller rows or fewer columns")
+
+
+def _end(connection: "Connection[Any, Any]", process: "subprocess.Popen[bytes]") -> None:
+    """End the process of a decoder."""
+    connection.close()
+    process.kill()
+    process.wait()
 
 
 def _environment() -> dict[str, str]:

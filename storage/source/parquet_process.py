@@ -15,7 +15,8 @@ import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
 from storage.records import Record, Rejected
-from storage.source.parquet_limits import CPU_S, MEMORY_BYTES, OUT_OF_MEMORY
+from storage.source.manifest import BadSource, check_columns
+from storage.source.parquet_limits import CPU_S, MAX_COLUMNS, MEMORY_BYTES, OUT_OF_MEMORY
 from storage.source.parquet_rows import row_of, values_of
 
 BATCH_ROWS = 256
@@ -24,19 +25,43 @@ FRAME_CHARS = 2**20
 
 
 def main(connection_fd: int, path: Path) -> None:
-    """Send the rows of the file at `path` as lists, and then how many there are, or why it cannot be read."""
+    """Send how many rows the file says it has, them as lists, and how many there were; or why not."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory()
     with Connection(connection_fd) as connection:
         try:
+            connection.send(_count(path))
             _send_rows(connection, path)
         except MemoryError:  # of Arrow too, whose errors are of several kinds
             os._exit(OUT_OF_MEMORY)  # there may be none left for a traceback
         except BrokenPipeError:
             return  # nothing reads any more
+        except _Unfit as error:
+            connection.send(str(error))
         except (pa.ArrowException, OSError) as error:
             connection.send(f"not readable as Parquet ({error}); write it again")
+
+
+class _Unfit(ValueError):
+    """The file has other columns than a manifest has."""
+
+
+def _count(path: Path) -> int:
+    """Return how many rows the file says it has.
+
+    Raises:
+        _Unfit: no column is `key`, two have one name, or there are too many.
+    """
+    with ParquetFile(path) as file:
+        columns = file.metadata.num_columns
+        if columns > MAX_COLUMNS:
+            raise _Unfit(f"{columns:,} columns, and a manifest may have {MAX_COLUMNS:,}; leave some out")
+        try:
+            check_columns(path, file.schema_arrow.names)
+        except BadSource as error:
+            raise _Unfit(str(error).removeprefix(f"{path}: ")) from error
+        return int(file.metadata.num_rows)
 
 
 def _send_rows(connection: Connection, path: Path) -> None:
