@@ -11,11 +11,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 from sqlalchemy import NullPool, create_engine, text
@@ -24,9 +28,12 @@ from storage.embedded.account import PostgresUnavailable
 from storage.embedded.place import Place
 from storage.embedded.postgres import postgres_url, stop_postgres
 from storage.embedded.qdrant import client as qdrant_client
+from storage.embedded.qdrant import connections
 from storage.embedded.qdrant.access import Access, access_file, find
 from storage.embedded.qdrant.client import IndexUnavailable, find_index, index_client, start, stop
+from storage.embedded.qdrant.connections import MOST_AT_ONCE, BoundedProtocol
 from tests.processes import PATIENCE_S, HomeAt, is_gone, wait_until
+from tests.watching import MIB
 
 NAME = "pictures"
 STRANGER = 12345
@@ -93,6 +100,100 @@ def test_a_stranger_who_takes_the_port_is_sent_nothing(home: Path):
         assert client.get_collections().collections == []
         assert find_index(home).points == 0
         assert (stranger.connections, stranger.heard) == (0, b"")
+
+
+# --- connections at the loopback port, for which no key is needed
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+
+
+def is_ended(connection: socket.socket, within_s: float) -> bool:
+    """Whether the server ends the connection in time, with an answer or without."""
+    connection.settimeout(within_s)
+    with suppress(ConnectionError):
+        try:
+            while connection.recv(65_536):
+                pass
+        except TimeoutError:
+            return False
+    return True
+
+
+def test_a_flood_of_connections_leaves_ours_alone(embedded: QdrantClient, index_home: Path):
+    port = port_of(find(index_home))
+    with ExitStack() as stack:
+        flood = [stack.enter_context(connect(port)) for _ in range(MOST_AT_ONCE + 60)]
+
+        assert embedded.get_collections().collections == []
+        kept = [one for one in flood if not is_ended(one, within_s=0.01)]
+        assert 0 < len(kept) <= MOST_AT_ONCE
+    wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/healthz").is_success)
+
+
+def test_a_head_without_end_is_refused(embedded: QdrantClient, index_home: Path):
+    sent = 0
+    with connect(port_of(find(index_home))) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Endless: ")
+        with suppress(ConnectionError):
+            while sent < 50 * MIB:
+                sent += connection.send(b"x" * 65_536)
+
+    assert sent < 16 * MIB  # most of that was in the buffers of the system
+    assert embedded.get_collections().collections == []
+
+
+@pytest.fixture
+def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[socket.socket]]:
+    """A server as the owner's, with short limits of time: its socket in a folder, and its port."""
+    monkeypatch.setattr(connections, "HEAD_S", 0.3)
+    monkeypatch.setattr(connections, "BODY_S", 0.3)
+    with socket.socket(socket.AF_UNIX) as private, socket.create_server(("127.0.0.1", 0)) as public:
+        private.bind(str(tmp_path / "socket"))
+        private.listen()
+        config = uvicorn.Config(echo, http=BoundedProtocol, lifespan="off", log_level="critical", ws="none")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([private, public],))
+        thread.start()
+        wait_until(lambda: server.started)
+        yield [private, public]
+        server.should_exit = True
+        thread.join()
+
+
+async def echo(_scope: Any, receive: Any, send: Any) -> None:
+    while (await receive()).get("more_body", False):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+HALF = b"GET / HTTP/1.1\r\nHost: x\r\nX-Half"
+
+
+@pytest.mark.parametrize("begun", [b"", HALF, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nx"])
+def test_a_request_that_is_never_finished_ends_its_connection(bounded: list[socket.socket], begun: bytes):
+    with connect(bounded[1].getsockname()[1]) as connection:
+        connection.sendall(begun)
+
+        assert is_ended(connection, within_s=PATIENCE_S)
+
+
+def test_requests_in_time_share_a_connection_however_old_it_is(bounded: list[socket.socket]):
+    with connect(bounded[1].getsockname()[1]) as connection:
+        for _ in range(3):
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
+            assert b"200 OK" in connection.recv(65_536)
+            time.sleep(0.2)
+
+
+def test_our_own_socket_has_no_limit_of_time(bounded: list[socket.socket]):
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(bounded[0].getsockname())
+        connection.sendall(HALF)
+
+        assert not is_ended(connection, within_s=1)
 
 
 # --- files that are forged or stale
@@ -224,6 +325,7 @@ def test_another_user_cannot_be_first_to_make_the_socket_folder_of_a_long_home(
     home = home_at(tmp_path / ("long/" * 40))
     guessed = Path("/tmp") / f"sightline-{hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:16]}"
     guessed.mkdir(mode=0o755)
+    first = guessed
 
     try:
         assert saved(home) == 7
@@ -234,8 +336,8 @@ def test_another_user_cannot_be_first_to_make_the_socket_folder_of_a_long_home(
         assert saved(home) == 7
         assert Place(home.resolve()).sockets != first
     finally:
-        guessed.rmdir()
-        first.rmdir()
+        for folder in {guessed, first}:
+            folder.rmdir()
 
 
 def test_a_program_that_works_in_the_data_folder_is_not_taken_for_a_server(home: Path):

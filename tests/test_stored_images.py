@@ -156,6 +156,7 @@ def test_bytes_that_are_not_those_on_record_are_handed_to_nobody(
 
 
 def test_a_repair_embeds_no_other_bytes(forgetful: Backend, caller: TestClient, host: Host):
+    # a guard: of all readers, the repair alone has always compared the hash
     id = sent(forgetful, caller, host)
     host.serves[PUBLIC] = LEAF
     with forgetful.writing() as deps:
