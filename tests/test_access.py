@@ -5,6 +5,7 @@ from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import pytest
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
@@ -18,6 +19,7 @@ from flows.console import access
 from flows.console.access import (
     COOKIE,
     FAILED_LOGIN_S,
+    MAX_FORM_BYTES,
     Guard,
     NotProtected,
     Sessions,
@@ -288,6 +290,13 @@ def test_the_password_opens_it_and_a_wrong_one_does_not(with_password: TestClien
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
     assert with_password.get("/").text == '"shown"'
+
+
+@pytest.mark.parametrize("part", [{"data": {"x": "y" * MAX_FORM_BYTES}}, {"files": {"x": b"y" * 2**20}}])
+def test_a_form_of_any_size_is_not_read_from_who_has_no_password(with_password: TestClient, part: Any):
+    sent = {"data": {"password": PASSWORD}} | part
+
+    assert with_password.post("/login", **sent).status_code == 400
 
 
 def test_another_password_ends_the_sessions_of_the_last_one(tmp_path: Path):

@@ -81,6 +81,7 @@ def console(
         "SIGHTLINE_CONSOLE__PASSWORD": PASSWORD,
         "SIGHTLINE_API__REQUESTS_PER_MINUTE": "100000",
         "SIGHTLINE_API__MAX_BODY_BYTES": str(MAX_BODY_BYTES),
+        "SIGHTLINE_MAX_PICTURE_BYTES": str(MAX_BODY_BYTES),
         "SIGHTLINE_API__PRIVATE_IMAGES": "true",
     }
     for name, value in environment.items():
@@ -278,13 +279,17 @@ def test_bombs_end_with_their_reasons_and_others_are_answered_meanwhile(
 
 
 @pytest.mark.full  # the limits are tried without a console anyway
-def test_many_slow_uploads_hold_little_memory_and_keep_nobody_waiting(console: Served):
+@pytest.mark.parametrize("path", [f"{API}/search", "/search/pictures"])
+def test_many_slow_uploads_hold_little_memory_and_keep_nobody_waiting(console: Served, path: str):
     body = b"x" * (MAX_BODY_BYTES - MIB)
+    with console.client() as client:
+        cookies = dict(client.cookies)
     lines = [
-        f"POST {API}/search HTTP/1.1",
+        f"POST {path} HTTP/1.1",
         "Host: 127.0.0.1",
         "Content-Type: application/json",
         f"Content-Length: {MAX_BODY_BYTES}",
+        f"Cookie: {'; '.join(f'{name}={value}' for name, value in cookies.items())}",
         *(f"{name}: {value}" for name, value in console.key.items()),
     ]
     head = "\r\n".join([*lines, "", ""]).encode()

@@ -35,6 +35,9 @@ COOKIE = "sightline_session"
 SESSION_S = 7 * 86400
 FAILED_LOGIN_S = 1.0
 PASSWORD_BYTES = 24
+MAX_FORM_BYTES = 16 * 2**10
+"""Of the form with the password, which anyone may send: a form may have files, and thousands of fields."""
+
 KEYED = ("/api/", "/mcp")
 """What has keys of its own."""
 
@@ -223,6 +226,8 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        if scope["path"] == "/login":
+            receive = _at_most(MAX_FORM_BYTES, receive)
         refusal = None if _starts_with(scope["path"], KEYED) else self._refusal(HTTPConnection(scope))
         if refusal is None:
             await self._app(scope, receive, _with_headers(send))
@@ -356,6 +361,21 @@ def _basic_password(headers: Headers) -> str | None:
         return b64decode(given).decode().partition(":")[2]
     except (NotBase64, UnicodeDecodeError):
         return None
+
+
+def _at_most(max_bytes: int, receive: Receive) -> Receive:
+    """Return what receives a body, and raises `ValueError` for a larger one: FastAPI answers with 400."""
+    read = 0
+
+    async def receiving() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > max_bytes:
+            raise ValueError(f"the form has more than {max_bytes:,} bytes")
+        return message
+
+    return receiving
 
 
 def _with_headers(send: Send) -> Send:
