@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -9,9 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
+from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -23,19 +26,22 @@ import uvicorn
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 from sqlalchemy import NullPool, create_engine, text
+from starlette.testclient import TestClient
 
 from storage.embedded.account import PostgresUnavailable
 from storage.embedded.place import Place
 from storage.embedded.postgres import postgres_url, stop_postgres
 from storage.embedded.qdrant import client as qdrant_client
-from storage.embedded.qdrant import connections
+from storage.embedded.qdrant import connections, snapshots
 from storage.embedded.qdrant.access import Access, access_file, find
+from storage.embedded.qdrant.app import Served
 from storage.embedded.qdrant.client import IndexUnavailable, find_index, index_client, start, stop
 from storage.embedded.qdrant.connections import MOST_AT_ONCE, BoundedProtocol
 from tests.processes import PATIENCE_S, HomeAt, is_gone, wait_until
 from tests.watching import MIB
 
 NAME = "pictures"
+Usage = namedtuple("Usage", ["total", "used", "free"])
 STRANGER = 12345
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
@@ -292,6 +298,97 @@ def test_a_recovery_reads_the_own_snapshots_and_nothing_else(
     for name in (made.name, link.name):
         assert embedded.delete_snapshot(NAME, name)
     embedded.delete_collection(NAME)
+
+
+# --- snapshots that unfold
+
+
+@pytest.fixture
+def uploads(tmp_path: Path) -> Iterator[tuple[TestClient, Path]]:
+    """A client of an index that has the key, and the index's folder."""
+    folder = tmp_path / "qdrant"
+    folder.mkdir()
+    with (
+        Served.opened(folder, "key") as served,
+        TestClient(served.app, headers={"api-key": "key"}) as client,
+    ):
+        yield client, folder
+
+
+def upload(client: TestClient, content: bytes) -> httpx.Response:
+    return client.post("/collections/copy/snapshots/upload", files={"snapshot": content})
+
+
+def an_archive(*members: tuple[str, int], kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A compressed archive of files of zeros, by name and size."""
+    with io.BytesIO() as buffer:
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            for name, size in members:
+                found = tarfile.TarInfo(name)
+                found.size, found.type = size, kind
+                tar.addfile(found, io.BytesIO(bytes(size)))
+        return buffer.getvalue()
+
+
+def in_it(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (an_archive(("shard/zeros", 30 * MIB)), "has room for"),
+        (an_archive(*[(f"shard/{number}", 8 * MIB) for number in range(4)]), "has room for"),
+        (an_archive(("collection.json", 17 * MIB)), "has over 16,777,216 bytes"),
+        (an_archive(("x", 5 * MIB), kind=tarfile.XHDTYPE), "attributes of over 1,048,576 bytes"),
+        (an_archive(("x", 5 * MIB), kind=tarfile.GNUTYPE_LONGNAME), "attributes of over 1,048,576 bytes"),
+        (an_archive(("shard/link", 0), kind=tarfile.SYMTYPE), "neither a file nor a folder"),
+    ],
+    ids=["one file", "all files", "description", "attributes", "long name", "link"],
+)
+def test_a_small_snapshot_that_unpacks_to_much_is_refused(
+    uploads: tuple[TestClient, Path], monkeypatch: pytest.MonkeyPatch, content: bytes, why: str
+):
+    client, folder = uploads
+    before = in_it(folder)
+    free = snapshots.SPARE_BYTES + 20 * MIB
+    monkeypatch.setattr(snapshots.shutil, "disk_usage", lambda _: Usage(2 * free, free, free))
+    assert len(content) < MIB
+
+    answer = upload(client, content)
+
+    assert (answer.status_code in (400, 413), why in answer.text) == (True, True)
+    assert in_it(folder) == before
+
+
+def test_a_snapshot_of_very_many_files_is_refused(
+    uploads: tuple[TestClient, Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(snapshots, "MAX_FILES", 20)
+    client, folder = uploads
+    before = in_it(folder)
+
+    answer = upload(client, an_archive(*[(f"shard/{number}", 0) for number in range(21)]))
+
+    assert (answer.status_code, "over 20 files" in answer.text) == (413, True)
+    assert in_it(folder) == before
+
+
+def test_an_upload_for_which_there_is_no_room_is_refused_before_it_is_read(
+    uploads: tuple[TestClient, Path], monkeypatch: pytest.MonkeyPatch
+):
+    client, _ = uploads
+    free = snapshots.SPARE_BYTES + MIB
+    monkeypatch.setattr(snapshots.shutil, "disk_usage", lambda _: Usage(2 * free, free, free))
+    answer = upload(client, bytes(MIB // 2))
+    endless = client.post(
+        "/collections/copy/snapshots/upload",
+        content=iter([b"--x\r\n"]),
+        headers={"Content-Type": "multipart/form-data; boundary=x"},
+    )
+
+    assert (answer.status_code, "no room in" in answer.text) == (413, True)
+    assert (endless.status_code, "Content-Length" in endless.text) == (400, True)
 
 
 # --- Postgres

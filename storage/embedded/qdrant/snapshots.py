@@ -9,14 +9,17 @@ address for its clients would read them with rights that its clients may not hav
 """
 
 import asyncio
+import gzip
 import hashlib
 import os
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
@@ -32,13 +35,24 @@ from storage.embedded.private import NotPrivate, open_file
 from storage.embedded.qdrant.collection import Collection
 from storage.embedded.qdrant.graphs import BuildFailed, Outdated, replica
 from storage.embedded.qdrant.http import Door
-from storage.embedded.qdrant.refusals import Conflict, NotFound, NotSupported, Refused
+from storage.embedded.qdrant.refusals import Conflict, NotFound, NotSupported, Refused, TooLarge
 from storage.embedded.qdrant.state import Stored
 from storage.embedded.qdrant.store import Store
 
 CHECKSUM = ".checksum"
 DESCRIPTION = "collection.json"
 SHARD = "shard"
+
+SPARE_BYTES = 256 * 2**20
+"""Of the disk, left free by an upload and by what a snapshot unpacks to."""
+
+COPIES = 3
+"""Of an upload, while it is recovered: the form's, ours, and one that no client can change."""
+
+MAX_FILES = 100_000
+MAX_DESCRIPTION_BYTES = 16 * 2**20
+MAX_READ_BYTES = 2**20
+"""Of names and attributes in an archive, which `tarfile` holds in memory; files are read in parts."""
 
 
 def routes(store: Store, door: Door) -> Iterator[Route]:
@@ -93,6 +107,12 @@ async def _recover(store: Store, request: Request, wanted: models.SnapshotRecove
 
 async def _upload(store: Store, request: Request, _: None) -> bool:
     """Recover from the file `snapshot` of a form; it goes to disk as it comes."""
+    length = request.headers.get("content-length", "")
+    if not length.isdecimal():
+        raise Refused("send the length of the upload as Content-Length")
+    for folder, copies in ((Path(gettempdir()), 1), (store.folder, COPIES)):
+        if copies * int(length) > _room(folder):
+            raise TooLarge(f"no room in {folder} for {copies} copies of this upload; free space on its disk")
     path = store.folder / f"upload-{uuid4().hex}"
     async with request.form(max_files=1, max_fields=0) as form:
         upload = form.get("snapshot")
@@ -171,10 +191,11 @@ def _unpack(path: Path, checksum: str | None, folder: Path) -> Stored:
     if checksum is not None and checksum != found:
         raise Refused(f"the snapshot's SHA-256 is {found}, not {checksum}")
     try:
-        with tarfile.open(snapshot) as tar:
-            tar.extractall(folder, filter="data")
+        _extract(snapshot, folder)
+        if (folder / DESCRIPTION).stat().st_size > MAX_DESCRIPTION_BYTES:
+            raise TooLarge(f"{DESCRIPTION} in the snapshot has over {MAX_DESCRIPTION_BYTES:,} bytes")
         stored = Stored.model_validate_json((folder / DESCRIPTION).read_bytes())
-    except (tarfile.TarError, FileNotFoundError, ValidationError) as error:
+    except (*NO_ARCHIVE, FileNotFoundError, ValidationError) as error:
         raise Refused(
             f"{path.name} is no snapshot of this index ({error}); a Qdrant server's is another format: "
             "copy its points with `QdrantClient.migrate` instead"
@@ -182,9 +203,55 @@ def _unpack(path: Path, checksum: str | None, folder: Path) -> Stored:
     return stored.model_copy(update={"folder": uuid4().hex, "graph_points": 0})
 
 
+class _Unpacked(gzip.GzipFile):
+    """The bytes of a compressed archive, few at once."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= MAX_READ_BYTES:
+            raise tarfile.ReadError(f"names or attributes of over {MAX_READ_BYTES:,} bytes")
+        return super().read(size)
+
+
+NO_ARCHIVE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, RecursionError)
+
+
+def _extract(snapshot: Path, folder: Path) -> None:
+    """Unpack files and folders while there is room for them.
+
+    Raises:
+        TooLarge: the disk has no room for the sizes that the archive states, or it has too many files.
+        TarError, BadGzipFile, zlib.error, EOFError, RecursionError: it is no such archive.
+    """
+    room = _room(folder)
+    with _Unpacked(snapshot) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as tar:
+        for number, member in enumerate(tar, 1):
+            room -= member.size
+            if number > MAX_FILES:
+                raise TooLarge(
+                    f"the snapshot holds over {MAX_FILES:,} files; it is no snapshot of this index"
+                )
+            if room < 0:
+                raise TooLarge(
+                    f"the snapshot unpacks to more than the disk of {folder.parent} has room for; free space "
+                    "there, or recover from another snapshot"
+                )
+            if not (member.isreg() or member.isdir()):
+                raise tarfile.ReadError(f"{member.name[:100]!r} is neither a file nor a folder")
+            tar.extract(member, folder, filter="data")
+
+
+def _room(folder: Path) -> int:
+    """Return how many bytes may be written beside `folder`."""
+    return shutil.disk_usage(folder).free - SPARE_BYTES
+
+
 def _copy(path: Path, target: Path) -> None:
     try:
         with os.fdopen(open_file(path, os.O_RDONLY), "rb") as source, target.open("wb") as file:
+            if os.fstat(source.fileno()).st_size > _room(target.parent):
+                raise TooLarge(
+                    f"no room for a copy of the snapshot in {target.parent.parent}; free space there"
+                )
             shutil.copyfileobj(source, file)
     except (FileNotFoundError, NotPrivate) as error:
         raise Refused(f"cannot read the snapshot {path}: {error}") from error
