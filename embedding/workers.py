@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from mmap import mmap
 from multiprocessing.connection import Pipe
 from signal import Signals
@@ -37,6 +38,9 @@ BEHIND_REQUESTS = 5
 SHARED = 2
 MOST_WAITING = 8
 WAIT_S = 10.0
+MOST_BYTES = 256 * 2**20
+"""Of images that wait in `Workers`, whatever makes them come faster than they are decoded."""
+
 STUCK_S = 300
 """A worker that has not answered for so long is ended; `CPU_S` ends one that is at work far earlier."""
 
@@ -214,7 +218,8 @@ class Workers:
         self._preparation = preparation
         self._own = Pool(processes, BEHIND_THE_MODEL) if processes else None
         self._pool = _shared if self._own is None else self._own
-        self._turn = threading.Lock()
+        self._turn = threading.Condition()
+        self._waiting_bytes = 0
         self.seconds = 0.0
         """Time on a processor that pictures have taken so far, added up over all workers."""
 
@@ -235,8 +240,24 @@ class Workers:
         return [worker.pid for worker in self._pool.started]
 
     def submit(self, data: bytes, *, name: str) -> "Future[Prepared]":
-        """Begin to prepare a picture; its future may raise `BadImage`, or `WorkersFailed`."""
-        return self._threads.submit(self._prepare, data, name)
+        """Begin to prepare an image, once those that wait leave room for its bytes.
+
+        Its future may raise `BadImage` or `WorkersFailed`.
+        """
+        with self._turn:
+            self._turn.wait_for(lambda: not self._waiting_bytes or self._has_room(data))
+            self._waiting_bytes += len(data)
+        future = self._threads.submit(self._prepare, data, name)
+        future.add_done_callback(partial(self._forget, len(data)))
+        return future
+
+    def _has_room(self, data: bytes) -> bool:
+        return self._waiting_bytes + len(data) <= MOST_BYTES
+
+    def _forget(self, size: int, _: "Future[Prepared]") -> None:
+        with self._turn:
+            self._waiting_bytes -= size
+            self._turn.notify_all()
 
     def _prepare(self, data: bytes, name: str) -> Prepared:
         prepared, seconds = self._pool.prepare(self._preparation, data, name=name)

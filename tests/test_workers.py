@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 
 import pytest
@@ -154,3 +155,27 @@ def test_leaving_with_pictures_still_waiting_does_not_wait_for_them(slow_file: b
         begun.wait()
 
     assert waiting[-1].cancelled()
+
+
+def test_images_wait_only_for_as_long_as_there_is_room_for_their_bytes(monkeypatch: pytest.MonkeyPatch):
+    """However many images a flow hands over at once, and however large they are."""
+    [data] = files(1)
+    monkeypatch.setattr(workers, "MOST_BYTES", 3 * len(data))
+    with Workers(PREPARATION, 1) as pool:
+        pool.submit(data, name="first.png").result()
+        [pid] = pids(pool)
+        os.kill(pid, signal.SIGSTOP)
+        begun: list[Future[Prepared]] = []
+        sender = threading.Thread(
+            target=lambda: begun.extend(pool.submit(data, name=f"{n}.png") for n in range(6))
+        )
+        sender.start()
+        sender.join(0.5)
+
+        assert (sender.is_alive(), len(begun)) == (True, 3)
+        os.kill(pid, signal.SIGCONT)
+        sender.join(30)
+
+        assert [one.result().format for one in begun] == ["PNG"] * 6
+        huge = pool.submit(data * 4, name="huge.png")  # alone it has room
+        assert huge.result().format == "PNG"
