@@ -211,14 +211,18 @@ def test_the_link_is_for_a_terminal_and_a_log_gets_the_path_alone(tmp_path: Path
 
 
 def test_two_consoles_of_one_machine_keep_their_sessions_in_one_browser(tmp_path: Path):
-    first = guarded(tmp_path / "first", Console(port=8080))
-    second = guarded(tmp_path / "second", Console(port=8081))
-    second.cookies = first.cookies  # a browser sends them to all ports of a host
+    homes = {tmp_path / "first": Console(port=8080), tmp_path / "second": Console(port=8081)}
+    browser: dict[str, str] = {}  # which sends the cookies of a host to all its ports
 
-    first.get(link_of(tmp_path / "first"))
-    second.get(link_of(tmp_path / "second"))
+    for home, console in homes.items():
+        client = guarded(home, console)
+        client.get(link_of(home))
+        browser |= client.cookies
 
-    assert first.get("/").status_code == second.get("/").status_code == 200
+    for home, console in homes.items():
+        client = guarded(home, console)
+        client.cookies.update(browser)
+        assert client.get("/").status_code == 200
 
 
 @pytest.mark.parametrize(
