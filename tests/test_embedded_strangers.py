@@ -26,6 +26,8 @@ import uvicorn
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 from sqlalchemy import NullPool, create_engine, text
+from starlette.datastructures import URL
+from starlette.requests import HTTPConnection
 from starlette.testclient import TestClient
 
 from storage.embedded.account import PostgresUnavailable
@@ -298,6 +300,25 @@ def test_a_recovery_reads_the_own_snapshots_and_nothing_else(
     for name in (made.name, link.name):
         assert embedded.delete_snapshot(NAME, name)
     embedded.delete_collection(NAME)
+
+
+# --- what a request without the key can do
+
+
+def url_of_the_host_header(request: HTTPConnection) -> URL:
+    """The URL of a request as Starlette made it before it checked the Host header."""
+    return URL(f"http://{request.headers['host']}{request.scope['path']}")
+
+
+@pytest.mark.parametrize("host", ["x/healthz?", "x/livez#"])
+def test_a_host_header_opens_no_path(
+    uploads: tuple[TestClient, Path], monkeypatch: pytest.MonkeyPatch, host: str
+):
+    monkeypatch.setattr(HTTPConnection, "url", property(url_of_the_host_header))
+    stranger = TestClient(uploads[0].app)
+
+    assert stranger.get("/collections", headers={"Host": host}).status_code == 401
+    assert stranger.get("/healthz", headers={"Host": "x/collections?"}).status_code == 200
 
 
 # --- snapshots that unfold
