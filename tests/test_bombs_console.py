@@ -1,4 +1,4 @@
-"""A console that strangers send bombs to: it answers others meanwhile, and its memory stays what it was."""
+"""Send bombs to a real console, and watch its answers and its memory."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""Bombs in a source, and among images that are stored already: every flow goes on to its end without them."""
+"""Pass bombs through every flow, from a source and from the stores."""
 
 import hashlib
 from collections.abc import Iterable

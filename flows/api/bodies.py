@@ -50,7 +50,7 @@ def parse_json(data: bytes | bytearray, model: type[Model]) -> Model:
 
 
 def refuse_bad_json(data: bytes | bytearray) -> None:
-    """Refuse a JSON document that costs much to parse, or has numbers that JSON has not.
+    """Refuse JSON that costs much to parse, or holds NaN.
 
     Raises:
         Refusal: 413 or 422.

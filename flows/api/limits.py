@@ -1,4 +1,4 @@
-"""Bound what callers may use up: the size of requests, the bytes held of all, and how many a minute."""
+"""Bound requests: their size, the bytes held at once, their number."""
 
 import asyncio
 from collections import Counter
@@ -79,7 +79,9 @@ class Rates:
 
 
 class Bodies:
-    """Count the bytes of bodies that a process holds at once, from the first byte to the answer.
+    """Count the bytes of bodies that a process holds at once.
+
+    A body takes its room with its first byte, and gives it back with the answer.
 
     Args:
         most: bytes of all bodies together; a body up to `SMALL_BYTES` is not counted, and never waits.
@@ -122,7 +124,7 @@ class Bodies:
 
 
 class Body:
-    """One body on its way: limited in size and time, with room taken for it.
+    """Receive one body within limits of size and time, in its room.
 
     Args:
         receive: as ASGI has it.
@@ -192,7 +194,9 @@ class Body:
 
 
 class BodyLimit:
-    """Limit the body of a request as soon as the application reads it: the key comes first.
+    """Limit the body of each request once the application reads it.
+
+    The key is checked before that.
 
     Args:
         bodies: shared by all that hold bodies at once.
@@ -226,6 +230,6 @@ class BodyLimit:
 
 
 def stated_size(scope: Scope) -> int:
-    """Return how many bytes a request says that it has; 0 where it says nothing."""
+    """Return the stated size of a request's body; 0 without one."""
     stated = Headers(scope=scope).get("content-length", "")
     return int(stated[:MOST_DIGITS]) if stated.isdecimal() else 0

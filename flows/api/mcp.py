@@ -126,7 +126,7 @@ def _told(work: Callable[[], Answer]) -> Answer:
 
 
 class _WithKey:
-    """Let those through whose key has the scope `read`, with a body that may be parsed."""
+    """Admit requests with a `read` key and a body that may be parsed."""
 
     def __init__(self, app: ASGIApp, callers: Callers) -> None:
         self._app, self._callers = app, callers
@@ -167,7 +167,7 @@ class _WithKey:
 
 
 def _again(data: bytes, receive: Receive) -> Receive:
-    """Return what gives a body that was read, and then what comes after it."""
+    """Return a receiver that repeats a body, then goes on."""
     messages: list[Message] = [{"type": "http.request", "body": data, "more_body": False}]
 
     async def again() -> Message:

@@ -364,7 +364,7 @@ def _basic_password(headers: Headers) -> str | None:
 
 
 def _at_most(max_bytes: int, receive: Receive) -> Receive:
-    """Return what receives a body, and raises `ValueError` for a larger one: FastAPI answers with 400."""
+    """Return a receiver that raises `ValueError` beyond `max_bytes`; FastAPI answers 400."""
     read = 0
 
     async def receiving() -> Message:
