@@ -136,7 +136,10 @@ class Console(BaseModel, frozen=True, extra="forbid"):
     host: str = Field("127.0.0.1", description="The address that `console` and `up` listen at.")
     port: int = Field(8080, ge=1, le=65535, description="And the port.")
     password: SecretStr | None = Field(
-        None, min_length=8, description="What the console asks for; it is needed on any other address."
+        None,
+        min_length=8,
+        description="What the console asks for. Without it, on loopback, the console makes one; other "
+        "addresses need it.",
     )
     user_header: str | None = Field(
         None, description="The header by which a proxy in front says who it is, such as X-Forwarded-User."
