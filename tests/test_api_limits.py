@@ -1,20 +1,25 @@
 """What a key of the API cannot do, however it asks."""
 
 import asyncio
+import base64
 import time
 from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive
 
-from flows.api import bodies, limits
+from flows.api import bodies, limits, pictures
 from flows.api.limits import SMALL_BYTES, Bodies, Body
+from flows.api.pictures import Pictures
 from flows.api.problems import Refusal
 from flows.api.queue import drain
 from flows.backend import Backend
+from storage.records import item_id
 from tests.apis import a_caller, sent, taken_in
+from tests.builders import png
 
 ROSE = {"key": "rose", "texts": ["red rose"], "metadata": {"kind": "flower"}}
 LEAF = {"key": "leaf", "texts": ["green leaf"], "metadata": {"kind": "flower"}}
@@ -223,6 +228,55 @@ def test_the_room_of_a_body_is_its_keys_and_free_once_it_is_answered(
     assert [len(callers) for callers in rooms.values()] == [1, 1]
     assert None not in set().union(*rooms.values())
     assert not any(room._held for room in rooms)
+
+
+def test_an_image_is_sent_in_parts_and_a_caller_that_does_not_read_it_is_left(
+    narrow: Backend, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(limits, "GRACE_S", 0.2)
+    monkeypatch.setattr(pictures, "PART_BYTES", 10)
+    image = png()
+    with a_caller(narrow, "admin") as admin:
+        taken_in(narrow, admin, {"key": "rose", "image_base64": base64.b64encode(image).decode()})
+    sender = Pictures(narrow)
+    id, caller = item_id("shop", "rose"), uuid4()
+    parts: list[Message] = []
+
+    async def send(most: int) -> None:
+        async def sending(part: Message) -> None:
+            await asyncio.sleep(0 if len(parts) < most else 3600)
+            parts.append(part)
+
+        answer = await sender.answer(id, None, caller)
+        assert sender._held._held.total() == len(image)
+        await answer({"type": "http"}, arriving(), sending)
+
+    asyncio.run(send(most=3))
+    assert len(parts) == 3
+    assert not sender._held._held
+    parts.clear()
+    asyncio.run(send(most=1000))
+
+    assert b"".join(part.get("body", b"") for part in parts) == image
+    assert max(len(part.get("body", b"")) for part in parts) == 10
+
+
+def test_images_that_are_sent_have_room_for_a_few(narrow: Backend, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "WAIT_S", 0.1)
+    sender, caller = Pictures(narrow), uuid4()
+
+    async def ask() -> None:
+        for _ in range(2):
+            await sender._held.take(narrow.settings.max_picture_bytes, caller)
+        with pytest.raises(Refusal) as refused:
+            await sender.answer(item_id("shop", "rose"), None, caller)
+        assert refused.value.status == 503
+        with pytest.raises(Refusal) as missing:
+            await sender.answer(item_id("shop", "rose"), None, uuid4())
+        assert missing.value.status == 404
+        assert sender._held._held.keys() == {caller}
+
+    asyncio.run(ask())
 
 
 @pytest.mark.parametrize("pause_s", [0.01, 3600])

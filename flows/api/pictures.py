@@ -1,18 +1,26 @@
 """A record's picture over HTTP: a stranger's bytes, handed on so that they do no harm."""
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 from fastapi import Response
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from embedding.images import MEDIA_TYPES
-from flows.api import looks
+from flows.api import limits, looks
+from flows.api.limits import MOST_BODIES, Bodies
 from flows.api.problems import Refusal
 from flows.backend import Backend
 from flows.stored_images import load_image
 from storage import catalog
 
 RETRY_AFTER_S = 10
+PART_BYTES = 256 * 2**10
+"""Of an image that is sent at once: a server holds what it was given until the caller has read it."""
+
 SAFELY = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -20,6 +28,67 @@ SAFELY = {
     "Cache-Control": "private, no-cache",
 }
 """The bytes are a stranger's: a browser shows them as a picture and as nothing else."""
+
+
+class Pictures:
+    """Sends images, of which a process holds a few at once: callers may take their time to read."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._most = backend.settings.max_picture_bytes
+        self._held = Bodies(MOST_BODIES * self._most, most_of_one=MOST_BODIES * self._most // 2)
+
+    async def answer(self, id: UUID, known: str | None, caller: UUID) -> Response:
+        """Return the answer of `picture`, which gives its room back once it is sent.
+
+        Raises:
+            Refusal: as `picture`; 503, too many images are being sent.
+        """
+        await self._held.take(self._most, caller)
+        room = Room(self._held, self._most, caller)
+        try:
+            found = await run_in_threadpool(picture, self._backend, id, known)
+            room.shrink(len(found.body))
+        except BaseException:
+            room.shrink(0)
+            raise
+        return Sent(found, room)
+
+
+class Room:
+    """The room of one image."""
+
+    def __init__(self, bodies: Bodies, size: int, caller: UUID) -> None:
+        self._bodies, self._size, self._caller = bodies, size, caller
+
+    def shrink(self, size: int) -> None:
+        """Give back all but `size` bytes."""
+        spare = max(0, self._size - size)
+        self._bodies.give(spare, self._caller)
+        self._size -= spare
+
+
+class Sent(Response):
+    """An answer that is sent in parts, for as long as its caller reads fast enough."""
+
+    def __init__(self, answer: Response, room: Room) -> None:
+        super().__init__(answer.body, answer.status_code)
+        self.raw_headers = answer.raw_headers
+        self._room = room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        data = memoryview(self.body)
+        begin = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        try:
+            with suppress(TimeoutError):  # then the answer lacks its end, and the server ends the connection
+                async with asyncio.timeout(limits.GRACE_S + len(data) / limits.LEAST_RATE):
+                    await send(begin)
+                    for start in range(0, len(data), PART_BYTES):
+                        part = bytes(data[start : start + PART_BYTES])
+                        await send({"type": "http.response.body", "body": part, "more_body": True})
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._room.shrink(0)
 
 
 def picture(backend: Backend, id: UUID, known: str | None) -> Response:

@@ -13,7 +13,7 @@ from flows.api.answers import ReceiptAnswer, RecordAnswer
 from flows.api.asked import MOST_KEYS, DeleteRequest, IngestRequest
 from flows.api.bodies import described, read_json
 from flows.api.callers import Callers, require_scope
-from flows.api.pictures import described_picture, picture
+from flows.api.pictures import Pictures, described_picture
 from flows.api.problems import Flaw, Refusal, flaws, responses, unfit
 from flows.backend import Backend
 from storage import catalog, requests
@@ -51,6 +51,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
     router = APIRouter(tags=["records"])
     reader = Annotated[Key, Security(callers.require, scopes=["read"])]
     writer = Annotated[Key, Security(callers.require, scopes=["write"])]
+    pictures = Pictures(backend)
 
     @router.get("/records/{id}", operation_id="get_record", responses=responses(404, 422))
     def get_record(_: reader, id: UUID) -> RecordAnswer:
@@ -63,9 +64,11 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
         response_class=Response,
         responses=responses(404, 422) | described_picture(),
     )
-    def get_picture(_: reader, id: UUID, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+    async def get_picture(
+        caller: reader, id: UUID, if_none_match: Annotated[str | None, Header()] = None
+    ) -> Response:
         """Return the bytes of a record's picture, as they came in."""
-        return picture(backend, id, if_none_match)
+        return await pictures.answer(id, if_none_match, caller.id)
 
     async def sent(request: Request) -> IngestRequest:
         return await read_json(request, IngestRequest)
