@@ -210,8 +210,8 @@ MEANINGS = {
     422: "The request can be read, and its content cannot be used.",
     429: "The key has made too many requests; Retry-After says when the next may come.",
     503: (
-        "A store or the model is away, or too much is under way; the detail says what helps, Retry-After when "
-        "to try again."
+        "A store or the model is away, or too much is under way; the detail says what helps, Retry-After "
+        "when to try again."
     ),
 }
 ALWAYS = (401, 403, 429, 503)
