@@ -36,8 +36,8 @@ PATIENCE_S = 120
 FAST_S, SLOWEST_S = 1.0, 5.0
 """Nine of ten answers to others, and each, while bombs are decoded beside it.
 
-The slowest takes 0.9 s on two cores that run little else. Where other tests leave a process a quarter of a
-core, it takes up to 2.7 s.
+Where other tests take two cores as well, the slowest takes 0.6 to 1.4 s at a load of three or four, and 2.7 s
+at a load of seven.
 """
 
 GROWN_MIB = 150
