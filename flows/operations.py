@@ -7,6 +7,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 from httpx import HTTPStatusError, TransportError
@@ -223,6 +224,14 @@ class Prefect:
     def page_of(self, run: UUID) -> str:
         """Return the address of a run in Prefect's own pages."""
         return f"{self.ui}/runs/flow-run/{run}"
+
+    def login_of(self, run: UUID) -> str | None:
+        """Return where a browser signs in to our own server, and then sees a run.
+
+        Without a session the page of a run says 404 instead of asking for the password.
+        """
+        page = quote(f"/runs/flow-run/{run}", safe="")
+        return None if self.password_file is None else f"{self.ui}/login?redirect={page}"
 
     @cached_property
     def _own(self) -> dict[UUID, tuple[str, DeploymentResponse]]:

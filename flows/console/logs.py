@@ -28,6 +28,9 @@ class Told:
     page: str | None = None
     """The address of the run in Prefect's own pages."""
 
+    login: str | None = None
+    """Where a browser signs in to them."""
+
     password_file: Path | None = None
     """What those ask for."""
 
@@ -40,7 +43,8 @@ def read(desk: Desk, run: UUID, after: int) -> Told:
         with desk.prefect() as prefect:
             if not prefect.knows(run):
                 return Told(why_not=NOT_KNOWN)
-            return Told(tuple(prefect.log(run, after=after)), prefect.page_of(run), prefect.password_file)
+            lines = tuple(prefect.log(run, after=after))
+            return Told(lines, prefect.page_of(run), prefect.login_of(run), prefect.password_file)
     except NothingServes as error:
         return Told(why_not=f"Prefect keeps the log: {error}")
 
@@ -56,7 +60,9 @@ class Log:
                 heading("Log")
                 self._page = ui.link("In Prefect", new_tab=True).props('rel="noopener"')
             self._page.visible = False
-            self._password = ui.label().classes("sl-faint")
+            with ui.element("p").classes("sl-faint") as self._password:
+                self._login = ui.link("Sign in to Prefect", new_tab=True).props('rel="noopener"')
+                self._file = ui.label().classes("inline")
             self._password.visible = False
             self._why_not = ui.label(NOT_WITH_PREFECT if self._run is None else "").classes("sl-faint")
             box = ui.element("div").classes("sl-code sl-log" + (" sl-tail" if run.ended is None else ""))
@@ -74,9 +80,9 @@ class Log:
             self._why_not.text = told.why_not or ("" if self._many or told.lines else "It has no lines yet.")
             if told.page is not None:
                 self._page.props["href"], self._page.visible = told.page, True
-            if told.password_file is not None:
-                self._password.text = f"Prefect asks for a password: the line in {told.password_file}"
-                self._password.visible = True
+            if told.login is not None:
+                self._login.props["href"], self._password.visible = told.login, True
+                self._file.text = f" first, with its password: the line in {told.password_file}"
             self._add(told.lines)
             is_whole_page = len(told.lines) == MOST_LOGS
             self._more.visible = is_whole_page and self._many >= self._most

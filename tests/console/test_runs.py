@@ -147,9 +147,18 @@ def test_the_page_of_a_run_follows_it_to_its_end_with_its_log(page: Page, runnin
 
     expect(page.get_by_role("row", name=re.compile("outcome completed"))).to_be_visible()
     expect(page.get_by_role("log")).to_contain_text("Finished in state Completed()")
-    prefects = page.get_by_role("link", name="In Prefect").get_attribute("href")
-    assert re.fullmatch(rf"http://127.0.0.1:\d+/runs/flow-run/{begun}", str(prefects))
-    expect(page.get_by_text("Prefect asks for a password")).to_contain_text(str(password_file(running.home)))
+    expect(page.get_by_text("first, with its password")).to_contain_text(str(password_file(running.home)))
+    link = page.get_by_role("link", name="In Prefect").get_attribute("href")
+    assert re.fullmatch(rf"http://127.0.0.1:\d+/runs/flow-run/{begun}", str(link))
+
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="Sign in to Prefect").click()
+    prefects = opened.value
+    prefects.locator("input[type=password]").fill(password_file(running.home).read_text().strip())
+    prefects.keyboard.press("Enter")
+    expect(prefects.get_by_text("Completed").first).to_be_visible()
+    assert prefects.url == link
+    prefects.close()
 
 
 @pytest.mark.full  # tests/console/test_models.py has an answer of no
