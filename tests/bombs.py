@@ -23,12 +23,13 @@ def tall(format: str, **options: Any) -> bytes:
     return encoded(Image.new("RGB", (8000, 4000), (200, 30, 30)), format, **options)
 
 
-def flat_webp() -> bytes:
-    """A lossless WebP of one colour and the largest size there is: 34 bytes for 268 million pixels."""
+def flat_webp(size: tuple[int, int]) -> bytes:
+    """A lossless WebP of one colour: some forty bytes, and as many pixels as they say."""
     with BytesIO() as buffer:
         Image.new("RGB", (16, 16)).save(buffer, "WEBP", lossless=True)
         data = bytearray(buffer.getvalue())
-    bits = int.from_bytes(data[21:25], "little") | (1 << 28) - 1
+    bits = int.from_bytes(data[21:25], "little")
+    bits = bits >> 28 << 28 | size[1] - 1 << 14 | size[0] - 1
     data[21:25] = bits.to_bytes(4, "little")
     return bytes(data)
 
@@ -68,7 +69,7 @@ def images() -> dict[str, bytes]:
     later = [Image.new("RGB", (2000, 2000), (0, 0, n)) for n in range(4)]
     first = Image.new("RGB", (2000, 2000))
     return {
-        "flat.webp": flat_webp(),
+        "flat.webp": flat_webp((10_000, 7_990)),
         "large.webp": tall("WEBP", lossless=True, method=0),
         "scans.jpg": many_scans(),
         "more-scans.jpg": many_scans(1024, 5000),

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from flows.console import connections
-from flows.console.connections import MAX_HEAD_BYTES, BoundedProtocol
+from storage.embedded import bounded_http
+from storage.embedded.bounded_http import MAX_HEAD_BYTES, BoundedProtocol
 from tests.processes import wait_until
 
 BODY = b"x" * 300_000
@@ -31,8 +31,8 @@ async def application(_scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(connections, "HEAD_S", 0.5)
-    monkeypatch.setattr(connections, "BODY_S", 0.5)
+    monkeypatch.setattr(bounded_http, "HEAD_S", 0.5)
+    monkeypatch.setattr(bounded_http, "BODY_S", 0.5)
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(application, http=BoundedProtocol, lifespan="off", log_level="critical")
     server = uvicorn.Server(config)
@@ -75,7 +75,10 @@ def test_a_head_of_many_headers_is_refused(port: int):
     assert len(many) > MAX_HEAD_BYTES
     parts = [many[start : start + 8192] for start in range(0, len(many), 8192)]
 
-    assert answered(port, b"GET / HTTP/1.1\r\nHost: x\r\n", *parts).startswith((b"HTTP/1.1 431", b""))
+    found = answered(port, b"GET / HTTP/1.1\r\nHost: x\r\n", *parts)
+
+    # nothing, where the system drops the answer as the rest of the head comes
+    assert found == b"" or found.startswith(b"HTTP/1.1 431")
 
 
 @pytest.mark.parametrize(

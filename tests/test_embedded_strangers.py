@@ -30,15 +30,16 @@ from starlette.datastructures import URL
 from starlette.requests import HTTPConnection
 from starlette.testclient import TestClient
 
+from storage.embedded import bounded_http
 from storage.embedded.account import PostgresUnavailable
 from storage.embedded.place import Place
 from storage.embedded.postgres import postgres_url, stop_postgres
 from storage.embedded.qdrant import client as qdrant_client
-from storage.embedded.qdrant import connections, snapshots
+from storage.embedded.qdrant import snapshots
 from storage.embedded.qdrant.access import Access, access_file, find
 from storage.embedded.qdrant.app import Served
 from storage.embedded.qdrant.client import IndexUnavailable, find_index, index_client, start, stop
-from storage.embedded.qdrant.connections import MOST_AT_ONCE, BoundedProtocol
+from storage.embedded.qdrant.connections import MOST_AT_ONCE, LoopbackProtocol
 from tests.processes import PATIENCE_S, HomeAt, is_gone, wait_until
 from tests.watching import MIB
 
@@ -155,12 +156,12 @@ def test_a_head_without_end_is_refused(embedded: QdrantClient, index_home: Path)
 @pytest.fixture
 def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[socket.socket]]:
     """A server as the owner's, with short limits of time: its socket in a folder, and its port."""
-    monkeypatch.setattr(connections, "HEAD_S", 0.3)
-    monkeypatch.setattr(connections, "BODY_S", 0.3)
+    monkeypatch.setattr(bounded_http, "HEAD_S", 0.3)
+    monkeypatch.setattr(bounded_http, "BODY_S", 0.3)
     with socket.socket(socket.AF_UNIX) as private, socket.create_server(("127.0.0.1", 0)) as public:
         private.bind(str(tmp_path / "socket"))
         private.listen()
-        config = uvicorn.Config(echo, http=BoundedProtocol, lifespan="off", log_level="critical", ws="none")
+        config = uvicorn.Config(echo, http=LoopbackProtocol, lifespan="off", log_level="critical", ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([private, public],))
         thread.start()

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import uvicorn
 
 from flows.console.app import create_app
-from flows.console.connections import BoundedProtocol
 from flows.settings import Settings
+from storage.embedded.bounded_http import BoundedProtocol
 
 MOST_AT_ONCE = 512
 """Requests and connections; more of them get 503, and leave file descriptors for the stores."""

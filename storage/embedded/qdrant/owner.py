@@ -98,11 +98,11 @@ def _public_listener() -> socket.socket:
 async def _serve(home: Path, served: "Served", listeners: list[socket.socket], idle_s: float | None) -> None:
     import uvicorn
 
-    from storage.embedded.qdrant.connections import BoundedProtocol
+    from storage.embedded.qdrant.connections import LoopbackProtocol
 
     config = uvicorn.Config(
         served.app,
-        http=BoundedProtocol,
+        http=LoopbackProtocol,
         log_level="warning",
         access_log=False,
         lifespan="off",

@@ -21,6 +21,9 @@ class BoundedProtocol(HttpToolsProtocol):
     never finished holds its connection for ever.
     """
 
+    is_bounded = True
+    """Whether the limits hold for this connection."""
+
     _deadline: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
@@ -36,7 +39,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._expect(HEAD_S)
         self._has_ended = False
         super().data_received(data)
-        if self._in_head and not self._has_ended:  # all of this belongs to one head
+        if self.is_bounded and self._in_head and not self._has_ended:  # all of this belongs to one head
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse("431 Request Header Fields Too Large")
@@ -68,8 +71,9 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin to wait for the rest of a head or a body, or end that."""
         if self._deadline is not None:
             self._deadline.cancel()
-        late = partial(self._refuse, "408 Request Timeout")
-        self._deadline = None if within_s is None else self.loop.call_later(within_s, late)
+        self._deadline = None
+        if self.is_bounded and within_s is not None:
+            self._deadline = self.loop.call_later(within_s, partial(self._refuse, "408 Request Timeout"))
 
     def _refuse(self, status: str) -> None:
         """End the connection, with a word of why where no answer has begun."""
