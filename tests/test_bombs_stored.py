@@ -129,7 +129,8 @@ def able_to_learn(deps: Deps, settings: Settings, folder: Path) -> tuple[Deps, S
     return deps, learning
 
 
-@pytest.mark.parametrize("what", ["head", pytest.param("lora", marks=pytest.mark.full)])
+@pytest.mark.full  # the next one learns beside bombs as well
+@pytest.mark.parametrize("what", ["head", "lora"])
 def test_a_training_learns_from_all_but_stored_bombs(
     deps: Deps, settings: Settings, tmp_path: Path, what: What
 ):

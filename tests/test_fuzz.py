@@ -83,7 +83,7 @@ def test_any_bytes_are_read_or_refused_as_a_source(name: str, data: bytes):
     assert all(isinstance(row, Record | Rejected) for row in read_all(name, head + data))
 
 
-@settings(max_examples=EXAMPLES // 10)  # each starts a process
+@settings(max_examples=EXAMPLES // 30)  # each starts a process
 @given(any_bytes)
 def test_any_bytes_are_read_or_refused_as_parquet(data: bytes):
     assert all(isinstance(row, Record | Rejected) for row in read_all("any.parquet", data))

@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from qdrant_client.http.exceptions import ResponseHandlingException
 from sqlalchemy import Engine, select
 
 import flows.intake
@@ -15,9 +18,11 @@ from flows import jobs
 from flows.cli.parts import PrefectUnavailable, run_under_prefect
 from flows.ending import Terminated, raising_on_sigterm
 from flows.intake import Request
-from flows.settings import Settings, has_prefect_settings
+from flows.settings import Settings, has_prefect_settings, load_settings
+from storage.embedded.qdrant.client import find_index, index_client
 from storage.schema import RunRow
 from tests.builders import a_folder, png
+from tests.tiny_clip import write_tiny_clip
 
 PROBE = (
     "import sys; from flows.cli import main; main(sys.argv[1:], standalone_mode=False); "
@@ -45,6 +50,8 @@ def test_an_ingest_needs_no_prefect_and_says_where_its_run_is_on_record(
     environment = {name: value for name, value in os.environ.items() if name not in NAMED} | {
         "SIGHTLINE_DATABASE_URL": engine.url.render_as_string(hide_password=False),
         "SIGHTLINE_HOME": str(home),
+        "SIGHTLINE_MODEL": str(write_tiny_clip(tmp_path / "tiny clip")),
+        "SIGHTLINE_DECODE_WORKERS": "1",
         "HOME": str(tmp_path),
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
@@ -57,6 +64,79 @@ def test_an_ingest_needs_no_prefect_and_says_where_its_run_is_on_record(
         "The run is on record: see the page Runs of `sightline console`.\n",
     )
     assert last_run(engine) == ("ingest", "completed", None, None)
+
+
+STEPS = ("look", "keep", "write")
+"""Those steps of a batch that ask a store."""
+
+
+@pytest.fixture
+def shop(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path) -> Path:
+    """A source of three batches, and a home of its own for everything but Postgres."""
+    monkeypatch.setenv("SIGHTLINE_DATABASE_URL", engine.url.render_as_string(hide_password=False))
+    monkeypatch.setenv("SIGHTLINE_HOME", str(home))
+    monkeypatch.setenv("SIGHTLINE_BATCH_SIZE", "2")
+    return a_folder(tmp_path / "my shop", {f"{n}.png": png("red", (32, 32 + n)) for n in range(5)})
+
+
+def failing_once(step: str, error: Exception, calls: list[int]) -> Callable[..., Any]:
+    """Return the step of that name as it is, but that its first call ends with `error`."""
+    real = getattr(flows.intake, step)
+
+    def work(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        return real(*args)
+
+    return work
+
+
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=() if step == "write" else pytest.mark.full) for step in STEPS]
+)
+def test_a_store_that_does_not_answer_is_asked_again(step: str, shop: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+    gone = ResponseHandlingException(ConnectionError("refused"))
+    monkeypatch.setattr(flows.intake, step, failing_once(step, gone, calls))
+
+    report = jobs.ingest(load_settings(), Request(shop), shop)
+
+    assert (report.embedded, len(calls)) == (5, 4)
+
+
+@pytest.mark.full  # tests/faults/test_servers.py kills both servers
+def test_an_index_that_is_killed_during_an_ingest_is_started_again_and_holds_everything(
+    shop: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    killed: list[int] = []
+    real = flows.intake.write
+
+    def work(*args: Any) -> Any:
+        if (owner := find_index(home)) is not None:
+            os.kill(owner.pid, signal.SIGKILL)
+            killed.append(owner.pid)
+        return real(*args)
+
+    monkeypatch.setattr(flows.intake, "write", work)
+
+    report = jobs.ingest(load_settings(), Request(shop), shop)
+
+    assert len(set(killed)) >= 3
+    assert report.embedded == 5
+    with index_client(home, timeout_s=30) as client:
+        assert client.count("items").count == 5
+
+
+@pytest.mark.parametrize("step", [*(pytest.param(step, marks=pytest.mark.full) for step in STEPS), "embed"])
+def test_a_bug_is_not_tried_again_and_ends_the_run(step: str, shop: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+    monkeypatch.setattr(flows.intake, step, failing_once(step, ValueError("a bug"), calls))
+
+    with pytest.raises(ValueError, match="a bug"):
+        jobs.ingest(load_settings(), Request(shop), shop)
+
+    assert calls == [1]
 
 
 def test_sigterm_ends_a_run_on_record(

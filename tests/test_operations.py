@@ -40,12 +40,14 @@ class Closed(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def closed() -> Iterator[str]:
-    """The API of a server that asks for a password."""
+def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The API of a server that asks for a password, which Prefect has been told of."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Closed) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/api"
+        url = f"http://127.0.0.1:{server.server_port}/api"
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        yield url
         server.shutdown()
         thread.join()
 

@@ -2,17 +2,19 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from qdrant_client import QdrantClient
 from sqlalchemy import Engine, text
 
+from flows.serving import own_server
 from storage.embedded.qdrant.access import find
 from tests import forks
 from tests.builders import a_folder, a_manifest, png
 from tests.conftest import emptied
-from tests.processes import environment_of
+from tests.processes import a_free_port, environment_of
 from tests.tiny_clip import write_tiny_clip
 
 PASSWORD = "hunter2-is-secret"
@@ -26,7 +28,7 @@ def an_empty_index(embedded: QdrantClient) -> Iterator[None]:
 
 @pytest.fixture
 def environment(engine: Engine, index_home: Path, tmp_path: Path) -> dict[str, str]:
-    """Servers by URL: a password in the one, a key for the other, and Prefect's own records in the home."""
+    """Servers by URL: a password in the one, a key for the other."""
     model = write_tiny_clip(tmp_path / "model")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
@@ -37,7 +39,16 @@ def environment(engine: Engine, index_home: Path, tmp_path: Path) -> dict[str, s
     }
 
 
-@pytest.mark.usefixtures("an_empty_index")
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.full)], ids=["alone", "under Prefect"])
+def _prefect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """No Prefect server, or one that keeps its records in the home and has those of the ingest as well."""
+    with own_server(tmp_path / "home", a_free_port()) if request.param else nullcontext():
+        yield
+        kept = b"".join(path.read_bytes() for path in (tmp_path / "home" / "prefect").rglob("*.db*"))
+        assert (b"shop.jsonl" in kept) == request.param
+
+
+@pytest.mark.usefixtures("an_empty_index", "_prefect")
 def test_no_password_and_no_key_is_printed_logged_or_kept(
     engine: Engine, environment: dict[str, str], tmp_path: Path
 ):

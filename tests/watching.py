@@ -30,6 +30,11 @@ def children(pid: int | str = "self") -> set[str]:
     return {child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in _read(file).split()}
 
 
+def command_of(pid: int | str) -> str:
+    """Return the command line of a process, empty where it has ended."""
+    return _read(Path(f"/proc/{pid}/cmdline"))
+
+
 def _read(file: Path) -> str:
     try:
         return file.read_text()
@@ -41,11 +46,12 @@ def _read(file: Path) -> str:
 def watched() -> Iterator[dict[str, float]]:
     """Yield the most MiB that this process has gained, that a child of it has had, and all of them."""
     most = {"own": 0.0, "worker": 0.0, "workers": 0.0}
-    before, ended = memory_mib(os.getpid()), threading.Event()
+    before, ended, own = memory_mib(os.getpid()), threading.Event(), command_of(os.getpid())
 
     def watch() -> None:
         while not ended.wait(0.02):
-            found = [memory_mib(pid) for pid in children()]
+            # a child has the memory of this process, and its command, until it begins to run its own
+            found = [memory_mib(pid) for pid in children() if command_of(pid) != own]
             most["own"] = max(most["own"], memory_mib(os.getpid()) - before)
             most["worker"] = max(most["worker"], *found, 0.0)
             most["workers"] = max(most["workers"], sum(found))
