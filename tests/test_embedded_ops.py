@@ -72,7 +72,7 @@ STEPS = st.one_of(
 
 
 @given(steps=st.lists(STEPS, max_size=12), query=ROWS)
-@settings(max_examples=50)
+@settings(max_examples=30)
 def test_any_sequence_of_writes_leaves_what_local_mode_holds(
     embedded: QdrantClient, steps: list[Step], query: list[float]
 ):

@@ -231,7 +231,7 @@ def a_parquet(path: Path, keys: Sequence[str]) -> Path:
     return path
 
 
-@hypothesis_settings(max_examples=6)
+@hypothesis_settings(max_examples=2)
 @given(st.data())
 def test_a_damaged_parquet_file_deletes_nothing_that_it_had(migrated: Engine, data: st.DataObject):
     keys = [f"k{n}" for n in range(data.draw(st.integers(1, 30)))]
@@ -254,7 +254,7 @@ def test_a_damaged_parquet_file_deletes_nothing_that_it_had(migrated: Engine, da
     check(careful, set() if in_footer else set(keys), yes=False)
 
 
-@hypothesis_settings(max_examples=5)
+@hypothesis_settings(max_examples=2)
 @given(st.integers(1, 30), st.integers(1, 30), st.booleans())
 def test_rows_that_are_gone_from_parquet_are_deleted_within_the_limit(
     migrated: Engine, known: int, left: int, yes: bool

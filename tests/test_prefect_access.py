@@ -14,15 +14,19 @@ import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.context import refresh_global_settings_context
 from prefect.exceptions import PrefectHTTPStatusError
+from sqlalchemy import Engine
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from flows.ingest import ingest
 from flows.operations import open_prefect
 from flows.prefect_access import (
     AlreadyServed,
     address_file,
     find_server,
+    join_server,
     lock_for_server,
     password_file,
     password_of,
@@ -224,20 +228,37 @@ def current_umask() -> int:
     return umask
 
 
-def test_a_job_of_a_command_joins_the_server_of_its_directory(server: OwnServer, home: Path):
-    script = """if True:
-        import os, pathlib
-        from flows.prefect_access import join_server
-        print(join_server(pathlib.Path(os.environ["SIGHTLINE_HOME"])))
-        from prefect.client.orchestration import get_client
-        with get_client(sync_client=True) as client:
-            print(client.api_url, client.read_flow_runs())
-    """
-    environment = os.environ | {"SIGHTLINE_HOME": str(home), "PREFECT_HOME": str(home / "prefect")}
+@pytest.fixture
+def _joined(server: OwnServer, home: Path) -> Iterator[None]:  # noqa: ARG001
+    """Have the flows of this process go to the server of the directory, as those of a command do."""
+    before = dict(os.environ)
+    assert join_server(home)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    refresh_global_settings_context()
 
-    done = forks.script(script, environment=environment)
 
-    assert done.stdout.splitlines() == ["True", f"{server.url}/ []"], done.stderr
+@pytest.mark.usefixtures("_joined")
+def test_an_ingest_joins_the_server_of_its_directory_and_leaves_one_task_and_a_page_that_sums_it_up(
+    server: OwnServer, home: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    shop = a_folder(tmp_path / "my shop", {f"{n}.png": png("red", (32, 32 + n)) for n in range(5)})
+    monkeypatch.setenv("SIGHTLINE_DATABASE_URL", engine.url.render_as_string(hide_password=False))
+    monkeypatch.setenv("SIGHTLINE_HOME", str(home))
+    monkeypatch.setenv("SIGHTLINE_BATCH_SIZE", "2")
+
+    report = ingest(shop)
+
+    with SyncPrefectClient(server.url, auth_string=server.password) as client:
+        [artifact] = client.read_artifacts()
+        [run] = [one for one in client.read_flow_runs() if one.deployment_id is None]
+        tasks = client.read_task_runs()
+    assert report.embedded == 5
+    assert artifact.key == "ingest-my-shop"
+    assert "| embedded | 5 |" in str(artifact.data)
+    assert run.parameters["location"] == str(shop)
+    assert len(tasks) == 1  # of three batches
 
 
 # --- without a server
