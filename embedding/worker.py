@@ -36,6 +36,9 @@ CPU_S = 10
 KEPT_BYTES = 256 * 2**20
 """Freed memory that a worker keeps for its next image."""
 
+SMALL_PIXELS = 1_000_000
+"""An image of no more leaves too little memory behind to be looked for: that costs as much as 1% of it."""
+
 OUT_OF_MEMORY = 77
 """Exit status of a worker that was refused memory."""
 
@@ -74,7 +77,8 @@ def _serve(connection: Connection, memory: mmap, limits: "Limits") -> None:
         except BadImage as error:
             answer = error
         connection.send((answer, time.process_time() - begun))
-        limits.end()
+        if isinstance(answer, BadImage) or answer[0].width * answer[0].height > SMALL_PIXELS:
+            limits.end()
 
 
 class Limits:
@@ -82,13 +86,17 @@ class Limits:
 
     def __init__(self) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        self._most = _data_bytes() + DECODE_BYTES
+        self._most, self._until_s = _data_bytes() + DECODE_BYTES, 0
         self._limit_memory(self._most)
 
     def begin(self) -> float:
         """Limit the time of an image; return the time on a processor that this process has had."""
         begun = time.process_time()
-        _set_soft(resource.RLIMIT_CPU, ceil(begun) + CPU_S)
+        if (
+            ceil(begun) + CPU_S != self._until_s
+        ):  # the system counts whole seconds, and many images fit in one
+            self._until_s = ceil(begun) + CPU_S
+            _set_soft(resource.RLIMIT_CPU, self._until_s)
         return begun
 
     def end(self) -> None:
@@ -101,6 +109,7 @@ class Limits:
         """Limit nothing within, and add what stays allocated to what the libraries have."""
         return_freed_memory()
         before = _data_bytes()
+        self._until_s = 0
         _set_soft(resource.RLIMIT_CPU, None)
         self._limit_memory(None)
         yield
