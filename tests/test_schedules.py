@@ -72,7 +72,10 @@ class Served:
         return Settings(home=self.home, model=str(self.model), decode_workers=0)
 
     def environment(self) -> dict[str, str]:
-        return environment_with_flows(self.home, self.model) | {"SIGHTLINE_SCHEDULES__EVALUATE": "off"}
+        return environment_with_flows(self.home, self.model) | {
+            "SIGHTLINE_SCHEDULES__EVALUATE": "off",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3",  # or a tick may pass before it is planned
+        }
 
     @property
     def auth(self) -> tuple[str, str]:
