@@ -30,7 +30,7 @@ from tests.builders import png
 from tests.processes import a_free_port, environment_of, wait_until
 from tests.test_bombs import OWN_MIB
 from tests.tiny_clip import write_tiny_clip
-from tests.watching import MIB, children, forget_peak, peak_mib
+from tests.watching import MIB, children, forget_peak, peak_mib, repeated
 
 PATIENCE_S = 120
 FAST_S, SLOWEST_S = 1.0, 5.0
@@ -161,19 +161,15 @@ def watched(console: Served) -> Iterator[dict[str, float]]:
     """Yield the most MiB that the console's process has gained, and that a worker of it has had."""
     most = {"own": 0.0, "worker": 0.0}
     forget_peak(console.pid)
-    before, ended = peak_mib(console.pid), threading.Event()
+    before = peak_mib(console.pid)
 
-    def watch() -> None:
-        while not ended.wait(0.1):
-            most["worker"] = max(most["worker"], *map(peak_mib, children(console.pid)), 0.0)
+    def look() -> None:
+        most["worker"] = max(most["worker"], *map(peak_mib, children(console.pid)), 0.0)
 
-    thread = threading.Thread(target=watch)
-    thread.start()
     try:
-        yield most
+        with repeated(look, every_s=0.1):
+            yield most
     finally:
-        ended.set()
-        thread.join()
         most["own"] = peak_mib(console.pid) - before
 
 

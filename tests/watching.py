@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,23 +43,35 @@ def _read(file: Path) -> str:
 
 
 @contextmanager
-def watched() -> Iterator[dict[str, float]]:
-    """Yield the most MiB that this process has gained, that a child of it has had, and all of them."""
-    most = {"own": 0.0, "worker": 0.0, "workers": 0.0}
-    before, ended, own = memory_mib(os.getpid()), threading.Event(), command_of(os.getpid())
+def repeated(look: Callable[[], None], *, every_s: float) -> Iterator[None]:
+    """Call `look` again and again, in a thread of its own, until this ends."""
+    ended = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(0.02):
-            # a child has the memory of this process, and its command, until it begins to run its own
-            found = [memory_mib(pid) for pid in children() if command_of(pid) != own]
-            most["own"] = max(most["own"], memory_mib(os.getpid()) - before)
-            most["worker"] = max(most["worker"], *found, 0.0)
-            most["workers"] = max(most["workers"], sum(found))
+        while not ended.wait(every_s):
+            look()
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield most
+        yield
     finally:
         ended.set()
         thread.join()
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, float]]:
+    """Yield the most MiB that this process has gained, that a child of it has had, and all of them."""
+    most = {"own": 0.0, "worker": 0.0, "workers": 0.0}
+    before, own = memory_mib(os.getpid()), command_of(os.getpid())
+
+    def look() -> None:
+        # a child has the memory of this process, and its command, until it begins to run its own
+        found = [memory_mib(pid) for pid in children() if command_of(pid) != own]
+        most["own"] = max(most["own"], memory_mib(os.getpid()) - before)
+        most["worker"] = max(most["worker"], *found, 0.0)
+        most["workers"] = max(most["workers"], sum(found))
+
+    with repeated(look, every_s=0.02):
+        yield most
