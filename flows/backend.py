@@ -26,11 +26,11 @@ from flows.models import Load, Models, active_model, open_model
 from flows.search import Searching
 from flows.search_times import SearchTimes
 from flows.settings import Settings
-from storage import index
+from storage import qdrant
 from storage.data_directory import make_data_directory
-from storage.embedded.account import PostgresUnavailable
-from storage.embedded.qdrant.access import OwnedElsewhere
-from storage.embedded.qdrant.client import IndexUnavailable
+from storage.embedded.postgres.account import PostgresUnavailable
+from storage.embedded.qdrant.process.client import IndexUnavailable
+from storage.embedded.qdrant.process.discovery import OwnedElsewhere
 
 AWAY = (StoreUnavailable, PostgresUnavailable, IndexUnavailable, OwnedElsewhere)
 """What says that a store cannot be used now; its message names the store and the remedy."""
@@ -87,9 +87,9 @@ class Backend:
             ModelUnavailable: the model of the collection cannot be loaded.
         """
         with self.sessions() as sessions, self.vectors() as vectors:
-            collection = index.active(vectors)
+            collection = qdrant.active(vectors)
             if collection is None:
-                raise index.NoCollection
+                raise qdrant.NoCollection
             keep_freed_memory()
             wait_briefly()
             encoder = self._models.of(collection)
@@ -124,7 +124,7 @@ class Backend:
         """
         with self.stores() as stores:
             name = active_model(stores.vectors, stores.sessions, self.settings)
-            collection = index.active(stores.vectors)
+            collection = qdrant.active(stores.vectors)
             keep_freed_memory()
             wait_briefly()
             encoder = self._models.named(name) if collection is None else self._models.of(collection)

@@ -34,10 +34,10 @@ from flows.backup_files import (
 from flows.deps import Stores
 from flows.ledger import Account, recorded
 from flows.retries import Held, held
-from storage import catalog, dump, registry
 from storage.blobs import Blobs, copy_new
-from storage.locks import lone_lock
-from storage.point_files import save_points, shape_of
+from storage.postgres import catalog, dump, model_registry
+from storage.postgres.locks import lone_lock
+from storage.qdrant.snapshots import save_points, shape_of
 
 SCRATCH = ".scratch-"
 
@@ -124,9 +124,9 @@ def _write(
     lost = 0
     with stores.sessions() as session, (folder / PICTURE_LIST).open("w") as file:
         items = catalog.counts(session)["items"]
-        known = registry.known_collections(session)
-        active = registry.active_collection(session)
-        needed = registry.models_of_collections(session)
+        known = model_registry.known_collections(session)
+        active = model_registry.active_collection(session)
+        needed = model_registry.models_of_collections(session)
         for prefix, shas in groupby(catalog.living_pictures(session), key=lambda sha256: sha256[:2]):
             there = None if stores.blobs is None else stores.blobs.names(prefix)
             for sha256 in shas:

@@ -15,8 +15,8 @@ from fsspec.core import url_to_fs
 from pydantic import BaseModel, NonNegativeInt, StringConstraints, ValidationError, model_validator
 
 from storage.blobs import Blobs
-from storage.dump import Dump
-from storage.point_files import BadPointFile, Shape, check_points
+from storage.postgres.dump import Dump
+from storage.qdrant.snapshots import BadPointFile, Shape, check_points
 
 MANIFEST = "manifest.json"
 MANIFEST_SUM = "manifest.sha256"

@@ -20,9 +20,10 @@ from flows.deps import Deps, Stores
 from flows.pictures import Pictures, Shown
 from flows.report import BatchReport
 from flows.rows import Fetched, Known, Planned, Read, Run, look_up, plan_rows
-from storage import catalog, index, runs
-from storage.catalog import Twin
-from storage.index import Point
+from storage import qdrant
+from storage.postgres import catalog, runs
+from storage.postgres.catalog import Twin
+from storage.qdrant import Point
 from storage.records import Digest, Item, Picture
 
 WRITES_AT_ONCE = 8
@@ -129,9 +130,9 @@ def write(job: Job, embedded: Embedded) -> BatchReport:
     """
     deps, run, kept = job.deps, job.run, embedded.kept
     with job.clock("upsert"):
-        index.upsert(deps.vectors, run.collection, embedded.points)
+        qdrant.upsert(deps.vectors, run.collection, embedded.points)
         payloads = {id: (item, kept.digests[id]) for id, item in kept.updated.items()}
-        index.overwrite_payloads(deps.vectors, run.collection.name, payloads)
+        qdrant.overwrite_payloads(deps.vectors, run.collection.name, payloads)
     if kept.digests:
         with job.clock("mark"), deps.sessions.begin() as session:
             runs.require_running(session, run.id)
@@ -145,7 +146,7 @@ def write(job: Job, embedded: Embedded) -> BatchReport:
 def with_vectors(stores: Stores, collection: str, twins: Mapping[str, Twin]) -> dict[str, Shown]:
     """Return the pictures, by SHA-256, that have a vector already, at this item or at another."""
     wanted = {twin.id: twin.content_hash for twin in twins.values()}
-    vectors = index.picture_vectors(stores.vectors, collection, wanted)
+    vectors = qdrant.picture_vectors(stores.vectors, collection, wanted)
     return {
         sha256: Shown.with_vector(twin.picture, vectors[twin.id])
         for sha256, twin in twins.items()

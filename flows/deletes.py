@@ -15,9 +15,9 @@ from flows.deps import Stores
 from flows.ledger import Account, recorded
 from flows.maintain import DELETE_BATCH, Gone, clear_deleted, finish_deletes
 from flows.retries import Held, held, persist
-from storage import catalog, runs
-from storage.catalog import Selection
-from storage.locks import source_lock
+from storage.postgres import catalog, runs
+from storage.postgres.catalog import Selection
+from storage.postgres.locks import source_lock
 
 Add = Callable[[list[Gone], int], None]
 """Puts items that went, and the number of rejects that went with them, on the receipt."""

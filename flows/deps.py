@@ -17,12 +17,13 @@ from embedding.process import keep_freed_memory, wait_briefly
 from flows.models import active_model, open_model
 from flows.retries import first_line, is_transient, persist
 from flows.settings import Qdrant, Settings
-from storage import index, migrate
+from storage import qdrant
 from storage.blobs import Blobs
-from storage.database import address_of, open_engine
-from storage.embedded.postgres import find_postgres, postgres_url
-from storage.embedded.qdrant.client import find_index, index_client
-from storage.embedded.server import Server
+from storage.embedded.postgres.server import find_postgres, postgres_url
+from storage.embedded.qdrant.process.client import find_index, index_client
+from storage.embedded.server_info import Server
+from storage.postgres import migrate
+from storage.postgres.engine import address_of, open_engine
 
 
 class StoreUnavailable(RuntimeError):
@@ -46,13 +47,13 @@ class Deps(Stores):
 
     encoder: Encoder
 
-    def encoder_of(self, collection: index.Collection) -> Encoder:
+    def encoder_of(self, collection: qdrant.Collection) -> Encoder:
         """Return what queries of `collection` are encoded by.
 
         Raises:
             ModelMismatch: another model made it.
         """
-        index.require_model(collection, self.encoder.fingerprint, self.encoder.name)
+        qdrant.require_model(collection, self.encoder.fingerprint, self.encoder.name)
         return self.encoder
 
     def timed(self, asked: str, find: str) -> AbstractContextManager[None]:  # noqa: ARG002 (who takes it, asks)
@@ -206,8 +207,8 @@ def _migrate(engine: Engine) -> None:
 def embedded_servers(settings: Settings) -> list[Server]:
     """Return those servers of our own that `settings` use and that run now."""
     postgres = find_postgres(settings.home) if settings.database_url is None else None
-    qdrant = find_index(settings.home) if settings.qdrant.url is None else None
-    return [server for server in (postgres, qdrant) if server is not None]
+    index = find_index(settings.home) if settings.qdrant.url is None else None
+    return [server for server in (postgres, index) if server is not None]
 
 
 def open_blobs(settings: Settings) -> Blobs | None:

@@ -15,8 +15,8 @@ from embedding.workers import Workers
 from flows.deps import Stores
 from flows.settings import Limits
 from flows.stored_images import load_image
-from storage import catalog, duplicates
-from storage.duplicates import Copy
+from storage.postgres import catalog, perceptual_hashes
+from storage.postgres.perceptual_hashes import Copy
 from storage.redaction import redacted
 
 BATCH = 200
@@ -44,7 +44,7 @@ class Groups:
 def same_bytes(stores: Stores) -> Groups:
     """Return the items that share a picture's bytes with another."""
     with stores.sessions() as session:
-        copies = duplicates.copies(session)
+        copies = perceptual_hashes.copies(session)
     return Groups(False, tuple(tuple(group) for _, group in groupby(copies, key=lambda copy: copy.sha256)))
 
 
@@ -58,13 +58,13 @@ def look_alikes(stores: Stores, limits: Limits, *, advance: Callable[[int], None
     """
     unreadable = _hash_new(stores, limits, advance)
     with stores.sessions() as session:
-        hashes = duplicates.hashes(session)
+        hashes = perceptual_hashes.hashes(session)
         shas = list(hashes)
         found = []
         for group in near_groups(list(hashes.values())):
-            found.append(duplicates.items_with(session, [shas[position] for position in group]))
+            found.append(perceptual_hashes.items_with(session, [shas[position] for position in group]))
         grouped = {copy.sha256 for group in found for copy in group}
-        same = groupby(duplicates.copies(session), key=lambda copy: copy.sha256)
+        same = groupby(perceptual_hashes.copies(session), key=lambda copy: copy.sha256)
         found += [list(group) for sha256, group in same if sha256 not in grouped]
     return Groups(True, tuple(map(tuple, _in_order(found))), unreadable)
 
@@ -81,7 +81,7 @@ def picture_groups(
     """
     _hash_new(stores, limits, lambda _: None)
     with stores.sessions() as session:
-        hashes = dict(sorted((dict(others) | duplicates.hashes(session)).items()))
+        hashes = dict(sorted((dict(others) | perceptual_hashes.hashes(session)).items()))
         groups = {sha256: sha256 for sha256 in (*others, *catalog.living_pictures(session))}
     shas = list(hashes)  # in order, so that the first of a group is its smallest
     for group in near_groups(list(hashes.values())):
@@ -108,7 +108,7 @@ def _hash_with(workers: Workers, stores: Stores, limits: Limits, advance: Callab
     after, unreadable = "", 0
     while True:
         with stores.sessions() as session:
-            pictures = duplicates.unhashed(session, after, BATCH)
+            pictures = perceptual_hashes.unhashed(session, after, BATCH)
         if not pictures:
             return unreadable
         hashes = {}
@@ -119,7 +119,7 @@ def _hash_with(workers: Workers, stores: Stores, limits: Limits, advance: Callab
             except BadImage:
                 unreadable += 1  # also where it is gone: `reconcile` tells which those are
         with stores.sessions.begin() as session:
-            duplicates.save_hashes(session, hashes)
+            perceptual_hashes.save_hashes(session, hashes)
         advance(len(pictures))
         after = max(pictures)
 

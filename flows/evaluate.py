@@ -17,7 +17,7 @@ from flows.progress import Advance
 from flows.settings import Settings
 from flows.shown import Seen, show
 from flows.testsets import TestSet, directions_of
-from storage import registry
+from storage.postgres import model_registry
 
 LONGEST_CURVE = 100
 
@@ -171,10 +171,10 @@ def compared(first: Sequence[Judged], second: Sequence[Judged]) -> Iterator[Meas
 def _put_on_record(stores: Stores, test_set: TestSet, models: Sequence[ModelFigures]) -> None:
     with stores.sessions.begin() as session:
         for one in models:
-            registry.save_model(session, fingerprint=one.fingerprint, name=one.model, dim=one.dim)
+            model_registry.save_model(session, fingerprint=one.fingerprint, name=one.model, dim=one.dim)
             session.flush()
             for measured in one.measured:
-                registry.save_evaluation(
+                model_registry.save_evaluation(
                     session,
                     model=one.fingerprint,
                     collection=one.collection,

@@ -21,11 +21,12 @@ from flows.reconcile import Report, confirmed, pages
 from flows.retries import Held
 from flows.settings import Settings
 from flows.stored_images import load_image
-from storage import catalog, index
-from storage.differences import Difference
-from storage.locks import Busy, Lock, writing_lock
+from storage import qdrant
+from storage.consistency.differences import Difference
+from storage.postgres import catalog
+from storage.postgres.locks import Busy, Lock, writing_lock
 from storage.records import Digest, Item
-from storage.source import redacted
+from storage.sources import redacted
 
 PAUSE_S = 3.0
 SETTLE_S = 600.0
@@ -43,7 +44,7 @@ class Filling:
 
     stores: Stores
     encoder: Encoder
-    collection: index.Collection
+    collection: qdrant.Collection
     workers: Workers
     settings: Settings
     written: int
@@ -138,11 +139,11 @@ def write(filling: Filling, ready: Ready) -> None:
     """Write points, and then the marks of those that are still what Postgres has; safe to repeat."""
     stores, name = filling.stores, filling.collection.name
     points, _ = embed_all(filling.encoder, ready.items, ready.digests, ready.pictures)
-    index.upsert(stores.vectors, filling.collection, points)
+    qdrant.upsert(stores.vectors, filling.collection, points)
     with stores.sessions.begin() as session:
         deleted = catalog.mark_current(session, name, ready.digests)
     if deleted:
-        index.remove(stores.vectors, name, deleted)
+        qdrant.remove(stores.vectors, name, deleted)
     filling.written += len(points)
     filling.missing.update(ready.missing)
 
@@ -151,7 +152,7 @@ def settle(filling: Filling, advance: Advance) -> None:
     """Wait until the server has optimised the collection."""
     stores, name = filling.stores, filling.collection.name
     until = time.monotonic() + SETTLE_S
-    while not index.is_settled(stores.vectors, name):
+    while not qdrant.is_settled(stores.vectors, name):
         if time.monotonic() > until:
             raise NotVerified(
                 f"{name} is still being optimised after {SETTLE_S / 60:.0f} minutes; searches stay as they "
@@ -171,4 +172,4 @@ def measured_recall(filling: Filling) -> float | None:
     stores, name = filling.stores, filling.collection.name
     marked = (one.id for page in pages(stores, name) for one in page if one.image and one.mark)
     sample = nsmallest(SAMPLE, marked, key=lambda id: hashlib.sha256(id.bytes).digest())
-    return index.sampled_recall(stores.vectors, name, sample, NEIGHBOURS)
+    return qdrant.sampled_recall(stores.vectors, name, sample, NEIGHBOURS)

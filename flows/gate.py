@@ -20,8 +20,9 @@ from flows.progress import Advance
 from flows.retries import held
 from flows.settings import Gate, Settings
 from flows.testsets import MOST_JUDGED, NothingToEvaluate, TestSet, of_held_out, of_manifest, splits_of
-from storage import index, registry
-from storage.locks import flow_lock
+from storage import qdrant
+from storage.postgres import model_registry
+from storage.postgres.locks import flow_lock
 
 MEASURE = "recall@10"
 
@@ -104,13 +105,13 @@ def promote(
         ) as run,
     ):
         advance = told_as_well(advance, Told(stores.sessions, lock, run))
-        collection = index.active(stores.vectors)
+        collection = qdrant.active(stores.vectors)
         if collection is None:
-            raise index.NoCollection
+            raise qdrant.NoCollection
         active, candidate = load(settings, collection.model), load(settings, name)
         if candidate.fingerprint == collection.fingerprint:
             raise AlreadyActive(f"searches use {name!r} already")
-        index.require_model(collection, active.fingerprint, active.name)
+        qdrant.require_model(collection, active.fingerprint, active.name)
         where = settings.gate.outside if outside is None else outside
         checks, remarks = _checks(stores, settings, (active, candidate), where, force, advance)
         passed = bool(checks) and all(check.passed for check in checks)
@@ -214,9 +215,9 @@ def _checks(
 def _put_on_record(stores: Stores, candidate: Encoder, active: Encoder, decision: Decision) -> None:
     with stores.sessions.begin() as session:
         for model in (active, candidate):
-            registry.save_model(session, fingerprint=model.fingerprint, name=model.name, dim=model.dim)
+            model_registry.save_model(session, fingerprint=model.fingerprint, name=model.name, dim=model.dim)
         session.flush()
-        registry.save_decision(
+        model_registry.save_decision(
             session,
             candidate=candidate.fingerprint,
             active=active.fingerprint,

@@ -9,7 +9,7 @@ from flows.gate import promote
 from flows.rebuild import Switched, free_disk, reindex
 from flows.settings import Settings
 from flows.training import Order, train_candidate
-from storage.locks import Busy
+from storage.postgres.locks import Busy
 
 
 class NotSwitched(RuntimeError):

@@ -38,10 +38,11 @@ from flows.rows import Row, Run, Sizes, look_up, plan_rows, read_batches
 from flows.settings import Settings
 from flows.speed import speed_of
 from flows.tracing import stepping
-from storage import catalog, index, registry, runs
-from storage.locks import collection_lock, source_lock
+from storage import qdrant
+from storage.postgres import catalog, model_registry, runs
+from storage.postgres.locks import collection_lock, source_lock
 from storage.records import Ignored
-from storage.source import read_source, source_name
+from storage.sources import read_source, source_name
 
 Step = Callable[[Callable[[], int]], int]
 """Has the model see some batches, and returns how many points that made; the flow's is a Prefect task."""
@@ -341,8 +342,8 @@ def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestRepor
 def rehearse(session: Session, settings: Settings, request: Request) -> "RunRecord":
     """Compare a source with what is stored; all that is written are the claims of a run that never is."""
     rows = rows_of(request)
-    name = registry.active_collection(session) or "none yet"
-    nowhere = index.Collection(name, settings.model, "", dim=0)
+    name = model_registry.active_collection(session) or "none yet"
+    nowhere = qdrant.Collection(name, settings.model, "", dim=0)
     run = new_run(name_of(session, request), nowhere, settings, request)
     record = RunRecord(run)
     wanted = islice(records_of(rows, record.besides, record.reading), request.limit)
@@ -365,7 +366,7 @@ def foreseen(missing: Missing, request: Request, record: "RunRecord", settings: 
     return judge(missing, record.reading, DeleteLimit(request.max_delete, request.yes))
 
 
-def new_run(source: str, collection: index.Collection, settings: Settings, request: Request) -> Run:
+def new_run(source: str, collection: qdrant.Collection, settings: Settings, request: Request) -> Run:
     """Return a run that has not begun yet."""
     langs = settings.langs if request.langs is None else request.langs
     return Run(uuid4(), source, collection, langs, settings.limits, request.revive)
@@ -397,18 +398,18 @@ def name_of(session: Session, request: Request) -> str:
     return name
 
 
-def open_collection(deps: Deps, settings: Settings) -> index.Collection:
+def open_collection(deps: Deps, settings: Settings) -> qdrant.Collection:
     """Return the collection that searches go to, made for the encoder's model if there is none yet."""
     encoder = deps.encoder
-    if index.active(deps.vectors) is None:
+    if qdrant.active(deps.vectors) is None:
         with collection_lock(deps.engine):
-            if index.active(deps.vectors) is None:  # nobody has made it while we waited
+            if qdrant.active(deps.vectors) is None:  # nobody has made it while we waited
                 name = make_collection(deps.vectors, deps.sessions, settings, encoder)
-                index.activate(deps.vectors, name)
-    collection = index.collection_of(deps.vectors, encoder.fingerprint, encoder.name)
-    index.quantize(deps.vectors, collection, settings.qdrant.quantization)
+                qdrant.activate(deps.vectors, name)
+    collection = qdrant.collection_of(deps.vectors, encoder.fingerprint, encoder.name)
+    qdrant.quantize(deps.vectors, collection, settings.qdrant.quantization)
     with deps.sessions.begin() as session:
-        registry.activate_collection(
+        model_registry.activate_collection(
             session,
             name=collection.name,
             model=encoder.name,

@@ -17,7 +17,7 @@ from flows.rebuild import Order, Switched, free_disk
 from flows.rebuild import reindex as rebuild
 from flows.report import IngestReport
 from flows.settings import Settings
-from storage.source import BadSource, count_rows
+from storage.sources import BadSource, count_rows
 
 if TYPE_CHECKING:
     from flows.training import Candidate

@@ -19,9 +19,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from flows.progress import Advance
 from flows.retries import Held, is_transient
 from flows.tracing import begin_stage, run_span
-from storage import runs
+from storage.postgres import runs
+from storage.postgres.runs import Progress
 from storage.redaction import redacted
-from storage.runs import Progress
 
 TOLD_EVERY = timedelta(seconds=1)
 log = logging.getLogger(__name__)

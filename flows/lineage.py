@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from flows.backend import AWAY, Backend
-from storage import figures, index, lives, runs
-from storage.figures import Measured
-from storage.lives import Decision, Kept, Life
-from storage.runs import Run
+from storage import qdrant
+from storage.postgres import model_history, runs, statistics
+from storage.postgres.model_history import Decision, Kept, Life
+from storage.postgres.runs import Run
+from storage.postgres.statistics import Measured
 
 RECENT = 20
 """Runs of a flow, of which one tells its pace."""
@@ -90,16 +91,16 @@ def look_at_models(backend: Backend, *, decisions: int, before: int | None = Non
         AWAY: Postgres does not answer.
     """
     with backend.sessions() as sessions, sessions() as session:
-        models = tree(lives.lives(session))
-        collections = tuple(lives.collections(session))
-        measured = tuple(figures.last_evaluations(session))
-        decided = tuple(lives.decisions(session, decisions, before=before))
+        models = tree(model_history.lives(session))
+        collections = tuple(model_history.collections(session))
+        measured = tuple(statistics.last_evaluations(session))
+        decided = tuple(model_history.decisions(session, decisions, before=before))
         last = tuple(run for run in runs.last_runs(session) if run.flow in WORK)
     points, problem = dict[str, int](), None
     try:
         with backend.vectors() as client:
-            there = set(index.collections(client))
-            points = {one.name: index.count(client, one.name) for one in collections if one.name in there}
+            there = set(qdrant.collections(client))
+            points = {one.name: qdrant.count(client, one.name) for one in collections if one.name in there}
     except AWAY as error:
         problem = str(error)
     return Lineage(models, collections, points, measured, decided, last, problem)
@@ -126,7 +127,7 @@ def effort_of(session: Session, collection: str) -> Effort:
     Of the last re-indexes, else of the last ingests, the one that embedded most tells: one of a few records
     tells of little but its start.
     """
-    pending = figures.figures(session, collection).pending
+    pending = statistics.figures(session, collection).pending
     for flow, counted in (("reindex", "written"), ("ingest", "embedded")):
         paces = [
             (run.counts.get(counted, 0), run.seconds.get("total", 0.0))

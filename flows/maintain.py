@@ -7,7 +7,8 @@ from uuid import UUID
 
 from flows.deps import Stores
 from flows.rows import Run
-from storage import catalog, index, runs
+from storage import qdrant
+from storage.postgres import catalog, runs
 from storage.records import Item
 
 DELETE_BATCH = 500
@@ -69,7 +70,7 @@ def clear_deleted(stores: Stores, ids: Sequence[UUID]) -> list[Gone]:
 
     That they are cleared is written last, so that a crash leaves a list of what is still to be done.
     """
-    points = index.delete(stores.vectors, ids)
+    points = qdrant.delete(stores.vectors, ids)
     with stores.sessions.begin() as session:
         catalog.lock_blobs(session, alone=True)
         items = catalog.tombstones(session, ids)

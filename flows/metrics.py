@@ -17,8 +17,8 @@ from starlette.routing import Route
 from flows.observe import Catalogued, Indexed, Observation, Observer
 from flows.reconcile import DAMAGE
 from flows.settings import Schedules, longest_pause
-from storage.figures import Measured
-from storage.totals import Totals
+from storage.postgres.run_totals import Totals
+from storage.postgres.statistics import Measured
 
 ENDINGS = ("completed", "failed", "crashed")
 RECALL = re.compile(r"recall@(\d+)")

@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from embedding.encoder import Encoder, SentenceEncoder, load_encoder
 from flows.settings import BadSettings, Settings
-from storage import index, registry
+from storage import qdrant
+from storage.postgres import model_registry
 
 KEPT = 2
 """Models that stay loaded: the active one, and the one before it, for those who go back."""
@@ -43,12 +44,12 @@ def active_model(client: QdrantClient, sessions: sessionmaker[Session], settings
     Raises:
         OtherModel: a model is set that has never been used here.
     """
-    collection = index.active(client)
+    collection = qdrant.active(client)
     if collection is None:
         return settings.model
     if "model" in settings.model_fields_set and settings.model != collection.model:
         with sessions() as session:
-            known = registry.model_named(session, settings.model)
+            known = model_registry.model_named(session, settings.model)
         if known is None:
             raise OtherModel(
                 f"SIGHTLINE_MODEL is {settings.model!r}, but searches use {collection.model!r}; run: "
@@ -72,11 +73,11 @@ def open_evaluated(
     """
     if name is None:
         return load(settings, active_model(client, sessions, settings))
-    if name not in index.collections(client):
+    if name not in qdrant.collections(client):
         return load(settings, name)
-    collection = index.describe(client, name)
+    collection = qdrant.describe(client, name)
     encoder = load(settings, collection.model)
-    index.require_model(collection, encoder.fingerprint, encoder.name)
+    qdrant.require_model(collection, encoder.fingerprint, encoder.name)
     return encoder
 
 
@@ -94,11 +95,11 @@ def make_collection(
             f"SIGHTLINE_QDRANT__SHORT_DIM: {short_dim} is no beginning of the {encoder.dim} dimensions that "
             f"model {encoder.name!r} has; set fewer"
         )
-    name = index.collection_name(encoder.fingerprint)
+    name = qdrant.collection_name(encoder.fingerprint)
     if not client.collection_exists(name):
         with sessions.begin() as session:
-            registry.forget_marks(session, name)
-    return index.create(
+            model_registry.forget_marks(session, name)
+    return qdrant.create(
         client,
         model=encoder.name,
         fingerprint=encoder.fingerprint,
@@ -117,7 +118,7 @@ class Models:
         self._loaded: OrderedDict[str, Encoder] = OrderedDict()
         self._turn = Lock()
 
-    def of(self, collection: index.Collection) -> Encoder:
+    def of(self, collection: qdrant.Collection) -> Encoder:
         """Return the model that made `collection`.
 
         Raises:
@@ -128,7 +129,7 @@ class Models:
             encoder = self._loaded.get(collection.fingerprint)
             if encoder is None:
                 encoder = self._load(self._settings, collection.model)
-                index.require_model(collection, encoder.fingerprint, encoder.name)
+                qdrant.require_model(collection, encoder.fingerprint, encoder.name)
             self._keep(encoder)
         return encoder
 

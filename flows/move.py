@@ -14,10 +14,11 @@ from flows.progress import Advance
 from flows.reconcile import Report, damage_of, reconcile
 from flows.retries import Held, held
 from flows.settings import PREFIX, Settings
-from storage import index, runs, transfer
+from storage import qdrant, transfer
 from storage.blobs import copy_new
-from storage.embedded.postgres import has_postgres
-from storage.locks import lone_lock
+from storage.embedded.postgres.server import has_postgres
+from storage.postgres import runs
+from storage.postgres.locks import lone_lock
 from storage.transfer import MOVE
 
 SERVERS = (f"{PREFIX}DATABASE_URL", f"{PREFIX}QDRANT__URL")
@@ -144,7 +145,7 @@ def _copy_points(source: Stores, target: Stores, lock: Held, advance: Advance) -
 
 
 def _copy_collection(source: Stores, target: Stores, name: str, advance: Advance) -> int:
-    step = _steps(advance, f"points of {name}", index.count(source.vectors, name))
+    step = _steps(advance, f"points of {name}", qdrant.count(source.vectors, name))
     return transfer.copy_collection(source.vectors, target.vectors, name, advance=step)
 
 

@@ -13,7 +13,8 @@ from embedding.pairs import Part
 from flows.deps import Stores
 from flows.pairs import StoredMaterial, text_number
 from flows.sides import Sides
-from storage import catalog, index
+from storage import qdrant
+from storage.postgres import catalog
 from storage.records import Item
 
 CANDIDATES = 50
@@ -69,7 +70,7 @@ def with_negatives(
         NoCollection: nothing has been ingested yet.
         ModelMismatch: another model than `encoder` made the collection.
     """
-    collection = index.collection_of(stores.vectors, encoder.fingerprint, encoder.name)
+    collection = qdrant.collection_of(stores.vectors, encoder.fingerprint, encoder.name)
     while chunk := list(islice(pairs, ROWS_AT_ONCE)):
         rows = [row for part, row in chunk if part == "train"]
         texts = material.texts([row["text"] for row in rows])
@@ -82,19 +83,19 @@ def with_negatives(
 def _mine(
     stores: Stores,
     encoder: Encoder,
-    collection: index.Collection,
+    collection: qdrant.Collection,
     sides: Sides,
     asked: Sequence[tuple[Row, str]],
     many: int,
 ) -> None:
     """Add negatives to these rows, in place."""
     queries = encoder.texts([text for _, text in asked])
-    found = index.nearest_pictures(stores.vectors, collection, queries, CANDIDATES)
+    found = qdrant.nearest_pictures(stores.vectors, collection, queries, CANDIDATES)
     ids = sorted({id for hits in found for id, _ in hits})
     with stores.sessions() as session:
         items = {id: item for id, (item, _) in catalog.items_with_digests(session, ids).items()}
         own = catalog.embedded_twins(session, collection.name, [row["picture"] for row, _ in asked])
-    vectors = index.picture_vectors(
+    vectors = qdrant.picture_vectors(
         stores.vectors, collection.name, {twin.id: twin.content_hash for twin in own.values()}
     )
     for (row, _), query, hits in zip(asked, queries, found, strict=True):

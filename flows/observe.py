@@ -15,10 +15,11 @@ from time import perf_counter
 from sqlalchemy.orm import Session
 
 from flows.backend import AWAY, Backend
-from storage import figures, index, registry, runs
-from storage.figures import Day, Figures, Measured, RejectCount
-from storage.runs import Run
-from storage.totals import Totals, totals
+from storage import qdrant
+from storage.postgres import model_registry, runs, statistics
+from storage.postgres.run_totals import Totals, totals
+from storage.postgres.runs import Run
+from storage.postgres.statistics import Day, Figures, Measured, RejectCount
 
 DAYS = 30
 LEAST_PAUSE_S = 5.0
@@ -57,7 +58,7 @@ class Catalogued:
 class Indexed:
     """What Qdrant says."""
 
-    collection: index.Collection | None
+    collection: qdrant.Collection | None
     """The one that searches go to; None before the first ingest."""
 
     points: int
@@ -91,8 +92,8 @@ def observe(backend: Backend) -> Observation:
         postgres_problem = str(error)
     try:
         with backend.vectors() as client:
-            collection = index.active(client)
-            indexed = Indexed(collection, 0 if collection is None else index.count(client, collection.name))
+            collection = qdrant.active(client)
+            indexed = Indexed(collection, 0 if collection is None else qdrant.count(client, collection.name))
     except AWAY as error:
         qdrant_problem = str(error)
     disk = shutil.disk_usage(backend.settings.home)
@@ -110,16 +111,16 @@ def observe(backend: Backend) -> Observation:
 
 def look_at_catalog(session: Session, now: datetime) -> Catalogued:
     """Return what Postgres says; one statement for each thing, whatever the number of records."""
-    collection = registry.active_collection(session)
+    collection = model_registry.active_collection(session)
     return Catalogued(
         collection,
-        figures.figures(session, collection),
-        tuple(figures.rejects(session)),
+        statistics.figures(session, collection),
+        tuple(statistics.rejects(session)),
         tuple(runs.running(session)),
         tuple(runs.last_runs(session)),
         tuple(runs.failed_runs(session)),
-        tuple(figures.days(session, now, DAYS)),
-        tuple(figures.last_evaluation(session, collection)),
+        tuple(statistics.days(session, now, DAYS)),
+        tuple(statistics.last_evaluation(session, collection)),
         totals(session),
     )
 

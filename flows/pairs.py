@@ -21,7 +21,7 @@ from flows.judgments import Judgment, sha256_of
 from flows.settings import Limits
 from flows.sides import Sides, number_of_name
 from flows.stored_images import load_image
-from storage import catalog
+from storage.postgres import catalog
 from storage.records import Item
 from storage.redaction import redacted
 

@@ -11,9 +11,10 @@ from flows.ledger import Account, recorded
 from flows.maintain import finish_deletes
 from flows.retries import held
 from flows.settings import Settings
-from storage import catalog, index, registry, requests
+from storage import qdrant
 from storage.blobs import PREFIXES
-from storage.locks import Lock, flow_lock, lone_lock
+from storage.postgres import catalog, model_registry, request_queue
+from storage.postgres.locks import Lock, flow_lock, lone_lock
 
 USUAL_SHARE = 0.05
 """Of all pictures: more than that at once is a mistake more often than a wish."""
@@ -100,7 +101,7 @@ def _remove(stores: Stores, settings: Settings, found: Purged, lock: Lock) -> No
     for folder in left_scratch(settings.home):
         shutil.rmtree(folder)
     with stores.sessions.begin() as session:
-        requests.forget_old(session, settings.api.keep_receipts_days)
+        request_queue.forget_old(session, settings.api.keep_receipts_days)
     if stores.blobs is not None:
         for prefix in PREFIXES:
             lock.keep()
@@ -112,16 +113,16 @@ def _remove(stores: Stores, settings: Settings, found: Purged, lock: Lock) -> No
 def _drop(stores: Stores, collection: str) -> None:
     stores.vectors.delete_collection(collection)
     with stores.sessions.begin() as session:
-        registry.forget_collection(session, collection)
+        model_registry.forget_collection(session, collection)
 
 
 def _count(stores: Stores, settings: Settings) -> Purged:
     pictures = orphans = 0
     unfinished = len(left_scratch(settings.home))
     with stores.sessions() as session:
-        collections = registry.disused(session, settings.keep_retired_days)
-        receipts = requests.old(session, settings.api.keep_receipts_days)
-    searched = index.active(stores.vectors)
+        collections = model_registry.disused(session, settings.keep_retired_days)
+        receipts = request_queue.old(session, settings.api.keep_receipts_days)
+    searched = qdrant.active(stores.vectors)
     if stores.blobs is not None:
         for prefix in PREFIXES:
             names = stores.blobs.names(prefix)

@@ -31,8 +31,9 @@ from flows.models import Load, make_collection, open_model
 from flows.progress import Advance
 from flows.retries import Held, held
 from flows.settings import Settings
-from storage import catalog, index, registry
-from storage.locks import Busy, Lock, flow_lock, lone_lock
+from storage import qdrant
+from storage.postgres import catalog, model_registry
+from storage.postgres.locks import Busy, Lock, flow_lock, lone_lock
 
 LEAST_RECALL = 0.9
 """Of searches, compared with exact ones, below which an index is not fit to be searched."""
@@ -136,9 +137,9 @@ def reindex(
         Workers(encoder.preparation, settings.decode_workers) as workers,
     ):
         advance = told_as_well(advance, Told(stores.sessions, lock, run))
-        before = index.active(stores.vectors)
+        before = qdrant.active(stores.vectors)
         if before is None:
-            raise index.NoCollection
+            raise qdrant.NoCollection
         if before.fingerprint != encoder.fingerprint:
             _refuse(stores, encoder, before, order, free_bytes)
         collection = lock.persist(partial(_begin, stores, settings, encoder, order, before))
@@ -173,10 +174,10 @@ def rollback(
         ) as run,
     ):
         advance = told_as_well(advance, Told(stores.sessions, lock, run))
-        before = index.active(stores.vectors)
+        before = qdrant.active(stores.vectors)
         collection = _last_retired(stores)
         encoder = load(settings, collection.model)
-        index.require_model(collection, encoder.fingerprint, encoder.name)
+        qdrant.require_model(collection, encoder.fingerprint, encoder.name)
         lock.persist(partial(_switch, stores, encoder, collection))
         with Workers(encoder.preparation, settings.decode_workers) as workers:
             filling = Filling(stores, encoder, collection, workers, settings, 0, {})
@@ -194,11 +195,11 @@ def free_disk(settings: Settings) -> int | None:
 
 
 def _refuse(
-    stores: Stores, encoder: Encoder, active: index.Collection, order: Order, free_bytes: int | None
+    stores: Stores, encoder: Encoder, active: qdrant.Collection, order: Order, free_bytes: int | None
 ) -> None:
     """Raise unless the model was promoted over the active one, or is forced, and its collection has room."""
     with stores.sessions() as session:
-        promoted = registry.is_promoted(session, encoder.fingerprint, over=active.fingerprint)
+        promoted = model_registry.is_promoted(session, encoder.fingerprint, over=active.fingerprint)
         counts = catalog.counts(session)
     if not promoted and not order.force:
         raise NotPromoted(
@@ -215,16 +216,18 @@ def _refuse(
 
 
 def _begin(
-    stores: Stores, settings: Settings, encoder: Encoder, order: Order, active: index.Collection
-) -> index.Collection:
+    stores: Stores, settings: Settings, encoder: Encoder, order: Order, active: qdrant.Collection
+) -> qdrant.Collection:
     """Make the collection, unless it is there, and put on record what it is for and who forced it."""
-    name = index.collection_name(encoder.fingerprint)
+    name = qdrant.collection_name(encoder.fingerprint)
     with stores.sessions.begin() as session:
-        registry.save_model(session, fingerprint=encoder.fingerprint, name=encoder.name, dim=encoder.dim)
+        model_registry.save_model(
+            session, fingerprint=encoder.fingerprint, name=encoder.name, dim=encoder.dim
+        )
         session.flush()
-        promoted = registry.is_promoted(session, encoder.fingerprint, over=active.fingerprint)
+        promoted = model_registry.is_promoted(session, encoder.fingerprint, over=active.fingerprint)
         if name != active.name and order.force and not promoted:
-            registry.save_decision(
+            model_registry.save_decision(
                 session,
                 candidate=encoder.fingerprint,
                 active=active.fingerprint,
@@ -232,10 +235,10 @@ def _begin(
                 forced=True,
                 checks=[],
             )
-        registry.begin_collection(session, name=name, fingerprint=encoder.fingerprint)
+        model_registry.begin_collection(session, name=name, fingerprint=encoder.fingerprint)
     if name != active.name:
         make_collection(stores.vectors, stores.sessions, settings, encoder)
-    return index.describe(stores.vectors, name)
+    return qdrant.describe(stores.vectors, name)
 
 
 def _fill_and_switch(filling: Filling, lock: Held, order: Order, advance: Advance) -> float | None:
@@ -273,7 +276,7 @@ def _finish(filling: Filling, order: Order, alone: Lock, advance: Advance) -> fl
     settle(filling, advance)
     strays = [one.id for one in differences(filling) if one.kind == "stray"]
     if strays:
-        index.remove(stores.vectors, name, strays)
+        qdrant.remove(stores.vectors, name, strays)
     if left := [
         one for one in differences(filling) if one.kept is None or one.kept.id not in filling.missing
     ]:
@@ -292,13 +295,13 @@ def _finish(filling: Filling, order: Order, alone: Lock, advance: Advance) -> fl
     return recall
 
 
-def _switch(stores: Stores, encoder: Encoder, collection: index.Collection) -> None:
+def _switch(stores: Stores, encoder: Encoder, collection: qdrant.Collection) -> None:
     """Have searches go to `collection`: the alias moves before the commit, so that the rows never run ahead.
 
     Where a crash comes between the two, whatever runs next puts on record what the alias says.
     """
     with stores.sessions.begin() as session:
-        registry.activate_collection(
+        model_registry.activate_collection(
             session,
             name=collection.name,
             model=encoder.name,
@@ -306,15 +309,15 @@ def _switch(stores: Stores, encoder: Encoder, collection: index.Collection) -> N
             dim=encoder.dim,
         )
         session.flush()
-        index.activate(stores.vectors, collection.name)
+        qdrant.activate(stores.vectors, collection.name)
 
 
-def _last_retired(stores: Stores) -> index.Collection:
+def _last_retired(stores: Stores) -> qdrant.Collection:
     with stores.sessions() as session:
-        retired = registry.last_retired(session)
+        retired = model_registry.last_retired(session)
     for one in retired:
         if stores.vectors.collection_exists(one.name):
-            return index.describe(stores.vectors, one.name)
+            return qdrant.describe(stores.vectors, one.name)
     raise NothingToGoBackTo(
         "no collection is kept that searches went to before; sightline reindex --model M makes one anew"
     )

@@ -19,14 +19,15 @@ from flows.pictures import Shown
 from flows.retries import held
 from flows.settings import Limits, Settings
 from flows.stored_images import fetch_again, load_image
-from storage import catalog, index, registry
+from storage import qdrant
 from storage.blobs import PREFIXES
-from storage.differences import Difference, Held, Kept, compare, judge, order
-from storage.locks import flow_lock, lone_lock
+from storage.consistency.differences import Difference, Held, Kept, compare, judge, order
+from storage.postgres import catalog, model_registry
+from storage.postgres.locks import flow_lock, lone_lock
+from storage.postgres.model_registry import Known
+from storage.postgres.run_totals import COMPARISON, STILL
 from storage.records import Item, Picture
-from storage.registry import Known
-from storage.source import redacted
-from storage.totals import COMPARISON, STILL
+from storage.sources import redacted
 
 PAGE = 2000
 CONFIRM = 500
@@ -128,16 +129,16 @@ def reconcile(stores: Stores, *, advance: Advance = lambda _: None) -> Report:
     """
     report = Report()
     with stores.sessions() as session:
-        known = registry.known_collections(session)
-    alias = index.active(stores.vectors)
+        known = model_registry.known_collections(session)
+    alias = qdrant.active(stores.vectors)
     searched = alias.name if alias else None
     active = next((one.name for one in known if one.state == "active"), searched)
     if active is not None and searched != active:
         report.add("no_alias", active, collection=active)
-    for name in sorted({one.name for one in known} | set(index.collections(stores.vectors))):
+    for name in sorted({one.name for one in known} | set(qdrant.collections(stores.vectors))):
         if any(one.name == name and is_of_another_model(stores, one) for one in known):
             report.add("other_model", name, collection=name)
-        if fault := index.fault_of(stores.vectors, name):
+        if fault := qdrant.fault_of(stores.vectors, name):
             report.add("lost_writes", fault, collection=name)
         for found in confirmed(stores, name, name == active, report, advance):
             report.add(found.kind, str(found.id), collection=name, kept=found.kept)
@@ -258,7 +259,7 @@ def confirmed(
             yield from page
 
     def counted_points() -> Iterator[Held]:
-        for point in index.held(stores.vectors, collection):
+        for point in qdrant.held(stores.vectors, collection):
             report.points += 1
             yield point
 
@@ -275,7 +276,7 @@ def second_look(
     ids = [one.id for one in suspects if isinstance(one.id, UUID)]
     with stores.sessions() as session:
         before = {one.id: one for one in catalog.kept(session, collection, ids=ids)}
-    points = {point.id: point for point in index.held(stores.vectors, collection, ids)}
+    points = {point.id: point for point in qdrant.held(stores.vectors, collection, ids)}
     with stores.sessions() as session:
         after = {one.id: one for one in catalog.kept(session, collection, ids=ids)}
     settled = (id for id in ids if before.get(id) == after.get(id))
@@ -311,7 +312,7 @@ def is_of_another_model(stores: Stores, known: Known) -> bool:
     """Whether a collection says that another model made it than Postgres says."""
     if not stores.vectors.collection_exists(known.name):
         return False
-    return index.describe(stores.vectors, known.name).fingerprint != known.fingerprint
+    return qdrant.describe(stores.vectors, known.name).fingerprint != known.fingerprint
 
 
 def _refuse_many_deletes(report: Report, max_delete: float, *, yes: bool) -> None:
@@ -335,31 +336,31 @@ def _mend(deps: Deps, settings: Settings) -> set[str]:
     for _ in finish_deletes(deps, None):
         pass
     with deps.sessions() as session:
-        names = {one.name for one in registry.known_collections(session)}
-    for name in sorted(names | set(index.collections(deps.vectors))):
+        names = {one.name for one in model_registry.known_collections(session)}
+    for name in sorted(names | set(qdrant.collections(deps.vectors))):
         differences = confirmed(deps, name, name == active.name, Report(), lambda _: None)
         while chunk := list(islice(differences, settings.batch_size)):
             strays = [one.id for one in chunk if one.kind == "stray"]
             if strays:
-                index.remove(deps.vectors, name, strays)
+                qdrant.remove(deps.vectors, name, strays)
             if name == active.name:
                 unmended |= _write_again(deps, active, [one for one in chunk if one.kept], settings.limits)
             else:
                 _take_back(deps, name, [one.kept.id for one in chunk if one.kept])
-        if index.fault_of(deps.vectors, name):
-            index.acknowledge_fault(deps.vectors, name)
+        if qdrant.fault_of(deps.vectors, name):
+            qdrant.acknowledge_fault(deps.vectors, name)
     return unmended
 
 
 def _drop_collections_of_other_models(deps: Deps) -> None:
     """Remove a collection that says another model made it than Postgres says; it is made anew if need be."""
     with deps.sessions() as session:
-        known = registry.known_collections(session)
+        known = model_registry.known_collections(session)
     for one in known:
         if is_of_another_model(deps, one):
             deps.vectors.delete_collection(one.name)
             with deps.sessions.begin() as session:
-                registry.forget_marks(session, one.name)
+                model_registry.forget_marks(session, one.name)
 
 
 def _take_back(deps: Deps, collection: str, ids: list[UUID]) -> None:
@@ -367,13 +368,13 @@ def _take_back(deps: Deps, collection: str, ids: list[UUID]) -> None:
     if not ids:
         return
     if deps.vectors.collection_exists(collection):
-        index.remove(deps.vectors, collection, ids)
+        qdrant.remove(deps.vectors, collection, ids)
     with deps.sessions.begin() as session:
         catalog.drop_marks(session, collection, ids)
 
 
 def _write_again(
-    deps: Deps, collection: index.Collection, differences: list[Difference], limits: Limits
+    deps: Deps, collection: qdrant.Collection, differences: list[Difference], limits: Limits
 ) -> set[str]:
     """Write the points of these items, as Postgres has them, and then their marks."""
     if not differences:
@@ -392,8 +393,8 @@ def _write_again(
     }
     digests = {id: digest for id, (_, digest) in items.items() if id in good or id in payloads}
     points, _ = embed_all(deps.encoder, good, digests, pictures)
-    index.upsert(deps.vectors, collection, points)
-    index.overwrite_payloads(deps.vectors, collection.name, payloads)
+    qdrant.upsert(deps.vectors, collection, points)
+    qdrant.overwrite_payloads(deps.vectors, collection.name, payloads)
     with deps.sessions.begin() as session:
         catalog.mark_embedded(session, collection.name, digests)
     return unreadable

@@ -12,9 +12,9 @@ from embedding.preparation import PIXELS, Shrink
 from embedding.workers import WorkersFailed, prepare_soon
 from flows.settings import Limits
 from flows.stored_images import fetch_image
-from storage import runs
+from storage.postgres import runs
 from storage.records import Origin, Rejected
-from storage.source import BadSource, FetchError, find_row
+from storage.sources import BadSource, FetchError, find_row
 
 SIDE = 480
 JPEG_QUALITY = 82

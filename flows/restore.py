@@ -31,13 +31,14 @@ from flows.models import models_folder
 from flows.reconcile import Report, reconcile
 from flows.retries import Held, held
 from flows.settings import Settings
-from storage import dump, index, runs
-from storage.dump import NotEmpty
-from storage.embedded.postgres import stop_postgres
-from storage.embedded.qdrant.client import stop as stop_index
-from storage.embedded.qdrant.state import write_atomically
-from storage.locks import lone_lock
-from storage.point_files import load_points, make_collection
+from storage import qdrant
+from storage.embedded.postgres.server import stop_postgres
+from storage.embedded.qdrant.engine.state import write_atomically
+from storage.embedded.qdrant.process.client import stop as stop_index
+from storage.postgres import dump, runs
+from storage.postgres.dump import NotEmpty
+from storage.postgres.locks import lone_lock
+from storage.qdrant.snapshots import load_points, make_collection
 
 MARKER = "restoring.json"
 PASSABLE = 0o711
@@ -113,7 +114,7 @@ def restore(settings: Settings, location: str, *, advance: Advance = lambda _: N
             _begin(settings, manifest)
             points = _fill_index(vectors, manifest, folder, lock)
             if manifest.active in points:
-                index.activate(vectors, manifest.active)
+                qdrant.activate(vectors, manifest.active)
             dump.restore(engine, folder, manifest.postgres)
             with stores.sessions.begin() as session:
                 runs.close_all(session)
@@ -161,8 +162,8 @@ def _require_empty(
         ours: collections that an interrupted restore of the same backup has begun to fill.
     """
     dump.require_empty(stores.engine)
-    there = [name for name in index.collections(stores.vectors) if name not in ours]
-    if filled := [name for name in there if index.count(stores.vectors, name)]:
+    there = [name for name in qdrant.collections(stores.vectors) if name not in ours]
+    if filled := [name for name in there if qdrant.count(stores.vectors, name)]:
         raise NotEmpty(f"Qdrant holds {', '.join(filled)} already; restore into an empty one")
     if others := models_in_the_way(models_folder(settings), manifest.models, folder):
         raise NotEmpty(
@@ -183,11 +184,11 @@ def _fill_index(vectors: QdrantClient, manifest: Manifest, folder: Path, lock: H
         make_collection(vectors, one.name, one.shape)
         path = folder / one.file
         points[one.name] = lock.persist(partial(load_points, vectors, one.name, path))
-    if manifest.snapshots and manifest.index == index.server_kind(vectors):
+    if manifest.snapshots and manifest.index == qdrant.server_kind(vectors):
         for snapshot in manifest.snapshots:
             path = folder / snapshot.file
-            lock.persist(partial(index.load_snapshot, vectors, snapshot.collection, path))
-            points[snapshot.collection] = index.count(vectors, snapshot.collection)
+            lock.persist(partial(qdrant.load_snapshot, vectors, snapshot.collection, path))
+            points[snapshot.collection] = qdrant.count(vectors, snapshot.collection)
     return points
 
 

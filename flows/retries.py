@@ -11,7 +11,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from sqlalchemy.exc import DBAPIError, OperationalError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential_jitter
 
-from storage.locks import Lock
+from storage.postgres.locks import Lock
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15

@@ -12,9 +12,9 @@ from flows.intake import EmptySource, Only, Request, ingest_source
 from flows.missing import FIRST
 from flows.settings import Settings
 from flows.words import many
-from storage import runs
-from storage.runs import Reject
-from storage.source import BadSource
+from storage.postgres import runs
+from storage.postgres.runs import Reject
+from storage.sources import BadSource
 
 
 @dataclass(frozen=True, slots=True)

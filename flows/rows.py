@@ -16,12 +16,12 @@ from embedding.stream import side_by_side
 from flows.report import BatchReport
 from flows.settings import Limits
 from flows.stored_images import fetch_image
-from storage import catalog
-from storage.catalog import Stored
-from storage.index import Collection
-from storage.plan import Plan, plan_batch
+from storage.consistency.change_plan import Plan, plan_batch
+from storage.postgres import catalog
+from storage.postgres.catalog import Stored
+from storage.qdrant import Collection
 from storage.records import Digest, Item, Origin, Picture, Record, Rejected, digest_of, item_id
-from storage.source import FetchError, printable
+from storage.sources import FetchError, printable
 
 Row = Record | Rejected
 NONE_BAD: Mapping[str, BadImage] = MappingProxyType({})

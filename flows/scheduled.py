@@ -21,11 +21,11 @@ from flows.restore import check as check_backup
 from flows.retries import held
 from flows.settings import BadSettings, Settings
 from flows.testsets import MOST_JUDGED, NothingToEvaluate, Question, chosen_set
-from storage import runs
-from storage.index import NoCollection
-from storage.locks import Busy, flow_lock
-from storage.runs import Read
-from storage.source import BadSource
+from storage.postgres import runs
+from storage.postgres.locks import Busy, flow_lock
+from storage.postgres.runs import Read
+from storage.qdrant import NoCollection
+from storage.sources import BadSource
 
 Counts = dict[str, Any]
 

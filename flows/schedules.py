@@ -38,8 +38,8 @@ from sqlalchemy.orm import Session
 
 from flows.deps import open_catalog
 from flows.settings import Settings, load_settings
-from storage import runs
-from storage.locks import Busy
+from storage.postgres import runs
+from storage.postgres.locks import Busy
 
 DEPLOYMENT = "scheduled"
 ASKED = "asked"

@@ -22,18 +22,19 @@ from flows.models import Models, active_model
 from flows.settings import OVERSAMPLING, Limits, Settings
 from flows.stored_images import load_image
 from flows.tracing import span
-from storage import catalog, index
+from storage import qdrant
+from storage.postgres import catalog
 from storage.records import Digest, Hit, Item
 from storage.redaction import redacted
-from storage.source.marks import MAX_MARKS, has_many_marks
-from storage.source.validate import MAX_TEXT_CHARS
+from storage.sources.unicode_marks import MAX_MARKS, has_many_marks
+from storage.sources.validation import MAX_TEXT_CHARS
 
 Find = Literal["images", "texts"]
 Asked = Literal["text", "image", "both", "record"]
 Clock = Callable[[str, str], AbstractContextManager[None]]
 """Returns what a search happens in, by what is asked with and what is found."""
 
-SPACES: dict[Find, index.Space] = {"images": "image", "texts": "text"}
+SPACES: dict[Find, qdrant.Space] = {"images": "image", "texts": "text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class Searching(Deps):
     clock: Clock | None = None
     """Takes the time of searches, where somebody wants to know."""
 
-    def encoder_of(self, collection: index.Collection) -> Encoder:
+    def encoder_of(self, collection: qdrant.Collection) -> Encoder:
         return self.models.of(collection)
 
     def timed(self, asked: str, find: str) -> AbstractContextManager[None]:
@@ -164,9 +165,9 @@ def open_search(settings: Settings) -> Iterator[Searching]:
         OtherModel: a model is set that has never been used here.
     """
     with open_stores(settings) as stores:
-        collection = index.active(stores.vectors)
+        collection = qdrant.active(stores.vectors)
         if collection is None:
-            raise index.NoCollection
+            raise qdrant.NoCollection
         active_model(stores.vectors, stores.sessions, settings)
         keep_freed_memory()
         wait_briefly()
@@ -196,9 +197,9 @@ def search(deps: Deps, query: Query) -> Results:
     about = {"query": query.asked, "find": query.find, "limit": query.limit}
     with deps.timed(query.asked, query.find), span("search", about) as note:
         while True:
-            collection = index.active(deps.vectors)
+            collection = qdrant.active(deps.vectors)
             if collection is None:
-                raise index.NoCollection
+                raise qdrant.NoCollection
             try:
                 results = _search_in(deps, collection, query)
             except UnexpectedResponse:
@@ -216,14 +217,14 @@ def _check_text(text: str) -> None:
         raise BadText(f"the text has more than {MAX_MARKS} combining marks in a row; leave them out")
 
 
-def _search_in(deps: Deps, collection: index.Collection, query: Query) -> Results:
+def _search_in(deps: Deps, collection: qdrant.Collection, query: Query) -> Results:
     started = perf_counter()
     encoder = deps.encoder_of(collection)
     with span("encode"):
         vector = _vector(deps, collection, encoder, query)
     encoded = perf_counter()
     with span("qdrant"):
-        hits = index.search(
+        hits = qdrant.search(
             deps.vectors,
             collection,
             vector,
@@ -242,7 +243,7 @@ def _search_in(deps: Deps, collection: index.Collection, query: Query) -> Result
     return Results(query, encoder.name, collection.name, found, took)
 
 
-def _vector(deps: Deps, collection: index.Collection, encoder: Encoder, query: Query) -> NDArray[np.float32]:
+def _vector(deps: Deps, collection: qdrant.Collection, encoder: Encoder, query: Query) -> NDArray[np.float32]:
     """Return what the query comes to: shape (dim,), unit length."""
     parts = []
     data = query.picture if query.image is None else query.image.read_bytes()
@@ -257,11 +258,13 @@ def _vector(deps: Deps, collection: index.Collection, encoder: Encoder, query: Q
     return fused(parts)
 
 
-def _vector_of(deps: Deps, collection: index.Collection, id: UUID, using: index.Space) -> NDArray[np.float32]:
+def _vector_of(
+    deps: Deps, collection: qdrant.Collection, id: UUID, using: qdrant.Space
+) -> NDArray[np.float32]:
     """Return the vector of a record in the space that is searched, else in its other one."""
     with deps.sessions() as session:
         alive = id in catalog.items_with_digests(session, [id])
-    spaces = index.vectors_of(deps.vectors, collection.name, id) if alive else {}
+    spaces = qdrant.vectors_of(deps.vectors, collection.name, id) if alive else {}
     if not spaces:
         raise NoSuchRecord(id)
     return fused([*(spaces[using] if using in spaces else next(iter(spaces.values())))])
@@ -287,7 +290,7 @@ def gallery_page(deps: Deps, results: Results, limits: Limits) -> Page:
         for one in results.found
     )
     query_picture = query.image.read_bytes() if query.image else None
-    points = index.count(deps.vectors, index.ALIAS)
+    points = qdrant.count(deps.vectors, qdrant.ALIAS)
     return Page(query.text, query_picture, query.find, results.model, points, cards)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from flows.ending import until_asked
 from flows.settings import Settings
-from storage.embedded.postgres import postgres_log, postgres_runs, postgres_url, stop_postgres
-from storage.embedded.qdrant.access import find
-from storage.embedded.qdrant.owner import own
+from storage.embedded.postgres.server import postgres_log, postgres_runs, postgres_url, stop_postgres
+from storage.embedded.qdrant.process.discovery import find
+from storage.embedded.qdrant.process.owner import own
 
 WATCH_S = 1.0
 log = logging.getLogger("sightline.servers")

@@ -19,8 +19,9 @@ from flows.progress import Advance
 from flows.settings import Settings
 from flows.stored_images import fetch_image, load_image
 from flows.testsets import Shot, TestSet
-from storage import index, registry
-from storage.source import FetchError, redacted
+from storage import qdrant
+from storage.postgres import model_registry
+from storage.sources import FetchError, redacted
 
 CHUNK = 256
 
@@ -63,9 +64,9 @@ def show(stores: Stores, settings: Settings, encoder: Encoder, test_set: TestSet
 
 def _collection_of(stores: Stores, encoder: Encoder) -> str | None:
     """Return the name of the model's collection, if it is on record and there."""
-    name = index.collection_name(encoder.fingerprint)
+    name = qdrant.collection_name(encoder.fingerprint)
     with stores.sessions() as session:
-        known = {one.name for one in registry.known_collections(session)}
+        known = {one.name for one in model_registry.known_collections(session)}
     return name if name in known and stores.vectors.collection_exists(name) else None
 
 
@@ -89,7 +90,7 @@ class _Chunk:
         shots: Sequence[Shot],
     ) -> "_Chunk":
         wanted = {shot.id: shot.content_hash for shot in shots if shot.id and shot.content_hash}
-        known = {} if collection is None else index.picture_vectors(stores.vectors, collection, wanted)
+        known = {} if collection is None else qdrant.picture_vectors(stores.vectors, collection, wanted)
         decoding = {}
         for number, shot in enumerate(shots):
             if shot.id not in known:

@@ -14,7 +14,7 @@ from flows.deps import Stores
 from flows.duplicates import hash_of, picture_groups
 from flows.judgments import BadJudgments, Judgment, pictures_of, sha256_of
 from flows.settings import Limits
-from storage import catalog, duplicates
+from storage.postgres import catalog, perceptual_hashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def sides_of(stores: Stores, groups: Mapping[str, str], split: Split) -> Sides:
     """Divide pictures whose groups are known."""
     with stores.sessions() as session:
         named = catalog.pictures_of_keys(session, split.keys or ())
-        unreadable = frozenset(duplicates.unhashed(session))
+        unreadable = frozenset(perceptual_hashes.unhashed(session))
     return Sides(groups, split, frozenset(groups.get(sha256, sha256) for sha256 in named), unreadable)
 
 

@@ -8,10 +8,11 @@ from sqlalchemy.orm import Session
 
 from flows.deps import embedded_servers, open_catalog, open_index
 from flows.settings import Settings
-from storage import catalog, duplicates, index, registry, runs
-from storage.embedded.qdrant.client import IndexUnavailable
-from storage.embedded.server import Server
-from storage.runs import Run
+from storage import qdrant
+from storage.embedded.qdrant.process.client import IndexUnavailable
+from storage.embedded.server_info import Server
+from storage.postgres import catalog, model_registry, perceptual_hashes, runs
+from storage.postgres.runs import Run
 
 RECENT_RUNS = 5
 
@@ -32,7 +33,7 @@ class Status:
     points: dict[str, int]
     """Marks by collection: how many points Postgres knows of."""
 
-    collection: index.Collection | None
+    collection: qdrant.Collection | None
     collection_points: int
     collection_problem: str | None
     """Why Qdrant could not be looked at, in a sentence; None when it could."""
@@ -58,14 +59,14 @@ def read_status(settings: Settings) -> Status:
     """Look at Postgres, and at Qdrant if it can be reached; no model is loaded."""
     collection, points, problem = _look_at_index(settings)
     with open_catalog(settings) as engine, Session(engine) as session:
-        shared, sharing = duplicates.count_copies(session)
+        shared, sharing = perceptual_hashes.count_copies(session)
         return Status(
             home=str(settings.home.resolve()),
             model=settings.model,
             items=catalog.counts(session),
             shared_pictures=shared,
             sharing_items=sharing,
-            points=registry.marks_by_collection(session),
+            points=model_registry.marks_by_collection(session),
             collection=collection,
             collection_points=points,
             collection_problem=problem,
@@ -77,11 +78,11 @@ def read_status(settings: Settings) -> Status:
         )
 
 
-def _look_at_index(settings: Settings) -> tuple[index.Collection | None, int, str | None]:
+def _look_at_index(settings: Settings) -> tuple[qdrant.Collection | None, int, str | None]:
     try:
         with open_index(settings) as client:
-            active = index.active(client)
-            return active, 0 if active is None else index.count(client, active.name), None
+            active = qdrant.active(client)
+            return active, 0 if active is None else qdrant.count(client, active.name), None
     except IndexUnavailable as error:
         return None, 0, str(error)
     except ResponseHandlingException as error:

@@ -6,7 +6,7 @@ from typing import Protocol
 from flows.settings import Limits
 from storage.blobs import Blobs
 from storage.records import Origin
-from storage.source import FetchError, fetch
+from storage.sources import FetchError, fetch
 
 
 class KeepsImages(Protocol):

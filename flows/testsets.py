@@ -20,9 +20,10 @@ from flows.judgments import read_judgments
 from flows.rows import chosen
 from flows.settings import Limits, Settings
 from flows.sides import sides_of
-from storage import catalog, index, registry
+from storage import qdrant
+from storage.postgres import catalog, model_registry
 from storage.records import Origin, Record, Text, item_id
-from storage.source import read_source, source_name
+from storage.sources import read_source, source_name
 
 LEAST_QUERIES_OF_A_PART = 10
 MOST_JUDGED = 5000
@@ -129,8 +130,8 @@ def chosen_set(
     """
     if question.manifest is not None:
         return of_manifest(question.manifest, settings.langs, question.langs)
-    if index.active(stores.vectors) is None:
-        raise index.NoCollection
+    if qdrant.active(stores.vectors) is None:
+        raise qdrant.NoCollection
     if question.judgments is not None:
         return of_judgments(stores, question.judgments)
     if question.held_out:
@@ -147,7 +148,7 @@ def splits_of(stores: Stores, fingerprints: Sequence[str]) -> list[Split]:
     Of models that were not trained here no record was seen by any: then a fifth of them is enough.
     """
     with stores.sessions() as session:
-        models = [model for one in fingerprints for model in registry.lineage(session, one)]
+        models = [model for one in fingerprints for model in model_registry.lineage(session, one)]
     found = [Split.from_json(model.training["split"]) for model in models if model.training]
     return found or [Split()]
 
@@ -155,11 +156,11 @@ def splits_of(stores: Stores, fingerprints: Sequence[str]) -> list[Split]:
 def _fingerprints(stores: Stores, names: Sequence[str]) -> list[str]:
     """Return the fingerprints of models or collections that are on record; without names the active one."""
     if not names:
-        active = index.active(stores.vectors)
+        active = qdrant.active(stores.vectors)
         return [] if active is None else [active.fingerprint]
     with stores.sessions() as session:
-        models = [registry.model_named(session, name) for name in names]
-        collections = {one.name: one.fingerprint for one in registry.known_collections(session)}
+        models = [model_registry.model_named(session, name) for name in names]
+        collections = {one.name: one.fingerprint for one in model_registry.known_collections(session)}
     return [one.fingerprint for one in models if one] + [collections[n] for n in names if n in collections]
 
 

@@ -47,8 +47,8 @@ from flows.retries import held
 from flows.settings import Settings
 from flows.sides import divide
 from flows.testsets import lines_of
-from storage import registry
-from storage.locks import flow_lock
+from storage.postgres import model_registry
+from storage.postgres.locks import flow_lock
 
 CHUNK = 32
 """Texts or pictures that a tower sees at once while it is trained; a larger batch is embedded in chunks."""
@@ -342,8 +342,8 @@ def _put_on_record(stores: Stores, encoder: SentenceEncoder, order: Order, candi
         "after": candidate.after,
     }
     with stores.sessions.begin() as session:
-        registry.save_model(session, fingerprint=candidate.parent, name=encoder.name, dim=encoder.dim)
-        registry.save_model(
+        model_registry.save_model(session, fingerprint=candidate.parent, name=encoder.name, dim=encoder.dim)
+        model_registry.save_model(
             session,
             fingerprint=candidate.fingerprint,
             name=candidate.name,

@@ -20,9 +20,9 @@ from flows.console.access import refuse_open
 from flows.ending import end, until_asked
 from flows.served import Served
 from flows.settings import Settings
-from storage.embedded.postgres import postgres_url, stop_postgres
-from storage.embedded.qdrant.client import start as start_index
-from storage.embedded.qdrant.client import stop as stop_index
+from storage.embedded.postgres.server import postgres_url, stop_postgres
+from storage.embedded.qdrant.process.client import start as start_index
+from storage.embedded.qdrant.process.client import stop as stop_index
 
 START_S = 180
 """A new Prefect server migrates its database first, on a busy machine for minutes."""

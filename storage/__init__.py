@@ -1,1 +1,1 @@
-"""Everything at rest: sources, Postgres, Qdrant and picture bytes. Knows no models and no Prefect."""
+"""Store records, images and vectors. Imports neither models nor Prefect."""

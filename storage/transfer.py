@@ -12,13 +12,15 @@ from qdrant_client import QdrantClient, models
 from sqlalchemy import Connection, Engine, Table, delete, func, select, text
 from sqlalchemy.orm import Session
 
-from storage import dump, index, point_files
-from storage.differences import PointId
-from storage.dump import NotEmpty
-from storage.schema import RunRow
+from storage import qdrant
+from storage.consistency.differences import PointId
+from storage.postgres import dump
+from storage.postgres.dump import NotEmpty
+from storage.postgres.schema import RunRow
+from storage.qdrant import snapshots
 
 MOVE = "move"
-PAGE = 15 * index.POINTS_A_REQUEST
+PAGE = 15 * qdrant.POINTS_A_REQUEST
 Advance = Callable[[int], None]
 
 
@@ -125,15 +127,15 @@ def copy_collection(
         How many points it has.
     """
     make_collection(source, target, name)
-    with ThreadPoolExecutor(index.STREAMS) as streams:
-        for page in _pages(index.digests(source, name), PAGE):
-            there = dict(index.digests(target, name, [id for id, _ in page]))
+    with ThreadPoolExecutor(qdrant.STREAMS) as streams:
+        for page in _pages(qdrant.digests(source, name), PAGE):
+            there = dict(qdrant.digests(target, name, [id for id, _ in page]))
             lacking = [id for id, digest in page if digest is None or there.get(id) != digest]
-            requests = _pages(lacking, index.POINTS_A_REQUEST)
+            requests = _pages(lacking, qdrant.POINTS_A_REQUEST)
             list(streams.map(partial(copy_points, source, target, name), requests))
             advance(len(page))
-    many = index.count(source, name)
-    if index.count(target, name) != many:
+    many = qdrant.count(source, name)
+    if qdrant.count(target, name) != many:
         _remove_others(source, target, name)
     return many
 
@@ -142,12 +144,12 @@ def make_collection(source: QdrantClient, target: QdrantClient, name: str) -> No
     """Make collection `name` as in `source`, without its points, unless such a one is there."""
     if target.collection_exists(name) and _shape(target, name) != _shape(source, name):
         target.delete_collection(name)
-    point_files.make_collection(target, name, point_files.shape_of(source, name))
+    snapshots.make_collection(target, name, snapshots.shape_of(source, name))
 
 
 def copy_points(source: QdrantClient, target: QdrantClient, name: str, ids: list[PointId]) -> None:
     """Copy the points of `ids`; returns once they are searchable."""
-    found = source.retrieve(name, index.wire_ids(ids), with_payload=True, with_vectors=True)
+    found = source.retrieve(name, qdrant.wire_ids(ids), with_payload=True, with_vectors=True)
     points = [models.PointStruct(id=p.id, vector=_sent(p.vector), payload=p.payload) for p in found]
     target.upsert(name, points, wait=True)
 
@@ -159,7 +161,7 @@ def copy_aliases(source: QdrantClient, target: QdrantClient) -> None:
         AliasNotMoved: `target` has no such collection, or did not set an alias; all are as before.
     """
     aliases = source.get_aliases().aliases
-    index.set_aliases(target, {alias.alias_name: alias.collection_name for alias in aliases})
+    qdrant.set_aliases(target, {alias.alias_name: alias.collection_name for alias in aliases})
 
 
 def drop_others(source: QdrantClient, target: QdrantClient) -> None:
@@ -173,20 +175,20 @@ def names(client: QdrantClient) -> list[str]:
     return sorted(one.name for one in client.get_collections().collections)
 
 
-def _shape(client: QdrantClient, name: str) -> tuple[index.Collection, object]:
+def _shape(client: QdrantClient, name: str) -> tuple[qdrant.Collection, object]:
     vectors = client.get_collection(name).config.params.vectors or {}
     named = {"": vectors} if isinstance(vectors, models.VectorParams) else vectors
-    return index.describe(client, name), {
+    return qdrant.describe(client, name), {
         space: (one.size, one.distance, one.multivector_config) for space, one in named.items()
     }
 
 
 def _remove_others(source: QdrantClient, target: QdrantClient, name: str) -> None:
-    for page in _pages(index.digests(target, name), PAGE):
+    for page in _pages(qdrant.digests(target, name), PAGE):
         ids = [id for id, _ in page]
-        kept = dict(index.digests(source, name, ids))
+        kept = dict(qdrant.digests(source, name, ids))
         if gone := [id for id in ids if id not in kept]:
-            index.remove(target, name, gone)
+            qdrant.remove(target, name, gone)
 
 
 def _sent(vector: Any) -> Any:

@@ -13,8 +13,8 @@ from flows.api.queue import drain, queue_at_work
 from flows.backend import Backend
 from flows.observe import Observer
 from flows.settings import Settings
-from storage import keys
-from storage.keys import Scope
+from storage.postgres import api_keys
+from storage.postgres.api_keys import Scope
 
 API = "/api/v1"
 
@@ -49,7 +49,9 @@ def a_caller(backend: Backend, *scopes: Scope) -> Iterator[TestClient]:
 def a_key(backend: Backend, *scopes: Scope, name: str | None = None) -> dict[str, str]:
     """The header with a new key of these scopes."""
     with backend.sessions() as sessions, sessions.begin() as session:
-        key, _ = keys.create(session, name or f"{' and '.join(scopes)} {len(keys.every(session))}", scopes)
+        key, _ = api_keys.create(
+            session, name or f"{' and '.join(scopes)} {len(api_keys.every(session))}", scopes
+        )
     return {"Authorization": f"Bearer {key}"}
 
 

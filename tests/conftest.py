@@ -17,13 +17,13 @@ from sqlalchemy.orm import sessionmaker
 from flows.backend import Backend
 from flows.deps import Deps
 from flows.settings import Settings
-from storage import migrate
 from storage.blobs import Blobs
-from storage.database import open_engine
-from storage.embedded.postgres import postgres_url, stop_postgres
-from storage.embedded.qdrant.client import index_client
-from storage.embedded.qdrant.client import start as start_index
-from storage.embedded.qdrant.client import stop as stop_index
+from storage.embedded.postgres.server import postgres_url, stop_postgres
+from storage.embedded.qdrant.process.client import index_client
+from storage.embedded.qdrant.process.client import start as start_index
+from storage.embedded.qdrant.process.client import stop as stop_index
+from storage.postgres import migrate
+from storage.postgres.engine import open_engine
 from tests.fakes import ColourEncoder, Within
 from tests.processes import HomeAt, homes
 from tests.servers import a_postgres_15

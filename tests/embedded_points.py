@@ -12,11 +12,11 @@ import numpy as np
 import qdrant_edge as edge
 from qdrant_client import QdrantClient, models
 
-from storage.embedded.qdrant import engine
-from storage.embedded.qdrant.refusals import NotFound
-from storage.embedded.qdrant.spaces import Spaces
-from storage.embedded.qdrant.target import Target
-from storage.embedded.qdrant.vectors import to_engine
+from storage.embedded.qdrant.engine import bindings
+from storage.embedded.qdrant.engine.target import Target
+from storage.embedded.qdrant.protocol.errors import NotFound
+from storage.embedded.qdrant.protocol.named_vectors import Spaces
+from storage.embedded.qdrant.protocol.vectors import to_engine
 
 N = 240
 DIM = 6
@@ -133,7 +133,7 @@ def a_shard(path: Path, points: list[models.PointStruct], indexed: bool) -> edge
     shard = edge.EdgeShard.create(str(path), config)
     if indexed:
         for name, kind in INDEXES.items():
-            shard.update(edge.UpdateOperation.create_field_index(name, engine.to_engine(kind)))
+            shard.update(edge.UpdateOperation.create_field_index(name, bindings.to_engine(kind)))
     made = [edge.Point(point.id, to_engine(point.vector, SPACES), point.payload) for point in points]
     shard.update(edge.UpdateOperation.upsert_points(made))
     return shard

@@ -11,9 +11,10 @@ from sqlalchemy import text
 
 from flows.backup_files import described
 from flows.deps import Stores
-from storage import catalog, dump, index, migrate
+from storage import qdrant
 from storage.blobs import Blobs, copy_new
-from storage.embedded.postgres import find_binaries
+from storage.embedded.postgres.server import find_binaries
+from storage.postgres import catalog, dump, migrate
 
 
 def an_old_backup(stores: Stores, target: Path, *, also: tuple[str, ...] = ()) -> Path:
@@ -31,7 +32,7 @@ def an_old_backup(stores: Stores, target: Path, *, also: tuple[str, ...] = ()) -
     options = ["--format=custom", "--no-owner", "--no-privileges", f"--file={folder / 'postgres.dump'}"]
     options += [f"--table={name}" for name in (*tables, "seen", "alembic_version", *also)]
     subprocess.run([find_binaries() / "pg_dump", f"--dbname={dsn}", *options], check=True)
-    snapshots = [_snapshot(stores, name, folder) for name in index.collections(stores.vectors)]
+    snapshots = [_snapshot(stores, name, folder) for name in qdrant.collections(stores.vectors)]
     with stores.sessions() as session:
         items = catalog.counts(session)["items"]
         pictures = list(catalog.living_pictures(session))
@@ -42,7 +43,7 @@ def an_old_backup(stores: Stores, target: Path, *, also: tuple[str, ...] = ()) -
         "format": 1,
         "made": datetime(2026, 1, 1, tzinfo=UTC).isoformat(),
         "postgres": {"method": "pg_dump", "revision": revision, "server": 18, "files": ["postgres.dump"]},
-        "index": index.server_kind(stores.vectors),
+        "index": qdrant.server_kind(stores.vectors),
         "snapshots": snapshots,
         "active": snapshots[0]["collection"],
         "pictures": "copy",
@@ -74,7 +75,7 @@ def _snapshot(stores: Stores, name: str, folder: Path) -> dict:
     answer: httpx.Response = api._client.get(url)
     (folder / f"{name}.snapshot").write_bytes(answer.content)
     stores.vectors.delete_snapshot(name, made.name)
-    return {"collection": name, "file": f"{name}.snapshot", "points": index.count(stores.vectors, name)}
+    return {"collection": name, "file": f"{name}.snapshot", "points": qdrant.count(stores.vectors, name)}
 
 
 def execute(stores: Stores, *statements: str) -> None:

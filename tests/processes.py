@@ -8,9 +8,9 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from storage.embedded.postgres import stop_postgres
-from storage.embedded.qdrant.access import Access
-from storage.embedded.qdrant.client import stop as stop_index
+from storage.embedded.postgres.server import stop_postgres
+from storage.embedded.qdrant.process.client import stop as stop_index
+from storage.embedded.qdrant.process.discovery import Access
 
 PATIENCE_S = 30
 ONCE_A_YEAR = "30 4 1 1 *"

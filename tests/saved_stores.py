@@ -8,8 +8,9 @@ from sqlalchemy import text
 
 from embedding.encoder import unit_rows
 from flows.deps import Stores
-from storage import catalog, dump, index, registry
-from storage.index import Point
+from storage import qdrant
+from storage.postgres import catalog, dump, model_registry
+from storage.qdrant import Point
 from storage.records import Digest, Item, Picture, Text
 
 SOME = 1000
@@ -17,13 +18,13 @@ SOME = 1000
 
 def a_store_of(deps: Stores, records: int, *, dim: int = 24) -> None:
     """Fill empty stores with records of images, texts, or both."""
-    name = index.create(
+    name = qdrant.create(
         deps.vectors, model="random", fingerprint="random1", dim=dim, filter_fields={"shelf": "integer"}
     )
-    index.activate(deps.vectors, name)
-    collection = index.collection_of(deps.vectors, "random1", "random")
+    qdrant.activate(deps.vectors, name)
+    collection = qdrant.collection_of(deps.vectors, "random1", "random")
     with deps.sessions.begin() as session:
-        registry.activate_collection(session, name=name, model="random", fingerprint="random1", dim=dim)
+        model_registry.activate_collection(session, name=name, model="random", fingerprint="random1", dim=dim)
     rng = np.random.default_rng(1)
     for start in range(0, records, SOME):
         points = [_point(number, dim, rng) for number in range(start, min(start + SOME, records))]
@@ -32,7 +33,7 @@ def a_store_of(deps: Stores, records: int, *, dim: int = 24) -> None:
         for one in points:
             if one.item.picture is not None and deps.blobs is not None:
                 deps.blobs.put(one.item.picture.sha256, _bytes(one.item.picture.uri))
-        index.upsert(deps.vectors, collection, points)
+        qdrant.upsert(deps.vectors, collection, points)
         with deps.sessions.begin() as session:
             catalog.mark_embedded(session, name, {one.item.id: one.digest for one in points})
 
@@ -46,10 +47,10 @@ def contents(stores: Stores) -> dict[str, Any]:
                 rows = session.scalars(text(f"select t::text from {table.name} t"))
                 found[table.name] = _digest_of(sorted(rows))
         pictures = list(catalog.living_pictures(session))
-    for name in index.collections(stores.vectors):
+    for name in qdrant.collections(stores.vectors):
         points, _ = stores.vectors.scroll(name, limit=100_000, with_vectors=True)
         found[name] = len(points), _digest_of([repr((p.id, p.payload, _exact(p.vector))) for p in points])
-    active = index.active(stores.vectors)
+    active = qdrant.active(stores.vectors)
     found["active"] = active and active.name
     found["pictures"] = [
         hashlib.sha256(stores.blobs.get(sha256)).hexdigest() for sha256 in pictures if stores.blobs

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from sqlalchemy import URL, make_url
 
-from storage.embedded.account import choose_account
-from storage.embedded.data_folder import create
-from storage.embedded.place import PORT, Place, make_server_folder, make_sockets, remove_sockets
-from storage.embedded.postgres import find_binaries
+from storage.embedded.postgres.account import choose_account
+from storage.embedded.postgres.data_folder import create
+from storage.embedded.postgres.location import PORT, Place, make_server_folder, make_sockets, remove_sockets
+from storage.embedded.postgres.server import find_binaries
 from tests.processes import a_free_port, is_gone, wait_until
 from tests.tools import tool
 

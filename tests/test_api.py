@@ -19,7 +19,7 @@ from flows.api.limits import Rates
 from flows.backend import Backend
 from flows.observe import Observer
 from flows.settings import Qdrant
-from storage import keys
+from storage.postgres import api_keys
 from storage.records import item_id
 from tests.apis import a_caller, a_key, sent, taken_in, with_limits, with_settings
 from tests.builders import png
@@ -83,7 +83,7 @@ def test_every_operation_asks_for_a_key_and_says_how_it_wants_it(backend: Backen
 
 
 @pytest.mark.parametrize("scope", ["read", "write"])
-def test_an_operation_of_another_scope_is_refused(backend: Backend, scope: keys.Scope):
+def test_an_operation_of_another_scope_is_refused(backend: Backend, scope: api_keys.Scope):
     asked = operations(backend)
     with a_caller(backend, scope) as client:
         answers = {name: client.request(*asked[name]) for name in NEEDS}
@@ -100,7 +100,7 @@ def test_a_key_that_is_wrong_revoked_or_expired_opens_nothing(backend: Backend):
     with a_caller(backend) as client:
         assert client.get("status", headers=known).status_code == 200
         with backend.sessions() as sessions, sessions.begin() as session:
-            keys.revoke(session, "old")
+            api_keys.revoke(session, "old")
         expired = a_key(backend, "read", name="expired")
         with backend.sessions() as sessions, sessions.begin() as session:
             session.execute(text("update keys set expires = now() where name = 'expired'"))
@@ -118,7 +118,7 @@ def test_of_a_key_only_its_hash_is_kept_and_its_use_is_noted(backend: Backend):
     key = header["Authorization"].removeprefix("Bearer ")
     with backend.sessions() as sessions, sessions() as session:
         [row] = session.execute(text("select * from keys")).mappings()
-        [known] = keys.every(session)
+        [known] = api_keys.every(session)
     assert key not in str(dict(row))
     assert known.used is not None
 

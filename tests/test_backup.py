@@ -15,9 +15,10 @@ from flows.intake import Request, ingest_source
 from flows.reconcile import reconcile
 from flows.restore import Restored, restore
 from flows.settings import Settings
-from storage import dump, index, keys, requests
-from storage.dump import NotEmpty
-from storage.locks import Busy, source_lock
+from storage import qdrant
+from storage.postgres import api_keys, dump, request_queue
+from storage.postgres.dump import NotEmpty
+from storage.postgres.locks import Busy, source_lock
 from tests.builders import a_folder, png
 
 FILES = {"red.png": png("red"), "red.txt": 'red, with "quotes", a\ttab and a \\N', "blue.png": png("blue")}
@@ -49,14 +50,14 @@ def rows(stores: Stores, table: str) -> list[str]:
 def a_request_that_waits(deps: Deps) -> None:
     """Somebody with a key has sent something, and it has not had its turn."""
     with deps.sessions.begin() as session:
-        _, key = keys.create(session, "shop", ["read", "write"])
-        requests.accept(
+        _, key = api_keys.create(session, "shop", ["read", "write"])
+        request_queue.accept(
             session, key.id, "ingest", source="s", body=b'{"\\n": 1}', fingerprint="f", idempotency_key="i"
         )
 
 
 def points(client: QdrantClient) -> list:
-    found, _ = client.scroll(index.ALIAS, limit=100, with_vectors=True)
+    found, _ = client.scroll(qdrant.ALIAS, limit=100, with_vectors=True)
     return [(point.id, point.payload, point.vector) for point in found]
 
 

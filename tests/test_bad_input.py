@@ -13,8 +13,9 @@ from flows.deps import Deps
 from flows.intake import Request, ingest_source
 from flows.report import IngestReport
 from flows.settings import Settings
-from storage import catalog, index, runs
-from storage.runs import Reject
+from storage import qdrant
+from storage.postgres import catalog, runs
+from storage.postgres.runs import Reject
 from tests.builders import a_folder, png
 
 GOOD = {f"good{n}.png": png("red", (16, 16 + n)) for n in range(3)}
@@ -32,7 +33,7 @@ def open_rejects(deps: Deps) -> dict[str, Reject]:
 
 def searchable(deps: Deps) -> set[str]:
     with deps.sessions() as session:
-        collection = index.collection_name(deps.encoder.fingerprint)
+        collection = qdrant.collection_name(deps.encoder.fingerprint)
         return {one.key for one in catalog.kept(session, collection) if one.mark}
 
 

@@ -24,7 +24,8 @@ from flows.search import Query, gallery_page, search
 from flows.settings import Settings
 from flows.testsets import Question, chosen_set
 from flows.training import Order, train_candidate
-from storage import duplicates, index, runs
+from storage import qdrant
+from storage.postgres import perceptual_hashes, runs
 from tests import bombs
 from tests.builders import a_folder, png
 from tests.test_bombs import OWN_MIB
@@ -116,7 +117,7 @@ def test_a_reindex_leaves_stored_bombs_behind_or_says_which_they_are(
 
     assert len(switched.missing) == bad
     assert not any("gone" in why for why in switched.missing)
-    assert index.count(deps.vectors, switched.collection) == 15 - bad
+    assert qdrant.count(deps.vectors, switched.collection) == 15 - bad
     assert is_bounded(most)
 
 
@@ -153,7 +154,7 @@ def test_a_training_passes_batches_by_that_hold_nothing_but_bombs(
     bomb = bombs.images()["claim.bmp"]
     known = planted(deps, [bomb + bytes([number]) for number in range(40)])
     with deps.sessions.begin() as session:
-        duplicates.save_hashes(session, {sha256: int(sha256[:16], 16) for sha256 in known})
+        perceptual_hashes.save_hashes(session, {sha256: int(sha256[:16], 16) for sha256 in known})
 
     candidate = train_candidate(deps, learning, Order(options_of("lora", epochs=1, batch_size=2)))
 

@@ -12,8 +12,8 @@ from flows.cli import main
 from flows.deps import open_deps
 from flows.intake import Request, ingest_source
 from flows.settings import load_settings
-from storage import index
-from storage.embedded.qdrant.access import find
+from storage import qdrant
+from storage.embedded.qdrant.process.discovery import find
 from tests.builders import a_folder, encoded, noise, png
 from tests.conftest import emptied
 from tests.processes import environment_of
@@ -109,8 +109,8 @@ def test_a_delete_of_nothing_in_particular_is_wrong_usage():
 
 class TestReconcile:
     def lose_points(self, client: QdrantClient, many: int) -> None:
-        points, _ = client.scroll(index.ALIAS, limit=many)
-        client.delete(index.active(client).name, [point.id for point in points], wait=True)
+        points, _ = client.scroll(qdrant.ALIAS, limit=many)
+        client.delete(qdrant.active(client).name, [point.id for point in points], wait=True)
 
     @pytest.mark.usefixtures("shop")
     def test_stores_that_agree_exit_with_0(self):

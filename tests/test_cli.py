@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Engine
 
 from flows.cli import main
-from storage.embedded.place import Place
-from storage.embedded.postgres import postgres_runs, stop_postgres
-from storage.embedded.qdrant.client import find_index
+from storage.embedded.postgres.location import Place
+from storage.embedded.postgres.server import postgres_runs, stop_postgres
+from storage.embedded.qdrant.process.client import find_index
 from tests import forks
 from tests.builders import a_folder, png
 from tests.processes import HomeAt

@@ -19,8 +19,8 @@ from flows.intake import Request, ingest_source
 from flows.reconcile import reconcile
 from flows.search import Query, search
 from flows.settings import Settings
-from storage.locks import Busy, lone_lock, source_lock
-from storage.runs import RunClosed
+from storage.postgres.locks import Busy, lone_lock, source_lock
+from storage.postgres.runs import RunClosed
 from tests.builders import a_folder, a_manifest, png
 from tests.fakes import ColourEncoder
 

@@ -22,8 +22,8 @@ from storage.data_directory import (
     require_trusted,
     restrict,
 )
-from storage.embedded.postgres import postgres_url
-from storage.embedded.qdrant.client import start
+from storage.embedded.postgres.server import postgres_url
+from storage.embedded.qdrant.process.client import start
 from tests.builders import a_folder
 from tests.other_user import (
     STRANGER,

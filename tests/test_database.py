@@ -7,8 +7,8 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from flows.retries import is_transient
-from storage.database import address_of, open_engine
-from storage.locks import Busy, source_lock
+from storage.postgres.engine import address_of, open_engine
+from storage.postgres.locks import Busy, source_lock
 from tests.faults.proxy import Proxy, a_proxy, to_postgres
 
 LIMIT_S = 0.4

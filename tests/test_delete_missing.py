@@ -21,9 +21,9 @@ from flows.missing import DeleteLimit, Missing, Reading, judge
 from flows.report import IngestReport, as_markdown
 from flows.retry import Retry, retry_rejects
 from flows.settings import Settings, load_settings
-from storage import runs
+from storage.postgres import runs
 from storage.records import Rejected
-from storage.source import BadSource, count_rows, find_row, read_source
+from storage.sources import BadSource, count_rows, find_row, read_source
 from tests import forks
 from tests.builders import a_folder, a_manifest, a_record, png
 

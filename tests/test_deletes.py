@@ -11,9 +11,10 @@ from flows.deletes import NoSuchItem, count_selected, delete_items
 from flows.deps import Deps
 from flows.intake import Request, ingest_source
 from flows.settings import Settings
-from storage import index, runs
-from storage.catalog import Selection
-from storage.locks import Busy, source_lock
+from storage import qdrant
+from storage.postgres import runs
+from storage.postgres.catalog import Selection
+from storage.postgres.locks import Busy, source_lock
 from storage.records import item_id
 from tests.builders import a_folder, a_manifest, png
 
@@ -29,7 +30,7 @@ def delete(
 
 
 def points(deps: Deps) -> set[str]:
-    held, _ = deps.vectors.scroll(index.ALIAS, limit=1000)
+    held, _ = deps.vectors.scroll(qdrant.ALIAS, limit=1000)
     return {point.payload["key"] for point in held if point.payload}
 
 
@@ -64,7 +65,7 @@ def test_what_is_deleted_is_gone_from_both_stores_and_the_receipt_says_where_it_
     receipt = delete(deps, tmp_path, "a.png", "c.png")
 
     document = json.loads(receipt.path.read_text())
-    collection = index.collection_name(deps.encoder.fingerprint)
+    collection = qdrant.collection_name(deps.encoder.fingerprint)
     assert points(deps) == living(deps) == {"b.png"}
     assert blobs(tmp_path) == 1
     assert document["totals"] == {
@@ -97,14 +98,14 @@ def test_nothing_of_the_content_stays_in_the_tombstone(deps: Deps, tmp_path: Pat
 
 @pytest.mark.usefixtures("shop")
 def test_points_in_every_collection_go(deps: Deps, tmp_path: Path):
-    old = index.create(deps.vectors, model="old", fingerprint="old", dim=3, filter_fields={})
-    held, _ = deps.vectors.scroll(index.ALIAS, limit=10, with_vectors=True)
+    old = qdrant.create(deps.vectors, model="old", fingerprint="old", dim=3, filter_fields={})
+    held, _ = deps.vectors.scroll(qdrant.ALIAS, limit=10, with_vectors=True)
     deps.vectors.upload_points(old, held, wait=True)
 
     receipt = delete(deps, tmp_path, "a.png")
 
     assert deps.vectors.count(old).count == 2
-    assert receipt.points == {old: 1, index.collection_name("colour1"): 1}
+    assert receipt.points == {old: 1, qdrant.collection_name("colour1"): 1}
 
 
 def test_a_deleted_key_that_comes_again_stays_deleted_until_it_is_revived(

@@ -6,8 +6,8 @@ from flows.console.record import searchable
 from flows.deps import Deps
 from flows.intake import Request, ingest_source
 from flows.settings import Settings
-from storage import catalog, duplicates, registry
-from storage.details import details
+from storage.postgres import catalog, model_registry, perceptual_hashes
+from storage.postgres.item_view import details
 from storage.records import Digest, item_id
 from tests.builders import a_folder, an_item, png
 
@@ -23,7 +23,7 @@ def shop(deps: Deps, settings: Settings, tmp_path) -> Deps:
 
 def told(deps: Deps, id: UUID) -> str:
     with deps.sessions() as session:
-        collection = registry.active_collection(session)
+        collection = model_registry.active_collection(session)
         found = details(session, id, collection)
     return searchable(found, collection)
 
@@ -57,8 +57,8 @@ def test_of_a_record_that_never_was_there_is_nothing(shop: Deps):
 
 def copies(deps: Deps, sha256: str, hashes: dict[str, int]) -> list[str] | None:
     with deps.sessions.begin() as session:
-        duplicates.save_hashes(session, hashes)
-        found = duplicates.near(session, sha256, bits=4, least_bits=3, limit=10)
+        perceptual_hashes.save_hashes(session, hashes)
+        found = perceptual_hashes.near(session, sha256, bits=4, least_bits=3, limit=10)
     return None if found is None else [one.key for one in found]
 
 
@@ -79,5 +79,5 @@ def test_a_picture_without_detail_looks_like_none_and_far_ones_are_no_copies(sho
 
     assert copies(shop, red, {red: 1 << 63, green: 1 << 63 | 1}) == ["copy.png", "red.png"]
     with shop.sessions.begin() as session:
-        session.execute(duplicates.PerceptualHashRow.__table__.delete())
+        session.execute(perceptual_hashes.PerceptualHashRow.__table__.delete())
     assert copies(shop, red, {red: 0xFF00, green: 0xFF1F}) == ["copy.png", "red.png"]

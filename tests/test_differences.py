@@ -5,7 +5,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.differences import Difference, Held, Kept, compare, judge, order
+from storage.consistency.differences import Difference, Held, Kept, compare, judge, order
 from storage.records import Digest
 
 ids = st.integers(0, 7).map(lambda number: UUID(int=number << 124 | number))

@@ -16,7 +16,8 @@ from flows.deps import Deps
 from flows.duplicates import Groups, look_alikes, same_bytes
 from flows.intake import Request, ingest_source
 from flows.settings import Settings
-from storage import duplicates, index
+from storage import qdrant
+from storage.postgres import perceptual_hashes
 from tests.builders import a_folder, png
 
 
@@ -46,21 +47,21 @@ def test_the_same_bytes_under_several_keys_are_embedded_and_kept_once(
     report = ingest_source(deps, settings, Request(folder))
 
     with deps.sessions() as session:
-        assert duplicates.count_copies(session) == (1, 6)
+        assert perceptual_hashes.count_copies(session) == (1, 6)
     assert deps.encoder.seen_images == 2
     assert (report.embedded, report.reused) == (7, 5)
-    assert deps.vectors.count(index.ALIAS).count == 7
+    assert deps.vectors.count(qdrant.ALIAS).count == 7
     assert sum(path.is_file() for path in (tmp_path / "blobs").rglob("*")) == 2
 
 
 def test_a_new_caption_does_not_embed_its_picture_again(deps: Deps, settings: Settings, tmp_path: Path):
     folder = a_folder(tmp_path / "shop", {"a.png": png("red"), "a.txt": "red"})
     ingest(deps, settings, folder)
-    before = dict(index.image_vectors(deps.vectors, index.ALIAS))
+    before = dict(qdrant.image_vectors(deps.vectors, qdrant.ALIAS))
 
     ingest(deps, settings, a_folder(folder, {"a.txt": "blue"}))
 
-    [(id, vector)] = index.image_vectors(deps.vectors, index.ALIAS)
+    [(id, vector)] = qdrant.image_vectors(deps.vectors, qdrant.ALIAS)
     assert deps.encoder.seen_images == 1
     assert np.allclose(vector, before[id], atol=1e-6)
 
@@ -68,8 +69,8 @@ def test_a_new_caption_does_not_embed_its_picture_again(deps: Deps, settings: Se
 def test_a_vector_of_other_bytes_is_never_taken_over(deps: Deps, settings: Settings, tmp_path: Path):
     folder = a_folder(tmp_path / "shop", {"a.png": png("red")})
     ingest(deps, settings, folder)
-    [(id, _)] = index.image_vectors(deps.vectors, index.ALIAS)
-    deps.vectors.set_payload(index.ALIAS, {"content_hash": "of something else"}, [str(id)])
+    [(id, _)] = qdrant.image_vectors(deps.vectors, qdrant.ALIAS)
+    deps.vectors.set_payload(qdrant.ALIAS, {"content_hash": "of something else"}, [str(id)])
 
     ingest(deps, settings, a_folder(folder, {"b.png": png("red")}))
 

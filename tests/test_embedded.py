@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, NullPool, create_engine, text
 
-from storage.embedded.account import PostgresUnavailable
-from storage.embedded.data_folder import OtherPostgresVersion
-from storage.embedded.place import Place
-from storage.embedded.postgres import postgres_url, stop_postgres
+from storage.embedded.postgres.account import PostgresUnavailable
+from storage.embedded.postgres.data_folder import OtherPostgresVersion
+from storage.embedded.postgres.location import Place
+from storage.embedded.postgres.server import postgres_url, stop_postgres
 from tests.processes import HomeAt, is_gone
 
 REPOSITORY = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def server_pid(home: Path) -> int:
 def test_a_server_outlives_its_starter_and_other_processes_share_it(home: Path):
     code = """if True:
         import sys, pathlib, psycopg
-        from storage.embedded.postgres import postgres_url
+        from storage.embedded.postgres.server import postgres_url
         url = postgres_url(pathlib.Path(sys.argv[1])).replace("+psycopg", "")
         with psycopg.connect(url) as connection:
             connection.execute("create table kept as select 7 as value")
@@ -108,7 +108,10 @@ def test_a_server_whose_socket_is_gone_is_replaced_and_keeps_its_rows(home: Path
 
 
 def test_a_first_use_that_was_killed_halfway_is_done_again(home: Path):
-    code = "import sys, pathlib, storage.embedded.postgres as p; p.postgres_url(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import sys, pathlib, storage.embedded.postgres.server as server\n"
+        "server.postgres_url(pathlib.Path(sys.argv[1]))"
+    )
 
     with another_process(code, home) as starter:
         while not (unfinished := home / "postgres/data.new/global").exists() and starter.poll() is None:
@@ -124,7 +127,7 @@ def test_a_first_use_that_was_killed_halfway_is_done_again(home: Path):
 def test_processes_that_start_at_once_get_one_server(home: Path):
     code = """if True:
         import sys, pathlib, psycopg
-        from storage.embedded.postgres import postgres_url
+        from storage.embedded.postgres.server import postgres_url
         url = postgres_url(pathlib.Path(sys.argv[1])).replace("+psycopg", "")
         with psycopg.connect(url) as connection:
             print(connection.execute("select pg_postmaster_start_time()").fetchone())

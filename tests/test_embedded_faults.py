@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from storage.embedded.qdrant import journal
-from storage.embedded.qdrant.client import IndexUnavailable, find_index, index_client, start, stop
-from storage.embedded.qdrant.depth import MAX_LEVELS, require_shallow
-from storage.embedded.qdrant.refusals import Refused
+from storage.embedded.qdrant.engine import write_ahead_log
+from storage.embedded.qdrant.process.client import IndexUnavailable, find_index, index_client, start, stop
+from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.json_depth import MAX_LEVELS, require_shallow
 from tests.embedded_points import value_is
 from tests.test_embedded_life import kill
 
@@ -354,7 +354,7 @@ def test_a_log_that_cannot_be_replayed_costs_only_what_comes_after_its_bad_recor
     shard = written_by_an_older_release(
         home, f"shard.update(Op.upsert_points([point(4, {{'before': 1}})])); {code}"
     )
-    number = journal.records(shard / "wal")[-1].number
+    number = write_ahead_log.records(shard / "wal")[-1].number
 
     if record == "abort":
         with pytest.raises(Exception, match=r"disconnected|reset"):
@@ -406,7 +406,7 @@ def test_damage_to_a_record_is_told_and_what_comes_before_it_stays(
         client.upsert(NAME, [a_point(id)])
     kill(home)
     [shard] = (home / "qdrant" / "shards").iterdir()
-    damaged = journal.records(shard / "wal")[2]
+    damaged = write_ahead_log.records(shard / "wal")[2]
     at = (damaged.start if place > 0 else damaged.end) + place
     content = bytearray(damaged.file.read_bytes())
     content[at] ^= 0xFF
@@ -429,7 +429,7 @@ def test_a_record_that_a_kill_left_unfinished_is_no_damage(client: QdrantClient,
     client.upsert(NAME, [a_point(4, text="x" * 1000)])
     kill(home)
     [shard] = (home / "qdrant" / "shards").iterdir()
-    last = journal.records(shard / "wal")[-1]
+    last = write_ahead_log.records(shard / "wal")[-1]
     content = bytearray(last.file.read_bytes())
     content[last.end - 500 : last.end] = bytes(500)
     last.file.write_bytes(content)
@@ -443,7 +443,7 @@ def test_a_record_that_a_kill_left_unfinished_is_no_damage(client: QdrantClient,
 
 @given(record=st.binary(min_size=8, max_size=300), seed=st.integers(0, 2**32 - 1))
 def test_a_checksum_is_the_one_that_is_made_bit_by_bit(record: bytes, seed: int):
-    assert journal.checksum(record, seed) == bit_by_bit(record, seed)
+    assert write_ahead_log.checksum(record, seed) == bit_by_bit(record, seed)
 
 
 def bit_by_bit(record: bytes, before: int) -> int:
@@ -470,7 +470,7 @@ def test_a_segment_that_cannot_be_read_stops_its_collection_and_no_other(client:
     assert client.count("other").count == 3
     assert find_index(home).points == 3
     assert segment.read_bytes() == b""
-    assert journal.records(broken / "wal")
+    assert write_ahead_log.records(broken / "wal")
     assert not (home / "qdrant" / "aside").exists()
     assert client.delete_collection(NAME)
     make(client)
@@ -534,8 +534,8 @@ def test_a_panic_of_the_engine_leaves_the_collection_in_use(home: Path):
         import pathlib, sys
         import qdrant_edge as edge
         from qdrant_client import models
-        from storage.embedded.qdrant.engine import EnginePanic
-        from storage.embedded.qdrant.store import Store
+        from storage.embedded.qdrant.engine.bindings import EnginePanic
+        from storage.embedded.qdrant.engine.store import Store
         store = Store(pathlib.Path(sys.argv[1]))
         config = {"a": models.VectorParams(size=2, distance="Dot")}
         store.create("c", models.CreateCollection(vectors=config))

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import models
 
-from storage.embedded.qdrant.depth import MAX_LEVELS
-from storage.embedded.qdrant.filters import OUTER_LEVEL, to_filter
-from storage.embedded.qdrant.reads import count, scroll
-from storage.embedded.qdrant.refusals import Refused
+from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.filters import OUTER_LEVEL, to_filter
+from storage.embedded.qdrant.protocol.json_depth import MAX_LEVELS
+from storage.embedded.qdrant.protocol.reads import count, scroll
 from tests.embedded_points import POINTS, SECOND, SOME, Both, Id, field_is, ids, opened, value_is
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from storage.embedded.qdrant.client import start
+from storage.embedded.qdrant.process.client import start
 from tests.test_embedded_life import kill
 
 NAMES = ["one", "two", "three"]

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from qdrant_client import models
 
-from storage.embedded.qdrant import graphs, reads, writes
-from storage.embedded.qdrant.access import find
-from storage.embedded.qdrant.client import index_client
-from storage.embedded.qdrant.collection import Collection
-from storage.embedded.qdrant.graphs import BuildFailed, Graphs, Outdated, build, is_due
-from storage.embedded.qdrant.query import query_points
-from storage.embedded.qdrant.store import Store
-from storage.embedded.qdrant.target import Target
+from storage.embedded.qdrant.engine import graphs
+from storage.embedded.qdrant.engine.collection import Collection
+from storage.embedded.qdrant.engine.graphs import BuildFailed, Graphs, Outdated, build, is_due
+from storage.embedded.qdrant.engine.store import Store
+from storage.embedded.qdrant.engine.target import Target
+from storage.embedded.qdrant.process.client import index_client
+from storage.embedded.qdrant.process.discovery import find
+from storage.embedded.qdrant.protocol import reads, writes
+from storage.embedded.qdrant.protocol.query import query_points
 from tests.embedded_points import INDEXES, POINTS, SPACES, V, some_points, value_is
 from tests.processes import wait_until
 

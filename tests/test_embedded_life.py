@@ -19,8 +19,8 @@ import pytest
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException
 
-from storage.embedded.qdrant.access import Access, access_file, find
-from storage.embedded.qdrant.client import IndexUnavailable, find_index, index_client, start, stop
+from storage.embedded.qdrant.process.client import IndexUnavailable, find_index, index_client, start, stop
+from storage.embedded.qdrant.process.discovery import Access, access_file, find
 from tests.bench.stress import ROLES, stress
 from tests.processes import PATIENCE_S, HomeAt, is_gone, wait_until
 
@@ -70,7 +70,7 @@ def kill(home: Path) -> Access:
 def test_the_owner_outlives_its_starter_and_is_found_by_other_processes(home: Path):
     code = """if True:
         import sys, pathlib
-        from storage.embedded.qdrant.client import index_client
+        from storage.embedded.qdrant.process.client import index_client
         with index_client(pathlib.Path(sys.argv[1]), timeout_s=30) as client:
             client.create_collection("by another", vectors_config={"size": 2, "distance": "Dot"})
     """
@@ -86,7 +86,7 @@ def test_the_owner_outlives_its_starter_and_is_found_by_other_processes(home: Pa
 def test_those_who_start_at_once_get_one_owner(home: Path):
     code = """if True:
         import sys, pathlib
-        from storage.embedded.qdrant.client import start
+        from storage.embedded.qdrant.process.client import start
         print(start(pathlib.Path(sys.argv[1])).pid)
     """
     argv = [sys.executable, "-c", code, str(home)]
@@ -171,7 +171,7 @@ def test_an_ordinary_user_can_run_it():
     os.chown(home, NOBODY, NOBODY)
     code = """if True:
         import sys, pathlib
-        from storage.embedded.qdrant.client import index_client, stop
+        from storage.embedded.qdrant.process.client import index_client, stop
         home = pathlib.Path(sys.argv[1])
         with index_client(home, timeout_s=30) as client:
             print(client.get_collections().collections, (home / "qdrant.json").stat().st_uid)
@@ -251,7 +251,7 @@ def test_it_ends_when_its_home_is_gone(home: Path):
 def test_it_ends_when_nobody_asks_anything(home: Path):
     code = """if True:
         import sys, pathlib
-        from storage.embedded.qdrant.owner import own
+        from storage.embedded.qdrant.process.owner import own
         own(pathlib.Path(sys.argv[1]), idle_s=1.5)
     """
     with subprocess.Popen([sys.executable, "-c", code, str(home)], cwd=REPOSITORY) as process:

@@ -8,12 +8,12 @@ import pytest
 import qdrant_edge as edge
 from qdrant_client import QdrantClient, models
 
-from storage.embedded.qdrant.answers import MAX_RESULTS
-from storage.embedded.qdrant.query import query_points
-from storage.embedded.qdrant.refusals import NotFound, NotSupported, Refused, TooLarge
-from storage.embedded.qdrant.spaces import Spaces
-from storage.embedded.qdrant.target import Target
-from storage.embedded.qdrant.vectors import to_engine
+from storage.embedded.qdrant.engine.target import Target
+from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported, Refused, TooLarge
+from storage.embedded.qdrant.protocol.named_vectors import Spaces
+from storage.embedded.qdrant.protocol.query import query_points
+from storage.embedded.qdrant.protocol.responses import MAX_RESULTS
+from storage.embedded.qdrant.protocol.vectors import to_engine
 from tests.conftest import SERVED
 from tests.embedded_points import (
     COLLECTIONS,

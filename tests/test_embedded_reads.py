@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import models
 
-from storage.embedded.qdrant import answers
-from storage.embedded.qdrant.answers import MAX_RESULTS
-from storage.embedded.qdrant.average import average
-from storage.embedded.qdrant.engine import EnginePanic, engine_errors
-from storage.embedded.qdrant.groups import query_groups
-from storage.embedded.qdrant.matrix import matrix_offsets, matrix_pairs
-from storage.embedded.qdrant.query import query_points
-from storage.embedded.qdrant.reads import count, facet, retrieve, scroll
-from storage.embedded.qdrant.refusals import NotFound, NotSupported, Refused, TooLarge
-from storage.embedded.qdrant.spaces import UNNAMED, Spaces
-from storage.embedded.qdrant.target import Target
-from storage.embedded.qdrant.vectors import point_id, to_engine
+from storage.embedded.qdrant.engine.bindings import EnginePanic, engine_errors
+from storage.embedded.qdrant.engine.target import Target
+from storage.embedded.qdrant.protocol import responses
+from storage.embedded.qdrant.protocol.average_vector import average
+from storage.embedded.qdrant.protocol.distance_matrix import matrix_offsets, matrix_pairs
+from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported, Refused, TooLarge
+from storage.embedded.qdrant.protocol.groups import query_groups
+from storage.embedded.qdrant.protocol.named_vectors import UNNAMED, Spaces
+from storage.embedded.qdrant.protocol.query import query_points
+from storage.embedded.qdrant.protocol.reads import count, facet, retrieve, scroll
+from storage.embedded.qdrant.protocol.responses import MAX_RESULTS
+from storage.embedded.qdrant.protocol.vectors import point_id, to_engine
 from tests.embedded_points import (
     DIM,
     FIRST,
@@ -462,7 +462,7 @@ def test_a_read_that_cannot_be_answered_is_refused_with_a_sentence(both: Both, n
 
 
 def test_vectors_that_would_hold_up_all_others_are_refused(both: Both, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(answers, "MAX_NUMBERS", 1000)
+    monkeypatch.setattr(responses, "MAX_NUMBERS", 1000)
 
     def page(target: Target, limit: int, with_vector: bool | list[str]) -> int:
         asked = models.ScrollRequest(limit=limit, with_vector=with_vector)

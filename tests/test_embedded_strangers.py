@@ -31,15 +31,15 @@ from starlette.requests import HTTPConnection
 from starlette.testclient import TestClient
 
 from storage.embedded import bounded_http
-from storage.embedded.account import PostgresUnavailable
-from storage.embedded.place import Place
-from storage.embedded.postgres import postgres_url, stop_postgres
-from storage.embedded.qdrant import client as qdrant_client
-from storage.embedded.qdrant import snapshots
-from storage.embedded.qdrant.access import Access, access_file, find
-from storage.embedded.qdrant.app import Served
-from storage.embedded.qdrant.client import IndexUnavailable, find_index, index_client, start, stop
-from storage.embedded.qdrant.connections import MOST_AT_ONCE, LoopbackProtocol
+from storage.embedded.postgres.account import PostgresUnavailable
+from storage.embedded.postgres.location import Place
+from storage.embedded.postgres.server import postgres_url, stop_postgres
+from storage.embedded.qdrant.engine import snapshots
+from storage.embedded.qdrant.process import client as qdrant_client
+from storage.embedded.qdrant.process.client import IndexUnavailable, find_index, index_client, start, stop
+from storage.embedded.qdrant.process.connections import MOST_AT_ONCE, LoopbackProtocol
+from storage.embedded.qdrant.process.discovery import Access, access_file, find
+from storage.embedded.qdrant.protocol.routes import Served
 from tests.processes import PATIENCE_S, HomeAt, is_gone, wait_until
 from tests.watching import MIB
 

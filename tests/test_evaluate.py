@@ -29,8 +29,9 @@ from flows.testsets import (
     of_manifest,
     of_records,
 )
-from storage import catalog, index, registry
-from storage.schema import EvaluationRow
+from storage import qdrant
+from storage.postgres import catalog, model_registry
+from storage.postgres.schema import EvaluationRow
 from tests.builders import a_folder, a_manifest, encoded, noise, png
 from tests.fakes import ColourEncoder
 
@@ -196,7 +197,7 @@ def test_a_model_without_a_collection_is_shown_the_pictures_and_one_with_it_is_n
     )
 
     assert [(one.model, one.collection) for one in result.models] == [
-        ("colour", index.collection_name("colour1")),
+        ("colour", qdrant.collection_name("colour1")),
         ("blind", None),
     ]
     assert [one.seen_images for one in loaded.values()] == [0, 3]
@@ -205,14 +206,14 @@ def test_a_model_without_a_collection_is_shown_the_pictures_and_one_with_it_is_n
 def test_a_collection_is_judged_by_its_name(deps: Deps, settings: Settings, tmp_path: Path):
     ingest(deps, settings, tmp_path, RED_GREEN_BLUE)
 
-    result = measured(deps, settings, everything(deps), [index.collection_name("colour1")])
+    result = measured(deps, settings, everything(deps), [qdrant.collection_name("colour1")])
 
     assert result.models[0].model == "colour"
-    with pytest.raises(index.ModelMismatch):
+    with pytest.raises(qdrant.ModelMismatch):
         evaluate(
             deps,
             settings,
-            [index.collection_name("colour1")],
+            [qdrant.collection_name("colour1")],
             everything(deps),
             load=lambda *_: ColourEncoder("colour", "another"),
         )
@@ -244,7 +245,7 @@ def test_what_is_held_out_is_what_no_model_or_its_parents_have_learned_from(
     first, second = Split(seed=0, held_out=0.5), Split(seed=1, held_out=0.5)
     for fingerprint, parent, split in (("parent", None, second), ("child", "parent", first)):
         with deps.sessions.begin() as session:
-            registry.save_model(
+            model_registry.save_model(
                 session,
                 fingerprint=fingerprint,
                 name=fingerprint,

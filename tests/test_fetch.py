@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from storage.records import Record, Rejected
 from storage.redaction import redacted
-from storage.source import fetch, read_source, web
-from storage.source.addresses import is_public, parse_address, require_public
+from storage.sources import fetch, http_fetch, read_source
+from storage.sources.addresses import is_public, parse_address, require_public
 from tests.test_source import LIMITS, PICTURE, Answers, a_manifest, a_tree, a_web_server, the_refusal
 
 
@@ -72,7 +72,9 @@ def test_a_resolver_does_not_decide_where_a_connection_goes(monkeypatch: pytest.
             {"hostname": "x", "host": "127.0.0.1", "port": port, "family": AF_INET, "proto": 0, "flags": 0}
         ]
 
-    monkeypatch.setattr(web._Judged, "resolve", resolve)  # as if a look-up had been judged by another answer
+    monkeypatch.setattr(
+        http_fetch._Judged, "resolve", resolve
+    )  # as if a look-up had been judged by another answer
     with a_web_server() as url:
         port = int(url.rpartition(":")[2])
         refusal = the_refusal(f"http://pictures.example:{port}/picture", from_strangers=True)
@@ -105,7 +107,9 @@ class Silent(MemoryFileSystem):  # type: ignore[misc]
 
 def test_a_store_that_never_answers_is_left_in_time(monkeypatch: pytest.MonkeyPatch):
     register_implementation("silent", Silent, clobber=True)
-    monkeypatch.setattr(import_module("storage.source.fetch"), "_store_reads", threading.BoundedSemaphore(2))
+    monkeypatch.setattr(
+        import_module("storage.sources.image_fetch"), "_store_reads", threading.BoundedSemaphore(2)
+    )
     Silent.over.clear()
     try:
         refusals = [the_refusal("silent://x/a.png", timeout_s=0.05) for _ in range(3)]

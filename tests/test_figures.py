@@ -17,10 +17,10 @@ from flows.intake import Request, ingest_source
 from flows.observe import Observer, look_at_catalog, observe
 from flows.settings import Qdrant, Settings
 from flows.testsets import Question, chosen_set
-from storage import figures
-from storage.catalog import Selection
-from storage.embedded.qdrant.access import find
-from storage.figures import Figures, RejectCount
+from storage.embedded.qdrant.process.discovery import find
+from storage.postgres import statistics
+from storage.postgres.catalog import Selection
+from storage.postgres.statistics import Figures, RejectCount
 from storage.records import item_id
 from tests.builders import a_folder, a_manifest, png
 from tests.processes import wait_until
@@ -36,7 +36,7 @@ def ingest(deps: Deps, settings: Settings, source: Path) -> str:
 
 def figures_of(deps: Deps, collection: str | None) -> Figures:
     with deps.sessions() as session:
-        return figures.figures(session, collection)
+        return statistics.figures(session, collection)
 
 
 def run_sql(deps: Deps, statement: str, **values: object) -> None:
@@ -85,7 +85,7 @@ def test_open_rejects_are_counted_by_source_and_reason(deps: Deps, settings: Set
     ingest(deps, lenient, a_manifest(tmp_path / "words.jsonl", [{"key": "a", "image": "lost.png"}]))
 
     with deps.sessions() as session:
-        counted = figures.rejects(session)
+        counted = statistics.rejects(session)
 
     assert counted == [
         RejectCount("shop", "not_a_picture", 2),
@@ -104,7 +104,7 @@ def test_each_day_has_what_its_ingests_did_and_how_good_searches_were(
     run_sql(deps, "update evaluations set at = :at", at=NOON - timedelta(days=1))
 
     with deps.sessions() as session:
-        before, yesterday, today = figures.days(session, NOON, 3)
+        before, yesterday, today = statistics.days(session, NOON, 3)
 
     assert (before.day, before.read, before.recall) == (date(2026, 3, 8), 0, None)
     assert (yesterday.read, yesterday.records_a_second, yesterday.recall) == (0, None, 1.0)

@@ -35,9 +35,9 @@ from flows.pairs import (
 from flows.settings import Settings
 from flows.sides import divide
 from flows.training import Order, train_candidate
-from storage import catalog, registry
-from storage.locks import Busy, flow_lock
-from storage.schema import RunRow
+from storage.postgres import catalog, model_registry
+from storage.postgres.locks import Busy, flow_lock
+from storage.postgres.schema import RunRow
 from tests import forks
 from tests.builders import a_folder, a_manifest, encoded
 from tests.tiny_clip import write_tiny_clip
@@ -332,7 +332,7 @@ def test_a_candidate_is_on_record_with_its_parent_and_how_it_was_made(stores: St
     candidate = train_candidate(stores, trainable, an_order("head"))
 
     with stores.sessions() as session:
-        model = registry.model_named(session, candidate.name)
+        model = model_registry.model_named(session, candidate.name)
         run = session.scalars(select(RunRow).where(RunRow.flow == "finetune")).one()
     assert model is not None
     assert (model.fingerprint, model.parent, model.state) == (

@@ -15,9 +15,9 @@ from PIL import Image
 from embedding.images import BadImage, decode_image
 from flows.rows import Fetched, Run, read_row
 from flows.settings import Limits
-from storage.index import Collection
+from storage.qdrant import Collection
 from storage.records import Record, Rejected
-from storage.source import BadSource, read_source
+from storage.sources import BadSource, read_source
 
 EXAMPLES = 150
 NOWHERE = Collection("items__test", "test", "test", dim=3)

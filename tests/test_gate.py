@@ -21,9 +21,10 @@ from flows.intake import Request, ingest_source
 from flows.rebuild import NotPromoted, Order, reindex
 from flows.settings import Gate, Settings
 from flows.testsets import NothingToEvaluate, of_held_out, of_records
-from storage import index, registry
-from storage.locks import Busy, flow_lock
-from storage.schema import PromotionRow, RunRow
+from storage import qdrant
+from storage.postgres import model_registry
+from storage.postgres.locks import Busy, flow_lock
+from storage.postgres.schema import PromotionRow, RunRow
 from tests.builders import a_folder, a_manifest, encoded, noise
 from tests.fakes import ColourEncoder
 
@@ -103,7 +104,7 @@ def shop(deps: Deps, settings: Settings, tmp_path: Path) -> Deps:
     for name, model in MODELS.items():
         if name != "active":
             with shop.sessions.begin() as session:
-                registry.save_model(
+                model_registry.save_model(
                     session,
                     fingerprint=model.fingerprint,
                     name=name,
@@ -243,7 +244,7 @@ def test_an_active_model_that_is_another_one_now_cannot_be_compared_with(shop: D
     changed = Memory("active", {})
     changed.fingerprint = "changed"
 
-    with pytest.raises(index.ModelMismatch):
+    with pytest.raises(qdrant.ModelMismatch):
         promote(shop, settings, "better", load=lambda _, name: changed if name == "active" else MODELS[name])
 
 

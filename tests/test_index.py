@@ -9,8 +9,8 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from embedding.encoder import unit_rows
-from storage import index, transfer
-from storage.index import AliasNotMoved, Point
+from storage import qdrant, transfer
+from storage.qdrant import AliasNotMoved, Point
 from storage.records import Digest, Item
 from tests.builders import an_item
 
@@ -26,9 +26,9 @@ def vectors(any_index: QdrantClient) -> QdrantClient:
 
 
 def a_collection(client: QdrantClient, points: list[Point], fingerprint: str = "f1") -> str:
-    name = index.create(client, model="colour", fingerprint=fingerprint, dim=3, filter_fields={})
-    index.upsert(client, index.describe(client, name), points)
-    index.activate(client, name)
+    name = qdrant.create(client, model="colour", fingerprint=fingerprint, dim=3, filter_fields={})
+    qdrant.upsert(client, qdrant.describe(client, name), points)
+    qdrant.activate(client, name)
     return name
 
 
@@ -36,30 +36,30 @@ def pictured(key: str, image: NDArray[np.float32], **metadata: object) -> Point:
     return Point(an_item(key, texts=(), sha256="0" * 64, metadata=metadata), DIGEST, image, NOTHING)
 
 
-def found(client: QdrantClient, query: NDArray[np.float32], using: index.Space = "image", **rest: object):
+def found(client: QdrantClient, query: NDArray[np.float32], using: qdrant.Space = "image", **rest: object):
     return [
-        hit.id for hit in index.search(client, index.active(client), query, using=using, limit=10, **rest)
+        hit.id for hit in qdrant.search(client, qdrant.active(client), query, using=using, limit=10, **rest)
     ]
 
 
 def test_the_collection_says_which_model_made_it(vectors: QdrantClient):
     name = a_collection(vectors, [pictured("a", X)])
 
-    assert index.active(vectors) == index.Collection(name, "colour", "f1", dim=3)
-    assert index.count(vectors, name) == 1
+    assert qdrant.active(vectors) == qdrant.Collection(name, "colour", "f1", dim=3)
+    assert qdrant.count(vectors, name) == 1
 
 
 def test_before_the_first_ingest_there_is_no_collection_and_the_error_says_what_to_run(vectors: QdrantClient):
-    assert index.active(vectors) is None
-    with pytest.raises(index.NoCollection, match="sightline ingest SOURCE"):
-        index.collection_of(vectors, "f1", "colour")
+    assert qdrant.active(vectors) is None
+    with pytest.raises(qdrant.NoCollection, match="sightline ingest SOURCE"):
+        qdrant.collection_of(vectors, "f1", "colour")
 
 
 def test_a_query_by_another_model_is_an_error_never_a_wrong_ranking(vectors: QdrantClient):
     a_collection(vectors, [pictured("a", X)])
 
-    with pytest.raises(index.ModelMismatch, match=r"'colour' \(f1\), not of 'clip' \(f2\)"):
-        index.collection_of(vectors, "f2", "clip")
+    with pytest.raises(qdrant.ModelMismatch, match=r"'colour' \(f1\), not of 'clip' \(f2\)"):
+        qdrant.collection_of(vectors, "f2", "clip")
 
 
 def test_the_closest_comes_first_and_equals_are_in_the_order_of_their_ids(vectors: QdrantClient):
@@ -74,7 +74,7 @@ def test_an_item_is_as_close_as_its_best_text_and_the_hit_says_which_that_is(vec
     item = an_item("a", texts=("x", "y", "z"))
     a_collection(vectors, [Point(item, DIGEST, None, np.stack([X, Y, Z]))])
 
-    [hit] = index.search(vectors, index.active(vectors), Z, using="text", limit=1)
+    [hit] = qdrant.search(vectors, qdrant.active(vectors), Z, using="text", limit=1)
 
     assert hit.score == pytest.approx(1)
     assert hit.best_text == 2
@@ -91,7 +91,7 @@ def test_an_item_without_a_picture_is_not_found_as_one(vectors: QdrantClient):
 def test_a_point_that_lost_its_text_is_no_longer_found_by_it(vectors: QdrantClient):
     name = a_collection(vectors, [Point(an_item("a", texts=("x",)), DIGEST, Y, X[None])])
 
-    index.upsert(vectors, index.describe(vectors, name), [pictured("a", Y)])
+    qdrant.upsert(vectors, qdrant.describe(vectors, name), [pictured("a", Y)])
 
     assert found(vectors, X, "text") == []
     assert found(vectors, Y, "image") == [an_item("a").id]
@@ -132,7 +132,7 @@ def test_a_new_payload_leaves_the_vectors_alone(vectors: QdrantClient):
     name = a_collection(vectors, [pictured("a", X, price=1)])
 
     item = an_item("a", texts=(), metadata={"price": 2})
-    index.overwrite_payloads(vectors, name, {item.id: (item, DIGEST)})
+    qdrant.overwrite_payloads(vectors, name, {item.id: (item, DIGEST)})
 
     assert found(vectors, X, where={"price": "2"}) == [an_item("a").id]
     assert found(vectors, X, where={"price": "1"}) == []
@@ -141,11 +141,11 @@ def test_a_new_payload_leaves_the_vectors_alone(vectors: QdrantClient):
 def test_a_delete_reaches_every_collection_of_ours_and_no_other(vectors: QdrantClient):
     old = a_collection(vectors, [pictured("a", X), pictured("b", Y)], "f1")
     new = a_collection(vectors, [pictured("a", X)], "f2")
-    dot = index.models.VectorParams(size=1, distance=index.models.Distance.DOT)
+    dot = qdrant.models.VectorParams(size=1, distance=qdrant.models.Distance.DOT)
     vectors.create_collection("theirs", vectors_config=dot)
-    vectors.upsert("theirs", [index.models.PointStruct(id=str(an_item("a").id), vector=[1.0])])
+    vectors.upsert("theirs", [qdrant.models.PointStruct(id=str(an_item("a").id), vector=[1.0])])
 
-    index.delete(vectors, [an_item("a").id])
+    qdrant.delete(vectors, [an_item("a").id])
 
     assert [vectors.count(name).count for name in (old, new, "theirs")] == [1, 0, 1]
 
@@ -155,7 +155,7 @@ def test_a_search_by_alias_sees_the_old_collection_until_the_switch(vectors: Qdr
     a_collection(vectors, [pictured("new", X)], "f2")
     assert found(vectors, X) == [an_item("new").id]
 
-    index.activate(vectors, old)
+    qdrant.activate(vectors, old)
 
     assert found(vectors, X) == [an_item("old").id]
 
@@ -164,7 +164,7 @@ def test_an_alias_stays_where_it_is_when_the_collection_it_should_lead_to_is_abs
     a_collection(vectors, [pictured("old", X)])
 
     with pytest.raises(AliasNotMoved, match="no collection items__f2"):
-        index.activate(vectors, "items__f2")
+        qdrant.activate(vectors, "items__f2")
 
     assert found(vectors, X) == [an_item("old").id]
 
@@ -186,7 +186,7 @@ class StepByStep:
     def update_collection_aliases(self, change_aliases_operations: Sequence[Any], **named: Any) -> bool:
         for step in change_aliases_operations:
             fault = None
-            if isinstance(step, models.CreateAliasOperation) and step.create_alias.alias_name == index.ALIAS:
+            if isinstance(step, models.CreateAliasOperation) and step.create_alias.alias_name == qdrant.ALIAS:
                 fault, self._fault = self._fault, None
             if fault == "lost":
                 gone = models.DeleteAlias(alias_name=step.create_alias.alias_name)
@@ -207,7 +207,7 @@ def a_server(fault: str | None = None) -> QdrantClient:
 def two_collections(client: QdrantClient) -> tuple[str, str]:
     """Make two collections, of which the first is searched."""
     old = a_collection(client, [pictured("old", X)], "f1")
-    new = index.create(client, model="colour", fingerprint="f2", dim=3, filter_fields={})
+    new = qdrant.create(client, model="colour", fingerprint="f2", dim=3, filter_fields={})
     return old, new
 
 
@@ -227,7 +227,7 @@ def test_searches_go_on_where_a_server_fails_in_the_middle_of_a_switch(
     server._client._fault = fault
 
     with pytest.raises(error, match=says):
-        index.activate(server, new)
+        qdrant.activate(server, new)
 
     assert found(server, X) == [an_item("old").id]
 
@@ -237,7 +237,7 @@ def test_searches_go_on_where_a_server_lacks_the_collection_of_a_switch():
     two_collections(server)
 
     with pytest.raises(AliasNotMoved):
-        index.activate(server, "items__f3")
+        qdrant.activate(server, "items__f3")
 
     assert found(server, X) == [an_item("old").id]
 
@@ -247,7 +247,7 @@ def test_copied_aliases_are_all_copied_or_all_as_before(fault: str | None):
     source, server = a_server(), a_server()
     for client in (source, server):
         old, new = two_collections(client)
-    index.set_aliases(source, {"ours": old, index.ALIAS: new})
+    qdrant.set_aliases(source, {"ours": old, qdrant.ALIAS: new})
     server._client._fault = fault
 
     if fault is None:
@@ -257,7 +257,7 @@ def test_copied_aliases_are_all_copied_or_all_as_before(fault: str | None):
             transfer.copy_aliases(source, server)
 
     aliases = {one.alias_name: one.collection_name for one in server.get_aliases().aliases}
-    assert aliases == ({index.ALIAS: old} if fault else {"ours": old, index.ALIAS: new})
+    assert aliases == ({qdrant.ALIAS: old} if fault else {"ours": old, qdrant.ALIAS: new})
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_copied_aliases_are_all_copied_or_all_as_before(fault: str | None):
     [
         (
             pictured("cat", np.ones(4, np.float32)),
-            index.DimensionMismatch,
+            qdrant.DimensionMismatch,
             "length 4, but the collection holds 3",
         ),
         (pictured("cat", np.array([np.nan, 0, 1], np.float32)), ValueError, "cat: a vector holds NaN"),
@@ -282,7 +282,7 @@ def test_a_bad_point_is_named_and_the_whole_batch_stays_out(
     name = a_collection(vectors, [])
 
     with pytest.raises(error, match=says):
-        index.upsert(vectors, index.describe(vectors, name), [pictured("good", X), point])
+        qdrant.upsert(vectors, qdrant.describe(vectors, name), [pictured("good", X), point])
 
     assert vectors.count(name).count == 0
 
@@ -292,7 +292,7 @@ def test_every_picture_vector_can_be_read_back_over_several_pages(vectors: Qdran
     points.append(Point(an_item("text only", texts=("x",)), DIGEST, None, Y[None]))
     name = a_collection(vectors, points)
 
-    read = dict(index.image_vectors(vectors, name))
+    read = dict(qdrant.image_vectors(vectors, name))
 
     assert read.keys() == {point.item.id for point in points[:-1]}
     assert all((row == X).all() for row in read.values())
@@ -317,12 +317,12 @@ def test_the_payload_holds_what_people_filter_on(vectors: QdrantClient):
 SIX = np.eye(6, dtype=np.float32)
 
 
-@pytest.mark.parametrize("quantization", get_args(index.Quantization))
+@pytest.mark.parametrize("quantization", get_args(qdrant.Quantization))
 @pytest.mark.parametrize("short_dim", [None, 3])
 def test_packed_and_shortened_vectors_find_candidates_and_whole_ones_give_the_scores(
-    served: QdrantClient, quantization: index.Quantization, short_dim: int | None
+    served: QdrantClient, quantization: qdrant.Quantization, short_dim: int | None
 ):
-    name = index.create(
+    name = qdrant.create(
         served,
         model="m",
         fingerprint="f",
@@ -331,27 +331,27 @@ def test_packed_and_shortened_vectors_find_candidates_and_whole_ones_give_the_sc
         quantization=quantization,
         short_dim=short_dim,
     )
-    index.activate(served, name)
-    collection = index.active(served)
-    assert collection == index.Collection(name, "m", "f", 6, quantization, short_dim)
+    qdrant.activate(served, name)
+    collection = qdrant.active(served)
+    assert collection == qdrant.Collection(name, "m", "f", 6, quantization, short_dim)
     rows = [unit_rows(SIX[:1] + share * SIX[4:5])[0] for share in (0.0, 0.2, 0.4, 0.8)]
     points = [
         Point(an_item(f"{n}", texts=["a"], sha256="0" * 64), DIGEST, row, row[None])
         for n, row in enumerate(rows)
     ]
-    index.upsert(served, collection, points)
+    qdrant.upsert(served, collection, points)
     query = unit_rows(SIX[:1] + 0.4 * SIX[4:5])[0]
 
     for using in ("image", "text"):
-        hits = index.search(served, collection, query, using=using, limit=1, oversampling=4)
+        hits = qdrant.search(served, collection, query, using=using, limit=1, oversampling=4)
         assert [hit.id for hit in hits] == [points[2].item.id]  # by their beginnings alone all four are equal
         assert hits[0].score == pytest.approx(1, abs=1e-6)
 
 
 def test_a_collection_can_be_packed_in_another_way_at_any_time(served: QdrantClient):
-    index.create(served, model="m", fingerprint="f", dim=3, filter_fields={})
-    name = index.collection_name("f")
+    qdrant.create(served, model="m", fingerprint="f", dim=3, filter_fields={})
+    name = qdrant.collection_name("f")
 
     for wanted in ("int8", "turbo", "product", "binary", "none", "none"):
-        index.quantize(served, index.describe(served, name), wanted)
-        assert index.describe(served, name).quantization == wanted
+        qdrant.quantize(served, qdrant.describe(served, name), wanted)
+        assert qdrant.describe(served, name).quantization == wanted

@@ -22,8 +22,8 @@ from pydantic import BaseModel
 from sqlalchemy import Engine, text
 
 from flows.settings import PREFIX, Settings, load_settings
-from storage.source import addresses
-from storage.source.addresses import Address
+from storage.sources import addresses
+from storage.sources.addresses import Address
 from tests.tools import tool
 
 ROOT = Path(__file__).parent.parent

@@ -18,8 +18,9 @@ from flows.pictures import Pictures
 from flows.report import IngestReport
 from flows.rows import Run, Sizes, read_batches
 from flows.settings import BadSettings, Limits, Qdrant, Settings
-from storage import catalog, index, runs
-from storage.locks import Busy, source_lock
+from storage import qdrant
+from storage.postgres import catalog, runs
+from storage.postgres.locks import Busy, source_lock
 from storage.records import Text, item_id
 from tests.builders import a_folder, a_manifest, a_record, png
 from tests.fakes import ColourEncoder
@@ -29,9 +30,9 @@ def ingest(deps: Deps, settings: Settings, location: Path, **asked: object) -> I
     return ingest_source(deps, settings, Request(location, **asked))
 
 
-def keys_found(deps: Deps, query: str, using: index.Space = "image") -> list[str]:
+def keys_found(deps: Deps, query: str, using: qdrant.Space = "image") -> list[str]:
     [vector] = deps.encoder.texts([query])
-    hits = index.search(deps.vectors, index.active(deps.vectors), vector, using=using, limit=100)
+    hits = qdrant.search(deps.vectors, qdrant.active(deps.vectors), vector, using=using, limit=100)
     with deps.sessions() as session:
         items = catalog.items_with_digests(session, [hit.id for hit in hits])
     return [items[hit.id][0].key for hit in hits]
@@ -48,7 +49,7 @@ def rows_of(deps: Deps, table: str) -> int:
 
 
 def points(deps: Deps) -> int:
-    return deps.vectors.count(index.ALIAS).count
+    return deps.vectors.count(qdrant.ALIAS).count
 
 
 def test_a_picture_is_found_by_a_text_that_describes_it(deps: Deps, settings: Settings, tmp_path: Path):
@@ -124,11 +125,11 @@ def test_changed_metadata_is_searchable_and_costs_no_model(deps: Deps, settings:
 
     [vector] = deps.encoder.texts(["red"])
     assert (report.updated, report.embedded, again.encoder.seen_texts) == (1, 0, [])
-    assert index.search(
-        deps.vectors, index.active(deps.vectors), vector, using="text", limit=1, where={"price": "2"}
+    assert qdrant.search(
+        deps.vectors, qdrant.active(deps.vectors), vector, using="text", limit=1, where={"price": "2"}
     )
-    assert not index.search(
-        deps.vectors, index.active(deps.vectors), vector, using="text", limit=1, where={"price": "3"}
+    assert not qdrant.search(
+        deps.vectors, qdrant.active(deps.vectors), vector, using="text", limit=1, where={"price": "3"}
     )
 
 
@@ -508,7 +509,7 @@ def test_a_delete_that_was_cut_short_is_finished_by_the_next_run(
     ingest(deps, settings, folder)
     (folder / "b.png").unlink()
     with monkeypatch.context() as crashing:
-        crashing.setattr(index, "delete", _crash)
+        crashing.setattr(qdrant, "delete", _crash)
         with pytest.raises(KeyboardInterrupt):
             ingest(deps, settings, folder, delete_missing=True)
     assert points(deps) == 2
@@ -536,7 +537,7 @@ def test_a_run_that_died_is_closed_by_the_next(deps: Deps, settings: Settings, t
 def test_a_lost_index_is_filled_again(deps: Deps, settings: Settings, tmp_path: Path):
     folder = a_folder(tmp_path / "shop", {"a.png": png("red"), "b.png": png("blue")})
     ingest(deps, settings, folder)
-    deps.vectors.delete_collection(index.collection_name(deps.encoder.fingerprint))
+    deps.vectors.delete_collection(qdrant.collection_name(deps.encoder.fingerprint))
 
     report = ingest(deps, settings, folder)
 
@@ -549,7 +550,7 @@ def test_another_model_is_refused_before_anything_is_written(deps: Deps, setting
     ingest(deps, settings, folder)
     other = replace(deps, encoder=ColourEncoder("clip", "clip1"))
 
-    with pytest.raises(index.ModelMismatch, match="sightline reindex --model clip"):
+    with pytest.raises(qdrant.ModelMismatch, match="sightline reindex --model clip"):
         ingest(other, settings, folder)
 
     assert points(deps) == 1
@@ -561,24 +562,24 @@ def test_a_collection_is_made_and_searched_as_the_settings_say(
     there = replace(deps, vectors=served)
     files: dict[str, bytes | str] = {f"{colour}.png": png(colour) for colour in ("red", "green", "blue")}
     folder = a_folder(tmp_path / "shop", files)
-    qdrant = Qdrant(quantization="int8", short_dim=2)
+    asked = Qdrant(quantization="int8", short_dim=2)
 
-    ingest(there, settings.model_copy(update={"qdrant": qdrant}), folder)
+    ingest(there, settings.model_copy(update={"qdrant": asked}), folder)
 
-    made = index.active(served)
+    made = qdrant.active(served)
     assert (made.quantization, made.short_dim) == ("int8", 2)
     assert keys_found(there, "green")[0] == "green.png"
-    later = qdrant.model_copy(update={"quantization": "binary"})
+    later = asked.model_copy(update={"quantization": "binary"})
     ingest(there, settings.model_copy(update={"qdrant": later}), folder)
-    assert index.active(served).quantization == "binary"
+    assert qdrant.active(served).quantization == "binary"
 
 
 def test_vectors_cannot_be_shortened_to_more_than_they_have(deps: Deps, settings: Settings, tmp_path: Path):
     folder = a_folder(tmp_path / "shop", {"a.png": png("red")})
-    qdrant = Qdrant(short_dim=deps.encoder.dim)
+    asked = Qdrant(short_dim=deps.encoder.dim)
 
     with pytest.raises(BadSettings, match=r"SIGHTLINE_QDRANT__SHORT_DIM.*set fewer"):
-        ingest(deps, settings.model_copy(update={"qdrant": qdrant}), folder)
+        ingest(deps, settings.model_copy(update={"qdrant": asked}), folder)
 
     assert not deps.vectors.get_collections().collections
 

@@ -19,8 +19,8 @@ from flows.cli.parts import PrefectUnavailable, run_under_prefect
 from flows.ending import Terminated, raising_on_sigterm
 from flows.intake import Request
 from flows.settings import Settings, has_prefect_settings, load_settings
-from storage.embedded.qdrant.client import find_index, index_client
-from storage.schema import RunRow
+from storage.embedded.qdrant.process.client import find_index, index_client
+from storage.postgres.schema import RunRow
 from tests.builders import a_folder, png
 from tests.tiny_clip import write_tiny_clip
 

@@ -11,8 +11,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from flows.cli import main
-from storage import keys
-from storage.keys import KeyExists, NoSuchKey, Scope
+from storage.postgres import api_keys
+from storage.postgres.api_keys import KeyExists, NoSuchKey, Scope
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def sightline(*arguments: str) -> Result:
 
 
 def test_a_key_is_found_by_itself_and_by_nothing_else(session: Session):
-    key, made = keys.create(session, "shop", ["write", "read", "read"])
-    keys.create(session, "other", ["read"])
+    key, made = api_keys.create(session, "shop", ["write", "read", "read"])
+    api_keys.create(session, "other", ["read"])
 
-    assert keys.find(session, key) == made
+    assert api_keys.find(session, key) == made
     assert made.scopes == ("read", "write")
     for wrong in (key[:-1], key + "a", key.upper(), "sl_", ""):
-        assert keys.find(session, wrong) is None
+        assert api_keys.find(session, wrong) is None
 
 
 @pytest.mark.parametrize(
@@ -41,50 +41,50 @@ def test_a_key_is_found_by_itself_and_by_nothing_else(session: Session):
     [(["read"], {"read"}), (["write"], {"write"}), (["admin"], {"read", "write", "admin"})],
 )
 def test_admin_may_everything_and_write_may_not_read(session: Session, scopes: list[Scope], may: set[str]):
-    _, made = keys.create(session, "shop", scopes)
+    _, made = api_keys.create(session, "shop", scopes)
 
     assert {scope for scope in ("read", "write", "admin") if made.may(scope)} == may
 
 
 def test_a_key_ends_when_it_is_revoked_or_its_time_is_over(session: Session):
-    revoked, _ = keys.create(session, "revoked", ["read"])
-    over, _ = keys.create(session, "over", ["read"], lasts=timedelta(0))
-    lasting, _ = keys.create(session, "lasting", ["read"], lasts=timedelta(days=1))
+    revoked, _ = api_keys.create(session, "revoked", ["read"])
+    over, _ = api_keys.create(session, "over", ["read"], lasts=timedelta(0))
+    lasting, _ = api_keys.create(session, "lasting", ["read"], lasts=timedelta(days=1))
 
-    keys.revoke(session, "revoked")
+    api_keys.revoke(session, "revoked")
 
-    assert keys.find(session, revoked) is None
-    assert keys.find(session, over) is None
-    assert keys.find(session, lasting) is not None
+    assert api_keys.find(session, revoked) is None
+    assert api_keys.find(session, over) is None
+    assert api_keys.find(session, lasting) is not None
 
 
 def test_a_name_is_free_again_once_its_key_is_revoked(session: Session):
-    keys.create(session, "shop", ["read"])
+    api_keys.create(session, "shop", ["read"])
     with pytest.raises(KeyExists, match="'shop' is in use"):
-        keys.create(session, "shop", ["read"])
+        api_keys.create(session, "shop", ["read"])
 
-    keys.revoke(session, "shop")
+    api_keys.revoke(session, "shop")
 
-    assert keys.create(session, "shop", ["write"])
-    assert [one.revoked is None for one in keys.every(session)] == [True, False]
-    keys.revoke(session, "shop")
+    assert api_keys.create(session, "shop", ["write"])
+    assert [one.revoked is None for one in api_keys.every(session)] == [True, False]
+    api_keys.revoke(session, "shop")
     with pytest.raises(NoSuchKey, match="no key named 'shop'"):
-        keys.revoke(session, "shop")
+        api_keys.revoke(session, "shop")
 
 
 def test_the_last_use_is_written_once_a_minute(session: Session):
-    key, _ = keys.create(session, "shop", ["read"])
-    keys.find(session, key)
+    key, _ = api_keys.create(session, "shop", ["read"])
+    api_keys.find(session, key)
     session.execute(text("update keys set used = now() - interval '30 seconds'"))
-    [before] = keys.every(session)
+    [before] = api_keys.every(session)
 
     session.expire_all()
-    keys.find(session, key)
-    [soon] = keys.every(session)
+    api_keys.find(session, key)
+    [soon] = api_keys.every(session)
     session.execute(text("update keys set used = now() - interval '2 minutes'"))
-    keys.find(session, key)
+    api_keys.find(session, key)
     session.expire_all()
-    [later] = keys.every(session)
+    [later] = api_keys.every(session)
 
     assert soon.used == before.used
     assert later.used is not None
@@ -110,7 +110,7 @@ def test_the_commands_make_list_and_revoke_keys(engine: Engine, monkeypatch: pyt
     table = sightline("keys", "list").stdout
 
     with Session(engine) as session:
-        assert keys.find(session, key) is not None
+        assert api_keys.find(session, key) is not None
     assert (again.exit_code, "is in use" in again.stderr) == (1, True)
     assert [(one["name"], one["scopes"]) for one in listed] == [("shop", ["read", "write"])]
     assert listed[0]["expires"] is not None
@@ -119,5 +119,5 @@ def test_the_commands_make_list_and_revoke_keys(engine: Engine, monkeypatch: pyt
     assert sightline("keys", "revoke", "shop").stdout == "shop is revoked.\n"
     assert "revoked" in sightline("keys", "list").stdout
     with Session(engine) as session:
-        assert keys.find(session, key) is None
+        assert api_keys.find(session, key) is None
     assert sightline("keys", "revoke", "shop").exit_code == 1

@@ -10,8 +10,8 @@ from flows.deps import Deps
 from flows.intake import Request, ingest_source
 from flows.lineage import Lineage, effort_of, tree
 from flows.settings import Settings
-from storage import figures, lives, registry, runs
-from storage.lives import Decided, Kept, Life
+from storage.postgres import model_history, model_registry, runs, statistics
+from storage.postgres.model_history import Decided, Kept, Life
 from tests.builders import a_folder, png
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -106,9 +106,9 @@ def test_what_a_change_takes_is_told_by_the_last_that_was_embedded(
 def test_of_each_model_and_data_set_the_last_evaluation_counts(deps: Deps):
     def put(model: str, dataset: str, value: float, part: str | None = None) -> None:
         with deps.sessions.begin() as session:
-            registry.save_model(session, fingerprint=model, name=model, dim=3)
+            model_registry.save_model(session, fingerprint=model, name=model, dim=3)
             session.flush()
-            registry.save_evaluation(
+            model_registry.save_evaluation(
                 session,
                 model=model,
                 collection=None,
@@ -128,7 +128,7 @@ def test_of_each_model_and_data_set_the_last_evaluation_counts(deps: Deps):
     put("a", "held-out", 0.4)
 
     with deps.sessions() as session:
-        found = figures.last_evaluations(session)
+        found = statistics.last_evaluations(session)
     assert [(one.dataset, one.model, one.value) for one in found] == [
         ("all", "a", 0.3),
         ("all", "b", 0.2),
@@ -148,10 +148,10 @@ def test_decisions_are_told_newest_first_and_in_pages(deps: Deps):
     }
     with deps.sessions.begin() as session:
         for name in ("old", "new"):
-            registry.save_model(session, fingerprint=name, name=f"the {name} one", dim=3)
+            model_registry.save_model(session, fingerprint=name, name=f"the {name} one", dim=3)
         session.flush()
         for promoted in (False, True):
-            registry.save_decision(
+            model_registry.save_decision(
                 session,
                 candidate="new",
                 active="old",
@@ -161,9 +161,9 @@ def test_decisions_are_told_newest_first_and_in_pages(deps: Deps):
             )
 
     with deps.sessions() as session:
-        [newest] = lives.decisions(session, 1)
-        [older] = lives.decisions(session, 5, before=newest.id)
-        [new, _] = lives.lives(session)
+        [newest] = model_history.decisions(session, 1)
+        [older] = model_history.decisions(session, 5, before=newest.id)
+        [new, _] = model_history.lives(session)
     assert (newest.candidate, newest.active, newest.promoted, newest.forced) == (
         "the new one",
         "the old one",

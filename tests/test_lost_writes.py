@@ -8,7 +8,7 @@ from flows.deps import Deps, open_stores
 from flows.intake import Request, ingest_source
 from flows.reconcile import reconcile, repair
 from flows.settings import Settings
-from storage import index
+from storage import qdrant
 from tests.builders import a_folder, png
 from tests.fakes import ColourEncoder
 from tests.test_embedded_life import kill
@@ -34,5 +34,5 @@ def test_writes_that_a_damaged_log_has_lost_are_named_and_repaired(home: Path, t
         [lost] = [one for one in found.examples if one.kind == "lost_writes"]
         assert "sightline reconcile --repair" in lost.id
         assert mended.after.work == 0
-        assert index.fault_of(deps.vectors, NAME) is None
-        assert index.count(deps.vectors, NAME) == 2
+        assert qdrant.fault_of(deps.vectors, NAME) is None
+        assert qdrant.count(deps.vectors, NAME) == 2

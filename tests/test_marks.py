@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from flows.api.asked import IngestRequest, SearchRequest
 from flows.search import BadText, Query, search
 from storage.records import Rejected
-from storage.source import read_source
-from storage.source.marks import MAX_MARKS, TooManyMarks, composed, has_many_marks
-from storage.source.validate import MAX_TEXT_CHARS, BadRow, checked_key, checked_texts
+from storage.sources import read_source
+from storage.sources.unicode_marks import MAX_MARKS, TooManyMarks, composed, has_many_marks
+from storage.sources.validation import MAX_TEXT_CHARS, BadRow, checked_key, checked_texts
 from tests.builders import a_folder, a_manifest, png
 
 PAIR = "\N{COMBINING ACUTE ACCENT}\N{COMBINING CEDILLA}"

@@ -4,8 +4,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from storage import migrate
-from storage.schema import Base
+from storage.postgres import migrate
+from storage.postgres.schema import Base
 
 
 def test_the_migrations_build_exactly_the_schema(engine: Engine):

@@ -23,9 +23,9 @@ from sqlalchemy.orm import Session
 from flows.intake import Request, RunRecord, rehearse
 from flows.missing import HANDFUL, USUAL_SHARE
 from flows.settings import Settings
-from storage import catalog
+from storage.postgres import catalog
 from storage.records import Digest, Item
-from storage.source import BadSource
+from storage.sources import BadSource
 from tests.test_delete_missing import unlistable
 
 SOURCE = "s"

@@ -16,11 +16,12 @@ from flows.intake import Request, ingest_source
 from flows.move import Moved, MoveFailed, NothingToMove, move, move_to_servers
 from flows.reconcile import reconcile
 from flows.settings import Qdrant, Settings
-from storage import dump, index, transfer
+from storage import qdrant, transfer
 from storage.blobs import Blobs
-from storage.catalog import Selection
-from storage.dump import NotEmpty
-from storage.locks import Busy, source_lock
+from storage.postgres import dump
+from storage.postgres.catalog import Selection
+from storage.postgres.dump import NotEmpty
+from storage.postgres.locks import Busy, source_lock
 from storage.transfer import AlreadyMoved
 from tests.builders import a_folder, png
 from tests.fakes import ColourEncoder
@@ -40,8 +41,8 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def here(own_home: Path) -> Settings:
     """A home with all that a home may have: words and pictures, a reject, filters, packed vectors."""
-    qdrant = Qdrant(quantization="int8", filter_fields={"kind": "keyword"})
-    return Settings(home=own_home, batch_size=4, decode_workers=0, retry_for_s=5, qdrant=qdrant)
+    chosen = Qdrant(quantization="int8", filter_fields={"kind": "keyword"})
+    return Settings(home=own_home, batch_size=4, decode_workers=0, retry_for_s=5, qdrant=chosen)
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def rows(stores: Stores, table: str) -> list[str]:
         return sorted(session.scalars(text(f"select t::text from {table} t where true")))
 
 
-def points(client: QdrantClient, name: str = index.ALIAS) -> dict[Any, tuple[Any, Any]]:
+def points(client: QdrantClient, name: str = qdrant.ALIAS) -> dict[Any, tuple[Any, Any]]:
     found, _ = client.scroll(name, limit=100, with_vectors=True)
     return {point.id: (point.payload, _rounded(point.vector)) for point in found}
 
@@ -103,12 +104,12 @@ def test_all_that_a_home_holds_is_in_the_servers_afterwards(source: Stores, targ
 
     moved: Moved = move(source, target, here)
 
-    collection = index.active(source.vectors)
+    collection = qdrant.active(source.vectors)
     assert moved.report.work == 0
     assert moved.report.items == moved.report.points == moved.rows["items"] == 5
     assert moved.points == {collection.name: 5}
     assert points(target.vectors) == points(source.vectors)
-    assert index.active(target.vectors).name == collection.name
+    assert qdrant.active(target.vectors).name == collection.name
     for name, were in held.items():
         if name != "runs":
             assert rows(target, name) == were
@@ -120,9 +121,9 @@ def test_all_that_a_home_holds_is_in_the_servers_afterwards(source: Stores, targ
 def test_a_collection_is_made_as_it_was(source: Stores, target: Stores, here: Settings):
     move(source, target, here)
 
-    there, here_is = (client.get_collection(index.ALIAS) for client in (target.vectors, source.vectors))
-    assert index.active(target.vectors) == index.active(source.vectors)
-    assert index.active(target.vectors).quantization == "int8"
+    there, here_is = (client.get_collection(qdrant.ALIAS) for client in (target.vectors, source.vectors))
+    assert qdrant.active(target.vectors) == qdrant.active(source.vectors)
+    assert qdrant.active(target.vectors).quantization == "int8"
     assert there.config.params.vectors == here_is.config.params.vectors
     assert there.payload_schema.keys() == {"source", "key", "metadata.kind"}
 
@@ -155,7 +156,7 @@ def test_a_move_that_was_interrupted_goes_on_when_it_is_run_again(
     source: Stores, target: Stores, here: Settings, step: str
 ):
     interrupted(source, target, here, step)
-    assert index.active(target.vectors) is None
+    assert qdrant.active(target.vectors) is None
 
     moved = move(source, target, here)
 
@@ -211,14 +212,14 @@ def test_a_collection_that_was_made_anew_meanwhile_is_made_anew_there(
     interrupted(source, target, here, "copy_rows")
     with source.sessions.begin() as session:
         session.execute(text("delete from marks"))
-    name = index.active(source.vectors).name
+    name = qdrant.active(source.vectors).name
     source.vectors.delete_collection(name)
-    index.create(source.vectors, model="colour", fingerprint="colour1", dim=3, filter_fields={}, short_dim=2)
-    index.activate(source.vectors, name)
+    qdrant.create(source.vectors, model="colour", fingerprint="colour1", dim=3, filter_fields={}, short_dim=2)
+    qdrant.activate(source.vectors, name)
 
     move(source, target, here)
 
-    assert index.active(target.vectors).short_dim == 2
+    assert qdrant.active(target.vectors).short_dim == 2
 
 
 def test_pictures_go_where_the_settings_keep_them(
@@ -295,7 +296,7 @@ def test_nothing_moves_while_somebody_writes(source: Stores, target: Stores, her
 
 def test_what_differs_in_the_home_comes_along_and_is_told(source: Stores, target: Stores, here: Settings):
     gone = next(iter(points(source.vectors)))
-    source.vectors.delete(index.ALIAS, [gone], wait=True)
+    source.vectors.delete(qdrant.ALIAS, [gone], wait=True)
 
     moved = move(source, target, here)
 

@@ -3,7 +3,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from flows.deps import Deps
-from storage import catalog, narrowing
+from storage.postgres import catalog, facets
 from storage.records import Digest, Item
 from tests.builders import an_item
 
@@ -19,12 +19,12 @@ def test_sources_are_those_that_have_something_left(deps: Deps):
         save(session, an_item("b", source="shop"))
         catalog.tombstone(session, [gone], asked=True)
 
-        assert narrowing.sources(session) == ["books", "shop"]
+        assert facets.sources(session) == ["books", "shop"]
 
 
 def test_before_anything_there_is_nothing_to_narrow_by(deps: Deps):
     with deps.sessions() as session:
-        assert (narrowing.sources(session), narrowing.metadata(session)) == ([], [])
+        assert (facets.sources(session), facets.metadata(session)) == ([], [])
 
 
 def test_fields_come_with_their_most_frequent_values_as_one_would_type_them(deps: Deps):
@@ -40,7 +40,7 @@ def test_fields_come_with_their_most_frequent_values_as_one_would_type_them(deps
         gone = save(session, an_item("gone", metadata={"kind": "secret"}))
         catalog.tombstone(session, gone, asked=True)
 
-        found = narrowing.metadata(session)
+        found = facets.metadata(session)
 
     pairs = [
         ("kind", "song"),
@@ -57,4 +57,4 @@ def test_a_field_with_many_values_shows_only_some(deps: Deps):
     with deps.sessions.begin() as session:
         save(session, *(an_item(str(number), metadata={"price": number}) for number in range(20)))
 
-        assert len(narrowing.metadata(session)) == narrowing.VALUES_A_FIELD
+        assert len(facets.metadata(session)) == facets.VALUES_A_FIELD

@@ -3,7 +3,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.plan import Plan, plan_batch
+from storage.consistency.change_plan import Plan, plan_batch
 from storage.records import Digest
 
 A, B, C = (UUID(int=n) for n in (1, 2, 3))

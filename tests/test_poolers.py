@@ -12,17 +12,17 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import sessionmaker
 
-import storage.locks
+import storage.postgres.locks
 from flows.deletes import delete_items
 from flows.deps import Deps
 from flows.intake import Request, ingest_source
 from flows.reconcile import reconcile
 from flows.search import Query, search
 from flows.settings import Settings
-from storage import migrate
-from storage.catalog import Selection
-from storage.database import UnknownOption, open_engine
-from storage.locks import Busy, SessionNotKept, collection_lock, lone_lock, source_lock
+from storage.postgres import migrate
+from storage.postgres.catalog import Selection
+from storage.postgres.engine import UnknownOption, open_engine
+from storage.postgres.locks import Busy, SessionNotKept, collection_lock, lone_lock, source_lock
 from tests.builders import a_folder, png
 from tests.servers import a_pgbouncer
 
@@ -133,7 +133,9 @@ def through_pooler(deps: Deps, through: Engine) -> Deps:
 def test_a_lock_whose_session_was_changed_is_refused_when_it_is_next_needed(
     pooled: Pooled, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(storage.locks, "ROUNDS", 0)  # the pooler kept the session while it was looked at
+    monkeypatch.setattr(
+        storage.postgres.locks, "ROUNDS", 0
+    )  # the pooler kept the session while it was looked at
     through = pooled("transaction")
     lock = source_lock(through, "shop")
     lock.keep()
@@ -150,7 +152,7 @@ def test_a_lock_whose_session_was_changed_is_refused_when_it_is_next_needed(
 def test_a_lock_that_was_given_back_behind_our_back_is_refused_when_it_is_next_needed(
     pooled: Pooled, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(storage.locks, "ROUNDS", 0)
+    monkeypatch.setattr(storage.postgres.locks, "ROUNDS", 0)
     lock = source_lock(pooled("transaction", server_reset_query_always=1), "shop")
     lock.keep()
 

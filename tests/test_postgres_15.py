@@ -11,7 +11,7 @@ from flows.intake import Request, ingest_source
 from flows.reconcile import reconcile
 from flows.search import Query, search
 from flows.settings import Settings
-from storage.catalog import Selection
+from storage.postgres.catalog import Selection
 from tests.builders import a_folder, png
 
 

@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from flows.ledger import Account, Told, recorded
 from flows.retries import held
-from storage import runs
-from storage.locks import flow_lock
-from storage.runs import Progress
+from storage.postgres import runs
+from storage.postgres.locks import flow_lock
+from storage.postgres.runs import Progress
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 counts = st.integers(0, 10**9)

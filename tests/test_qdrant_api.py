@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from storage.embedded.qdrant.access import Access
-from storage.embedded.qdrant.client import start
-from storage.embedded.qdrant.http import MAX_BODY_BYTES
+from storage.embedded.qdrant.process.client import start
+from storage.embedded.qdrant.process.discovery import Access
+from storage.embedded.qdrant.protocol.http import MAX_BODY_BYTES
 from tests.embedded_points import value_is
 
 COSINE = models.VectorParams(size=3, distance=models.Distance.COSINE)

@@ -22,8 +22,8 @@ from flows.purge import purge
 from flows.reconcile import reconcile
 from flows.retry import Retry, retry_rejects
 from flows.scheduled import ingest_again
-from storage import runs
-from storage.locks import Busy, flow_lock, source_lock
+from storage.postgres import runs
+from storage.postgres.locks import Busy, flow_lock, source_lock
 from tests.apis import a_caller, a_key, an_application, sent, taken_in, with_limits, with_settings
 from tests.builders import a_folder, a_manifest, png
 from tests.processes import wait_until
@@ -261,10 +261,10 @@ def settings_of(backend: Backend) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("target", "when"),
     [
-        pytest.param("storage.requests:take", "after", marks=pytest.mark.full),
-        pytest.param("storage.catalog:save_items", "before", marks=pytest.mark.full),
-        ("storage.catalog:mark_embedded", "before"),
-        ("storage.requests:finish", "before"),
+        pytest.param("storage.postgres.request_queue:take", "after", marks=pytest.mark.full),
+        pytest.param("storage.postgres.catalog:save_items", "before", marks=pytest.mark.full),
+        ("storage.postgres.catalog:mark_embedded", "before"),
+        ("storage.postgres.request_queue:finish", "before"),
     ],
 )
 def test_a_request_whose_process_is_killed_is_taken_up_again(

@@ -14,13 +14,13 @@ from flows.deps import Deps
 from flows.intake import Request, ingest_source
 from flows.reconcile import Mended, TooManyDeletes, reconcile
 from flows.settings import Settings
-from storage import index
-from storage.locks import Busy, source_lock
+from storage import qdrant
+from storage.postgres.locks import Busy, source_lock
 from storage.records import item_id
 from tests.builders import a_folder, png
 from tests.fakes import ColourEncoder
 
-NAME = index.collection_name("colour1")
+NAME = qdrant.collection_name("colour1")
 FILES = {f"{colour}.png": png(colour) for colour in ("red", "green", "blue", "grey")} | {
     "red.txt": "red",
     "blue.txt": "blue",
@@ -181,7 +181,7 @@ def test_a_collection_that_another_model_made_is_replaced(deps: Deps, settings: 
         NAME, vectors_config=info.params.vectors, metadata={"model": "m", "fingerprint": "other", "dim": 3}
     )
     deps.vectors.upload_points(NAME, points, wait=True)
-    index.activate(deps.vectors, NAME)
+    qdrant.activate(deps.vectors, NAME)
     assert differences(deps) == {"other_model": 1}
 
     with pytest.raises(TooManyDeletes):
@@ -189,7 +189,7 @@ def test_a_collection_that_another_model_made_is_replaced(deps: Deps, settings: 
     mended = repair(deps, settings, max_delete=0.5, yes=True)
 
     assert mended.after.work == 0
-    assert index.active(deps.vectors).fingerprint == "colour1"
+    assert qdrant.active(deps.vectors).fingerprint == "colour1"
 
 
 @pytest.mark.usefixtures("shop")
@@ -232,7 +232,7 @@ def test_a_lost_picture_is_fetched_again_or_said_to_be_lost(
 
 @pytest.mark.usefixtures("shop")
 def test_marks_of_a_retired_collection_promise_no_more_than_it_holds(deps: Deps, settings: Settings):
-    old = index.create(deps.vectors, model="old", fingerprint="old", dim=3, filter_fields={})
+    old = qdrant.create(deps.vectors, model="old", fingerprint="old", dim=3, filter_fields={})
     run(deps, "insert into models (fingerprint, name, dim, state) values ('old', 'old', 3, 'retired')")
     run(deps, f"insert into collections (name, fingerprint, state) values ('{old}', 'old', 'retired')")
     run(
@@ -257,7 +257,7 @@ def test_more_records_than_a_page_are_compared_in_order(
 ):
     monkeypatch.setattr(stores_compared, "PAGE", 2)
     monkeypatch.setattr(stores_compared, "CONFIRM", 1)
-    monkeypatch.setattr(index, "SCROLL_PAGE", 1)
+    monkeypatch.setattr(qdrant, "SCROLL_PAGE", 1)
     deps.vectors.delete(NAME, [id_of("red.png"), id_of("grey.png")])
 
     assert differences(deps) == {"missing": 2}

@@ -31,10 +31,11 @@ from flows.rebuild import (
 from flows.reconcile import reconcile
 from flows.search import Query, Results, Searching, search
 from flows.settings import Settings
-from storage import index, registry
-from storage.catalog import Selection
-from storage.locks import Busy, flow_lock, lone_lock, source_lock
-from storage.schema import CollectionRow, ModelRow, PromotionRow, RunRow
+from storage import qdrant
+from storage.postgres import model_registry
+from storage.postgres.catalog import Selection
+from storage.postgres.locks import Busy, flow_lock, lone_lock, source_lock
+from storage.postgres.schema import CollectionRow, ModelRow, PromotionRow, RunRow
 from tests.builders import a_folder, a_manifest, png
 from tests.fakes import ColourEncoder
 
@@ -101,7 +102,7 @@ def with_models(deps: Deps, settings: Settings) -> Searching:
 
 def states(deps: Deps) -> dict[str, str]:
     with deps.sessions() as session:
-        return {one.name: one.state for one in registry.known_collections(session)}
+        return {one.name: one.state for one in model_registry.known_collections(session)}
 
 
 def colours_found(results: Results) -> set[str]:
@@ -113,7 +114,7 @@ def test_searches_go_to_the_new_model_and_the_old_collection_is_kept(shop: Deps,
 
     assert (switched.collection, switched.before, switched.written) == (NEW, OLD, 12)
     assert switched.recall == 1
-    assert index.active(shop.vectors) == index.describe(shop.vectors, NEW)
+    assert qdrant.active(shop.vectors) == qdrant.describe(shop.vectors, NEW)
     assert states(shop) == {OLD: "retired", NEW: "active"}
     assert not reconcile(shop).work
     with shop.sessions() as session:
@@ -142,10 +143,10 @@ def test_a_model_that_was_not_promoted_is_refused(shop: Deps, settings: Settings
 def decide(deps: Deps, *decisions: bool) -> None:
     """Put on record, one after the other, whether the new model was promoted over the old one."""
     with deps.sessions.begin() as session:
-        registry.save_model(session, fingerprint="turned1", name="turned", dim=3)
+        model_registry.save_model(session, fingerprint="turned1", name="turned", dim=3)
         session.flush()
         for promoted in decisions:
-            registry.save_decision(
+            model_registry.save_decision(
                 session, candidate="turned1", active="colour1", promoted=promoted, forced=False, checks=[]
             )
 
@@ -202,7 +203,7 @@ def test_what_arrives_changes_and_goes_meanwhile_is_taken_along(
     assert done
     assert switched.collection == NEW
     assert not reconcile(shop).work
-    assert index.count(shop.vectors, NEW) == 12
+    assert qdrant.count(shop.vectors, NEW) == 12
     turned = replace(shop, encoder=Turned())
     found = search(turned, Query(text="green", find="texts", limit=12)).found
     assert "new" in {one.item.key for one in found if one.text == "green"}
@@ -216,7 +217,7 @@ def test_an_item_deleted_between_its_point_and_its_mark_leaves_nothing(shop: Dep
 
     reindex(shop, settings, Order("turned", force=True), load=lambda *_: DeletesMeanwhile())
 
-    assert index.count(shop.vectors, NEW) == 11
+    assert qdrant.count(shop.vectors, NEW) == 11
     assert not reconcile(shop).work
 
 
@@ -264,7 +265,7 @@ def test_pictures_that_are_gone_hold_up_the_switch_until_they_are_let_go(
 
     switched = forced(shop, settings, max_missing=1)
     assert len(switched.missing) == 1
-    assert index.count(shop.vectors, NEW) == 11
+    assert qdrant.count(shop.vectors, NEW) == 11
 
 
 def test_a_reindex_waits_for_whoever_has_the_stores_alone(
@@ -310,7 +311,7 @@ def test_an_ingest_afterwards_uses_the_new_model(shop: Deps, settings: Settings,
     forced(shop, settings)
 
     assert active_model(shop.vectors, shop.sessions, settings) == "turned"
-    with pytest.raises(index.ModelMismatch, match="sightline reindex --model colour"):
+    with pytest.raises(qdrant.ModelMismatch, match="sightline reindex --model colour"):
         ingest_source(shop, settings, Request(a_set(tmp_path / "more", source="more")))
     report = ingest_source(
         replace(shop, encoder=Turned()), settings, Request(a_set(tmp_path / "more", source="more"))

@@ -11,7 +11,7 @@ from flows.deps import Deps
 from flows.intake import Request, ingest_source
 from flows.rejected_picture import SIDE, NoPicture, drawn_anew, picture_of_reject
 from flows.settings import Settings
-from storage import runs
+from storage.postgres import runs
 from tests.builders import a_folder, a_manifest, encoded, noise, png
 
 TWINS = [{"key": "a", "image": "red.png"}, {"key": "a", "image": "blue.png"}]

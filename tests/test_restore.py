@@ -22,11 +22,12 @@ from flows.deps import Deps, Stores, open_stores
 from flows.intake import Request, ingest_source
 from flows.restore import check, restore
 from flows.settings import Settings
-from storage import dump, index
-from storage.database import open_engine
-from storage.dump import DumpFailed, NotEmpty
-from storage.embedded.postgres import postgres_runs
-from storage.point_files import IncompletePoints, load_points, make_collection
+from storage import qdrant
+from storage.embedded.postgres.server import postgres_runs
+from storage.postgres import dump
+from storage.postgres.dump import DumpFailed, NotEmpty
+from storage.postgres.engine import open_engine
+from storage.qdrant.snapshots import IncompletePoints, load_points, make_collection
 from tests.builders import a_folder, png
 from tests.conftest import emptied, local_mode
 from tests.old_backups import an_old_backup, execute, rewrite
@@ -185,8 +186,8 @@ def test_an_old_backup_of_another_kind_of_qdrant_brings_everything_but_points(
 
     assert restored.points == {}
     assert restored.report.counts["missing"] == 3
-    with open_stores(elsewhere) as stores, pytest.raises(index.NoCollection, match="reconcile --repair"):
-        index.collection_of(stores.vectors, "colour1", "colour")
+    with open_stores(elsewhere) as stores, pytest.raises(qdrant.NoCollection, match="reconcile --repair"):
+        qdrant.collection_of(stores.vectors, "colour1", "colour")
 
 
 def test_no_statement_of_an_old_archive_is_run(shop: Deps, elsewhere: Settings, tmp_path: Path):
@@ -227,8 +228,8 @@ def test_a_check_proves_a_backup_and_changes_nothing_else(
 
 
 def test_a_backup_that_does_not_come_back_whole_is_not_proved(shop: Deps, settings: Settings, tmp_path: Path):
-    [id] = [point.id for point in shop.vectors.scroll(index.ALIAS, limit=1)[0]]
-    shop.vectors.delete(index.ALIAS, [id])
+    [id] = [point.id for point in shop.vectors.scroll(qdrant.ALIAS, limit=1)[0]]
+    shop.vectors.delete(qdrant.ALIAS, [id])
     backup(shop, str(tmp_path / "backups"), tmp_path / "scratch")
 
     checked = check(settings, str(tmp_path / "backups"))
@@ -455,7 +456,7 @@ def test_rows_that_do_not_go_into_our_tables_are_refused_before_anything_is_writ
         restore(Settings(home=home), str(backups))
 
     with open_stores(Settings(home=home)) as stores:
-        assert index.collections(stores.vectors) == []
+        assert qdrant.collections(stores.vectors) == []
         assert dump.first_filled(stores.engine) is None
     assert not (home / "pictures").exists()
 

@@ -9,7 +9,7 @@ from flows.deps import Deps
 from flows.intake import Request, ingest_source
 from flows.retry import Retry, retry_rejects
 from flows.settings import Settings
-from storage import runs
+from storage.postgres import runs
 from tests.builders import a_folder, a_manifest, png
 
 ROWS = [

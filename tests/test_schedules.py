@@ -38,12 +38,12 @@ from flows.purge import TooManyOrphans
 from flows.rebuild import Order, Switched
 from flows.reconcile import repair
 from flows.settings import BadSettings, Settings
-from storage import runs
-from storage.catalog import Selection
-from storage.embedded.postgres import postgres_url
-from storage.locks import Busy, lone_lock, source_lock
+from storage.embedded.postgres.server import postgres_url
+from storage.postgres import runs
+from storage.postgres.catalog import Selection
+from storage.postgres.locks import Busy, lone_lock, source_lock
+from storage.postgres.schema import EvaluationRow
 from storage.records import item_id
-from storage.schema import EvaluationRow
 from tests.builders import a_folder, png
 from tests.processes import ONCE_A_YEAR, a_free_port, environment_with_flows, homes, is_gone, wait_until
 from tests.tiny_clip import write_tiny_clip

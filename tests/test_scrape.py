@@ -26,9 +26,10 @@ from flows.reconcile import repair, watch
 from flows.search import Query, search
 from flows.search_times import SearchTimes
 from flows.settings import Qdrant, Schedules, Settings
-from storage import index, runs
+from storage import qdrant
 from storage.blobs import Blobs
-from storage.totals import taken_in
+from storage.postgres import runs
+from storage.postgres.run_totals import taken_in
 from tests.builders import a_folder, a_manifest, png
 from tests.conftest import emptied
 from tests.fakes import ColourEncoder
@@ -102,7 +103,7 @@ def test_metrics_count_records_and_name_the_collection(deps: Deps, backend: Back
     assert value(found, "runs_total", flow="backup", outcome="failed") == 0
     assert value(found, "last_ingest_records_per_second") > 0
     assert value(found, "ingest_stage_seconds_total", stage="embed") >= 0
-    collection = index.collection_name("colour1")
+    collection = qdrant.collection_name("colour1")
     assert value(found, "index_info", model="colour", fingerprint="colour1", collection=collection) == 1
     assert value(found, "store_up", store="qdrant") == value(found, "store_up", store="postgres") == 1
 
@@ -193,7 +194,7 @@ def test_counters_grow_while_an_ingest_goes_on_and_count_a_scheduled_one_once(en
 
 def test_differences_are_gone_once_a_repair_has_mended_them(deps: Deps, backend: Backend, tmp_path: Path):
     ingest(deps, backend, a_folder(tmp_path / "shop", SHOP))
-    collection = index.active(deps.vectors)
+    collection = qdrant.active(deps.vectors)
     assert collection is not None
     deps.vectors.delete(collection.name, points_selector=[str(one) for one in ids(deps, collection.name)])
     watch(deps, backend.settings)
@@ -208,7 +209,7 @@ def test_differences_are_gone_once_a_repair_has_mended_them(deps: Deps, backend:
 
 
 def ids(deps: Deps, collection: str) -> list[object]:
-    return [point.id for point in index.held(deps.vectors, collection)]
+    return [point.id for point in qdrant.held(deps.vectors, collection)]
 
 
 def test_flows_without_a_schedule_have_no_pause_to_be_measured_by():

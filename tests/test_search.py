@@ -9,7 +9,8 @@ from flows.gallery import render
 from flows.intake import Request, ingest_source
 from flows.search import NoSuchRecord, Query, gallery_page, search
 from flows.settings import Limits, Settings
-from storage import catalog, index
+from storage import qdrant
+from storage.postgres import catalog
 from storage.records import item_id
 from tests.builders import a_folder, a_manifest, png
 from tests.fakes import ColourEncoder
@@ -156,14 +157,14 @@ def test_what_postgres_says_is_deleted_is_not_shown_whatever_qdrant_still_holds(
 
 
 def test_before_the_first_ingest_the_error_says_what_to_run(deps: Deps):
-    with pytest.raises(index.NoCollection, match="run: sightline ingest SOURCE"):
+    with pytest.raises(qdrant.NoCollection, match="run: sightline ingest SOURCE"):
         search(deps, Query(text="red"))
 
 
 def test_a_search_with_another_model_is_refused(shop: Deps):
     other = replace(shop, encoder=ColourEncoder("clip", "clip1"))
 
-    with pytest.raises(index.ModelMismatch, match="sightline reindex --model clip"):
+    with pytest.raises(qdrant.ModelMismatch, match="sightline reindex --model clip"):
         search(other, Query(text="red"))
 
 

@@ -10,7 +10,7 @@ from qdrant_client import QdrantClient
 from sqlalchemy import Engine, text
 
 from flows.serving import own_server
-from storage.embedded.qdrant.access import find
+from storage.embedded.qdrant.process.discovery import find
 from tests import forks
 from tests.builders import a_folder, a_manifest, png
 from tests.conftest import emptied

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from pyarrow.parquet import ParquetFile, ParquetWriter, write_table
 
 from storage.records import Ignored, Record, Rejected, Text
-from storage.source import BadSource, FetchError, count_rows, fetch, read_source, source_name
-from storage.source.lines import MAX_LINE_BYTES
+from storage.sources import BadSource, FetchError, count_rows, fetch, read_source, source_name
+from storage.sources.bounded_lines import MAX_LINE_BYTES
 
 PICTURE = b"not decoded here"
 LIMITS: dict[str, Any] = {"max_bytes": 1_000, "timeout_s": 5}

@@ -12,9 +12,9 @@ from flows.deps import Deps
 from flows.intake import Request, ingest_source
 from flows.settings import Settings
 from storage.records import Record, Rejected
-from storage.source import BadSource, count_rows, location, read_source
-from storage.source.parquet import read_parquet
-from storage.source.parquet_limits import MEMORY_BYTES
+from storage.sources import BadSource, count_rows, location, read_source
+from storage.sources.parquet_limits import MEMORY_BYTES
+from storage.sources.parquet_manifest import read_parquet
 from tests import bombs
 from tests.watching import MIB, children, watched
 

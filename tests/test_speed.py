@@ -16,7 +16,7 @@ from flows.report import as_markdown
 from flows.settings import Settings
 from flows.speed import Speed, speed_of
 from flows.tables.records import of_ingest
-from storage import runs
+from storage.postgres import runs
 from tests.builders import a_folder, png
 
 seconds = st.floats(0, 1000)

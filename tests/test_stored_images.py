@@ -23,9 +23,9 @@ from flows.pairs import StoredMaterial
 from flows.reconcile import repair
 from flows.search import Query, gallery_page, search
 from flows.stored_images import load_image
-from storage import catalog, migrate
+from storage.postgres import catalog, migrate
 from storage.records import Origin, item_id
-from storage.source import addresses
+from storage.sources import addresses
 from tests.apis import a_caller, taken_in, with_settings
 from tests.builders import a_manifest, png
 from tests.fakes import ColourEncoder

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from flows.deps import StoreUnavailable, open_database, open_index
 from flows.settings import Qdrant, Settings
-from storage.embedded.qdrant.access import find
+from storage.embedded.qdrant.process.discovery import find
 from tests.faults.proxy import a_proxy, to_postgres
 
 OURS = trustme.CA()

@@ -22,7 +22,7 @@ from flows.ledger import Told, recorded
 from flows.retries import held
 from flows.search import Query, search
 from flows.settings import Settings
-from storage.locks import flow_lock
+from storage.postgres.locks import flow_lock
 from tests.builders import a_folder, png
 
 

@@ -28,8 +28,8 @@ from flows.console.serve import Server
 from flows.operations import open_prefect
 from flows.prefect_access import password_file, password_of
 from flows.up import Line, PartEnded, _answer, _refuse_ended, part
-from storage.embedded.postgres import postgres_runs
-from storage.embedded.qdrant.access import find
+from storage.embedded.postgres.server import postgres_runs
+from storage.embedded.qdrant.process.discovery import find
 from tests.processes import HomeAt, wait_until
 
 PATIENCE_S = 150

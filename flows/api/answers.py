@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from storage.requests import Kind, State
+from storage.postgres.request_queue import Kind, State
 
 
 class Hit(BaseModel):

@@ -19,7 +19,7 @@ from flows.api.problems import Problem, add_handlers, responses
 from flows.api.records import record_routes
 from flows.backend import Backend
 from flows.observe import Observer
-from storage.keys import Key
+from storage.postgres.api_keys import Key
 
 DESCRIPTION = """
 Finds pictures with words and words with pictures, takes records in and deletes them.

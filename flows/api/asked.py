@@ -22,11 +22,11 @@ from pydantic import (
 )
 
 from flows.search import Find, Query
-from storage.catalog import Selection
+from storage.postgres.catalog import Selection
 from storage.records import Record, Rejected
-from storage.source import checked_metadata, checked_texts, is_storable, rejected
-from storage.source.marks import MAX_MARKS, has_many_marks
-from storage.source.validate import INT64, MAX_KEY_CHARS, MAX_TEXT_CHARS, BadRow
+from storage.sources import checked_metadata, checked_texts, is_storable, rejected
+from storage.sources.unicode_marks import MAX_MARKS, has_many_marks
+from storage.sources.validation import INT64, MAX_KEY_CHARS, MAX_TEXT_CHARS, BadRow
 
 MOST_HITS = 1000
 MOST_CONDITIONS = 32

@@ -8,8 +8,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityS
 from flows.api.limits import CALLER, Rates
 from flows.api.problems import Refusal
 from flows.backend import Backend
-from storage import keys
-from storage.keys import Key
+from storage.postgres import api_keys
+from storage.postgres.api_keys import Key
 
 BEARER = HTTPBearer(
     scheme_name="key",
@@ -53,7 +53,7 @@ class Callers:
         if given is None:
             raise _unknown("this needs a key: Authorization: Bearer sl_…; see: sightline keys create", "")
         with self._backend.sessions() as sessions, sessions.begin() as session:
-            key = keys.find(session, given)
+            key = api_keys.find(session, given)
         if key is None:
             raise _unknown("this key is unknown, revoked or expired", ', error="invalid_token"')
         wait_s = self._rates.take(key.id)

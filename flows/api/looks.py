@@ -25,11 +25,11 @@ from flows.api.problems import Refusal
 from flows.backend import AWAY, Backend
 from flows.observe import Observation
 from flows.search import Found, search
-from storage import catalog, registry, requests
+from storage.postgres import catalog, model_registry, request_queue
+from storage.postgres.request_queue import Receipt
+from storage.postgres.runs import Run
 from storage.records import Digest, Item
 from storage.redaction import redacted
-from storage.requests import Receipt
-from storage.runs import Run
 
 
 def found(backend: Backend, asked: SearchRequest) -> SearchAnswer:
@@ -57,7 +57,7 @@ def record(backend: Backend, id: UUID) -> RecordAnswer:
     """
     with backend.sessions() as sessions, sessions() as session:
         item, digest = living(catalog.items_with_digests(session, [id]), id)
-        collection = registry.active_collection(session)
+        collection = model_registry.active_collection(session)
         kept = [] if collection is None else catalog.kept(session, collection, ids=[id])
     is_kept = backend.settings.keep_pictures
     return _record(item, searchable=any(one.mark == digest for one in kept), is_kept=is_kept)
@@ -155,7 +155,7 @@ def _record(item: Item, *, searchable: bool, is_kept: bool) -> RecordAnswer:
 def _queue(backend: Backend) -> QueueAnswer | None:
     try:
         with backend.sessions() as sessions, sessions() as session:
-            backlog = requests.backlog(session)
+            backlog = request_queue.backlog(session)
     except AWAY:
         return None  # the answer says that Postgres is away
     return QueueAnswer(waiting=backlog.many, oldest=backlog.oldest)

@@ -15,7 +15,7 @@ from flows.api.limits import MOST_BODIES, Bodies
 from flows.api.problems import Refusal
 from flows.backend import Backend
 from flows.stored_images import load_image
-from storage import catalog
+from storage.postgres import catalog
 
 RETRY_AFTER_S = 10
 PART_BYTES = 256 * 2**10

@@ -20,8 +20,8 @@ from embedding.workers import WorkersFailed
 from flows.backend import AWAY
 from flows.errors import explain
 from flows.models import OtherModel
-from storage.index import ModelMismatch, NoCollection
-from storage.requests import KeyReused, QueueFull
+from storage.postgres.request_queue import KeyReused, QueueFull
+from storage.qdrant import ModelMismatch, NoCollection
 
 MEDIA_TYPE = "application/problem+json"
 SCHEMA = "#/components/schemas/Problem"

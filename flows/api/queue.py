@@ -27,11 +27,11 @@ from flows.models import OtherModel
 from flows.report import COUNTS
 from flows.retries import persist
 from flows.settings import BadSettings
-from storage import requests, runs
-from storage.index import ModelMismatch
-from storage.locks import Busy, SessionNotKept, flow_lock
-from storage.requests import Taken, Waiting
-from storage.runs import RunClosed
+from storage.postgres import request_queue, runs
+from storage.postgres.locks import Busy, SessionNotKept, flow_lock
+from storage.postgres.request_queue import Taken, Waiting
+from storage.postgres.runs import RunClosed
+from storage.qdrant import ModelMismatch
 
 POLL_S = 0.5
 LATER_S = 5.0
@@ -125,12 +125,12 @@ def drain(backend: Backend, ended: Event | None = None) -> int:
         AWAY: a store does not answer.
     """
     with backend.sessions() as sessions, sessions() as session:
-        if not requests.pending(session):
+        if not request_queue.pending(session):
             return 0
     with backend.stores() as stores, flow_lock(stores.engine, "queue") as lock:
         while True:
             with stores.sessions() as session:
-                found = requests.pending(session)
+                found = request_queue.pending(session)
             blocked, left = Blocked(), 0
             for waiting in found:
                 if ended is not None and ended.is_set():
@@ -145,25 +145,25 @@ def drain(backend: Backend, ended: Event | None = None) -> int:
 
 def _carry_out(backend: Backend, waiting: Waiting) -> bool:
     """Begin a request; return whether it has ended, one way or the other."""
-    taken = _in_transaction(backend, partial(requests.take, id=waiting.id))
+    taken = _in_transaction(backend, partial(request_queue.take, id=waiting.id))
     if taken is None:
         return True
     if taken.attempts > MOST_ATTEMPTS:
         why = f"it was begun {MOST_ATTEMPTS} times, and each time the process ended; see the server's log"
-        _in_transaction(backend, partial(requests.fail, id=taken.id, problem=why))
+        _in_transaction(backend, partial(request_queue.fail, id=taken.id, problem=why))
         return True
     try:
         done = _ingest(backend, taken) if taken.kind == "ingest" else _delete(backend, taken)
     except (NoSuchItem, TooManyItems) as error:
-        _in_transaction(backend, partial(requests.fail, id=taken.id, problem=str(error)))
+        _in_transaction(backend, partial(request_queue.fail, id=taken.id, problem=str(error)))
         return True
     except Exception as error:
         if has_to_wait(error):
-            _in_transaction(backend, partial(requests.put_back, taken=taken, problem=explain(error)))
+            _in_transaction(backend, partial(request_queue.put_back, taken=taken, problem=explain(error)))
             return False
         log.exception("request %s failed by a bug", taken.id)  # and the queue must go on
         return _after_a_bug(backend, taken, error)
-    finish = partial(requests.finish, counts=done.counts, rejects=done.rejects, run_id=done.run_id)
+    finish = partial(request_queue.finish, counts=done.counts, rejects=done.rejects, run_id=done.run_id)
     _in_transaction(backend, partial(finish, id=taken.id))
     return True
 
@@ -178,9 +178,9 @@ def has_to_wait(error: Exception) -> bool:
 def _after_a_bug(backend: Backend, taken: Taken, error: Exception) -> bool:
     why = explain(error)
     if taken.attempts >= MOST_ATTEMPTS:
-        _in_transaction(backend, partial(requests.fail, id=taken.id, problem=why))
+        _in_transaction(backend, partial(request_queue.fail, id=taken.id, problem=why))
         return True
-    back = partial(requests.put_back, taken=taken, problem=why, is_its_fault=True)
+    back = partial(request_queue.put_back, taken=taken, problem=why, is_its_fault=True)
     _in_transaction(backend, back)
     return False
 

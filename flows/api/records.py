@@ -16,9 +16,9 @@ from flows.api.callers import Callers, require_scope
 from flows.api.pictures import Pictures, described_picture
 from flows.api.problems import Flaw, Refusal, flaws, responses, unfit
 from flows.backend import Backend
-from storage import catalog, requests
-from storage.keys import Key
-from storage.requests import Kind, Room
+from storage.postgres import catalog, request_queue
+from storage.postgres.api_keys import Key
+from storage.postgres.request_queue import Kind, Room
 
 MAX_IDEMPOTENCY_CHARS = 255
 
@@ -126,7 +126,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
     def get_receipt(_: writer, id: UUID) -> ReceiptAnswer:
         """Return what became of a request: queued, running, done or failed, with counts and rejects."""
         with backend.sessions() as sessions, sessions() as session:
-            found = requests.receipt(session, id)
+            found = request_queue.receipt(session, id)
         if found is None:
             raise Refusal(404, f"there is no receipt {id}; receipts are kept for some days")
         return looks.receipt_answer(found)
@@ -192,7 +192,7 @@ def _acceptor(
     def accept(kind: Kind, source: str | None, asked: BaseModel) -> ReceiptAnswer:
         body = asked.model_dump_json().encode()
         with backend.sessions() as sessions, sessions.begin() as session:
-            receipt, _ = requests.accept(
+            receipt, _ = request_queue.accept(
                 session,
                 caller.id,
                 kind,

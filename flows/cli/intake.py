@@ -113,7 +113,7 @@ def delete(
     from flows.deps import open_stores
     from flows.tables.parts import show
     from flows.tables.records import of_dry_delete, of_receipt
-    from storage.catalog import Selection
+    from storage.postgres.catalog import Selection
 
     selection = Selection(keys, source, pairs(where))
     with open_stores(settings) as stores:
@@ -151,7 +151,7 @@ def rejects(ctx: click.Context, reason: str | None, source: str | None, as_json:
 
     from flows.deps import open_catalog
     from flows.tables.records import of_rejects
-    from storage.runs import open_rejects
+    from storage.postgres.runs import open_rejects
 
     with open_catalog(settings) as engine, Session(engine) as session:
         found = open_rejects(session, reason=reason, source=source)
@@ -172,7 +172,7 @@ def retry(ctx: click.Context, reason: str | None, source: str | None, as_json: b
     from flows.deps import open_stores, with_model
     from flows.retry import retry_rejects
     from flows.tables.records import of_retries
-    from storage.runs import open_rejects
+    from storage.postgres.runs import open_rejects
 
     with open_stores(settings) as stores:
         with stores.sessions() as session:

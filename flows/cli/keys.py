@@ -39,7 +39,7 @@ def create_key(
 
     from flows.deps import open_catalog
     from flows.tables.servers import of_new_key
-    from storage.keys import create
+    from storage.postgres.api_keys import create
 
     with open_catalog(settings) as engine, Session(engine) as session, session.begin():
         key, made = create(session, name, scopes, lasts=None if days is None else timedelta(days=days))
@@ -55,7 +55,7 @@ def list_keys(as_json: bool) -> None:
 
     from flows.deps import open_catalog
     from flows.tables.servers import of_keys
-    from storage.keys import every
+    from storage.postgres.api_keys import every
 
     with open_catalog(settings) as engine, Session(engine) as session:
         found = every(session)
@@ -70,7 +70,7 @@ def revoke_key(name: str) -> None:
     from sqlalchemy.orm import Session
 
     from flows.deps import open_catalog
-    from storage.keys import revoke
+    from storage.postgres.api_keys import revoke
 
     with open_catalog(settings) as engine, Session(engine) as session, session.begin():
         revoke(session, name)

@@ -17,7 +17,7 @@ def models(as_json: bool) -> None:
 
     from flows.deps import open_catalog
     from flows.tables.models import of_models
-    from storage.lives import lives
+    from storage.postgres.model_history import lives
 
     with open_catalog(settings) as engine, Session(engine) as session:
         found = lives(session)

@@ -149,8 +149,8 @@ def start() -> None:
 def stop() -> None:
     """Stop Postgres and Qdrant of the home folder; the next command starts them again."""
     settings = load_settings()
-    from storage.embedded.postgres import stop_postgres
-    from storage.embedded.qdrant.client import stop as stop_index
+    from storage.embedded.postgres.server import stop_postgres
+    from storage.embedded.qdrant.process.client import stop as stop_index
 
     # the index first: in the foreground, its end is Postgres' too
     for name, was_running in (

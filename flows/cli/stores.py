@@ -30,7 +30,7 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
     from flows.deps import open_stores, with_model
     from flows.progress import progress_bar
     from flows.tables.stores import of_differences, of_mended
-    from storage import catalog
+    from storage.postgres import catalog
 
     with open_stores(settings) as stores:
         with stores.sessions() as session:

@@ -11,9 +11,10 @@ from flows.backend import AWAY
 from flows.console.desk import Desk
 from flows.reconcile import DAMAGE, MAX_DELETE
 from flows.words import many
-from storage import index, registry, runs
-from storage.runs import Run
-from storage.totals import COMPARISON, STILL
+from storage import qdrant
+from storage.postgres import model_registry, runs
+from storage.postgres.run_totals import COMPARISON, STILL
+from storage.postgres.runs import Run
 
 COMPARISONS = 10
 MEANS = {
@@ -186,16 +187,16 @@ def look_at_collections(desk: Desk) -> Stored:
 
 def collections(session: Session, client: QdrantClient) -> list[Held]:
     """Return all collections of ours that either store has, by name."""
-    states = {one.name: one.state for one in registry.known_collections(session)}
-    promised = registry.marks_by_collection(session)
-    there = set(index.collections(client))
-    alias = index.active(client)
+    states = {one.name: one.state for one in model_registry.known_collections(session)}
+    promised = model_registry.marks_by_collection(session)
+    there = set(qdrant.collections(client))
+    alias = qdrant.active(client)
     return [
         Held(
             name,
             states.get(name),
             promised.get(name, 0),
-            index.count(client, name) if name in there else None,
+            qdrant.count(client, name) if name in there else None,
             alias is not None and alias.name == name,
         )
         for name in sorted(states.keys() | there)

@@ -12,7 +12,7 @@ from flows.console.kept import Kept
 from flows.console.parts import acting, confirmed
 from flows.console.stages import a_second, bar, legend, stages_of, took_s
 from flows.console.words import ago, lasting
-from storage.runs import Run
+from storage.postgres.runs import Run
 
 QUIET_S = 60
 """A run that has not told anything for so long has that said."""

@@ -10,8 +10,8 @@ from flows.console.parts import confirmed, refused, start
 from flows.console.words import lasting
 from flows.lineage import Effort, Lineage, effort_of
 from flows.words import many
-from storage.index import collection_name
-from storage.lives import Kept, Life
+from storage.postgres.model_history import Kept, Life
+from storage.qdrant import collection_name
 
 FORCE = "Promote it whatever the comparison says; that is put on record"
 

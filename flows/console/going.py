@@ -11,9 +11,9 @@ from uuid import UUID
 from flows.backend import AWAY
 from flows.console.desk import Desk
 from flows.operations import Begun, Deployed, NothingServes, Skipped
-from storage import runs
-from storage.runs import Run
-from storage.totals import COMPARISON
+from storage.postgres import runs
+from storage.postgres.run_totals import COMPARISON
+from storage.postgres.runs import Run
 
 FRESH_S = 1.0
 SKIPPED_FOR = timedelta(minutes=10)

@@ -18,8 +18,8 @@ from flows.console.kept import Kept, box
 from flows.console.parts import OUTCOMES, cells, columns_of, heading, outcome, problem
 from flows.console.stages import a_second, bar, stages_of
 from flows.console.words import lasting
-from storage import runs
-from storage.runs import Run
+from storage.postgres import runs
+from storage.postgres.runs import Run
 
 PAGE = 20
 COLUMNS = (

@@ -31,8 +31,8 @@ from flows.console.stages import took_s
 from flows.console.startable import begin
 from flows.console.words import ago, lasting
 from flows.words import many
-from storage.figures import Figures
-from storage.runs import Run
+from storage.postgres.runs import Run
+from storage.postgres.statistics import Figures
 
 REFRESH_S = 3.0
 OWN = ("reconcile", "repair")

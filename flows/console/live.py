@@ -10,7 +10,7 @@ from flows.console.desk import Desk
 from flows.console.going import Going, Watch, name_of
 from flows.console.kept import Child, Kept
 from flows.console.words import ago
-from storage.runs import Run
+from storage.postgres.runs import Run
 
 
 class Live:

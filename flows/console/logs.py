@@ -11,7 +11,7 @@ from nicegui import ui
 from flows.console.desk import Desk
 from flows.console.parts import heading
 from flows.operations import MOST_LOGS, Line, NothingServes
-from storage.runs import Run
+from storage.postgres.runs import Run
 
 AT_ONCE = 1000
 """Lines that are shown before somebody asks for more."""

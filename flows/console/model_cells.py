@@ -9,8 +9,8 @@ from flows.console.recall import short
 from flows.console.words import moment, share
 from flows.lineage import Lineage
 from flows.words import many
-from storage.figures import HEADLINE
-from storage.lives import Checked, Decision, Life
+from storage.postgres.model_history import Checked, Decision, Life
+from storage.postgres.statistics import HEADLINE
 
 
 def name_of(depth: int, life: Life) -> None:

@@ -26,9 +26,9 @@ from flows.console.recall import data_set_of, data_sets, recall, short
 from flows.console.words import moment
 from flows.console.work import last_work, progress
 from flows.lineage import WORK, Lineage, look_at_models
-from storage import runs
-from storage.lives import Life
-from storage.runs import Run
+from storage.postgres import runs
+from storage.postgres.model_history import Life
+from storage.postgres.runs import Run
 
 REFRESH_S = 3.0
 DECISIONS = 10

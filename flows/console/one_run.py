@@ -22,8 +22,8 @@ from flows.console.stages import a_second, bar, flat, legend, stages_of, took_s
 from flows.console.words import lasting, share
 from flows.report import COUNTS
 from flows.words import many
-from storage import runs
-from storage.runs import Run
+from storage.postgres import runs
+from storage.postgres.runs import Run
 
 REFRESH_S = 3.0
 SPEED = "speed"

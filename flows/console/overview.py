@@ -13,8 +13,8 @@ from flows.console.stages import a_second
 from flows.console.words import ago, lasting, share
 from flows.observe import Catalogued, Observation
 from flows.words import many
-from storage.figures import HEADLINE, Day
-from storage.runs import Run
+from storage.postgres.runs import Run
+from storage.postgres.statistics import HEADLINE, Day
 
 REFRESH_S = 5.0
 STALE_S = 3600

@@ -9,7 +9,7 @@ from nicegui import ui
 
 from flows.console.parts import Row, table
 from flows.console.words import moment, share
-from storage.figures import Measured
+from storage.postgres.statistics import Measured
 
 CUTOFFS = (1, 5, 10)
 METRICS = (*(f"recall@{k}" for k in CUTOFFS), "mrr", "ndcg@10")

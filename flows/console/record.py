@@ -21,9 +21,9 @@ from flows.console.frame import PATIENCE_S, frame
 from flows.console.parts import Row, heading, note, problem, table
 from flows.console.words import ago
 from flows.words import many
-from storage import duplicates, registry
-from storage.details import Details, details
-from storage.duplicates import Copy
+from storage.postgres import model_registry, perceptual_hashes
+from storage.postgres.item_view import Details, details
+from storage.postgres.perceptual_hashes import Copy
 from storage.records import Item
 from storage.redaction import redacted
 
@@ -63,13 +63,13 @@ def look(backend: Backend, id: UUID) -> Seen:
         AWAY: it does not answer.
     """
     with backend.sessions() as sessions, sessions() as session:
-        collection = registry.active_collection(session)
+        collection = model_registry.active_collection(session)
         found = details(session, id, collection)
         item = None if found is None else found.item
         if item is None or item.picture is None:
             return Seen(collection, found, ())
         sha256 = item.picture.sha256
-        copies = duplicates.near(session, sha256, bits=NEAR, least_bits=LEAST_BITS, limit=MOST_COPIES)
+        copies = perceptual_hashes.near(session, sha256, bits=NEAR, least_bits=LEAST_BITS, limit=MOST_COPIES)
     return Seen(collection, found, None if copies is None else [one for one in copies if one.id != id])
 
 

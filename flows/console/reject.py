@@ -13,7 +13,7 @@ from flows.console.parts import start
 from flows.console.words import ago, moment
 from flows.reasons import REASONS
 from flows.rejected_picture import NoPicture, picture_of_reject
-from storage.runs import Reject
+from storage.postgres.runs import Reject
 
 SHORT_CHARS = 120
 ASKED = "It is tried again within seconds."

@@ -18,9 +18,9 @@ from flows.console.parts import confirmed, problem, spoken_title, start
 from flows.console.reject import STILL, Entry
 from flows.reasons import REASONS
 from flows.words import many
-from storage import figures, runs
-from storage.figures import RejectCount
-from storage.runs import Reject
+from storage.postgres import runs, statistics
+from storage.postgres.runs import Reject
+from storage.postgres.statistics import RejectCount
 
 REFRESH_S = 3.0
 PAGE = 20
@@ -95,7 +95,7 @@ def look(desk: Desk, wanted: Wanted) -> Look | str:
 def count_open(desk: Desk, wanted: Wanted) -> int:
     """Return how many are open right now, on all pages."""
     with desk.backend.sessions() as sessions, sessions() as session:
-        return sum(one.many for one in figures.rejects(session) if wanted.has(one))
+        return sum(one.many for one in statistics.rejects(session) if wanted.has(one))
 
 
 class Listing:

@@ -26,7 +26,7 @@ from flows.console.thumbnails import Thumbnails
 from flows.console.uploads import Uploads
 from flows.errors import explain
 from flows.search import Results
-from storage.index import NoCollection
+from storage.qdrant import NoCollection
 from storage.records import Item
 
 SCRIPT = (Path(__file__).parent / "search.js").read_text("utf-8")

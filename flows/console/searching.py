@@ -11,8 +11,8 @@ from flows.backend import AWAY, Backend
 from flows.console.address import Asked
 from flows.console.uploads import Gone, Uploads
 from flows.search import BadText, NoSuchRecord, Query, Results, search
-from storage import catalog, narrowing
-from storage.index import ModelMismatch
+from storage.postgres import catalog, facets
+from storage.qdrant import ModelMismatch
 from storage.records import Item
 
 UNUSABLE = BadText, BadImage, WorkersFailed
@@ -75,5 +75,5 @@ def find(backend: Backend, uploads: Uploads, asked: Asked) -> tuple[Results, Ite
 def suggestions(backend: Backend) -> list[str]:
     """Return filters that would leave something, as people write them."""
     with backend.sessions() as sessions, sessions() as session:
-        own = [f"source={name}" for name in narrowing.sources(session)]
-        return own + [f"{field}={value}" for field, value in narrowing.metadata(session)]
+        own = [f"source={name}" for name in facets.sources(session)]
+        return own + [f"{field}={value}" for field, value in facets.metadata(session)]

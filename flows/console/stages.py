@@ -8,7 +8,7 @@ from typing import Any
 from nicegui import ui
 
 from flows.console.words import lasting
-from storage.runs import Run
+from storage.postgres.runs import Run
 
 TOTAL = "total"
 COLOURS = {

@@ -16,7 +16,7 @@ from flows.console.words import lasting
 from flows.operations import Deployed
 from flows.purge import USUAL_SHARE
 from flows.words import many
-from storage import registry
+from storage.postgres import model_registry
 
 DOES = {
     "ingest": "reads every known source again",
@@ -143,7 +143,7 @@ def purge_in_words(desk: Desk) -> str:
     """Return what a purge will do."""
     days = desk.backend.settings.keep_retired_days
     with desk.backend.sessions() as sessions, sessions() as session:
-        disused = len(registry.disused(session, days))
+        disused = len(model_registry.disused(session, days))
     return (
         f"It removes pictures that no record needs, and {many(disused, 'collection')} that searches left "
         f"more than {days:g} days ago. It refuses to remove more than {USUAL_SHARE:.0%} of the pictures."

@@ -19,7 +19,7 @@ from embedding.preparation import PIXELS, Shrink
 from embedding.workers import WorkersFailed, prepare_soon
 from flows.backend import AWAY, Backend
 from flows.stored_images import load_image
-from storage import catalog
+from storage.postgres import catalog
 
 SMALL_SIDE = 320
 LARGE_SIDE = 1280

@@ -8,7 +8,7 @@ from nicegui import ui
 
 from flows.console.parts import Row, heading, outcome, table
 from flows.console.words import lasting, moment
-from storage.runs import Run
+from storage.postgres.runs import Run
 
 
 def progress(one: Run, now: datetime) -> None:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from flows.tables.parts import table_of
 from flows.words import many
-from storage.lives import Decided, Life
+from storage.postgres.model_history import Decided, Life
 
 if TYPE_CHECKING:  # a command need not wait for what it does not use
     from embedding.intervals import Figure

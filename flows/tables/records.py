@@ -11,7 +11,7 @@ from rich.text import Text
 from flows.report import COUNTS, IngestReport, as_sentences
 from flows.tables.parts import busy_line, table_of
 from flows.words import many
-from storage.runs import Reject
+from storage.postgres.runs import Reject
 
 if TYPE_CHECKING:  # a command need not wait for what it does not use
     from flows.deletes import Receipt

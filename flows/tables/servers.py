@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.tables.parts import table_of
-from storage.keys import Key
+from storage.postgres.api_keys import Key
 
 if TYPE_CHECKING:  # a command need not wait for what it does not use
     from flows.served import Served

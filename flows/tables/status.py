@@ -12,9 +12,9 @@ from rich.text import Text
 from flows.report import as_sentences
 from flows.speed import Speed
 from flows.tables.parts import busy_line, table_of
-from storage.embedded.server import Server
-from storage.index import Collection
-from storage.runs import Run
+from storage.embedded.server_info import Server
+from storage.postgres.runs import Run
+from storage.qdrant import Collection
 
 if TYPE_CHECKING:  # a command need not wait for what it does not use
     from flows.status import Status

@@ -13,8 +13,8 @@ from flows.backup import backup
 from flows.deps import open_stores
 from flows.restore import check, restore
 from flows.settings import Settings
-from storage.embedded.postgres import stop_postgres
-from storage.embedded.qdrant.client import stop as stop_index
+from storage.embedded.postgres.server import stop_postgres
+from storage.embedded.qdrant.process.client import stop as stop_index
 from tests.bench.reconcile import peak_kib
 from tests.saved_stores import a_store_of
 

@@ -20,9 +20,9 @@ import qdrant_edge as edge
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
-from storage.embedded.qdrant.access import folder_of
-from storage.embedded.qdrant.client import index_client, stop
-from storage.embedded.qdrant.store import Store
+from storage.embedded.qdrant.engine.store import Store
+from storage.embedded.qdrant.process.client import index_client, stop
+from storage.embedded.qdrant.process.discovery import folder_of
 
 LOCAL_SIZES = (5_000, 50_000)
 EMBEDDED_SIZES = (5_000, 50_000, 200_000)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flows.settings import Settings
-from storage.embedded.postgres import stop_postgres
-from storage.embedded.qdrant.client import stop as stop_index
-from storage.index import Point
+from storage.embedded.postgres.server import stop_postgres
+from storage.embedded.qdrant.process.client import stop as stop_index
+from storage.qdrant import Point
 from storage.records import Digest, Item, Picture, Text
 from tests.tiny_clip import write_vit_b_32
 

@@ -15,9 +15,9 @@ from qdrant_client import QdrantClient, models
 
 from embedding.encoder import Encoder, load_encoder
 from embedding.starter import class_texts
-from storage import index
-from storage.embedded.qdrant.client import index_client
-from storage.index import Quantization
+from storage import qdrant
+from storage.embedded.qdrant.process.client import index_client
+from storage.qdrant import Quantization
 from tests.bench.material import Row, a_point, scratch
 
 POINTS = 20_000
@@ -59,9 +59,9 @@ def encode(encoder: Encoder, texts: list[str]) -> NDArray[np.float32]:
 
 def fill(
     client: QdrantClient, gallery: NDArray[np.float32], quantization: Quantization, short_dim: int | None
-) -> index.Collection:
+) -> qdrant.Collection:
     """Make the collection, and wait until its graph is built."""
-    name = index.create(
+    name = qdrant.create(
         client,
         model="starter",
         fingerprint="bench",
@@ -70,12 +70,12 @@ def fill(
         quantization=quantization,
         short_dim=short_dim,
     )
-    index.activate(client, name)
-    collection = index.describe(client, name)
+    qdrant.activate(client, name)
+    collection = qdrant.describe(client, name)
     client.update_collection(name, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=1000))
     numbers = iter(range(len(gallery)))
     while some := list(islice(numbers, BATCH)):
-        index.upsert(client, collection, [a_point(number, gallery[number]) for number in some])
+        qdrant.upsert(client, collection, [a_point(number, gallery[number]) for number in some])
     spaces = 1 if short_dim is None else 2
     while (client.get_collection(name).indexed_vectors_count or 0) < spaces * len(gallery):
         time.sleep(1)
@@ -84,7 +84,7 @@ def fill(
 
 def measure(
     client: QdrantClient,
-    collection: index.Collection,
+    collection: qdrant.Collection,
     queries: NDArray[np.float32],
     nearest: NDArray[np.int64],
     oversampling: float,
@@ -92,7 +92,7 @@ def measure(
     found_share, seconds = [], []
     for query, wanted in zip(queries, nearest, strict=True):
         start = time.perf_counter()
-        hits = index.search(client, collection, query, using="image", limit=LIMIT, oversampling=oversampling)
+        hits = qdrant.search(client, collection, query, using="image", limit=LIMIT, oversampling=oversampling)
         seconds.append(time.perf_counter() - start)
         found = {int(hit.point.key) for hit in hits}
         found_share.append(len(found & set(wanted.tolist())) / LIMIT)

@@ -17,10 +17,11 @@ import numpy as np
 from flows.deps import Stores, open_stores
 from flows.reconcile import reconcile
 from flows.settings import Settings
-from storage import catalog, index, registry
-from storage.embedded.postgres import stop_postgres
-from storage.embedded.qdrant.client import stop as stop_index
-from storage.index import Point
+from storage import qdrant
+from storage.embedded.postgres.server import stop_postgres
+from storage.embedded.qdrant.process.client import stop as stop_index
+from storage.postgres import catalog, model_registry
+from storage.qdrant import Point
 from storage.records import Digest, Item, Text
 
 SIZES = (20_000, 200_000)
@@ -37,23 +38,23 @@ def records(many: int) -> Iterator[tuple[Item, Digest]]:
 
 def fill(stores: Stores, many: int) -> None:
     """Put `many` records into both stores, in step."""
-    name = index.create(stores.vectors, model="bench", fingerprint="bench", dim=DIM, filter_fields={})
-    index.activate(stores.vectors, name)
-    collection = index.describe(stores.vectors, name)
+    name = qdrant.create(stores.vectors, model="bench", fingerprint="bench", dim=DIM, filter_fields={})
+    qdrant.activate(stores.vectors, name)
+    collection = qdrant.describe(stores.vectors, name)
     with stores.sessions.begin() as session:
-        registry.activate_collection(session, name=name, model="bench", fingerprint="bench", dim=DIM)
+        model_registry.activate_collection(session, name=name, model="bench", fingerprint="bench", dim=DIM)
     rows = np.random.default_rng(0).standard_normal((BATCH, 1, DIM)).astype(np.float32)
     waiting = records(many)
     while batch := list(islice(waiting, BATCH)):
         with stores.sessions.begin() as session:
             catalog.save_items(session, {item.id: (item, digest) for item, digest in batch})
         points = [Point(item, digest, None, row) for (item, digest), row in zip(batch, rows, strict=True)]
-        index.upsert(stores.vectors, collection, points)
+        qdrant.upsert(stores.vectors, collection, points)
         with stores.sessions.begin() as session:
             catalog.mark_embedded(session, name, {item.id: digest for item, digest in batch})
     lost = [item.id for item, _ in islice(records(many), 0, None, LOST_EVERY)]
     for start in range(0, len(lost), BATCH):
-        index.remove(stores.vectors, name, lost[start : start + BATCH])
+        qdrant.remove(stores.vectors, name, lost[start : start + BATCH])
 
 
 def peak_kib() -> int:

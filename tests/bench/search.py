@@ -21,8 +21,9 @@ from flows.deps import Deps, open_deps
 from flows.intake import open_collection
 from flows.search import Query, search
 from flows.settings import Qdrant, Settings
-from storage import catalog, index
-from storage.index import Collection
+from storage import qdrant
+from storage.postgres import catalog
+from storage.qdrant import Collection
 from tests.bench.material import WORDS, Row, a_point, scratch
 from tests.fakes import Within
 
@@ -41,7 +42,7 @@ def run() -> Iterator[Row]:
                 with open_deps(settings) as deps:
                     yield measure(kind, deps, open_collection(deps, settings), size)
                     if url is not None:
-                        for name in index.collections(deps.vectors):
+                        for name in qdrant.collections(deps.vectors):
                             deps.vectors.delete_collection(name)
 
 
@@ -84,7 +85,7 @@ def fill(deps: Deps, collection: Collection, size: int) -> float:
         ]
         with deps.sessions.begin() as session:
             catalog.save_items(session, {one.item.id: (one.item, one.digest) for one in points})
-        seconds += timed(partial(index.upsert, deps.vectors, collection, points))
+        seconds += timed(partial(qdrant.upsert, deps.vectors, collection, points))
         with deps.sessions.begin() as session:
             catalog.mark_embedded(session, collection.name, {one.item.id: one.digest for one in points})
     return seconds

@@ -21,8 +21,8 @@ import numpy as np
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException
 
-from storage.embedded.qdrant.access import find
-from storage.embedded.qdrant.client import index_client, stop
+from storage.embedded.qdrant.process.client import index_client, stop
+from storage.embedded.qdrant.process.discovery import find
 
 SECONDS = 60
 ROLES = ("ingest", "ingest", "ingest", "delete", "search", "search", "scroll", "scroll")

@@ -11,9 +11,9 @@ from qdrant_client import QdrantClient
 
 from flows.console.agreement import found_in_words, judge, repair_in_words
 from flows.deps import open_stores
-from storage import index
+from storage import qdrant
+from storage.postgres.runs import Run
 from storage.records import item_id
-from storage.runs import Run
 from tests.console.conftest import Running
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -31,7 +31,7 @@ def a_comparison(outcome: str = "completed", error: str | None = None, **counts:
 
 
 def test_what_differs_is_found_explained_and_mended(page: Page, vectors: QdrantClient):
-    [name] = index.collections(vectors)
+    [name] = qdrant.collections(vectors)
     page.goto("/integrity")
     expect(page.get_by_role("status").first).to_contain_text("Postgres and Qdrant agree.")
     expect(page.get_by_role("row").filter(has_text=name)).to_contain_text("active")
@@ -49,7 +49,7 @@ def test_what_differs_is_found_explained_and_mended(page: Page, vectors: QdrantC
     expect(page.get_by_role("status").first).to_contain_text("Postgres and Qdrant agree.")
     expect(page.get_by_role("row").filter(has_text="mended 1")).to_contain_text("repair")
     expect(page.get_by_role("row").filter(has_text="searches miss them")).to_have_count(0)
-    assert index.count(vectors, name) == 4
+    assert qdrant.count(vectors, name) == 4
 
 
 def test_a_repair_leaves_what_it_left():

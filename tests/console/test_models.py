@@ -14,8 +14,9 @@ from flows.console.desk import Desk
 from flows.lineage import Lineage, look_at_models
 from flows.observe import Observer
 from flows.settings import Qdrant, Settings
-from storage import index, runs
-from storage.runs import Progress
+from storage import qdrant
+from storage.postgres import runs
+from storage.postgres.runs import Progress
 from tests.console.conftest import PATIENCE_S, SHOTS, Running, sign_in
 from tests.processes import wait_until
 
@@ -37,7 +38,7 @@ def searched(running: Running) -> str:
     """The collection that searches go to, as Qdrant has it."""
     backend = Backend(running.settings)
     with backend.vectors() as client:
-        collection = index.active(client)
+        collection = qdrant.active(client)
     backend.close()
     assert collection is not None
     return collection.name
@@ -54,7 +55,7 @@ def test_it_shows_where_models_come_from_and_how_good_they_are(page: Page, runni
     expect(row).to_contain_text("candidate")
     expect(row).to_contain_text("refused")
     expect(page.get_by_role("row").filter(has_text="active")).to_contain_text(
-        f"{lineage.points[index.collection_name(given.fingerprint)]} points"
+        f"{lineage.points[qdrant.collection_name(given.fingerprint)]} points"
     )
     expect(page.get_by_role("img", name="Recall, text to image").locator("canvas")).to_be_visible()
     measured = page.get_by_role("row").filter(has_text=candidate.name)
@@ -124,7 +125,7 @@ def test_a_promotion_that_is_not_confirmed_does_not_happen(page: Page, running: 
 def test_a_model_is_promoted_by_force_searches_move_to_it_and_go_back(page: Page, running: Running):
     before = seen(running)
     given, candidate = (life for _, life in before.models)
-    old, new = (index.collection_name(life.fingerprint) for life in (given, candidate))
+    old, new = (qdrant.collection_name(life.fingerprint) for life in (given, candidate))
     many = before.points[old]
     page.goto("/models")
     row = page.get_by_role("row").filter(has_text=f"└ {candidate.name}")

@@ -8,8 +8,8 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from flows.backend import Backend
 from flows.operations import open_prefect
-from storage import runs
-from storage.runs import Reject, Run
+from storage.postgres import runs
+from storage.postgres.runs import Reject, Run
 from tests.builders import a_folder, png
 from tests.console.conftest import PATIENCE_S, SHOTS, Running, sign_in
 from tests.processes import wait_until

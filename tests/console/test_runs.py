@@ -27,9 +27,9 @@ from flows.prefect_access import password_file
 from flows.reconcile import watch
 from flows.retries import held
 from flows.serving import address_file
-from storage.embedded.postgres import postgres_url
-from storage.locks import flow_lock
-from storage.runs import Run, failed_runs, recent_runs
+from storage.embedded.postgres.server import postgres_url
+from storage.postgres.locks import flow_lock
+from storage.postgres.runs import Run, failed_runs, recent_runs
 from tests.console.conftest import SHOTS, Running, sign_in
 
 pytestmark = pytest.mark.usefixtures("compared_afterwards")

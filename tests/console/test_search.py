@@ -12,7 +12,7 @@ from sqlalchemy import text
 from flows.deletes import delete_items
 from flows.deps import open_deps
 from flows.intake import Request, ingest_source
-from storage.catalog import Selection
+from storage.postgres.catalog import Selection
 from storage.records import item_id
 from tests.builders import a_folder, encoded, noise, png
 from tests.console.conftest import PATIENCE_S, SHOTS, Running, sign_in

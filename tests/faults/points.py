@@ -35,62 +35,68 @@ class HalfARequest:
 
 
 FIRST_INGEST = (
-    KillPoint("before the collection is made", "storage.index:create", "before"),
+    KillPoint("before the collection is made", "storage.qdrant:create", "before"),
     KillPoint("the collection without its indexes", "qdrant_client:QdrantClient.create_collection", "after"),
     KillPoint("between two payload indexes", "qdrant_client:QdrantClient.create_payload_index", "after"),
-    KillPoint("before the alias", "storage.index:activate", "before"),
+    KillPoint("before the alias", "storage.qdrant:activate", "before"),
     HalfARequest("in the middle of the alias switch", "/collections/aliases"),
-    KillPoint("the alias has moved, Postgres does not know", "storage.index:activate", "after"),
-    KillPoint("the collection on record, not committed", "storage.registry:activate_collection", "after"),
-    KillPoint("before the run is on record", "storage.runs:start_run", "before"),
-    KillPoint("the run on record, not committed", "storage.runs:start_run", "after"),
+    KillPoint("the alias has moved, Postgres does not know", "storage.qdrant:activate", "after"),
+    KillPoint(
+        "the collection on record, not committed",
+        "storage.postgres.model_registry:activate_collection",
+        "after",
+    ),
+    KillPoint("before the run is on record", "storage.postgres.runs:start_run", "before"),
+    KillPoint("the run on record, not committed", "storage.postgres.runs:start_run", "after"),
     KillPoint("the first batch is read", "flows.batch:look_up", "after"),
     KillPoint("its pictures are being decoded", "flows.batch:refused", "before"),
     KillPoint("its pictures are decoded, nothing is written", "flows.batch:refused", "after"),
-    KillPoint("the first keys are claimed, not committed", "storage.catalog:claim", "after"),
+    KillPoint("the first keys are claimed, not committed", "storage.postgres.catalog:claim", "after"),
     KillPoint("half a blob", "os:replace", "before", 2),
     KillPoint("after the first blob", "storage.blobs:Blobs.put", "after"),
-    KillPoint("after all blobs of a batch, before its items", "storage.catalog:save_items", "before"),
-    KillPoint("the items are written, not committed", "storage.catalog:save_items", "after"),
+    KillPoint(
+        "after all blobs of a batch, before its items", "storage.postgres.catalog:save_items", "before"
+    ),
+    KillPoint("the items are written, not committed", "storage.postgres.catalog:save_items", "after"),
     KillPoint("after the items, before the model", "flows.batch:embed_all", "before"),
     KillPoint("in the middle of embedding", "embedding.encoder:SentenceEncoder.prepared", "after"),
-    KillPoint("embedded, nothing in Qdrant", "storage.index:upsert", "before"),
+    KillPoint("embedded, nothing in Qdrant", "storage.qdrant:upsert", "before"),
     HalfARequest("in the middle of a Qdrant write", "/points"),
     HalfARequest("in the middle of the last Qdrant write", "/points", 3),
-    KillPoint("after the points, before the marks", "storage.index:upsert", "after"),
-    KillPoint("the marks are written, not committed", "storage.catalog:mark_embedded", "after"),
+    KillPoint("after the points, before the marks", "storage.qdrant:upsert", "after"),
+    KillPoint("the marks are written, not committed", "storage.postgres.catalog:mark_embedded", "after"),
     KillPoint("one batch is done", "flows.intake:write", "after"),
     KillPoint("in the middle of the second batch", "flows.batch:embed_all", "after", 2),
-    KillPoint("the last points, before their marks", "storage.catalog:mark_embedded", "before", 3),
+    KillPoint("the last points, before their marks", "storage.postgres.catalog:mark_embedded", "before", 3),
     KillPoint("all batches are done", "flows.intake:finish", "before"),
-    KillPoint("rejects are resolved, not committed", "storage.runs:resolve_rejects", "after"),
-    KillPoint("before the run is closed", "storage.runs:end_run", "before"),
-    KillPoint("the run is closed, not committed", "storage.runs:end_run", "after"),
+    KillPoint("rejects are resolved, not committed", "storage.postgres.runs:resolve_rejects", "after"),
+    KillPoint("before the run is closed", "storage.postgres.runs:end_run", "before"),
+    KillPoint("the run is closed, not committed", "storage.postgres.runs:end_run", "after"),
 )
 """While a source is taken in for the first time."""
 
 SECOND_INGEST = (
-    KillPoint("before payloads are replaced", "storage.index:overwrite_payloads", "before"),
+    KillPoint("before payloads are replaced", "storage.qdrant:overwrite_payloads", "before"),
     HalfARequest("in the middle of new payloads", "/points/batch"),
-    KillPoint("payloads are new, marks are old", "storage.catalog:mark_embedded", "before"),
-    KillPoint("the tombstones are written, not committed", "storage.catalog:tombstone", "after"),
-    KillPoint("tombstones, and points that answer", "storage.index:delete", "before"),
+    KillPoint("payloads are new, marks are old", "storage.postgres.catalog:mark_embedded", "before"),
+    KillPoint("the tombstones are written, not committed", "storage.postgres.catalog:tombstone", "after"),
+    KillPoint("tombstones, and points that answer", "storage.qdrant:delete", "before"),
     HalfARequest("in the middle of deleting points", "/points/delete"),
-    KillPoint("the points are gone, the pictures are not", "storage.index:delete", "after"),
+    KillPoint("the points are gone, the pictures are not", "storage.qdrant:delete", "after"),
     KillPoint("a picture is gone, its tombstone says it has one", "storage.blobs:Blobs.delete", "after"),
-    KillPoint("the tombstones are cleared, not committed", "storage.catalog:clear", "after"),
+    KillPoint("the tombstones are cleared, not committed", "storage.postgres.catalog:clear", "after"),
 )
 """While changes, new records and deletes are taken in."""
 
 DELETE = (
-    KillPoint("a delete: before its tombstones", "storage.catalog:tombstone", "before"),
-    KillPoint("a delete: its tombstones, not committed", "storage.catalog:tombstone", "after"),
-    KillPoint("a delete: tombstones, and points that answer", "storage.index:delete", "before"),
+    KillPoint("a delete: before its tombstones", "storage.postgres.catalog:tombstone", "before"),
+    KillPoint("a delete: its tombstones, not committed", "storage.postgres.catalog:tombstone", "after"),
+    KillPoint("a delete: tombstones, and points that answer", "storage.qdrant:delete", "before"),
     HalfARequest("a delete: in the middle of deleting points", "/points/delete"),
-    KillPoint("a delete: the points are gone, the pictures are not", "storage.index:delete", "after"),
+    KillPoint("a delete: the points are gone, the pictures are not", "storage.qdrant:delete", "after"),
     KillPoint("a delete: the pictures are gone", "storage.blobs:Blobs.delete", "after"),
-    KillPoint("a delete: cleared, not committed", "storage.catalog:clear", "after"),
-    KillPoint("a delete: rejects forgotten, not committed", "storage.runs:forget_rejects", "after"),
+    KillPoint("a delete: cleared, not committed", "storage.postgres.catalog:clear", "after"),
+    KillPoint("a delete: rejects forgotten, not committed", "storage.postgres.runs:forget_rejects", "after"),
     KillPoint("a delete: done, its receipt without its name", "pathlib:Path.rename", "before"),
 )
 """While items are deleted because somebody asked for it."""
@@ -98,21 +104,21 @@ DELETE = (
 REPAIR = (
     KillPoint("a repair: before the first picture is fetched again", "storage.blobs:Blobs.put", "before"),
     KillPoint("a repair: a picture is back", "storage.blobs:Blobs.put", "after"),
-    KillPoint("a repair: the alias is back", "storage.index:activate", "after"),
-    KillPoint("a repair: strays are still there", "storage.index:remove", "before"),
-    KillPoint("a repair: strays are gone", "storage.index:remove", "after"),
-    KillPoint("a repair: embedded, not written", "storage.index:upsert", "before"),
+    KillPoint("a repair: the alias is back", "storage.qdrant:activate", "after"),
+    KillPoint("a repair: strays are still there", "storage.qdrant:remove", "before"),
+    KillPoint("a repair: strays are gone", "storage.qdrant:remove", "after"),
+    KillPoint("a repair: embedded, not written", "storage.qdrant:upsert", "before"),
     HalfARequest("a repair: in the middle of lost points", "/points"),
-    KillPoint("a repair: lost points are back", "storage.index:upsert", "after"),
-    KillPoint("a repair: payloads are right again", "storage.index:overwrite_payloads", "after"),
+    KillPoint("a repair: lost points are back", "storage.qdrant:upsert", "after"),
+    KillPoint("a repair: payloads are right again", "storage.qdrant:overwrite_payloads", "after"),
     KillPoint("a repair: before the second comparison", "flows.reconcile:reconcile", "before", 2),
-    KillPoint("a repair: before it is closed", "storage.runs:end_run", "before"),
+    KillPoint("a repair: before it is closed", "storage.postgres.runs:end_run", "before"),
 )
 """While what differs between the stores is mended."""
 
 BACKUP = (
     KillPoint("a backup: the first picture is copied", "storage.blobs:Blobs.put", "after"),
-    KillPoint("a backup: Postgres is dumped", "storage.dump:dump", "after"),
+    KillPoint("a backup: Postgres is dumped", "storage.postgres.dump:dump", "after"),
     KillPoint("a backup: before the points of a collection", "flows.backup:save_points", "before"),
     KillPoint("a backup: after the points of a collection", "flows.backup:save_points", "after"),
     KillPoint("a backup: some files are written", "fsspec.spec:AbstractFileSystem.pipe_file", "before"),
@@ -123,29 +129,31 @@ BACKUP = (
 RESTORE = (
     KillPoint("a restore: checked, nothing written", "flows.restore:fetch_checked", "after"),
     KillPoint("a restore: one picture is back", "storage.blobs:Blobs.put", "after"),
-    KillPoint("a restore: its rows are being tried", "storage.dump:renew_sequences", "before"),
+    KillPoint("a restore: its rows are being tried", "storage.postgres.dump:renew_sequences", "before"),
     HalfARequest("a restore: in the middle of its points", "/points"),
     KillPoint("a restore: the collection is back", "flows.restore:load_points", "after"),
-    KillPoint("a restore: before Postgres", "storage.dump:restore", "before", 2),
-    KillPoint("a restore: rows inserted, not committed", "storage.dump:renew_sequences", "after", 2),
+    KillPoint("a restore: before Postgres", "storage.postgres.dump:restore", "before", 2),
+    KillPoint("a restore: rows inserted, not committed", "storage.postgres.dump:renew_sequences", "after", 2),
 )
 """While empty stores are filled from a backup."""
 
 REINDEX = (
-    KillPoint("a re-index: before its collection is made", "storage.index:create", "before"),
+    KillPoint("a re-index: before its collection is made", "storage.qdrant:create", "before"),
     HalfARequest("a re-index: in the middle of its points", "/points"),
-    KillPoint("a re-index: the first points, before their marks", "storage.catalog:mark_current", "before"),
-    KillPoint("a re-index: the first marks, not committed", "storage.catalog:mark_current", "after"),
-    KillPoint("a re-index: all is filled, nothing verified", "storage.index:is_settled", "before"),
-    KillPoint("a re-index: verified, the alias is old", "storage.index:activate", "before"),
+    KillPoint(
+        "a re-index: the first points, before their marks", "storage.postgres.catalog:mark_current", "before"
+    ),
+    KillPoint("a re-index: the first marks, not committed", "storage.postgres.catalog:mark_current", "after"),
+    KillPoint("a re-index: all is filled, nothing verified", "storage.qdrant:is_settled", "before"),
+    KillPoint("a re-index: verified, the alias is old", "storage.qdrant:activate", "before"),
     HalfARequest("a re-index: in the middle of the alias switch", "/collections/aliases"),
-    KillPoint("a re-index: the alias has moved, nothing is committed", "storage.index:activate", "after"),
-    KillPoint("a re-index: before it is closed", "storage.runs:end_run", "before"),
+    KillPoint("a re-index: the alias has moved, nothing is committed", "storage.qdrant:activate", "after"),
+    KillPoint("a re-index: before it is closed", "storage.postgres.runs:end_run", "before"),
 )
 """While searches change to another model."""
 
 MOVE = (
-    KillPoint("a move: the run on record, not committed", "storage.runs:start_run", "after"),
+    KillPoint("a move: the run on record, not committed", "storage.postgres.runs:start_run", "after"),
     KillPoint("a move: before the collection is made", "storage.transfer:make_collection", "before"),
     HalfARequest("a move: in the middle of its points", "/points", 2),  # the first reads them
     KillPoint("a move: the points are there, no row is", "storage.transfer:copy_points", "after"),
@@ -153,7 +161,7 @@ MOVE = (
     KillPoint("a move: the rows are written, not committed", "storage.transfer:copy_rows", "after"),
     KillPoint("a move: before the alias", "storage.transfer:copy_aliases", "before"),
     HalfARequest("a move: in the middle of the alias", "/collections/aliases"),
-    KillPoint("a move: compared, not closed", "storage.runs:end_run", "before"),
+    KillPoint("a move: compared, not closed", "storage.postgres.runs:end_run", "before"),
 )
 """While an embedded home is copied into servers."""
 

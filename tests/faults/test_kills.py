@@ -19,9 +19,9 @@ from flows.purge import purge
 from flows.rebuild import rollback
 from flows.reconcile import reconcile
 from flows.settings import Settings
-from storage import index
+from storage import qdrant
 from storage.blobs import Blobs
-from storage.embedded.qdrant.access import find
+from storage.embedded.qdrant.process.discovery import find
 from tests import forks
 from tests.builders import a_folder, png
 from tests.conftest import emptied
@@ -136,14 +136,16 @@ def check(stores: Stores, home: Path, expected: set[str], pictures: int) -> None
         marks = session.scalar(text("select count(*) from marks"))
         running = session.scalar(text("select count(*) from runs where outcome = 'running'"))
         rejects = list(session.scalars(text("select place from rejects where resolved is null")))
-    points, _ = stores.vectors.scroll(index.ALIAS, limit=1000, with_vectors=["image"])
+    points, _ = stores.vectors.scroll(qdrant.ALIAS, limit=1000, with_vectors=["image"])
     assert sorted(items.values()) == sorted(expected)
     assert {str(point.id) for point in points} == items.keys()
     assert len(points) == len(items) == marks
     assert (running, rejects) == (0, ["bad.png"])
-    assert stores.vectors.get_collection(index.ALIAS).payload_schema.keys() == {"source", "key"}
+    assert stores.vectors.get_collection(qdrant.ALIAS).payload_schema.keys() == {"source", "key"}
     for point in points:
-        found = stores.vectors.query_points(index.ALIAS, query=point.vector["image"], using="image", limit=20)
+        found = stores.vectors.query_points(
+            qdrant.ALIAS, query=point.vector["image"], using="image", limit=20
+        )
         assert str(point.id) in {hit.id for hit in found.points if hit.score > 0.999}
     assert reconcile(stores).work == 0
     purge(stores, Settings(home=home), max_delete=1, yes=True, dry_run=False)
@@ -154,13 +156,13 @@ def check(stores: Stores, home: Path, expected: set[str], pictures: int) -> None
 
 def break_everything(stores: Stores) -> None:
     """Lose a picture, two points and the alias, change a payload, and add a point that nobody knows."""
-    collection = index.active(stores.vectors).name
+    collection = qdrant.active(stores.vectors).name
     points, _ = stores.vectors.scroll(collection, limit=20, with_vectors=["image"])
     stores.vectors.delete(collection, [points[0].id, points[1].id], wait=True)
     stores.vectors.set_payload(collection, {"record_hash": "old"}, points=[points[2].id], wait=True)
     stray = models.PointStruct(id=str(uuid4()), vector={"image": points[0].vector["image"]}, payload={})
     stores.vectors.upsert(collection, [stray], wait=True)
-    gone = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=index.ALIAS))
+    gone = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=qdrant.ALIAS))
     stores.vectors.update_collection_aliases(change_aliases_operations=[gone])
     with stores.sessions() as session:
         stores.blobs.delete(session.scalar(text("select image_sha256 from items where key = '5.png'")))
@@ -242,7 +244,7 @@ def test_a_restore_that_dies_is_done_again(
     stores: Stores, sightline: Sightline, empty_database: Engine, tmp_path: Path, point
 ):
     sightline("backup", tmp_path / "backups")
-    for name in index.collections(stores.vectors):
+    for name in qdrant.collections(stores.vectors):
         stores.vectors.delete_collection(name)
     elsewhere = {
         "SIGHTLINE_HOME": str(tmp_path / "other"),
@@ -270,12 +272,12 @@ def test_a_killed_reindex_leaves_searches_whole_and_is_finished_by_the_next(
     command = ("reindex", "--model", other_model, "--force")
 
     assert sightline(*command, kill=point.name) == -signal.SIGKILL
-    searched = index.active(stores.vectors)
+    searched = qdrant.active(stores.vectors)
     assert searched is not None
-    assert index.count(stores.vectors, searched.name) == len(GOOD)
+    assert qdrant.count(stores.vectors, searched.name) == len(GOOD)
 
     assert sightline(*command) == 0
-    searched = index.active(stores.vectors)
+    searched = qdrant.active(stores.vectors)
     assert searched is not None
     assert searched.model == str(other_model)
     assert reconcile(stores).work == 0
@@ -287,7 +289,7 @@ def test_a_killed_reindex_leaves_searches_whole_and_is_finished_by_the_next(
     assert (states, open_runs, forced) == ({"active": 1, "retired": 1}, 0, 1)
 
     rollback(stores, Settings(home=tmp_path / "home"), load=lambda *_: encoder)
-    searched = index.active(stores.vectors)
+    searched = qdrant.active(stores.vectors)
     assert searched is not None
     assert searched.fingerprint == encoder.fingerprint
     assert reconcile(stores).work == 0

@@ -17,7 +17,7 @@ from flows.intake import Request, ingest_source
 from flows.reconcile import reconcile
 from flows.report import IngestReport
 from flows.settings import Qdrant, Settings
-from storage.embedded.qdrant.access import find
+from storage.embedded.qdrant.process.discovery import find
 from tests.builders import a_folder, png
 from tests.conftest import SERVER, emptied
 from tests.fakes import ColourEncoder

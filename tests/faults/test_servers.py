@@ -15,8 +15,8 @@ from flows.deps import Deps, open_stores
 from flows.intake import Request, ingest_source
 from flows.reconcile import reconcile
 from flows.settings import Settings
-from storage.embedded.postgres import find_postgres
-from storage.embedded.qdrant.client import find_index
+from storage.embedded.postgres.server import find_postgres
+from storage.embedded.qdrant.process.client import find_index
 from tests.builders import a_folder, png
 from tests.fakes import ColourEncoder
 from tests.processes import homes

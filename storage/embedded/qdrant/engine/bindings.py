@@ -1,0 +1,94 @@
+"""The seam to Qdrant's Rust engine: its errors, and its own types for the REST API's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import qdrant_edge as edge
+from pydantic import BaseModel
+
+from storage.embedded.qdrant.protocol.errors import Refused
+
+FAULTS = ("Service runtime error", "Service internal error", "Out of memory")
+OTHER_NAMES = {
+    "Datatype": "VectorStorageDatatype",
+    "DisabledStemmerParams": "DisabledStemmer",
+    "HnswConfig": "HnswIndexConfig",
+}
+
+
+PANIC = "PanicException"
+
+
+class EngineFault(RuntimeError):
+    """The engine failed at something that was no fault of the request."""
+
+
+class EnginePanic(EngineFault):
+    """The engine's code stopped halfway; a shard that it held must be opened anew."""
+
+
+@contextmanager
+def engine_errors() -> Iterator[None]:
+    """Turn the engine's refusals into `Refused`.
+
+    The engine raises `Exception` itself, no subclass, for whatever it refuses, and ValueError or TypeError
+    while its arguments are built. Its panics derive from BaseException, by a class that cannot be imported.
+
+    Raises:
+        Refused: with the engine's own sentence.
+        EngineFault: the disk is full, a file is damaged and the like.
+        EnginePanic: the engine panicked.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Refused(str(error)) from error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        if str(error).startswith(FAULTS):
+            raise EngineFault(str(error)) from error
+        raise Refused(str(error)) from error
+    except BaseException as error:
+        if type(error).__name__ != PANIC:
+            raise
+        raise EnginePanic(f"the engine panicked: {error}") from error
+
+
+def to_engine(value: Any) -> Any:
+    """Return the engine's object for a part of a REST request that describes how things are stored.
+
+    Both name classes and fields alike, but for `OTHER_NAMES`; what is not set is left to the engine.
+    A field whose enum the engine lacks only tells the REST API which class it reads.
+    Lists, of stop words and their languages, become sets.
+    """
+    if isinstance(value, list):
+        return {to_engine(part) for part in value}
+    if isinstance(value, Enum):
+        return _member(_engine_class(value), str(value.value))
+    if not isinstance(value, BaseModel):
+        return value
+    given = {name: part for name in type(value).model_fields if (part := getattr(value, name)) is not None}
+    known = {
+        name: to_engine(part)
+        for name, part in given.items()
+        if not isinstance(part, Enum) or _engine_class(part) is not None
+    }
+    with engine_errors():
+        return _engine_class(value)(**known)
+
+
+def _engine_class(value: object) -> Any:
+    name = type(value).__name__
+    return getattr(edge, OTHER_NAMES.get(name, name), None)
+
+
+def _member(kind: Any, value: str) -> Any:
+    # They differ in case and underscores alone: `one_and_half_bits` is `OneAndHalfBits`.
+    plain = value.replace("_", "").lower()
+    for name in dir(kind):
+        if name.replace("_", "").lower() == plain:
+            return getattr(kind, name)
+    raise Refused(f"the engine has no {value!r}")

@@ -1,0 +1,271 @@
+"""One collection: the engine's shard, opened on first use, and what changed in it since when."""
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import qdrant_edge as edge
+from qdrant_client import models
+
+from storage.embedded.qdrant.engine import log_salvage
+from storage.embedded.qdrant.engine.bindings import EngineFault, engine_errors, to_engine
+from storage.embedded.qdrant.engine.state import Stored
+from storage.embedded.qdrant.protocol.config import bytes_per_point, described, engine_config, spaces_of
+from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.named_vectors import Spaces
+from storage.embedded.qdrant.protocol.writes import PointId, Write, require_points
+
+FLUSH_AFTER_POINTS = 20_000
+FLUSH_AFTER_S = 5.0
+PAGE = 10_000
+ASIDE = "aside"
+"""Beside the shards: what could not be read of their logs."""
+
+OPENING = "opening"
+"""A file in a shard's folder while the engine opens it: left there, the engine took its process down."""
+
+log = logging.getLogger("sightline.qdrant")
+
+
+class Collection:
+    """A collection that is open. Not for several threads: the engine takes one call at a time anyway."""
+
+    def __init__(
+        self, name: str, stored: Stored, shards: Path, note: Callable[[Stored], None] = lambda _: None
+    ) -> None:
+        """Describe it; it is opened when it is first used.
+
+        Args:
+            name: as in the list of collections.
+            stored: what the list says of it.
+            shards: the folder that has its files.
+            note: writes down what changes in `stored` while it is opened.
+        """
+        self.name = name
+        self.stored = stored
+        self._note = note
+        self.spaces: Spaces = spaces_of(stored.config)
+        self.path = shards / stored.folder
+        self.changed: set[PointId] | None = None
+        """The points written to since a graph was begun; None while none is being built."""
+
+        self.replicating = asyncio.Lock()
+        """Held by whoever copies all points, for a graph or a snapshot."""
+
+        self.last_write_s = time.monotonic()
+        self._shard: edge.EdgeShard | None = None
+        self._written = 0
+        self._unflushed = 0
+
+    @staticmethod
+    def create_files(path: Path, stored: Stored) -> None:
+        """Make the empty shard of a collection, with its payload indexes."""
+        path.mkdir(parents=True)
+        with engine_errors():
+            shard = edge.EdgeShard.create(str(path), engine_config(stored.config))
+            for field, schema in stored.payload_schema.items():
+                shard.update(edge.UpdateOperation.create_field_index(field, to_engine(schema)))
+            shard.flush()
+            shard.close()
+
+    @property
+    def shard(self) -> edge.EdgeShard:
+        """The engine's shard. Opening it repeats what its write-ahead log holds and a kill left undone.
+
+        Raises:
+            EngineFault: its files cannot be read; the message names the remedy.
+        """
+        if self._shard is None:
+            self._shard = self._opened()
+            held = self._shard.info().points_count
+            self._written = max(held - self.stored.graph_points, 0)
+        return self._shard
+
+    @property
+    def points(self) -> int:
+        """How many points there are, exactly."""
+        return int(self.shard.info().points_count)
+
+    @property
+    def ungraphed_bytes(self) -> int:
+        """How much of the vectors no graph covers: a search scans it. Deletes and repeats count as well."""
+        return max(self._written, 0) * bytes_per_point(self.spaces)
+
+    @property
+    def ungraphed_points(self) -> int:
+        """How many points were written since the graph was built."""
+        return self._written
+
+    def apply(self, writes: Sequence[Write]) -> None:
+        """Carry out `writes`, all of which were checked; each is in the write-ahead log when this returns.
+
+        Raises:
+            NotFound: a point that must be there is not; nothing was written.
+        """
+        require_points(self.shard, writes)
+        for write in writes:
+            touched = self._touched(write)
+            with self._reopening(), engine_errors():
+                self.shard.update(write.operation)
+            self._written += len(touched)
+            self._unflushed += len(touched)
+            self.last_write_s = time.monotonic()
+
+    def alter(self, operation: edge.UpdateOperation) -> None:
+        """Carry out a change of the schema, and sync it: the state on disk is to name it next.
+
+        What was written before is synced first: the log could not be replayed over another schema.
+        """
+        self.flush()
+        with self._reopening(), engine_errors():
+            self.shard.update(operation)
+        self._unflushed += 1
+        self.flush()
+
+    def flush_if_due(self) -> None:
+        """Sync what was written, if that is much or some time ago."""
+        is_old = time.monotonic() - self.last_write_s > FLUSH_AFTER_S
+        if is_old or self._unflushed >= FLUSH_AFTER_POINTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sync what was written to the disk, so that the write-ahead log can be cut short."""
+        if self._shard is not None and self._unflushed:
+            with engine_errors():
+                self._shard.flush()
+            self._unflushed = 0
+
+    def close(self) -> None:
+        """Sync and close; the next use opens it again."""
+        if self._shard is not None:
+            self.flush()
+            with engine_errors():
+                self._shard.close()
+            self._shard = None
+
+    def reopen(self) -> None:
+        """Give up the engine's shard, in whatever state it is; the next use opens it again."""
+        shard, self._shard, self._unflushed = self._shard, None, 0
+        if shard is not None:
+            with suppress(EngineFault, Refused), engine_errors():
+                shard.close()
+
+    def switch(self, stored: Stored, shards: Path) -> None:
+        """Go over to the folder that `stored` names, which holds the same points, and open it."""
+        self.close()
+        self.stored = stored
+        self.spaces = spaces_of(stored.config)
+        self.path = shards / stored.folder
+        self.changed = None
+        _ = self.shard
+
+    def info(self) -> models.CollectionInfo:
+        """Return counts, configuration and payload indexes.
+
+        It is yellow while a graph is being built, and red when writes could not be read back from the log.
+        """
+        shard = self.shard.info()
+        status = models.CollectionStatus.GREEN if self.changed is None else models.CollectionStatus.YELLOW
+        return described(
+            self.stored.config,
+            shard,
+            self.stored.payload_schema,
+            status=models.CollectionStatus.RED if self.stored.damage else status,
+            damage=self.stored.damage,
+        )
+
+    @contextmanager
+    def _reopening(self) -> Iterator[None]:
+        """Open the shard anew after a fault: the record of the write that failed may stop its log."""
+        try:
+            yield
+        except EngineFault:
+            self.reopen()
+            with suppress(EngineFault, Refused):
+                self._shard = self._opened(has_failed=True)
+            raise
+
+    def _opened(self, *, has_failed: bool = False) -> edge.EdgeShard:
+        """Open the shard, after its log was cut if need be.
+
+        Args:
+            has_failed: whether the last record of the log is of a write that was answered with an error.
+        """
+        shutil.rmtree(self.path / "temp_segments", ignore_errors=True)
+        opening = self.path / OPENING
+        try:
+            self._require_segments()
+            is_deadly = opening.exists() and log_salvage.failure(self.path) is not None
+            if log_salvage.is_halfway(self.path) or is_deadly or log_salvage.is_damaged(self.path):
+                self._cut_log(has_failed)
+            opening.touch()
+            try:
+                shard = self._load()
+            except (EngineFault, Refused) as error:
+                if log_salvage.is_of_the_machine(str(error)):
+                    raise
+                self._cut_log(has_failed)
+                shard = self._load()
+            finally:
+                opening.unlink(missing_ok=True)
+        except (EngineFault, Refused) as error:
+            raise EngineFault(self._remedy(str(error))) from error
+        return shard
+
+    def _load(self) -> edge.EdgeShard:
+        with engine_errors():
+            return edge.EdgeShard.load(str(self.path))
+
+    def _require_segments(self) -> None:
+        # The engine would make an empty segment, and nobody would know.
+        segments = self.path / log_salvage.SEGMENTS
+        if not segments.is_dir() or not any(segments.iterdir()):
+            raise EngineFault(f"{segments} has no files")
+
+    def _cut_log(self, has_failed: bool) -> None:
+        cut = log_salvage.cut_log(self.path, self.path.parents[1] / ASIDE)
+        sentence = (
+            f"record {cut.number} ({cut.kind}) of the write-ahead log could not be replayed. It and the "
+            f"{cut.following} after it are kept in {cut.file}, and the collection goes on without: "
+            f"`sightline reconcile --repair` writes again what they held. The engine says: {cut.reason}"
+        )
+        if has_failed and not cut.following:
+            log.warning("%s: %s (it was answered with an error)", self.name, sentence)
+        else:
+            log.error("%s: %s", self.name, sentence)
+            self.stored = self.stored.model_copy(update={"damage": sentence})
+            self._note(self.stored)
+        log_salvage.finish(self.path)
+
+    def _remedy(self, reason: str) -> str:
+        if log_salvage.is_of_the_machine(reason):
+            return f"collection {self.name!r} cannot be opened: {reason}"
+        return (
+            f"collection {self.name!r} cannot be opened: put back a copy of its files, or delete it and make "
+            f"it again with `sightline reindex`. All others go on working. Its files in {self.path} are left "
+            f"as they are. The engine says: {reason}"
+        )
+
+    def _touched(self, write: Write) -> Sequence[PointId]:
+        touched = write.ids if write.where is None else self.ids(write.where)
+        if self.changed is not None:
+            self.changed.update(touched)
+        return touched
+
+    def ids(self, where: edge.Filter | None) -> list[PointId]:
+        """Return the ids of all points that `where` matches, in the engine's order."""
+        found: list[PointId] = []
+        offset = None
+        while True:
+            request = edge.ScrollRequest(
+                offset=offset, limit=PAGE, filter=where, with_payload=False, with_vector=False
+            )
+            with engine_errors():
+                page, offset = self.shard.scroll(request)
+            found += [point.id if isinstance(point.id, int) else str(point.id) for point in page]
+            if offset is None:
+                return found

@@ -1,0 +1,247 @@
+"""HNSW graphs: built in a process of their own, and switched to in one step.
+
+A search scans what no graph covers, 10 ms for 100,000 vectors of 512 dimensions, so small collections
+need none. Building takes minutes and the engine would answer nothing meanwhile, so another process makes
+a new shard: it is sent every point in slices, builds the graph, is sent whatever changed meanwhile, and
+closes. The last changes are then applied here, and the collection switches to the new shard's folder.
+"""
+
+import asyncio
+import logging
+import pickle
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from uuid import uuid4
+
+import qdrant_edge as edge
+
+from storage.embedded.qdrant.engine.bindings import EngineFault, engine_errors
+from storage.embedded.qdrant.engine.collection import Collection
+from storage.embedded.qdrant.engine.state import Stored
+from storage.embedded.qdrant.engine.store import Store
+from storage.embedded.qdrant.process.graph_builder import DONE, LENGTH, Row, copy
+from storage.embedded.qdrant.protocol.config import OPTIMIZERS, overlaid
+from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.vectors import rest_id
+from storage.embedded.qdrant.protocol.writes import PointId
+
+SLICE = 200
+LOOK_ROUND_S = 2.0
+QUIET_S = 10.0
+RETRY_S = 300.0
+NOT_WAITING_FOR_QUIET = 3
+REBUILD_SHARE = 0.2
+LAST_CHANGES = 1000
+log = logging.getLogger("sightline.qdrant")
+
+
+class BuildFailed(RuntimeError):
+    """The process that built a graph ended before it was done; the collection goes on without."""
+
+
+class Outdated(RuntimeError):
+    """The collection was deleted or has another schema than when its graph was begun."""
+
+
+class Graphs:
+    """Builds the graphs of a store's collections, one at a time."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._not_before: dict[str, float] = {}
+
+    async def build_when_due(self) -> None:
+        """Look round for ever, and build what is due."""
+        while True:
+            await asyncio.sleep(LOOK_ROUND_S)
+            for collection in self._store.opened():
+                if is_due(collection) and time.monotonic() > self._not_before.get(collection.name, 0):
+                    await self._try(collection)
+
+    async def _try(self, collection: Collection) -> None:
+        begun = time.monotonic()
+        try:
+            points = await build(self._store, collection)
+            log.info(
+                "%s: a graph over %d points in %.0f s", collection.name, points, time.monotonic() - begun
+            )
+        except Outdated:
+            log.info("%s: it changed while its graph was built; begun again later", collection.name)
+        except (BuildFailed, EngineFault, Refused, OSError) as error:
+            self._not_before[collection.name] = time.monotonic() + RETRY_S
+            log.error("%s: no graph (%s); searches go on without; tried again later", collection.name, error)
+
+
+def is_due(collection: Collection) -> bool:
+    """Whether so much was written that a graph is worth building, and nobody is writing just now."""
+    threshold = overlaid(OPTIMIZERS, collection.stored.config.optimizers_config).indexing_threshold or 0
+    if threshold <= 0:  # as on a server, 0 turns graphs off
+        return False
+    open_bytes, graphed = collection.ungraphed_bytes, collection.stored.graph_points
+    is_much = open_bytes >= threshold * 1024 and collection.ungraphed_points >= REBUILD_SHARE * graphed
+    quiet_s = time.monotonic() - collection.last_write_s
+    return is_much and (quiet_s > QUIET_S or open_bytes >= NOT_WAITING_FOR_QUIET * threshold * 1024)
+
+
+async def build(store: Store, collection: Collection) -> int:
+    """Build the graph of `collection` and switch to it; returns how many points it covers.
+
+    Raises:
+        Outdated: the collection was deleted or its schema was changed meanwhile.
+        BuildFailed: the other process ended early.
+    """
+    async with collection.replicating, replica(store, collection, has_graph=True) as stored:
+        store.adopt(collection.name, stored)
+    return stored.graph_points
+
+
+@asynccontextmanager
+async def replica(store: Store, collection: Collection, *, has_graph: bool) -> AsyncIterator[Stored]:
+    """Make files that hold what the collection holds at the moment they are handed out.
+
+    They are removed on the way out, unless the store has adopted them. The caller holds
+    `collection.replicating`.
+
+    Raises:
+        Outdated: the collection was deleted or its schema was changed meanwhile.
+        BuildFailed: the other process ended early.
+    """
+    if not store.holds(collection):
+        raise Outdated
+    stored = collection.stored.model_copy(update={"folder": uuid4().hex, "graph_points": 0})
+    path = store.shards / stored.folder
+    changed: set[PointId] = set()
+    collection.changed = changed
+    try:
+        store.new_files(stored)
+        async with _builder(str(path)) as builder:
+            await builder.send_all(collection, changed)
+            await builder.send_changed(collection, changed)
+            if has_graph:
+                await builder.ask("optimize")
+                await builder.send_changed(collection, changed)
+            await builder.ask("flush")
+            await builder.ask("close")
+        _require_current(collection, changed)
+        points = _catch_up(path, collection, changed)
+        collection.changed = None
+        yield stored.model_copy(update={"graph_points": points if has_graph else 0})
+    finally:
+        if collection.changed is changed:
+            collection.changed = None
+        if collection.stored.folder != stored.folder:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _catch_up(path: Path, collection: Collection, changed: set[PointId]) -> int:
+    """Apply the last changes to the new shard; returns its points. Nobody writes until this returns."""
+    with engine_errors():
+        shard = edge.EdgeShard.load(str(path))
+        for ids in _slices(changed):
+            copy(shard, read(collection.shard, ids), ids)
+        shard.flush()
+        points = int(shard.info().points_count)
+        shard.close()
+    if points != collection.points:
+        raise BuildFailed(f"the new shard holds {points} points, the old one {collection.points}")
+    return points
+
+
+def _require_current(collection: Collection, changed: set[PointId]) -> None:
+    if collection.changed is not changed:
+        raise Outdated
+
+
+def _slices(ids: set[PointId]) -> Iterator[list[PointId]]:
+    """Take `ids` out in slices, until none is left."""
+    while ids:
+        taken = list(islice(ids, SLICE))
+        ids.difference_update(taken)
+        yield taken
+
+
+@asynccontextmanager
+async def _builder(path: str) -> AsyncIterator["_Builder"]:
+    """Start the process that makes the shard at `path`; it has ended when this returns."""
+    module = "storage.embedded.qdrant.process.graph_builder"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        module,
+        path,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield _Builder(process)
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+        await process.wait()
+
+
+class _Builder:
+    """The process that holds the new shard: it does one thing at a time, and says when it is done."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def ask(self, *what: object) -> None:
+        """Have one thing done, and wait until it is.
+
+        Raises:
+            BuildFailed: the process has ended instead.
+        """
+        message = pickle.dumps(what, protocol=pickle.HIGHEST_PROTOCOL)
+        pipe, answers = self._process.stdin, self._process.stdout
+        if pipe is None or answers is None:
+            raise BuildFailed("no pipe to the process that builds")
+        try:
+            pipe.write(LENGTH.pack(len(message)) + message)
+            await pipe.drain()
+            await answers.readexactly(len(DONE))
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            status = await self._process.wait()
+            raise BuildFailed(f"the process that builds ended with status {status}") from error
+
+    async def send_all(self, collection: Collection, changed: set[PointId]) -> None:
+        """Send every point in the order of ids; what is written meanwhile stays in `changed`."""
+        offset: PointId | None = None
+        while True:
+            _require_current(collection, changed)
+            request = edge.ScrollRequest(offset=offset, limit=SLICE, with_payload=False, with_vector=False)
+            with engine_errors():
+                page, following = collection.shard.scroll(request)
+            ids = [rest_id(point.id) for point in page]
+            await self.ask("copy", read(collection.shard, ids), ids)
+            if following is None:
+                return
+            offset = rest_id(following)
+
+    async def send_changed(self, collection: Collection, changed: set[PointId]) -> None:
+        """Send what has changed until little is left, while more may be changing."""
+        while len(changed) > LAST_CHANGES:
+            for ids in _slices(changed):
+                _require_current(collection, changed)
+                await self.ask("copy", read(collection.shard, ids), ids)
+
+
+def read(shard: edge.EdgeShard, ids: Sequence[PointId]) -> list[Row]:
+    """Return the points of `ids` that are there."""
+    with engine_errors():
+        found = shard.retrieve(list(ids), with_payload=True, with_vector=True)
+    return [(rest_id(point.id), _plain(point.vector), point.payload) for point in found]
+
+
+def _plain(vector: object) -> object:
+    """Return vectors in a form that can be sent to another process."""
+    if isinstance(vector, dict):
+        return {name: _plain(part) for name, part in vector.items()}
+    return (vector.indices, vector.values) if isinstance(vector, edge.SparseVector) else vector

@@ -1,0 +1,155 @@
+"""Opening a shard whose write-ahead log cannot be replayed: keep what comes before the record that stops it.
+
+Which record that is, the engine does not say, and some make it panic or abort. So processes of their own
+try to open the shard with the first half of the log, with three quarters of it, and so on: a shard may take
+the same records again, because each point knows the number of its last change.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import qdrant_edge as edge
+
+from storage.embedded.qdrant.engine import write_ahead_log
+from storage.embedded.qdrant.engine.bindings import EngineFault, engine_errors
+from storage.embedded.qdrant.engine.state import write_atomically
+
+LOG = "wal"
+UNREADABLE = "wal.unreadable"
+"""The log while it is being cut; a shard that has one was left halfway."""
+
+SEGMENTS = "segments"
+OF_THE_MACHINE = re.compile(r"\(os error (?:5|11|12|13|23|24|28|30|122)\)|Out of memory")
+"""Faults that pass: a lock, no access, no memory, no descriptors, no room, a disk that fails."""
+
+MAX_REASON_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where a log was cut."""
+
+    number: int
+    kind: str
+    following: int
+    """How many records that could be told apart came after it."""
+
+    reason: str
+    file: Path
+    """Where the record and all after it are kept."""
+
+
+def is_of_the_machine(reason: str) -> bool:
+    """Whether the engine failed for want of something that the machine lacks just now."""
+    return OF_THE_MACHINE.search(reason) is not None
+
+
+def is_halfway(shard: Path) -> bool:
+    """Whether a process ended while it cut the log of `shard`."""
+    return (shard / UNREADABLE).exists()
+
+
+def is_damaged(shard: Path) -> bool:
+    """Whether the log of `shard` has bytes that the engine would drop without a word.
+
+    A record that a killed process left unfinished was never acknowledged: it is overwritten here.
+    """
+    found = write_ahead_log.examine(shard / LOG)
+    if found.unfinished is not None and not found.is_damaged:
+        write_ahead_log.forget(found.unfinished)
+    return found.is_damaged
+
+
+def failure(shard: Path) -> str | None:
+    """Try to open `shard` in another process; returns why it cannot be opened, or None."""
+    module = "storage.embedded.qdrant.process.shard_probe"
+    tried = subprocess.run(
+        [sys.executable, "-P", "-m", module, str(shard)], capture_output=True, text=True, check=False
+    )
+    if tried.returncode == 0:
+        return None
+    lines = tried.stderr.strip().splitlines()
+    return lines[-1] if lines and tried.returncode > 0 else f"the engine died of signal {-tried.returncode}"
+
+
+def cut_log(shard: Path, aside: Path) -> Cut:
+    """Cut the log of `shard` before the record that stops it, and keep the rest in a file in `aside`.
+
+    The caller notes what was cut, and then calls `finish`: until then, the next process does it all again.
+
+    Raises:
+        EngineFault: the log is not at fault, or not alone; the shard is as it was.
+    """
+    unreadable = shard / UNREADABLE
+    if not is_halfway(shard):
+        (shard / LOG).rename(unreadable)
+    try:
+        good, reason = _replayable(shard, unreadable)
+        cut = _kept(unreadable, good, reason, aside / shard.name)
+        _lay(shard, partial(write_ahead_log.lay, unreadable, count=good))
+        _settle(shard)
+        _lay(shard, partial(write_ahead_log.begin_anew, segments=shard / SEGMENTS))
+    except BaseException:
+        shutil.rmtree(shard / LOG, ignore_errors=True)
+        unreadable.rename(shard / LOG)
+        raise
+    return cut
+
+
+def finish(shard: Path) -> None:
+    """Remove the log that was cut: its first part is in the segments, the rest was set aside."""
+    shutil.rmtree(shard / UNREADABLE)
+
+
+def _replayable(shard: Path, unreadable: Path) -> tuple[int, str]:
+    """Return how many records can be replayed, and why not one more; by halves, with a process each."""
+    good, bad = -1, write_ahead_log.examine(unreadable).intact + 1
+    reason = "its bytes are damaged"
+    while bad - good > 1:
+        middle = (good + bad) // 2 if good >= 0 else 0
+        _lay(shard, partial(write_ahead_log.lay, unreadable, count=middle))
+        why = failure(shard)
+        if why is None:
+            good = middle
+        elif middle == 0 or is_of_the_machine(why):
+            raise EngineFault(why)
+        else:
+            bad, reason = middle, why
+    return good, reason
+
+
+def _kept(unreadable: Path, good: int, reason: str, aside: Path) -> Cut:
+    """Write the log from record `good` on to a file, and describe it."""
+    found = write_ahead_log.records(unreadable)
+    stopped = found[good] if good < len(found) else None
+    before = found[good - 1].number if good else -1
+    number = stopped.number if stopped else before + 1
+    file = aside.with_name(f"{aside.name}-from-{number}.log")
+    aside.parent.mkdir(mode=0o700, exist_ok=True)
+    write_atomically(file, write_ahead_log.rest(unreadable, good))
+    return Cut(
+        number=number,
+        kind=stopped.kind if stopped else "of an unknown kind",
+        following=max(len(found) - good - 1, 0),
+        reason=reason[:MAX_REASON_CHARS],
+        file=file,
+    )
+
+
+def _lay(shard: Path, make: Callable[[Path], None]) -> None:
+    shutil.rmtree(shard / LOG, ignore_errors=True)
+    make(shard / LOG)
+
+
+def _settle(shard: Path) -> None:
+    """Have the segments hold all that is left in the log."""
+    with engine_errors():
+        opened = edge.EdgeShard.load(str(shard))
+        opened.flush()
+        opened.close()

@@ -1,0 +1,118 @@
+"""Which collections and aliases there are: one file, replaced whole.
+
+A collection exists from the moment this file names its folder until it no longer does. So creating,
+deleting and switching to a folder with a graph are one rename each, and what the file does not name is
+left over from a process that was killed.
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import PydanticSerializationError
+from qdrant_client import models
+
+from storage.embedded.qdrant.protocol.errors import Refused
+
+FILE = "collections.json"
+SHARDS = "shards"
+
+
+class Damaged(RuntimeError):
+    """A file of the index cannot be read; the message says which, and what to do."""
+
+
+class Stored(BaseModel):
+    """A collection on disk."""
+
+    folder: str
+    """Below `shards`; another one after each graph that was built."""
+
+    config: models.CreateCollection
+    payload_schema: dict[str, models.PayloadFieldSchema] = Field(default_factory=dict)
+    graph_points: int = 0
+    """How many points the graph was built over; 0 without one."""
+
+    damage: str | None = None
+    """Which writes could not be read back from the log, until an update of the collection acknowledges it."""
+
+
+class State(BaseModel):
+    """All collections by name, and the collection that each alias stands for."""
+
+    collections: dict[str, Stored] = Field(default_factory=dict)
+    aliases: dict[str, str] = Field(default_factory=dict)
+
+
+def read(folder: Path) -> State:
+    """Return the state in `folder`; in a new folder it is empty, and written at once.
+
+    Raises:
+        Damaged: the file is there and is no such state, or it is gone while there are shards.
+    """
+    path, shards = folder / FILE, folder / SHARDS
+    if path.exists():
+        return _parsed(path)
+    if shards.is_dir() and any(shards.iterdir()):
+        raise Damaged(
+            f"{path} is missing, and {shards} has files of collections; put back a copy of it, or move "
+            f"{folder} away: `sightline ingest` then embeds everything again"
+        )
+    write(folder, State())
+    return State()
+
+
+def _parsed(path: Path) -> State:
+    try:
+        return State.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise Damaged(
+            f"{path} cannot be read ({error.error_count()} errors); put back a copy of it, or move "
+            f"{path.parent} away: `sightline ingest` then embeds everything again"
+        ) from error
+
+
+def write(folder: Path, state: State) -> None:
+    """Replace the state in `folder`, and sync it; a crash leaves the old one or the new.
+
+    Raises:
+        Refused: it could not be read back; the old state stays.
+    """
+    write_atomically(folder / FILE, _written(state))
+
+
+def require_readable(stored: Stored) -> None:
+    """Refuse a collection whose description could not be read back from the state's file.
+
+    Raises:
+        Refused: with the reason.
+    """
+    _written(State(collections={"": stored}))
+
+
+def _written(state: State) -> bytes:
+    try:
+        content = state.model_dump_json(exclude_none=True, indent=1).encode()
+        State.model_validate_json(content)
+    except (ValidationError, PydanticSerializationError, UnicodeEncodeError) as error:
+        raise Refused(f"the index could not read back this configuration: {error}") from error
+    return content
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace the file at `path`, which only its owner may read: written, synced, renamed, synced."""
+    unfinished = path.with_name(f"{path.name}.new")
+    unfinished.unlink(missing_ok=True)
+    file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(file, "wb", closefd=False) as stream:
+            stream.write(content)
+        os.fsync(file)
+    finally:
+        os.close(file)
+    unfinished.replace(path)
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)

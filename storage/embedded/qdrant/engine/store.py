@@ -1,0 +1,281 @@
+"""All collections of a home folder: made, found by name or alias, changed, and removed."""
+
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import qdrant_edge as edge
+from qdrant_client import models
+
+from storage.embedded.qdrant.engine import state
+from storage.embedded.qdrant.engine.bindings import EngineFault, engine_errors, to_engine
+from storage.embedded.qdrant.engine.collection import Collection
+from storage.embedded.qdrant.engine.state import SHARDS, Stored
+from storage.embedded.qdrant.protocol import config
+from storage.embedded.qdrant.protocol.errors import Conflict, NotFound, NotSupported, Refused
+
+MAX_NAME_CHARS = 255
+FORBIDDEN_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+log = logging.getLogger("sightline.qdrant")
+
+
+class Store:
+    """The collections below `folder`, for the one process that may open them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what there is, and remove what a killed process left half made.
+
+        Raises:
+            Damaged: the list of collections cannot be read, or is gone.
+        """
+        self.folder = folder
+        self.shards = folder / SHARDS
+        self.shards.mkdir(parents=True, exist_ok=True)
+        self._state = state.read(folder)
+        self._open: dict[str, Collection] = {}
+        self._remove_leftovers()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all collections, sorted."""
+        return sorted(self._state.collections)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The collection that each alias stands for."""
+        return dict(sorted(self._state.aliases.items()))
+
+    def exists(self, name: str) -> bool:
+        """Whether a collection or an alias has this name."""
+        return name in self._state.collections or name in self._state.aliases
+
+    def get(self, name: str) -> Collection:
+        """Return the collection called `name`, or that the alias `name` stands for.
+
+        Raises:
+            NotFound: there is none.
+        """
+        real = self._state.aliases.get(name, name)
+        if real not in self._state.collections:
+            raise NotFound(f"collection {name!r} does not exist")
+        if real not in self._open:
+            stored, note = self._state.collections[real], partial(self._replace, real)
+            self._open[real] = Collection(real, stored, self.shards, note)
+        return self._open[real]
+
+    def reopen(self, name: str | None) -> None:
+        """Open the collection called `name` anew, or all that are in use, after the engine panicked in it."""
+        real = self._state.aliases.get(name or "", name)
+        for collection in self.opened():
+            if name is None or collection.name == real:
+                collection.reopen()
+
+    def holds(self, collection: Collection) -> bool:
+        """Whether `collection` has not been deleted since it was opened."""
+        return self._open.get(collection.name) is collection
+
+    def opened(self) -> Iterator[Collection]:
+        """Yield the collections that are in use."""
+        yield from list(self._open.values())
+
+    def create(self, name: str, wanted: models.CreateCollection) -> None:
+        """Make an empty collection.
+
+        Raises:
+            Conflict: a collection or an alias has this name.
+            Refused: the name or the configuration cannot be.
+        """
+        _require_name(name)
+        if self.exists(name):
+            raise Conflict(f"collection {name!r} already exists")
+        config.require_supported(wanted)
+        stored = Stored(folder=uuid4().hex, config=wanted)
+        state.require_readable(stored)
+        self.adopt(name, self.new_files(stored))
+
+    def new_files(self, stored: Stored) -> Stored:
+        """Make the files that `stored` names, or none at all."""
+        path = self.shards / stored.folder
+        try:
+            Collection.create_files(path, stored)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return stored
+
+    def adopt(self, name: str, stored: Stored) -> None:
+        """Let `name` be the collection in the files of `stored`; what it was before is removed."""
+        before = self._state.collections.get(name)
+        opened = self._open.get(name)
+        self._write(collections={**self._state.collections, name: stored})
+        if opened is not None:
+            opened.switch(stored, self.shards)
+        if before is not None and before.folder != stored.folder:
+            shutil.rmtree(self.shards / before.folder, ignore_errors=True)
+
+    def delete(self, name: str) -> bool:
+        """Remove the collection and its aliases; False when there was none."""
+        stored = self._state.collections.get(name)
+        if stored is None:
+            return False
+        opened = self._open.pop(name, None)
+        self._write(
+            collections={other: kept for other, kept in self._state.collections.items() if other != name},
+            aliases={alias: real for alias, real in self._state.aliases.items() if real != name},
+        )
+        if opened is not None:
+            opened.changed = None  # a graph that is being built is of nothing now
+            opened.close()
+        shutil.rmtree(self.shards / stored.folder, ignore_errors=True)
+        return True
+
+    def update(self, name: str, change: models.UpdateCollection) -> None:
+        """Change the configuration of a collection; this acknowledges what could not be read of its log."""
+        collection = self.get(name)
+        self._restate(collection, config=config.updated(collection.stored.config, change), damage=None)
+
+    def change_aliases(self, wanted: models.ChangeAliasesOperation) -> None:
+        """Carry out all actions that are wanted, in order, or none of them.
+
+        Raises:
+            NotFound: an alias or a collection is not there.
+            Conflict: a collection has the name of a new alias.
+        """
+        aliases = dict(self._state.aliases)
+        for action in wanted.actions:
+            _change(aliases, action, self._state.collections)
+        self._write(aliases=aliases)
+
+    def create_index(self, name: str, wanted: models.CreateFieldIndex) -> None:
+        """Index a field of the payload, by which searches can then filter fast.
+
+        Raises:
+            NotSupported: the field's type is left to be guessed.
+        """
+        field, schema = wanted.field_name, wanted.field_schema
+        if schema is None:
+            raise NotSupported(f"say which type {field!r} has: field_schema is not guessed here")
+        collection = self.get(name)
+        with engine_errors():
+            operation = edge.UpdateOperation.create_field_index(field, to_engine(schema))
+        collection.alter(operation)
+        self._restate(collection, payload_schema={**collection.stored.payload_schema, field: schema})
+
+    def delete_index(self, name: str, field: str) -> None:
+        """Drop the index of a field; nothing happens where there is none."""
+        collection = self.get(name)
+        with engine_errors():
+            operation = edge.UpdateOperation.delete_field_index(field)
+        collection.alter(operation)
+        kept = {other: schema for other, schema in collection.stored.payload_schema.items() if other != field}
+        self._restate(collection, payload_schema=kept)
+
+    def create_vector(self, name: str, vector: str, wanted: models.VectorNameConfig) -> None:
+        """Add a named vector to a living collection; its points have none of it yet.
+
+        Nothing changes where it has that vector already.
+        """
+        collection = self.get(name)
+        more = config.with_vector(collection.stored.config, vector, wanted)
+        if more is not collection.stored.config:
+            collection.alter(_new_vector(vector, wanted))
+            self._restate(collection, config=more)
+
+    def delete_vector(self, name: str, vector: str) -> None:
+        """Drop a named vector and what the points hold of it."""
+        collection = self.get(name)
+        fewer = config.without_vector(collection.stored.config, vector)
+        with engine_errors():
+            operation = edge.UpdateOperation.delete_vector_name(vector)
+        collection.alter(operation)
+        self._restate(collection, config=fewer)
+
+    def close(self) -> None:
+        """Sync and close all collections, also those after one that cannot be closed."""
+        for collection in self.opened():
+            try:
+                collection.close()
+            except (EngineFault, Refused, OSError):
+                log.exception("%s: not closed; what was written is in its log", collection.name)
+
+    def flush_due(self) -> None:
+        """Sync the collections that are due; the log of one that cannot be synced has what was written."""
+        for collection in self.opened():
+            try:
+                collection.flush_if_due()
+            except (EngineFault, Refused, OSError):
+                log.exception("%s: not synced; tried again", collection.name)
+
+    def _restate(self, collection: Collection, **changes: object) -> None:
+        changed = collection.stored.model_copy(update=changes)
+        self._replace(collection.name, changed)
+        collection.stored = changed
+        collection.spaces = config.spaces_of(changed.config)
+        collection.changed = None  # a graph that is being built has the old schema: it is begun again
+
+    def _replace(self, name: str, stored: Stored) -> None:
+        self._write(collections={**self._state.collections, name: stored})
+
+    def _write(self, **changes: object) -> None:
+        changed = self._state.model_copy(update=changes)
+        state.write(self.folder, changed)
+        self._state = changed
+
+    def _remove_leftovers(self) -> None:
+        known = {stored.folder for stored in self._state.collections.values()}
+        found = {folder.name for folder in self.shards.iterdir()}
+        if missing := known - found:
+            # An older list, put back, names folders that are gone, and not those that took their place.
+            log.error("%s lacks %s; folders that no collection names are left", self.shards, sorted(missing))
+        else:
+            for name in found - known:
+                shutil.rmtree(self.shards / name)
+        for folder in self.folder.glob("recover-*"):
+            shutil.rmtree(folder)
+
+
+def _require_name(name: str) -> None:
+    if not 1 <= len(name) <= MAX_NAME_CHARS or FORBIDDEN_IN_NAMES.search(name) or name in (".", ".."):
+        raise Refused(
+            f'{name!r} cannot name a collection: 1 to {MAX_NAME_CHARS} characters, none of < > : " / \\ | ? *'
+        )
+
+
+def _change(aliases: dict[str, str], action: models.AliasOperations, collections: dict[str, Stored]) -> None:
+    match action:
+        case models.CreateAliasOperation(create_alias=wanted):
+            if wanted.collection_name not in collections:
+                raise NotFound(f"collection {wanted.collection_name!r} does not exist")
+            _require_name(wanted.alias_name)
+            if wanted.alias_name in collections:
+                raise Conflict(f"a collection is called {wanted.alias_name!r}")
+            aliases[wanted.alias_name] = wanted.collection_name
+        case models.DeleteAliasOperation(delete_alias=wanted):
+            aliases.pop(wanted.alias_name, None)
+        case models.RenameAliasOperation(rename_alias=wanted):
+            if wanted.old_alias_name not in aliases:
+                raise NotFound(f"alias {wanted.old_alias_name!r} does not exist")
+            if wanted.new_alias_name in collections:
+                raise Conflict(f"a collection is called {wanted.new_alias_name!r}")
+            aliases[wanted.new_alias_name] = aliases.pop(wanted.old_alias_name)
+
+
+def _new_vector(name: str, wanted: models.VectorNameConfig) -> edge.UpdateOperation:
+    with engine_errors():
+        if isinstance(wanted, models.SparseVectorNameConfig):
+            sparse = wanted.sparse
+            return edge.UpdateOperation.create_sparse_vector(
+                name, to_engine(sparse.modifier), to_engine(sparse.datatype)
+            )
+        dense = wanted.dense
+        return edge.UpdateOperation.create_dense_vector(
+            name,
+            dense.size,
+            to_engine(dense.distance),
+            to_engine(dense.multivector_config),
+            to_engine(dense.datatype),
+        )

@@ -1,0 +1,1 @@
+"""Start, find and stop the process that owns the embedded index."""

@@ -1,0 +1,194 @@
+"""How the owner of a home's index is found: a lock that it holds, and a file that says where it listens.
+
+The lock goes with the process, however that ends, and the file is believed only while the lock is held by
+the process that the file names. Our own client reaches the owner by a socket in the index's folder, which
+no other user may enter: so neither the key nor any data go to another user who took the port meanwhile.
+"""
+
+import fcntl
+import os
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from storage.data_directory import make_data_directory
+from storage.embedded.private_files import NotPrivate, make_folder, open_file, private_folder, read_bytes
+from storage.embedded.qdrant.engine.state import write_atomically
+
+HOST = "127.0.0.1"
+OWNED_ELSEWHERE = 3
+"""Exit status of an owner that found another one."""
+
+SOCKET = "socket"
+LOCK = "lock"
+KEY_BYTES = 32
+MAX_SOCKET_BYTES = 103  # on macOS; Linux takes 107
+CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+POLL_S = 0.02
+
+
+class OwnedElsewhere(RuntimeError):
+    """Another process owns this index already."""
+
+
+class Access(BaseModel, frozen=True):
+    """What a client needs, and what `sightline status` shows."""
+
+    url: str
+    key: str
+    pid: int
+    since: datetime
+
+
+def folder_of(home: Path) -> Path:
+    """Return where the index of `home` keeps its files."""
+    return home.resolve() / "qdrant"
+
+
+def access_file(home: Path) -> Path:
+    """Return the file that holds the address and the key, readable by its owner alone."""
+    return home.resolve() / "qdrant.json"
+
+
+def find(home: Path) -> Access | None:
+    """Return how to reach the owner of `home`'s index, or None while there is none that listens.
+
+    Raises:
+        NotPrivate: another user can have written what says so.
+    """
+    pid = _holder(home)
+    known = _read(access_file(home)) if pid is not None else None
+    return known if known is not None and pid == known.pid else None
+
+
+def is_owned(home: Path) -> bool:
+    """Whether `home`'s index has an owner, be it one that listens, or that just starts or ends."""
+    return _holder(home) is not None
+
+
+def socket_path(folder: int, path: Path) -> str:
+    """Return the name of the socket in `folder`, open at `path`.
+
+    On Linux it leads through the file descriptor: into the folder that was opened, whatever has its name
+    now, and however long that is.
+
+    Raises:
+        NotPrivate: elsewhere, the path is too long to name a socket.
+    """
+    if Path("/proc/self/fd").is_dir():
+        return f"/proc/self/fd/{folder}/{SOCKET}"
+    name = str(path / SOCKET)
+    if len(os.fsencode(name)) > MAX_SOCKET_BYTES:
+        raise NotPrivate(f"{name} is too long for the name of a socket; choose a shorter home")
+    return name
+
+
+def listens(home: Path, access: Access) -> bool:
+    """Return whether the process of `access` listens at the socket.
+
+    The kernel says which process does; on systems without SO_PEERCRED, any process counts.
+    """
+    path = folder_of(home)
+    with private_folder(path) as folder, socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(socket_path(folder, path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        if not hasattr(socket, "SO_PEERCRED"):
+            return True
+        found = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        return bool(CREDENTIALS.unpack(found)[0] == access.pid)
+
+
+def new_key() -> str:
+    """Return a random key, for one owner alone."""
+    return secrets.token_urlsafe(KEY_BYTES)
+
+
+def announce(home: Path, port: int, key: str) -> Access:
+    """Tell the others where this process, which holds the lock, listens."""
+    access = Access(url=f"http://{HOST}:{port}", key=key, pid=os.getpid(), since=datetime.now(UTC))
+    write_atomically(access_file(home), access.model_dump_json(indent=1).encode())
+    return access
+
+
+def is_announced(home: Path) -> bool:
+    """Return whether the file names this process and the socket is there."""
+    try:
+        known = _read(access_file(home))
+        has_socket = (folder_of(home) / SOCKET).is_socket()
+    except NotPrivate:
+        return False
+    return known is not None and known.pid == os.getpid() and has_socket
+
+
+def withdraw(home: Path) -> None:
+    """Remove the file that names this process.
+
+    No program then sends its key to the port, which another user may have taken.
+    """
+    known = _read(access_file(home))
+    if known is not None and known.pid == os.getpid():
+        access_file(home).unlink(missing_ok=True)
+
+
+@contextmanager
+def ownership(home: Path) -> Iterator[int]:
+    """Hold the lock of the index of `home`.
+
+    Yields:
+        The file descriptor of the index's folder.
+
+    Raises:
+        OwnedElsewhere: another one is.
+        NotPrivate: another user can have written what is there.
+    """
+    path = folder_of(home)
+    make_data_directory(home)
+    make_folder(path)
+    with (
+        private_folder(path) as folder,
+        os.fdopen(open_file(path / LOCK, os.O_RDWR | os.O_CREAT, folder=folder), "r+") as file,
+    ):
+        while not _locks(file.fileno(), fcntl.LOCK_EX):
+            if not _locks(file.fileno(), fcntl.LOCK_SH):
+                raise OwnedElsewhere(f"another process owns the index in {path}")
+            fcntl.flock(file, fcntl.LOCK_UN)  # someone was just looking whether it is held
+            time.sleep(POLL_S)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield folder
+
+
+def _holder(home: Path) -> int | None:
+    path = folder_of(home)
+    with (
+        suppress(FileNotFoundError),
+        private_folder(path) as folder,
+        os.fdopen(open_file(path / LOCK, os.O_RDONLY, folder=folder)) as file,
+    ):
+        if not _locks(file.fileno(), fcntl.LOCK_SH):
+            return int(file.read() or 0)
+    return None
+
+
+def _locks(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(path: Path) -> Access | None:
+    with suppress(FileNotFoundError, ValidationError):
+        return Access.model_validate_json(read_bytes(path))
+    return None

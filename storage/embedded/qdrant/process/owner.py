@@ -1,0 +1,173 @@
+"""Run the process that owns the embedded index of a data directory.
+
+Started as `python -P -m storage.embedded.qdrant.process.owner HOME`.
+
+It is for one machine. It holds Qdrant's own engine, and answers the part of Qdrant's REST API that
+qdrant-client uses, on a socket in the index's folder and on loopback. One thread does everything, because
+the engine takes one call at a time; only graphs are built elsewhere, in a process of their own. Who outgrows
+it sets a Qdrant server's URL.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storage.embedded.qdrant.engine.state import Damaged
+from storage.embedded.qdrant.process.discovery import (
+    HOST,
+    OWNED_ELSEWHERE,
+    SOCKET,
+    OwnedElsewhere,
+    access_file,
+    announce,
+    folder_of,
+    is_announced,
+    new_key,
+    ownership,
+    socket_path,
+    withdraw,
+)
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from storage.embedded.qdrant.protocol.routes import Served
+
+IDLE_S = 24 * 3600
+LOOK_ROUND_S = 1.0
+STOP_PATIENCE_S = 10
+KEEP_ALIVE_S = 75  # longer than any client keeps an idle connection, so that none is cut while it is used
+BACKLOG = 256
+GARBAGE_AFTER_OBJECTS = 100_000
+log = logging.getLogger("sightline.qdrant")
+
+
+def own(home: Path, *, idle_s: float | None = IDLE_S) -> None:
+    """Serve the index of `home` until a signal says stop, or nobody has asked anything for `idle_s`.
+
+    Args:
+        home: the home folder; the index is in `home/qdrant`.
+        idle_s: None to go on for ever.
+
+    Raises:
+        OwnedElsewhere: another process does so already.
+        Damaged: the list of collections cannot be read.
+    """
+    path = folder_of(home)
+    with ownership(home) as folder:
+        # Imported under the lock: of several that start at once, the losers leave before this second of work.
+        from storage.embedded.qdrant.protocol.routes import Served
+
+        # A batch of points is thousands of objects and no cycle: looking for one took a third of the parsing.
+        gc.freeze()
+        gc.set_threshold(GARBAGE_AFTER_OBJECTS)
+        private, public = _private_listener(folder, path), _public_listener()
+        try:
+            with private, public, Served.opened(path, new_key()) as served:
+                asyncio.run(_serve(home, served, [private, public], idle_s))
+        finally:
+            withdraw(home)
+        log.info("the index in %s is closed", path)
+
+
+def _private_listener(folder: int, path: Path) -> socket.socket:
+    """Return a socket that listens in the open, private `folder`."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with suppress(FileNotFoundError):
+        os.unlink(SOCKET, dir_fd=folder)  # of an owner that was killed
+    listener.bind(socket_path(folder, path))
+    listener.listen(BACKLOG)
+    return listener
+
+
+def _public_listener() -> socket.socket:
+    """Return a socket that listens on loopback, for clients that take URLs."""
+    # asyncio sends small answers at once only where the protocol is named; else each waits 40 ms for an ack
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind((HOST, 0))
+    listener.listen(BACKLOG)
+    return listener
+
+
+async def _serve(home: Path, served: "Served", listeners: list[socket.socket], idle_s: float | None) -> None:
+    import uvicorn
+
+    from storage.embedded.qdrant.process.connections import LoopbackProtocol
+
+    config = uvicorn.Config(
+        served.app,
+        http=LoopbackProtocol,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=STOP_PATIENCE_S,
+    )
+    server = uvicorn.Server(config)
+    _end_on_signals(server)
+    port = listeners[-1].getsockname()[1]
+    access = announce(home, port, served.key)
+    log.info("the index in %s is served at %s by process %d", folder_of(home), access.url, access.pid)
+    chores = asyncio.create_task(_chores(home, served, server, idle_s))
+    try:
+        # not `serve`, which would raise the signal again before the collections are closed
+        await server._serve(listeners)
+    finally:
+        chores.cancel()
+        with suppress(asyncio.CancelledError):
+            await chores
+
+
+def _end_on_signals(server: "uvicorn.Server") -> None:
+    def end() -> None:
+        server.should_exit = True
+
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(kind, end)
+
+
+async def _chores(home: Path, served: "Served", server: "uvicorn.Server", idle_s: float | None) -> None:
+    """Between requests: sync what was written, build graphs, and end when nobody needs this process."""
+    builder = asyncio.create_task(served.graphs.build_when_due())
+    try:
+        while not server.should_exit:
+            await asyncio.sleep(LOOK_ROUND_S)
+            now = time.monotonic()
+            served.store.flush_due()
+            if not is_announced(home):
+                log.warning("%s or the socket no longer leads to this process: it ends", access_file(home))
+                server.should_exit = True
+            if idle_s is not None and now - served.activity.last_request_s > idle_s:
+                log.info("nobody asked anything for %.0f s: this process ends", idle_s)
+                server.should_exit = True
+            if builder.done():
+                builder.result()  # never ends by itself: a defect is not to go unseen
+    finally:
+        builder.cancel()
+        with suppress(asyncio.CancelledError):
+            await builder
+
+
+def main() -> None:
+    """Own the index of the home named on the command line."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    try:
+        own(Path(sys.argv[1]))
+    except OwnedElsewhere as error:
+        log.info("%s", error)
+        sys.exit(OWNED_ELSEWHERE)
+    except Damaged as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""The process that tries to open a shard: `python -P -m storage.embedded.qdrant.process.shard_probe SHARD`.
+
+It leaves without closing the shard, and its status says whether it could be opened. It imports the engine and
+nothing else, because many of them are started to find one record.
+"""
+
+import os
+import sys
+
+import qdrant_edge as edge
+
+
+def main() -> None:
+    """Open the shard named on the command line."""
+    status = 0
+    try:
+        shard = edge.EdgeShard.load(sys.argv[1])
+        sys.stdout.write(f"{shard.info().points_count} points\n")
+    except BaseException as error:  # noqa: BLE001  (the engine's panics are not Exceptions)
+        sys.stderr.write(f"{error}\n")
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # closing the shard would write to it
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Translate between the REST API of Qdrant and its engine."""

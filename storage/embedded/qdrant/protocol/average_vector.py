@@ -1,0 +1,82 @@
+"""The one vector that stands for liked and disliked examples, computed as a Qdrant server does."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import qdrant_edge as edge
+from numpy.typing import NDArray
+
+from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.vectors import EngineVector, is_rows
+
+
+def average(positive: Sequence[EngineVector], negative: Sequence[EngineVector]) -> EngineVector:
+    """Return the mean of `positive`, moved away from the mean of `negative` by their difference.
+
+    Multivectors are not averaged: their rows are put together, those of `negative` negated.
+
+    Args:
+        positive: at least one; both lists are of one kind: all dense, all sparse or all multivectors.
+
+    Raises:
+        Refused: `positive` is empty, or the kinds are mixed.
+    """
+    if not positive:
+        raise Refused("At least one positive vector is required with the average_vector strategy")
+    liked, disliked = _Kinds.of(positive), _Kinds.of(negative)
+    match liked, disliked:
+        case _Kinds(dense=[_, *_], sparse=[], multi=[]), _Kinds(sparse=[], multi=[]):
+            return _dense(liked.dense, disliked.dense)
+        case _Kinds(dense=[], sparse=[_, *_], multi=[]), _Kinds(dense=[], multi=[]):
+            return _sparse(_weights(liked.sparse), _weights(disliked.sparse))
+        case _Kinds(dense=[], sparse=[]), _Kinds(dense=[], sparse=[]):
+            return liked.multi + [[-number for number in row] for row in disliked.multi]
+    raise Refused("Can't average vectors with different types")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kinds:
+    dense: list[list[float]]
+    sparse: list[edge.SparseVector]
+    multi: list[list[float]]
+    """The rows of all multivectors."""
+
+    @classmethod
+    def of(cls, vectors: Sequence[EngineVector]) -> "_Kinds":
+        kinds = cls([], [], [])
+        for vector in vectors:
+            if isinstance(vector, edge.SparseVector):
+                kinds.sparse.append(vector)
+            elif is_rows(vector):
+                kinds.multi.extend(vector)
+            else:
+                kinds.dense.append(vector)
+        return kinds
+
+
+def _dense(positive: list[list[float]], negative: list[list[float]]) -> list[float]:
+    mean = _mean(positive)
+    return [float(number) for number in (mean + mean - _mean(negative) if negative else mean)]
+
+
+def _mean(vectors: list[list[float]]) -> NDArray[np.float32]:
+    mean: NDArray[np.float32] = np.asarray(vectors, np.float32).mean(axis=0)
+    return mean
+
+
+def _weights(vectors: Sequence[edge.SparseVector]) -> dict[int, float]:
+    sums: defaultdict[int, float] = defaultdict(float)
+    for vector in vectors:
+        for index, value in zip(vector.indices, vector.values, strict=True):
+            sums[index] += value
+    return {index: total / len(vectors) for index, total in sums.items()}
+
+
+def _sparse(positive: dict[int, float], negative: dict[int, float]) -> edge.SparseVector:
+    indices = sorted(positive.keys() | negative.keys())
+    factor = 2 if negative else 1
+    return edge.SparseVector(
+        indices, [factor * positive.get(index, 0.0) - negative.get(index, 0.0) for index in indices]
+    )

@@ -1,0 +1,216 @@
+"""Filters, from the REST API's models to the engine's."""
+
+from collections.abc import Iterable
+from datetime import date
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import qdrant_edge as edge
+from qdrant_client import models
+
+from storage.embedded.qdrant.engine.bindings import engine_errors
+from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.json_depth import MAX_LEVELS, levels
+from storage.embedded.qdrant.protocol.vectors import point_id
+
+OUTER_LEVEL = 2
+"""Where a filter lies in the body of a search, and in the engine's record of a delete."""
+
+LEAF_LEVELS = 6
+"""The most that a condition without conditions in it has: the holes of a polygon."""
+
+INT64 = range(-(2**63), 2**63)
+
+EngineCondition = Any  # the engine's stubs lack SliceCondition, so no union of theirs can name them all
+
+
+def to_filter(filter: models.Filter | None, level: int = OUTER_LEVEL) -> edge.Filter | None:
+    """Return the engine's form of a filter, or None for none.
+
+    Args:
+        filter: as the request gives it.
+        level: at which level of the engine's record the filter is to lie.
+
+    Raises:
+        Refused: it reaches below `MAX_LEVELS`, and the engine could not read its record of it; or a condition
+            asks nothing, holds a bad path, id or number.
+    """
+    with engine_errors():
+        return None if filter is None else _filter(filter, level)
+
+
+def to_condition(condition: models.Condition) -> EngineCondition:
+    """Return the engine's form of a single condition; refuses what `to_filter` refuses."""
+    with engine_errors():
+        return _condition(condition, OUTER_LEVEL)
+
+
+def _filter(filter: models.Filter, level: int) -> edge.Filter:
+    """Return the engine's filter, an object at `level`: its conditions are objects in arrays in it."""
+    return edge.Filter(
+        must=_conditions(filter.must, level + 2),
+        should=_conditions(filter.should, level + 2),
+        must_not=_conditions(filter.must_not, level + 2),
+        min_should=_min_should(filter.min_should, level + 3),
+    )
+
+
+def _conditions(
+    given: list[models.Condition] | models.Condition | None, level: int
+) -> list[EngineCondition] | None:
+    if given is None:
+        return None
+    return [_condition(one, level) for one in (given if isinstance(given, list) else [given])]
+
+
+def _min_should(given: models.MinShould | None, level: int) -> edge.MinShould | None:
+    if given is None:
+        return None
+    _check_natural("min_count", given.min_count)
+    return edge.MinShould([_condition(one, level) for one in given.conditions], given.min_count)
+
+
+def _condition(condition: models.Condition, level: int) -> EngineCondition:
+    if level + LEAF_LEVELS > MAX_LEVELS:
+        _require_room(condition, level)
+    match condition:
+        case models.Filter():
+            return _filter(condition, level)
+        case models.FieldCondition():
+            return _field(condition)
+        case models.NestedCondition(nested=nested):
+            return edge.NestedCondition(nested.key, _filter(nested.filter, level + 2))
+        case models.HasIdCondition(has_id=ids):
+            return edge.HasIdCondition({point_id(id) for id in ids})
+        case models.HasVectorCondition(has_vector=name):
+            return edge.HasVectorCondition(name)
+        case models.IsEmptyCondition(is_empty=field):
+            return edge.IsEmptyCondition(field.key)
+        case models.IsNullCondition(is_null=field):
+            return edge.IsNullCondition(field.key)
+        case models.SliceCondition(slice=part):
+            return _slice(part)
+
+
+def _require_room(condition: models.Condition, level: int) -> None:
+    own = levels(condition.model_dump(mode="json", exclude_none=True))
+    if level - 1 + own > MAX_LEVELS:
+        raise Refused(
+            f"the filter is nested too deep: the request with it has {level - 1 + own} levels of JSON, "
+            f"the limit is {MAX_LEVELS}"
+        )
+
+
+def _slice(part: models.Slice) -> EngineCondition:
+    if not 0 <= part.index < part.total < 2**32:
+        raise Refused(f"slice {part.index} of {part.total}: the index must be from 0 to below the total")
+    slice_condition: Any = getattr(edge, "SliceCondition")  # noqa: B009  (the stubs lack it)
+    return slice_condition(part.total, part.index)
+
+
+def _field(given: models.FieldCondition) -> edge.FieldCondition:
+    if all(value is None for name, value in given if name != "key"):
+        raise Refused(
+            f"the condition on {given.key!r} asks nothing: at least one field condition must be specified"
+        )
+    return edge.FieldCondition(
+        given.key,
+        match=None if given.match is None else _match(given.match),
+        range=None if given.range is None else _range(given.range),
+        geo_bounding_box=None if given.geo_bounding_box is None else _box(given.geo_bounding_box),
+        geo_radius=None if given.geo_radius is None else _radius(given.geo_radius),
+        geo_polygon=None if given.geo_polygon is None else _polygon(given.geo_polygon),
+        values_count=None if given.values_count is None else _values_count(given.values_count),
+        is_empty=given.is_empty,
+        is_null=given.is_null,
+    )
+
+
+def _match(match: models.Match) -> Any:
+    match match:
+        case models.MatchValue(value=value):
+            return _match_value(value)
+        case models.MatchAny(any=values):
+            _check_int64(values)
+            return edge.MatchAny(values)
+        case models.MatchExcept(except_=values):
+            _check_int64(values)
+            return edge.MatchExcept(values)
+        case models.MatchText(text=text):
+            return edge.MatchText(text)
+        case models.MatchTextAny(text_any=text):
+            return edge.MatchTextAny(text)
+        case models.MatchPhrase(phrase=phrase):
+            return edge.MatchPhrase(phrase)
+        case models.MatchPrefix(prefix=prefix):
+            return edge.MatchPrefix(prefix)
+        case models.MatchSubstring(substring=substring):
+            return edge.MatchSubstring(substring)
+
+
+def _match_value(value: models.ValueVariants) -> edge.MatchValue:
+    _check_int64([value])
+    # To the engine Python's True is the number 1, which is not true in a payload; numpy's is only a bool.
+    plain: Any = np.bool_(value) if isinstance(value, bool) else value
+    return edge.MatchValue(plain)
+
+
+def _range(bounds: models.RangeInterface) -> edge.RangeFloat | edge.RangeDateTime:
+    if isinstance(bounds, models.DatetimeRange):
+        return edge.RangeDateTime(
+            gte=_instant(bounds.gte), gt=_instant(bounds.gt), lte=_instant(bounds.lte), lt=_instant(bounds.lt)
+        )
+    for bound in (bounds.gte, bounds.gt, bounds.lte, bounds.lt):
+        check_finite("a bound of a range", bound)
+    return edge.RangeFloat(gte=bounds.gte, gt=bounds.gt, lte=bounds.lte, lt=bounds.lt)
+
+
+def _instant(bound: date | None) -> str | None:
+    # Without a zone the engine takes it as UTC, like a server.
+    return None if bound is None else bound.isoformat()
+
+
+def _box(box: models.GeoBoundingBox) -> edge.GeoBoundingBox:
+    return edge.GeoBoundingBox(_point(box.top_left), _point(box.bottom_right))
+
+
+def _radius(circle: models.GeoRadius) -> edge.GeoRadius:
+    check_finite("the radius", circle.radius)
+    return edge.GeoRadius(_point(circle.center), circle.radius)
+
+
+def _polygon(polygon: models.GeoPolygon) -> edge.GeoPolygon:
+    holes = None if polygon.interiors is None else [_line(line) for line in polygon.interiors]
+    return edge.GeoPolygon(_line(polygon.exterior), holes)
+
+
+def _line(line: models.GeoLineString) -> list[edge.GeoPoint]:
+    return [_point(point) for point in line.points]
+
+
+def _point(point: models.GeoPoint) -> edge.GeoPoint:
+    return edge.GeoPoint(point.lon, point.lat)
+
+
+def _values_count(bounds: models.ValuesCount) -> edge.ValuesCount:
+    for bound in (bounds.lt, bounds.gt, bounds.gte, bounds.lte):
+        _check_natural("a bound of values_count", bound)
+    return edge.ValuesCount(lt=bounds.lt, gt=bounds.gt, lte=bounds.lte, gte=bounds.gte)
+
+
+def _check_int64(values: Iterable[int | str]) -> None:
+    for value in values:
+        if isinstance(value, int) and value not in INT64:
+            raise Refused(f"{value} is no signed 64-bit number, so no payload can match it")
+
+
+def _check_natural(what: str, value: int | None) -> None:
+    if value is not None and not 0 <= value < 2**63:
+        raise Refused(f"{what} must be a number from 0 up, got {value}")
+
+
+def check_finite(what: str, value: float | None) -> None:
+    """Raise Refused for NaN and infinity, which JSON has no words for but Python's parsers take."""
+    if value is not None and not isfinite(value):
+        raise Refused(f"{what} must be finite, got {value}")

@@ -1,0 +1,150 @@
+"""HTTP around the index: the key, the limits, answers in Qdrant's form, and what went wrong."""
+
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import orjson
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from storage.embedded.qdrant.engine.bindings import EngineFault, EnginePanic
+from storage.embedded.qdrant.protocol.errors import Refused, TooLarge, Unauthorized
+from storage.embedded.qdrant.protocol.json_depth import require_shallow
+
+MAX_BODY_BYTES = 64 * 1024**2
+OPEN_PATHS = ("/healthz", "/livez", "/readyz")
+FIRST_ERRORS = 3
+log = logging.getLogger("sightline.qdrant")
+
+Act = Callable[[Request, Any], Any]
+
+
+@dataclass(slots=True)
+class Activity:
+    """What was asked, for `/metrics` and for the idle time."""
+
+    last_request_s: float = field(default_factory=time.monotonic)
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    answers: Counter = field(init=False)
+    seconds: Histogram = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = ["method", "endpoint", "status"]
+        self.answers = Counter("rest_responses", "Answers to requests.", names, registry=self.registry)
+        self.seconds = Histogram(
+            "rest_responses_duration_seconds", "Time to an answer.", names, registry=self.registry
+        )
+
+    def note(self, method: str, endpoint: str, status: int, seconds: float) -> None:
+        """Count one answer; `endpoint` is the route's pattern, never a name from a request."""
+        self.last_request_s = time.monotonic()
+        labels = (method, endpoint, str(status))
+        self.answers.labels(*labels).inc()
+        self.seconds.labels(*labels).observe(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Lets in who has the key, and turns what an act returns or raises into an answer."""
+
+    key: str
+    activity: Activity
+    after_panic: Callable[[str | None], None]
+    """Called with the name in the path, if there is one, when the engine has panicked."""
+
+    def route(self, method: str, path: str, act: Act, body: Any = None) -> Route:
+        """Return the route that answers with what `act(request, body)` returns.
+
+        Args:
+            method: GET, PUT, POST, PATCH or DELETE.
+            path: with `{parameters}`, as in Qdrant's own description.
+            act: what to do; an awaitable that it returns is awaited, and a Response goes out as it is.
+            body: the type that the request's JSON must have; None to leave the body alone.
+        """
+        adapter = TypeAdapter(body) if body is not None else None
+        # A whole name between slashes, decoded: what the client quoted may hold a slash.
+        return Route(path, partial(self._answer, path, act, adapter), methods=[method])
+
+    async def _answer(
+        self, path: str, act: Act, adapter: TypeAdapter[Any] | None, request: Request
+    ) -> Response:
+        begun = time.perf_counter()
+        try:
+            self._let_in(request)
+            body = _parsed(adapter, await _read(request)) if adapter else None
+            # Freeing a hundred thousand numbers takes its time too: not before the answer is sent.
+            request.state.body = body
+            result = act(request, body)
+            if isinstance(result, Awaitable):
+                result = await result
+            response = result if isinstance(result, Response) else _good(result, begun)
+        except Refused as error:
+            response = _bad(error.status, str(error), begun)
+        except (EngineFault, OSError) as error:
+            if isinstance(error, EnginePanic):
+                self.after_panic(request.path_params.get("name"))
+            log.exception("%s %s failed", request.method, path)
+            response = _bad(500, f"{error}; the log of the index in the home folder has more", begun)
+        self.activity.note(request.method, path, response.status_code, time.perf_counter() - begun)
+        return response
+
+    def _let_in(self, request: Request) -> None:
+        if request.scope["path"] in OPEN_PATHS:  # a URL would be made up of the Host header as well
+            return
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+        given = request.headers.get("api-key") or bearer
+        if not hmac.compare_digest(given.encode(), self.key.encode()):
+            raise Unauthorized(
+                "the key is missing or wrong: it is in qdrant.json in the home folder, and another one after "
+                "each start; read that file again, and pass the key to QdrantClient as api_key"
+            )
+
+
+def _parsed(adapter: TypeAdapter[Any], body: bytearray) -> Any:
+    require_shallow(body)
+    try:
+        # Pydantic's own parser takes twice as long over a batch of vectors, and lets NaN through.
+        return adapter.validate_python(orjson.loads(body or b"null"))
+    except orjson.JSONDecodeError as error:
+        raise Refused(f"not JSON: {error}") from error
+    except ValidationError as error:
+        raise Refused(f"not such a request: {_told(error)}") from error
+
+
+async def _read(request: Request) -> bytearray:
+    """Return the body, and stop reading one that is too large."""
+    too_large = TooLarge(f"a request may have {MAX_BODY_BYTES // 1024**2} MiB; send smaller batches")
+    if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
+        raise too_large
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise too_large
+    return body
+
+
+def _good(result: Any, begun: float) -> Response:
+    answer = {"result": result, "status": "ok", "time": time.perf_counter() - begun}
+    return Response(to_json(answer), media_type="application/json")
+
+
+def _bad(status: int, message: str, begun: float) -> Response:
+    answer = {"result": None, "status": {"error": message}, "time": time.perf_counter() - begun}
+    return Response(to_json(answer), status, media_type="application/json")
+
+
+def _told(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    told = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in found[:FIRST_ERRORS]]
+    more = f", and {len(found) - FIRST_ERRORS} more" if len(found) > FIRST_ERRORS else ""
+    return "; ".join(told) + more

@@ -1,0 +1,92 @@
+"""Reading points without a query: by id, page by page, counted, by the values of a field."""
+
+import qdrant_edge as edge
+from qdrant_client import models
+
+from storage.embedded.qdrant.engine.bindings import engine_errors
+from storage.embedded.qdrant.engine.target import Target
+from storage.embedded.qdrant.protocol.errors import Refused, TooLarge
+from storage.embedded.qdrant.protocol.filters import to_filter
+from storage.embedded.qdrant.protocol.responses import (
+    MAX_RESULTS,
+    checked_limit,
+    payload_selector,
+    records,
+    refuse_shard_key,
+    vector_selector,
+)
+from storage.embedded.qdrant.protocol.scoring import order_by
+from storage.embedded.qdrant.protocol.vectors import point_id, rest_id
+
+DEFAULT_LIMIT = 10
+
+
+def retrieve(request: models.PointRequest, target: Target) -> list[models.Record]:
+    """Return the points of these ids that exist, each once, in the order asked."""
+    refuse_shard_key(request.shard_key)
+    if len(request.ids) > MAX_RESULTS:
+        raise TooLarge(f"{len(request.ids):,} ids are over the limit of {MAX_RESULTS:,} a request")
+    ids: list[edge.PointId] = list(dict.fromkeys(point_id(id) for id in request.ids))
+    with engine_errors():
+        return records(
+            target.shard.retrieve(
+                ids,
+                payload_selector(request.with_payload, default=True),
+                vector_selector(request.with_vector, target, len(ids)),
+            )
+        )
+
+
+def scroll(request: models.ScrollRequest, target: Target) -> models.ScrollResult:
+    """Return one page in the order of ids, and the id that the next one starts with.
+
+    In the order of a payload field there is no next id: pages start from a value of that field.
+
+    Raises:
+        Refused: both an order and an offset are asked; the field has no index to order by.
+    """
+    refuse_shard_key(request.shard_key)
+    if request.order_by is not None and request.offset is not None:
+        raise Refused(
+            "Cannot use an `offset` when using `order_by`: page with `order_by.start_from`, "
+            "and a filter that excludes the ids already seen for that value"
+        )
+    limit = checked_limit(request.limit, DEFAULT_LIMIT)
+    with engine_errors():
+        asked = edge.ScrollRequest(
+            offset=None if request.offset is None else point_id(request.offset),
+            limit=limit,
+            filter=to_filter(request.filter),
+            with_payload=payload_selector(request.with_payload, default=True),
+            with_vector=vector_selector(request.with_vector, target, limit),
+            order_by=None if request.order_by is None else order_by(request.order_by),
+        )
+        points, following = target.shard.scroll(asked)
+    start = None if following is None else rest_id(following)
+    return models.ScrollResult.model_construct(points=records(points), next_page_offset=start)
+
+
+def count(request: models.CountRequest, target: Target) -> models.CountResult:
+    """Return how many points match; always exactly but with a filter and `exact=False`."""
+    refuse_shard_key(request.shard_key)
+    with engine_errors():
+        if request.filter is None:
+            number = target.shard.info().points_count  # to count, the engine would go through all of them
+        else:
+            exact = True if request.exact is None else request.exact
+            number = target.shard.count(edge.CountRequest(exact=exact, filter=to_filter(request.filter)))
+    return models.CountResult(count=number)
+
+
+def facet(request: models.FacetRequest, target: Target) -> models.FacetResponse:
+    """Return the values of a field with how many points have each, the most frequent first.
+
+    Raises:
+        Refused: the field has no payload index; a server needs one too.
+    """
+    refuse_shard_key(request.shard_key)
+    limit = checked_limit(request.limit, DEFAULT_LIMIT)
+    with engine_errors():
+        asked = edge.FacetRequest(request.key, limit, request.exact or False, to_filter(request.filter))
+        hits = target.shard.facet(asked).hits
+    return models.FacetResponse(hits=[models.FacetValueHit(value=hit.value, count=hit.count) for hit in hits])

@@ -1,0 +1,111 @@
+"""What a request asks to see of each point, and the engine's points as the REST API writes them."""
+
+from collections.abc import Sequence
+
+import qdrant_edge as edge
+from qdrant_client import models
+
+from storage.embedded.qdrant.engine.target import Target
+from storage.embedded.qdrant.protocol.errors import NotSupported, Refused, TooLarge
+from storage.embedded.qdrant.protocol.vectors import rest_id, to_rest
+
+MAX_RESULTS = 100_000
+MAX_NUMBERS = 5_000_000
+"""In the vectors of one answer; they take half a second to write out, and nobody else is answered then."""
+
+EnginePayloadSelector = bool | list[str] | edge.PayloadSelector
+EngineVectorSelector = bool | list[str]
+
+
+def payload_selector(asked: models.WithPayloadInterface | None, default: bool) -> EnginePayloadSelector:
+    """Return the engine's form of `with_payload`; `default` is what the kind of request does without it."""
+    match asked:
+        case None:
+            return default
+        case models.PayloadSelectorInclude(include=keys):
+            return edge.PayloadSelector.Include(keys)
+        case models.PayloadSelectorExclude(exclude=keys):
+            return edge.PayloadSelector.Exclude(keys)
+        case _:
+            return asked
+
+
+def vector_selector(asked: models.WithVector | None, target: Target, most: int) -> EngineVectorSelector:
+    """Return the engine's form of `with_vector`, which is false unless asked for.
+
+    Args:
+        most: how many points are asked for.
+
+    Raises:
+        Refused: there is no vector of such a name.
+        TooLarge: there are over `MAX_NUMBERS` numbers in them, a multivector counted as one row.
+    """
+    if not asked:
+        return False
+    spaces = target.spaces
+    names = asked if isinstance(asked, list) else [*spaces.dense, *spaces.sparse]
+    for name in names:
+        if name not in spaces.dense and name not in spaces.sparse:
+            raise Refused(f"Not existing vector name error: {name!r}")
+    length = sum(spaces.dense[name].size for name in names if name in spaces.dense)
+    if most * length > MAX_NUMBERS and min(most, target.shard.info().points_count) * length > MAX_NUMBERS:
+        raise TooLarge(
+            f"the vectors of {most:,} points are over the limit of {MAX_NUMBERS:,} numbers an answer; "
+            f"read {MAX_NUMBERS // length:,} points at a time, or ask for fewer of their vectors"
+        )
+    return asked
+
+
+def checked_limit(limit: int | None, default: int, *, offset: int = 0, least: int = 1) -> int:
+    """Return how many results are asked for.
+
+    Raises:
+        Refused: fewer than `least`, or a negative offset.
+        TooLarge: more than `MAX_RESULTS`, those skipped included: one answer would hold up all others.
+    """
+    limit = default if limit is None else limit
+    if limit < least:
+        raise Refused(f"limit value {limit} is invalid, must be {least} or larger")
+    if offset < 0:
+        raise Refused(f"offset value {offset} is invalid, must be 0 or larger")
+    if limit + offset > MAX_RESULTS:
+        raise TooLarge(
+            f"{limit + offset:,} results are over the limit of {MAX_RESULTS:,} a request; "
+            "read them page by page with scroll and its next_page_offset"
+        )
+    return limit
+
+
+def refuse_shard_key(shard_key: models.ShardKeySelector | None) -> None:
+    """Raise NotSupported when a request names a shard: there is one, without a name."""
+    if shard_key is not None:
+        raise NotSupported("the embedded index has no shard keys; leave shard_key out")
+
+
+def scored_points(points: Sequence[edge.ScoredPoint]) -> list[models.ScoredPoint]:
+    """Return found points as the REST API writes them, in the same order."""
+    # Nothing is left to validate in what the engine returns, and validating every number is slow.
+    return [
+        models.ScoredPoint.model_construct(
+            id=rest_id(point.id),
+            version=point.version,
+            score=point.score,
+            payload=point.payload,
+            vector=to_rest(point.vector),
+            order_value=point.order_value,
+        )
+        for point in points
+    ]
+
+
+def records(points: Sequence[edge.Record]) -> list[models.Record]:
+    """Return stored points as the REST API writes them, in the same order."""
+    return [
+        models.Record.model_construct(
+            id=rest_id(point.id),
+            payload=point.payload,
+            vector=to_rest(point.vector),
+            order_value=point.order_value,
+        )
+        for point in points
+    ]

@@ -1,0 +1,205 @@
+"""What a request wants written, checked whole before the engine sees any of it.
+
+The engine applies the good points of a batch that has a bad one, and takes NaN. So names, sizes, ids and
+numbers are checked here, and only then is anything written.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import qdrant_edge as edge
+from qdrant_client import models
+
+from storage.embedded.qdrant.engine.bindings import engine_errors
+from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported, Refused
+from storage.embedded.qdrant.protocol.filters import to_filter
+from storage.embedded.qdrant.protocol.json_depth import require_payload
+from storage.embedded.qdrant.protocol.named_vectors import Spaces
+from storage.embedded.qdrant.protocol.vectors import point_id, to_engine
+
+PointId = int | str
+FILTER_LEVEL = 3
+"""Where a filter lies in the record of an operation that has more in it; a delete has less around it."""
+
+Operation = edge.UpdateOperation
+MODES = {
+    models.UpdateMode.UPSERT: edge.UpdateMode.Upsert,
+    models.UpdateMode.INSERT_ONLY: edge.UpdateMode.InsertOnly,
+    models.UpdateMode.UPDATE_ONLY: edge.UpdateMode.UpdateOnly,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One operation of the engine, and the points that it touches: `ids`, or those that match `where`."""
+
+    operation: edge.UpdateOperation
+    ids: tuple[PointId, ...] = ()
+    where: edge.Filter | None = None
+    makes: bool = False
+    """Whether `ids` are there afterwards; else they must be there before."""
+
+    removes: bool = False
+    """Whether it deletes its points, and so asks for none to be there."""
+
+
+def require_points(shard: edge.EdgeShard, writes: Sequence[Write]) -> None:
+    """Raise NotFound if one of `writes` changes a point that is not there, and that none before it makes."""
+    made: set[PointId] = set()
+    needed: set[PointId] = set()
+    for write in writes:
+        if write.makes:
+            made.update(write.ids)
+        elif not write.removes:
+            needed.update(id for id in write.ids if id not in made)
+    if not needed:
+        return
+    with engine_errors():
+        found = shard.retrieve(list(needed), with_payload=False, with_vector=False)
+    missing = needed - {point.id if isinstance(point.id, int) else str(point.id) for point in found}
+    if missing:
+        raise NotFound(f"no point with id {min(missing, key=str)}; nothing was written")
+
+
+def upsert(request: models.PointInsertOperations, spaces: Spaces) -> list[Write]:
+    """Return the write of a `PUT /points`, whether it lists points or columns."""
+    _refuse_shards(request.shard_key)
+    points = request.points if isinstance(request, models.PointsList) else list(_rows(request.batch))
+    condition = to_filter(request.update_filter, FILTER_LEVEL)
+    mode = MODES[request.update_mode] if request.update_mode else None
+    with engine_errors():
+        made = [_point(point, spaces) for point in points]
+        operation = Operation.upsert_points(made, condition, mode)
+    ids = tuple(point_id(point.id) for point in points)
+    return [Write(operation, ids, makes=True)]
+
+
+def delete(selector: models.PointsSelector, _: Spaces) -> list[Write]:
+    """Return the write of a `POST /points/delete`."""
+    return _selected(selector, Operation.delete_points, Operation.delete_points_by_filter, removes=True)
+
+
+def clear_payload(selector: models.PointsSelector, _: Spaces) -> list[Write]:
+    """Return the write of a `POST /points/payload/clear`."""
+    return _selected(selector, Operation.clear_payload, Operation.clear_payload_by_filter)
+
+
+def set_payload(request: models.SetPayload, _: Spaces) -> list[Write]:
+    """Return the write of a `POST /points/payload`, which keeps the keys it does not name."""
+    require_payload(request.payload, request.key)
+    more = (request.payload, request.key)
+    return _chosen(request, Operation.set_payload, Operation.set_payload_by_filter, *more)
+
+
+def overwrite_payload(request: models.SetPayload, _: Spaces) -> list[Write]:
+    """Return the write of a `PUT /points/payload`, which removes the keys it does not name."""
+    if request.key is not None:
+        return set_payload(request, _)  # as a server does: below a key, it merges
+    require_payload(request.payload)
+    return _chosen(
+        request, Operation.overwrite_payload, Operation.overwrite_payload_by_filter, request.payload
+    )
+
+
+def delete_payload(request: models.DeletePayload, _: Spaces) -> list[Write]:
+    """Return the write of a `POST /points/payload/delete`."""
+    return _chosen(request, Operation.delete_payload, Operation.delete_payload_by_filter, request.keys)
+
+
+def delete_vectors(request: models.DeleteVectors, spaces: Spaces) -> list[Write]:
+    """Return the write of a `POST /points/vectors/delete`."""
+    for name in request.vector:
+        if name not in spaces.dense and name not in spaces.sparse:
+            raise Refused(f"the collection has no vector named {name!r}")
+    return _chosen(request, Operation.delete_vectors, Operation.delete_vectors_by_filter, request.vector)
+
+
+def update_vectors(request: models.UpdateVectors, spaces: Spaces) -> list[Write]:
+    """Return the write of a `PUT /points/vectors`."""
+    _refuse_shards(request.shard_key)
+    condition = to_filter(request.update_filter, FILTER_LEVEL)
+    with engine_errors():
+        points = [
+            edge.PointVectors(point_id(point.id), to_engine(point.vector, spaces)) for point in request.points
+        ]
+        operation = Operation.update_vectors(points, condition)
+    return [Write(operation, tuple(point_id(point.id) for point in request.points))]
+
+
+def batch(request: models.UpdateOperations, spaces: Spaces) -> list[list[Write]]:
+    """Return the writes of each operation of a `POST /points/batch`, all of them checked."""
+    return [_one_of(operation, spaces) for operation in request.operations]
+
+
+def _one_of(operation: models.UpdateOperation, spaces: Spaces) -> list[Write]:
+    [(name, request)] = [(name, getattr(operation, name)) for name in type(operation).model_fields]
+    kinds: dict[str, Callable[[Any, Spaces], list[Write]]] = {
+        "upsert": upsert,
+        "delete": delete,
+        "set_payload": set_payload,
+        "overwrite_payload": overwrite_payload,
+        "delete_payload": delete_payload,
+        "clear_payload": clear_payload,
+        "update_vectors": update_vectors,
+        "delete_vectors": delete_vectors,
+    }
+    if name not in kinds:
+        raise NotSupported(f"{name} in a batch; a Qdrant server may do this")
+    return kinds[name](request, spaces)
+
+
+def _point(point: models.PointStruct, spaces: Spaces) -> edge.Point:
+    require_payload(point.payload)
+    return edge.Point(point_id(point.id), to_engine(point.vector, spaces), point.payload)
+
+
+def _rows(batch: models.Batch) -> Iterator[models.PointStruct]:
+    vectors: Any = batch.vectors
+    payloads: Sequence[Any] = batch.payloads or [None] * len(batch.ids)
+    columns = {"": vectors} if isinstance(vectors, list) else vectors
+    for name, column in (*columns.items(), ("payloads", payloads)):
+        if len(column) != len(batch.ids):
+            raise Refused(f"{len(batch.ids)} ids, but {len(column)} of {name or 'vectors'!r}")
+    for row, (id, payload) in enumerate(zip(batch.ids, payloads, strict=True)):
+        named = {name: column[row] for name, column in columns.items()}
+        vector = named[""] if isinstance(vectors, list) else named
+        yield models.PointStruct.model_construct(id=id, vector=vector, payload=payload)
+
+
+def _selected(
+    selector: models.PointsSelector, by_ids: Any, by_filter: Any, *, removes: bool = False
+) -> list[Write]:
+    _refuse_shards(selector.shard_key)
+    if isinstance(selector, models.PointIdsList):
+        ids = tuple(point_id(id) for id in selector.points)
+        return [Write(by_ids(list(ids)), ids, removes=removes)]
+    where = to_filter(selector.filter) or edge.Filter()
+    return [Write(by_filter(where), where=where, removes=removes)]
+
+
+def _chosen(request: Any, by_ids: Any, by_filter: Any, *more: Any) -> list[Write]:
+    """Return a write by the ids and one by the filter that `request` gives, either of which may be absent."""
+    _refuse_shards(request.shard_key)
+    if request.points is None and request.filter is None:
+        raise Refused("say which points: neither `points` nor `filter` is given")
+    writes = []
+    with engine_errors():
+        if request.points is not None:
+            ids = tuple(point_id(id) for id in request.points)
+            writes.append(Write(by_ids(list(ids), *more), ids))
+        if request.filter is not None:
+            where = to_filter(request.filter, FILTER_LEVEL) or edge.Filter()
+            writes.append(Write(by_filter(where, *more), where=where))
+    return writes
+
+
+def _refuse_shards(shard_key: models.ShardKeySelector | None) -> None:
+    if shard_key is not None:
+        raise NotSupported("shard_key: the embedded index is one shard on one machine")
+
+
+def all_of(writes: Sequence[Sequence[Write]]) -> list[Write]:
+    """Return the writes of all operations of a batch, in order."""
+    return list(chain.from_iterable(writes))

@@ -1,0 +1,1 @@
+"""Read and write the Postgres tables. The caller owns the transaction."""

@@ -1,0 +1,511 @@
+"""Items, marks and rejects in Postgres. Functions take a Session and never commit: the caller does."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import cast
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, or_, select, text, update
+from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy.orm import Session
+
+from storage.consistency.differences import Kept
+from storage.postgres.bulk import among, given
+from storage.postgres.schema import ItemRow, MarkRow, SeenRow
+from storage.records import Digest, Item, Origin, Picture, Text, readings
+
+EMBEDDED = text("'$[*] ? (@.embedded == true)'")
+
+UNUSABLE = ""
+"""The place of a claim by a row that could not be taken in: a good row of the same key takes it over."""
+
+
+# the tables, not the classes: an attribute `metadata` of a class is SQLAlchemy's own
+ITEMS, MARKS, SEEN = (cast(Table, row.__table__) for row in (ItemRow, MarkRow, SeenRow))
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A living item whose picture has a vector."""
+
+    id: UUID
+    content_hash: str
+    picture: Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What is known of an item before this run: of its point, and of its picture."""
+
+    mark: Digest | None
+    picture: Picture | None
+
+
+def meet(session: Session, run_id: UUID, ids: Iterable[UUID]) -> None:
+    """Record that this run met the items `ids`, in rows that could not be taken in."""
+    rows = [_seen(run_id, id, UNUSABLE) for id in ids]
+    if rows:
+        session.execute(_insert(SEEN, rows).on_conflict_do_nothing())
+
+
+def claim(session: Session, run_id: UUID, places: Mapping[UUID, str]) -> dict[UUID, str]:
+    """Record that this run met the items at `places`; return those that stand elsewhere as well.
+
+    A batch that is tried again meets its own claims, which are no duplicates.
+
+    Returns:
+        By item id, the place that came first and counts.
+    """
+    if not places:
+        return {}
+    statement = _insert(SEEN, [_seen(run_id, id, place) for id, place in places.items()])
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[SeenRow.run_id, SeenRow.item_id],
+            set_={"place": statement.excluded.place},
+            where=SeenRow.place == UNUSABLE,
+        )
+    )
+    first = select(SeenRow.item_id, SeenRow.place).where(
+        SeenRow.run_id == run_id, among(SeenRow.item_id, places)
+    )
+    return {id: place for id, place in session.execute(first).tuples() if place != places[id]}
+
+
+def stored(session: Session, collection: str, ids: Iterable[UUID]) -> dict[UUID, Stored]:
+    """Return what is known of those of `ids` that are in the catalogue and not deleted."""
+    marked = and_(MarkRow.item_id == ItemRow.id, MarkRow.collection == collection)
+    statement = (
+        select(ItemRow, MarkRow.content_hash, MarkRow.record_hash)
+        .outerjoin(MarkRow, marked)
+        .where(among(ItemRow.id, ids), ItemRow.deleted.is_(None))
+    )
+    return {
+        row.id: Stored(Digest(content, record) if content else None, _picture(row))
+        for row, content, record in session.execute(statement).tuples()
+    }
+
+
+def asked_to_delete(session: Session, ids: Iterable[UUID]) -> set[UUID]:
+    """Return those of `ids` that somebody asked to delete: they stay deleted though their source has them."""
+    statement = select(ItemRow.id).where(among(ItemRow.id, ids), ItemRow.deletion == "asked")
+    return set(session.scalars(statement))
+
+
+def embedded_twins(session: Session, collection: str, shas: Iterable[str]) -> dict[str, Twin]:
+    """Return, by SHA-256, an item whose picture has these bytes and a vector in `collection`, if any has."""
+    marked = and_(
+        MarkRow.item_id == ItemRow.id,
+        MarkRow.collection == collection,
+        MarkRow.content_hash == ItemRow.content_hash,
+    )
+    statement = (
+        select(ItemRow)
+        .join(MarkRow, marked)
+        .where(among(ItemRow.image_sha256, shas), ItemRow.deleted.is_(None))
+        .order_by(ItemRow.image_sha256, ItemRow.id)
+        .distinct(ItemRow.image_sha256)
+    )
+    pairs = ((row, _picture(row)) for row in session.scalars(statement))
+    return {picture.sha256: Twin(row.id, row.content_hash, picture) for row, picture in pairs if picture}
+
+
+def save_items(session: Session, items: Mapping[UUID, tuple[Item, Digest]]) -> None:
+    """Insert items, or replace those already there; saving the same items again changes nothing.
+
+    An item that was deleted lives again.
+    """
+    if not items:
+        return
+    rows = [_row(item, digest) for _, (item, digest) in sorted(items.items())]
+    statement = _insert(ITEMS, rows)
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in ("id", "source", "key")}
+    alive = {"updated": func.now(), "deleted": None, "deletion": None, "cleared": None}
+    session.execute(statement.on_conflict_do_update(index_elements=[ItemRow.id], set_={**changed, **alive}))
+
+
+def mark_embedded(session: Session, collection: str, digests: Mapping[UUID, Digest]) -> None:
+    """Record what the points of `collection` were made from. Call it after they are written."""
+    if not digests:
+        return
+    rows = [
+        {
+            "item_id": str(id),
+            "collection": collection,
+            "content_hash": digest.content,
+            "record_hash": digest.record,
+        }
+        for id, digest in sorted(digests.items())
+    ]
+    statement = _insert(MARKS, rows)
+    changed = {name: statement.excluded[name] for name in ("content_hash", "record_hash")}
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[MarkRow.item_id, MarkRow.collection], set_=changed | {"embedded": func.now()}
+        )
+    )
+
+
+def mark_current(session: Session, collection: str, digests: Mapping[UUID, Digest]) -> list[UUID]:
+    """Mark those points that were made from what Postgres has now; nobody changes it before the commit.
+
+    Returns:
+        The items that are deleted meanwhile, in id order. What has changed meanwhile stays unmarked.
+    """
+    living = (
+        select(ItemRow.id, ItemRow.content_hash, ItemRow.record_hash)
+        .where(among(ItemRow.id, digests), ItemRow.deleted.is_(None))
+        .order_by(ItemRow.id)
+        .with_for_update(read=True)
+    )
+    now = {id: Digest(content, record) for id, content, record in session.execute(living).tuples()}
+    mark_embedded(session, collection, {id: own for id, own in digests.items() if now.get(id) == own})
+    return sorted(digests.keys() - now.keys())
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which items are meant: those that satisfy all that is given, of what is given at least one thing."""
+
+    keys: tuple[str, ...] = ()
+    source: str | None = None
+    where: Mapping[str, str] = field(default_factory=dict)
+    """Metadata, as `search --where` takes it."""
+
+
+def sources_of(session: Session, selection: Selection) -> dict[str, int]:
+    """Return how many living items are selected, by source, in order of name."""
+    many = select(ItemRow.source, func.count()).where(*_selected(selection), ItemRow.deleted.is_(None))
+    return dict(session.execute(many.group_by(ItemRow.source).order_by(ItemRow.source)).tuples().all())
+
+
+def sources_of_keys(session: Session, selection: Selection) -> dict[str, dict[str, bool]]:
+    """Return for each of the selection's keys the sources that have it, and whether it is alive there."""
+    found = select(ItemRow.key, ItemRow.source, ItemRow.deleted.is_(None)).where(*_selected(selection))
+    sources: dict[str, dict[str, bool]] = {}
+    for key, source, alive in session.execute(found.order_by(ItemRow.key, ItemRow.source)).tuples():
+        sources.setdefault(key, {})[source] = alive
+    return sources
+
+
+def sources_with_uncleared(session: Session, selection: Selection) -> set[str]:
+    """Return the sources with interrupted deletes: those of the selection's keys, or its own, or all."""
+    statement = select(ItemRow.source).where(ItemRow.deleted.is_not(None), ItemRow.cleared.is_(None))
+    own = Selection(selection.keys, selection.source)
+    if own.keys or own.source is not None:
+        statement = statement.where(*_selected(own))
+    return set(session.scalars(statement.distinct()))
+
+
+def selected(session: Session, selection: Selection, limit: int) -> list[UUID]:
+    """Return up to `limit` living items of the selection, in id order."""
+    statement = select(ItemRow.id).where(*_selected(selection), ItemRow.deleted.is_(None))
+    return list(session.scalars(statement.order_by(ItemRow.id).limit(limit)))
+
+
+def _selected(selection: Selection) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if selection.keys:
+        conditions.append(ItemRow.key.in_(selection.keys))
+    if selection.source is not None:
+        conditions.append(ItemRow.source == selection.source)
+    for name, value in selection.where.items():
+        ways = [ItemRow.meta.contains({name: one}) for one in readings(value)]
+        ways += [ItemRow.meta.contains({name: [one]}) for one in readings(value)]
+        conditions.append(or_(*ways))
+    if not conditions:
+        raise ValueError("an empty selection would be everything")
+    return conditions
+
+
+def missing_from_run(session: Session, source: str, run_id: UUID, limit: int) -> list[UUID]:
+    """Return up to `limit` living items of `source` that the run has not met, in id order."""
+    statement = select(ItemRow.id).where(_not_met(source, run_id)).order_by(ItemRow.id).limit(limit)
+    return list(session.scalars(statement))
+
+
+def count_missing(session: Session, source: str, run_id: UUID) -> int:
+    """Return how many living items of `source` the run has not met."""
+    return session.scalar(select(func.count()).select_from(ItemRow).where(_not_met(source, run_id))) or 0
+
+
+def missing_keys(session: Session, source: str, run_id: UUID, limit: int) -> list[str]:
+    """Return the first keys, in order, of the items that `count_missing` counts."""
+    keys = select(ItemRow.key).where(_not_met(source, run_id)).order_by(ItemRow.key).limit(limit)
+    return list(session.scalars(keys))
+
+
+def count_known(session: Session, source: str, then: datetime | None) -> int:
+    """Return how many living items `source` had at that time already, or has now."""
+    living = select(func.count()).where(ItemRow.source == source, ItemRow.deleted.is_(None))
+    return session.scalar(living if then is None else living.where(ItemRow.created <= then)) or 0
+
+
+def tombstone(session: Session, ids: Sequence[UUID], *, asked: bool) -> None:
+    """Mark items as deleted; from here on no search shows them, whatever Qdrant still holds.
+
+    Args:
+        asked: somebody wants them gone for good; else they are missing from their source, and may come back.
+    """
+    why = "asked" if asked else "missing"
+    session.execute(update(ItemRow).where(ItemRow.id.in_(ids)).values(deleted=func.now(), deletion=why))
+
+
+def uncleared(session: Session, source: str | None, limit: int) -> list[UUID]:
+    """Return up to `limit` deleted items, of `source` or of all, that still leave something, in id order."""
+    statement = select(ItemRow.id).where(ItemRow.deleted.is_not(None), ItemRow.cleared.is_(None))
+    if source is not None:
+        statement = statement.where(ItemRow.source == source)
+    return list(session.scalars(statement.order_by(ItemRow.id).limit(limit)))
+
+
+def lock_blobs(session: Session, *, alone: bool) -> None:
+    """Until the transaction ends, keep blobs from being removed, or (alone) from being relied on.
+
+    Whoever writes a blob and then the item that needs it holds this lock shared; whoever removes blobs
+    that nothing needs holds it alone. Otherwise a picture could go while a second item begins to share it.
+    """
+    lock = func.pg_advisory_xact_lock if alone else func.pg_advisory_xact_lock_shared
+    session.execute(select(lock(func.hashtextextended("sightline blobs", 0))))
+
+
+def unreferenced_blobs(session: Session, ids: Sequence[UUID]) -> list[str]:
+    """Return the SHA-256 of each picture of the deleted items `ids` that no living item shares."""
+    gone = select(ItemRow.image_sha256).where(ItemRow.id.in_(ids), ItemRow.deleted.is_not(None))
+    living = select(ItemRow.image_sha256).where(ItemRow.deleted.is_(None), ItemRow.image_sha256.is_not(None))
+    statement = gone.where(ItemRow.image_sha256.is_not(None)).distinct()
+    return sorted(sha for sha in session.scalars(statement.except_(living)) if sha)
+
+
+def clear(session: Session, ids: Sequence[UUID]) -> dict[UUID, int]:
+    """Forget all of deleted items but that they are deleted. Call it after points and blobs are gone.
+
+    Returns:
+        How many marks each of them had.
+    """
+    many = select(MarkRow.item_id, func.count()).where(MarkRow.item_id.in_(ids)).group_by(MarkRow.item_id)
+    marks = dict(session.execute(many).tuples().all())
+    session.execute(delete(MarkRow).where(MarkRow.item_id.in_(ids)))
+    nothing: dict[str, object] = dict.fromkeys(("image_sha256", "uri", "width", "height", "format"))
+    nothing |= {"texts": [], "metadata": {}, "content_hash": "", "record_hash": "", "cleared": func.now()}
+    session.execute(ITEMS.update().where(ITEMS.c.id.in_(ids), ITEMS.c.deleted.is_not(None)).values(nothing))
+    return marks
+
+
+def tombstones(session: Session, ids: Sequence[UUID]) -> dict[UUID, Item]:
+    """Return the deleted items among `ids`, as far as they are not cleared."""
+    rows = session.scalars(select(ItemRow).where(ItemRow.id.in_(ids), ItemRow.deleted.is_not(None)))
+    return {row.id: item_of(row) for row in rows}
+
+
+def living_items(session: Session, keys: Sequence[str] | None = None) -> Iterator[tuple[Item, Digest]]:
+    """Yield the living items with what their points are to be made from, in id order, some in memory.
+
+    Args:
+        keys: only items with one of these keys, in whatever source.
+    """
+    statement = select(ItemRow).where(ItemRow.deleted.is_(None)).order_by(ItemRow.id)
+    if keys is not None:
+        statement = statement.where(among(ItemRow.key, keys))
+    for row in session.scalars(statement.execution_options(yield_per=1000)):
+        yield item_of(row), Digest(row.content_hash, row.record_hash)
+
+
+def captioned_pictures(session: Session) -> Iterator[Item]:
+    """Yield the living items with a picture and an embedded text, in id order, a thousand rows in memory."""
+    statement = (
+        select(ItemRow)
+        .where(
+            ItemRow.deleted.is_(None),
+            ItemRow.image_sha256.is_not(None),
+            func.jsonb_path_exists(ItemRow.texts, EMBEDDED),
+        )
+        .order_by(ItemRow.id)
+    )
+    for row in session.scalars(statement.execution_options(yield_per=1000)):
+        yield item_of(row)
+
+
+def items_with_key(session: Session, key: str, source: str | None) -> list[Item]:
+    """Return the living items that `source`, or any, calls `key`, in order of source."""
+    statement = select(ItemRow).where(ItemRow.key == key, ItemRow.deleted.is_(None)).order_by(ItemRow.source)
+    if source is not None:
+        statement = statement.where(ItemRow.source == source)
+    return [item_of(row) for row in session.scalars(statement)]
+
+
+def pictures_of_keys(session: Session, keys: Sequence[str]) -> set[str]:
+    """Return the SHA-256 of the pictures of living items with one of `keys`."""
+    own = among(ItemRow.key, keys), ItemRow.deleted.is_(None), ItemRow.image_sha256.is_not(None)
+    return {sha256 for sha256 in session.scalars(select(ItemRow.image_sha256).where(*own)) if sha256}
+
+
+def origins_of(session: Session, shas: Iterable[str]) -> dict[str, Origin]:
+    """Return where each of these images came from, by SHA-256, as far as a living item has it.
+
+    Of several origins it is one of our own, where there is one.
+    """
+    statement = (
+        select(ItemRow.image_sha256, ItemRow.uri, ItemRow.from_strangers)
+        .distinct(ItemRow.image_sha256)
+        .where(among(ItemRow.image_sha256, shas), ItemRow.deleted.is_(None))
+        .order_by(ItemRow.image_sha256, ItemRow.from_strangers, ItemRow.uri)
+    )
+    return {
+        sha: Origin(uri, from_strangers)
+        for sha, uri, from_strangers in session.execute(statement).tuples()
+        if sha is not None and uri is not None
+    }
+
+
+def kept(
+    session: Session,
+    collection: str,
+    *,
+    after: UUID | None = None,
+    limit: int | None = None,
+    ids: Sequence[UUID] | None = None,
+) -> list[Kept]:
+    """Return living items in id order, each with what its mark in `collection` says.
+
+    Args:
+        after: only those with a greater id.
+        ids: only these.
+    """
+    marked = and_(MarkRow.item_id == ItemRow.id, MarkRow.collection == collection)
+    statement = (
+        select(
+            ItemRow.id,
+            ItemRow.source,
+            ItemRow.key,
+            ItemRow.content_hash,
+            ItemRow.record_hash,
+            MarkRow.content_hash,
+            MarkRow.record_hash,
+            ItemRow.image_sha256.is_not(None),
+            func.jsonb_path_exists(ItemRow.texts, EMBEDDED),
+        )
+        .outerjoin(MarkRow, marked)
+        .where(ItemRow.deleted.is_(None))
+        .order_by(ItemRow.id)
+        .limit(limit)
+    )
+    if after is not None:
+        statement = statement.where(ItemRow.id > after)
+    if ids is not None:
+        statement = statement.where(ItemRow.id.in_(ids))
+    return [
+        Kept(id, source, key, Digest(content, record), Digest(mark, marked_record) if mark else None, *has)
+        for id, source, key, content, record, mark, marked_record, *has in session.execute(statement)
+    ]
+
+
+def items_with_digests(session: Session, ids: Sequence[UUID]) -> dict[UUID, tuple[Item, Digest]]:
+    """Return the living items among `ids`, each with what its point is to be made from, in id order."""
+    statement = select(ItemRow).where(ItemRow.id.in_(ids), ItemRow.deleted.is_(None)).order_by(ItemRow.id)
+    return {
+        row.id: (item_of(row), Digest(row.content_hash, row.record_hash))
+        for row in session.scalars(statement)
+    }
+
+
+def pictures_starting(session: Session, prefix: str) -> dict[str, Picture]:
+    """Return the pictures of living items by SHA-256, those that start with `prefix`; one item for each."""
+    after = prefix + "g"  # the digits end with f
+    statement = (
+        select(ItemRow)
+        .where(ItemRow.image_sha256 >= prefix, ItemRow.image_sha256 < after, ItemRow.deleted.is_(None))
+        .order_by(ItemRow.image_sha256, ItemRow.from_strangers, ItemRow.id)
+        .distinct(ItemRow.image_sha256)
+    )
+    pictures = (_picture(row) for row in session.scalars(statement))
+    return {picture.sha256: picture for picture in pictures if picture}
+
+
+def living_pictures(session: Session) -> Iterator[str]:
+    """Yield the SHA-256 of every picture of a living item, in order, a thousand in memory."""
+    statement = (
+        select(ItemRow.image_sha256)
+        .where(ItemRow.image_sha256.is_not(None), ItemRow.deleted.is_(None))
+        .distinct()
+        .order_by(ItemRow.image_sha256)
+    )
+    yield from (sha for sha in session.scalars(statement.execution_options(yield_per=1000)) if sha)
+
+
+def drop_marks(session: Session, collection: str, ids: Sequence[UUID]) -> None:
+    """Take back what is promised of `ids` in `collection`."""
+    session.execute(delete(MarkRow).where(MarkRow.collection == collection, MarkRow.item_id.in_(ids)))
+
+
+def referenced(session: Session, shas: Sequence[str]) -> set[str]:
+    """Return those of `shas` that are the picture of a living item."""
+    statement = select(ItemRow.image_sha256).where(ItemRow.image_sha256.in_(shas), ItemRow.deleted.is_(None))
+    return {sha for sha in session.scalars(statement) if sha}
+
+
+def counts(session: Session) -> dict[str, int]:
+    """Return how many living items there are, with what, and in how many sources."""
+    living = ItemRow.deleted.is_(None)
+    row = session.execute(
+        select(
+            func.count().filter(living).label("items"),
+            func.count(ItemRow.image_sha256).filter(living).label("with_picture"),
+            func.count().filter(living, func.jsonb_array_length(ItemRow.texts) > 0).label("with_text"),
+            func.count(ItemRow.source.distinct()).filter(living).label("sources"),
+            func.count().filter(ItemRow.deleted.is_not(None)).label("deleted"),
+        )
+    ).one()
+    return dict(row._mapping)
+
+
+def _not_met(source: str, run_id: UUID) -> ColumnElement[bool]:
+    met = exists().where(SeenRow.run_id == run_id, SeenRow.item_id == ItemRow.id)
+    return and_(ItemRow.source == source, ItemRow.deleted.is_(None), ~met)
+
+
+def _insert(table: Table, rows: Sequence[Mapping[str, object]]) -> Insert:
+    return insert(table).from_select(list(rows[0]), given(table, rows))
+
+
+def _seen(run_id: UUID, item_id: UUID, place: str) -> dict[str, str]:
+    return {"run_id": str(run_id), "item_id": str(item_id), "place": place}
+
+
+def _row(item: Item, digest: Digest) -> dict[str, object]:
+    picture = item.picture
+    return {
+        "id": str(item.id),
+        "source": item.source,
+        "key": item.key,
+        "texts": [{"text": t.text, "lang": t.lang, "embedded": t.embedded} for t in item.texts],
+        "image_sha256": picture.sha256 if picture else None,
+        "uri": picture.uri if picture else None,
+        "from_strangers": picture is not None and picture.from_strangers,
+        "width": picture.width if picture else None,
+        "height": picture.height if picture else None,
+        "format": picture.format if picture else None,
+        "metadata": dict(item.metadata),
+        "content_hash": digest.content,
+        "record_hash": digest.record,
+    }
+
+
+def item_of(row: ItemRow) -> Item:
+    """Return the item that a row is about."""
+    texts = tuple(Text(**text) for text in row.texts)
+    return Item(row.source, row.key, texts, _picture(row), row.meta)
+
+
+def _picture(row: ItemRow) -> Picture | None:
+    if row.image_sha256 is None:
+        return None
+    return Picture(
+        row.image_sha256,
+        row.uri or "",
+        row.width or 0,
+        row.height or 0,
+        row.format or "",
+        row.from_strangers,
+    )

@@ -1,0 +1,58 @@
+"""What searches can be narrowed by: the sources, and the metadata that items have."""
+
+from sqlalchemy import cast, column, func, select, true
+from sqlalchemy.dialects.postgresql import JSONB, JSONPATH
+from sqlalchemy.orm import Session
+
+from storage.postgres.schema import ItemRow
+
+MOST_SOURCES = 50
+SAMPLE = 1000
+"""Items whose metadata is looked at. Ids are hashes, so that the first so many are a fair sample."""
+
+VALUES_A_FIELD = 8
+LONGEST_VALUE = 60
+SCALARS = ("string", "number", "boolean")
+
+
+def sources(session: Session) -> list[str]:
+    """Return the names of up to `MOST_SOURCES` sources that have living items, in order.
+
+    It steps from name to name through their index, instead of reading all items.
+    """
+    names = select(func.min(ItemRow.source).label("source")).cte("names", recursive=True)
+    following = select(func.min(ItemRow.source)).where(ItemRow.source > names.c.source).scalar_subquery()
+    names = names.union_all(select(following).where(names.c.source.is_not(None)))
+    alive = select(ItemRow.id).where(ItemRow.source == names.c.source, ItemRow.deleted.is_(None)).exists()
+    found = select(names.c.source).where(names.c.source.is_not(None), alive).limit(MOST_SOURCES)
+    return sorted(session.scalars(found))
+
+
+def metadata(session: Session) -> list[tuple[str, str]]:
+    """Return the fields of metadata, each with its most frequent values, in order, from a sample of items.
+
+    Of a list its parts count; what is no string, number or truth value, or is long, is left out.
+    """
+    sample = (
+        select(ItemRow.meta.label("metadata"))
+        .where(ItemRow.deleted.is_(None))
+        .order_by(ItemRow.id)
+        .limit(SAMPLE)
+        .subquery("sample")
+    )
+    fields = func.jsonb_each(sample.c.metadata).table_valued("key", column("value", JSONB)).alias("fields")
+    own_parts = func.jsonb_path_query(fields.c.value, cast("$[*]", JSONPATH))
+    parts = own_parts.table_valued(column("part", JSONB)).render_derived("parts")
+    value = parts.c.part[()].astext
+    many = func.count()
+    rank = func.row_number().over(partition_by=fields.c.key, order_by=(many.desc(), value))
+    counted = (
+        select(fields.c.key, value.label("value"), rank.label("rank"))
+        .select_from(sample.join(fields, true()).join(parts, true()))
+        .where(func.jsonb_typeof(parts.c.part).in_(SCALARS), func.length(value) <= LONGEST_VALUE)
+        .group_by(fields.c.key, value)
+        .subquery("counted")
+    )
+    frequent = select(counted.c.key, counted.c.value).where(counted.c.rank <= VALUES_A_FIELD)
+    rows = session.execute(frequent.order_by(counted.c.key, counted.c.rank)).tuples()
+    return [(key, value) for key, value in rows]

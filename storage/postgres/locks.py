@@ -1,0 +1,217 @@
+"""Who may write: one run a source, several sources at once, and repairs alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from threading import RLock
+from typing import Self
+
+from sqlalchemy import Connection, DateTime, Engine, Integer, Row, Text, column, func, select, table
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql.functions import Function
+
+from storage.postgres.engine import address_of, backend_pid_of
+
+STORES = "sightline stores"
+LOST_MS = 5000
+"""How long to wait for the end of a session that has lost its client."""
+
+ACTIVITY = table("pg_stat_activity", column("pid", Integer), column("backend_start", DateTime(timezone=True)))
+OWN_SESSION = select(ACTIVITY.c.pid, ACTIVITY.c.backend_start).where(ACTIVITY.c.pid == func.pg_backend_pid())
+LOCKS = table("pg_locks", column("pid", Integer), column("locktype", Text))
+OWN_LOCKS = LOCKS.c.pid == func.pg_backend_pid(), LOCKS.c.locktype == "advisory"
+HELD = select(
+    func.pg_backend_pid(), select(func.count()).select_from(LOCKS).where(*OWN_LOCKS).scalar_subquery()
+)
+ROUNDS = 20
+"""Checks of a pooled session; each misses a change in up to a quarter of cases while a pool is busy."""
+
+
+class Busy(RuntimeError):
+    """Another process writes what this one wants to write; two at once would undo each other's work."""
+
+
+class SessionNotKept(RuntimeError):
+    """A pooler changes the session between transactions, so that another process can hold the same lock."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(
+            f"a connection pooler at {address_of(engine)} changes the Postgres session between transactions, "
+            "so that no lock holds and nothing can be written safely; connect SIGHTLINE_DATABASE_URL to "
+            "Postgres itself, or set pool_mode=session for it"
+        )
+
+
+class Lock:
+    """Advisory locks of one Postgres session; Postgres gives them back when this process dies.
+
+    Threads may share one: what one of them holds, all of them hold.
+    """
+
+    def __init__(self, engine: Engine, wanted: tuple[tuple[Function[bool], str], ...]) -> None:
+        self._engine = engine
+        self._wanted = wanted
+        self._connection: Connection | None = None
+        self._session: Row[tuple[int, datetime]] | None = None
+        self._one_at_a_time = RLock()  # a connection takes no more
+
+    def __enter__(self) -> Self:
+        self.keep()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def keep(self) -> None:
+        """Take it, or make sure that it is still held: with the connection it was lost, and is taken anew.
+
+        In between another process may have written: whoever depends on that not being so has to look.
+
+        Raises:
+            Busy: another process holds a part of it.
+            SessionNotKept: it cannot be held through the pooler in between.
+            OperationalError: Postgres does not answer; call this again.
+        """
+        with self._one_at_a_time:
+            if self._connection is not None:
+                try:
+                    if self._is_held(self._connection):
+                        return
+                except DBAPIError as error:
+                    if not error.connection_invalidated:
+                        raise
+                else:
+                    self._connection.invalidate()  # its session is another's now
+                    self._connection.close()
+                    self._connection = None
+                    raise SessionNotKept(self._engine)
+                self.release()
+            self._take()
+
+    def release(self) -> None:
+        """Give it back, if it is held."""
+        with self._one_at_a_time:
+            if self._connection is not None:
+                _give_back(self._connection)
+                self._connection.close()
+                self._connection = None
+
+    def _take(self) -> None:
+        connection, session = _own_session(self._engine)
+        self._connection = connection
+        try:
+            self._end_lost_session(connection)
+            self._session = None
+            for attempt, why in self._wanted:
+                if not connection.scalar(select(attempt)):
+                    raise Busy(why)
+            self._session = session  # not before: whoever comes too late may get this session again
+            connection.commit()  # the locks are the session's, not the transaction's
+        except BaseException:
+            self.release()
+            raise
+
+    def _is_held(self, connection: Connection) -> bool:
+        """Check that the session is the one that took the locks, and holds them."""
+        pid, held = connection.execute(HELD).one()
+        connection.commit()
+        return self._session is not None and (pid, held) == (self._session.pid, len(self._wanted))
+
+    def _end_lost_session(self, connection: Connection) -> None:
+        """End the session that the lock was held by before: its server may not know yet that we are gone."""
+        if self._session is not None:
+            pid, start = self._session
+            lost = ACTIVITY.c.pid == pid, ACTIVITY.c.backend_start == start
+            connection.execute(select(func.pg_terminate_backend(ACTIVITY.c.pid, LOST_MS)).where(*lost))
+
+
+def source_lock(engine: Engine, source: str) -> Lock:
+    """Return the right to write `source`, while others may write other sources.
+
+    It is busy while another process writes this source, or has all sources for itself.
+    """
+    shared = func.pg_try_advisory_lock_shared(_number(STORES))
+    own = func.pg_try_advisory_lock(_number(f"sightline source {source}"))
+    repaired = "the stores are being repaired, backed up or restored; wait until that has ended"
+    written = f"source {source!r} is being written by another run; wait until it has ended"
+    return Lock(engine, ((shared, repaired), (own, written)))
+
+
+def lone_lock(engine: Engine) -> Lock:
+    """Return the right to write anything, alone; it is busy while another process writes."""
+    alone = func.pg_try_advisory_lock(_number(STORES))
+    return Lock(engine, ((alone, "an ingest or another repair is running; wait until it has ended"),))
+
+
+def writing_lock(engine: Engine) -> Lock:
+    """Return the right to write beside runs of sources; it is busy while another has all for itself."""
+    shared = func.pg_try_advisory_lock_shared(_number(STORES))
+    repaired = "the stores are being repaired, backed up or restored; wait until that has ended"
+    return Lock(engine, ((shared, repaired),))
+
+
+def flow_lock(engine: Engine, work: str) -> Lock:
+    """Return the right to do such work as a training or a re-index, for one at a time; others may write."""
+    own = func.pg_try_advisory_lock(_number(f"sightline flow {work}"))
+    return Lock(engine, ((own, f"another {work} is running; wait until it has ended"),))
+
+
+@contextmanager
+def collection_lock(engine: Engine) -> Iterator[None]:
+    """Hold the right to make or switch collections; waits for whoever has it, who needs it for a moment.
+
+    Raises:
+        SessionNotKept: it cannot be held through the pooler in between.
+    """
+    connection, _ = _own_session(engine)
+    with connection:
+        try:
+            connection.execute(select(func.pg_advisory_lock(_number("sightline collections"))))
+            connection.commit()
+            yield
+        finally:
+            _give_back(connection)
+
+
+def _own_session(engine: Engine) -> tuple[Connection, Row[tuple[int, datetime]]]:
+    """Open a connection whose session stays the same; the caller closes it.
+
+    Raises:
+        SessionNotKept: a pooler gives each transaction the session that happens to be free.
+    """
+    connection = engine.connect()
+    try:
+        session = connection.execute(OWN_SESSION).one()
+        if session.pid != backend_pid_of(connection) and not _keeps(connection, engine, session.pid):
+            raise SessionNotKept(engine)
+    except BaseException:
+        connection.close()
+        raise
+    return connection, session
+
+
+def _keeps(connection: Connection, engine: Engine, pid: int) -> bool:
+    """Check that an idle connection keeps its session while another uses the pooler."""
+    own = select(func.pg_backend_pid())
+    connection.commit()
+    for _ in range(ROUNDS):
+        with engine.connect() as other:
+            given_away = other.scalar(own) == pid
+        # only after the other's transaction has ended: the pool may have one session in all
+        if given_away or connection.scalar(own) != pid:
+            return False
+        connection.commit()
+    return True
+
+
+def _give_back(connection: Connection) -> None:
+    try:
+        connection.rollback()
+        connection.execute(select(func.pg_advisory_unlock_all()))
+        connection.commit()
+    except DBAPIError:
+        connection.invalidate()  # the session is gone, or ends now, and its locks with it
+
+
+def _number(name: str) -> Function[int]:
+    return func.hashtextextended(name, 0)

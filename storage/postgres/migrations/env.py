@@ -1,0 +1,10 @@
+"""Alembic runs this. The caller hands over an open connection; nothing here reads the environment."""
+
+from alembic import context
+
+from storage.postgres.schema import Base
+
+connection = context.config.attributes["connection"]
+context.configure(connection=connection, target_metadata=Base.metadata)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,168 @@
+"""What is on record of each model: where it comes from, how good it is, what was decided, where it is."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, aliased
+
+from storage.postgres.schema import CollectionRow, ModelRow, PromotionRow
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The last decision on a model."""
+
+    at: datetime
+    promoted: bool
+    forced: bool
+    over: str | None
+    """The model that was active then."""
+
+    over_fingerprint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One model."""
+
+    name: str
+    fingerprint: str
+    state: str
+    created: datetime
+    parent: str | None
+    """The name of the model that it was fine-tuned from."""
+
+    parent_fingerprint: str | None
+    before: Mapping[str, Mapping[str, float]]
+    """By direction, the parent's figures of the pairs that were held out of its training."""
+
+    figures: Mapping[str, Mapping[str, float]]
+    """By direction, its own on them, after the training; both are empty for a given model."""
+
+    decided: Decided | None
+    collections: Mapping[str, str]
+    """By name their state."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One collection on record."""
+
+    name: str
+    fingerprint: str
+    state: str
+    activated: datetime | None
+    """When searches went to it last."""
+
+    retired: datetime | None
+    """When they stopped going to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One thing that a candidate had to satisfy, and whether it did: `flows.gate.Check` on record."""
+
+    name: str
+    passed: bool
+    queries: int
+    candidate: float
+    active: float
+    gain: float
+    low: float | None
+    high: float | None
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision of the gate."""
+
+    id: int
+    at: datetime
+    candidate: str
+    active: str | None
+    """Both by name."""
+
+    promoted: bool
+    forced: bool
+    checks: tuple[Checked, ...]
+
+
+def lives(session: Session) -> list[Life]:
+    """Return all models, the newest first."""
+    rows = session.scalars(select(ModelRow).order_by(ModelRow.created.desc(), ModelRow.fingerprint)).all()
+    names = {row.fingerprint: row.name for row in rows}
+    states: dict[str, dict[str, str]] = defaultdict(dict)
+    for one in session.scalars(select(CollectionRow).order_by(CollectionRow.name)):
+        states[one.fingerprint][one.name] = one.state
+    latest = select(PromotionRow).distinct(PromotionRow.candidate)
+    newest_first = PromotionRow.candidate, PromotionRow.at.desc(), PromotionRow.id.desc()
+    decided = {
+        one.candidate: Decided(one.at, one.promoted, one.forced, names.get(one.active or ""), one.active)
+        for one in session.scalars(latest.order_by(*newest_first))
+    }
+    return [
+        Life(
+            row.name,
+            row.fingerprint,
+            row.state,
+            row.created,
+            names.get(row.parent or ""),
+            row.parent,
+            row.training.get("before", {}),
+            row.training.get("after", {}),
+            decided.get(row.fingerprint),
+            states.get(row.fingerprint, {}),
+        )
+        for row in rows
+    ]
+
+
+def collections(session: Session) -> list[Kept]:
+    """Return all collections, the one that searches went to last first; those never used come last."""
+    latest = CollectionRow.activated.desc().nulls_last(), CollectionRow.name
+    rows = session.scalars(select(CollectionRow).order_by(*latest))
+    return [Kept(row.name, row.fingerprint, row.state, row.activated, row.retired) for row in rows]
+
+
+def decisions(session: Session, limit: int, *, before: int | None = None) -> list[Decision]:
+    """Return the decisions of the gate, newest first.
+
+    Args:
+        before: only those that were put on record before the one with this id.
+    """
+    candidate, active = aliased(ModelRow), aliased(ModelRow)
+    found = (
+        select(PromotionRow, candidate.name, active.name)
+        .join(candidate, candidate.fingerprint == PromotionRow.candidate)
+        .outerjoin(active, active.fingerprint == PromotionRow.active)
+    )
+    if before is not None:
+        found = found.where(PromotionRow.id < before)
+    rows = session.execute(found.order_by(PromotionRow.id.desc()).limit(limit)).tuples()
+    return [
+        Decision(row.id, row.at, name, over, row.promoted, row.forced, tuple(map(_checked, row.checks)))
+        for row, name, over in rows
+    ]
+
+
+def _checked(told: Mapping[str, Any]) -> Checked:
+    figure = told["difference"]
+    return Checked(
+        told["name"],
+        told["passed"],
+        told["queries"],
+        told["candidate"],
+        told["active"],
+        figure["value"],
+        figure["low"],
+        figure["high"],
+        told["limit"],
+    )

@@ -1,0 +1,239 @@
+"""What was accepted over the API and waits for its turn. Functions take a Session; the caller commits.
+
+The whole of a request is kept in its row, so that accepting it is one transaction: what was accepted is
+there after a crash, in a backup, and for whichever process carries it out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal, cast
+from uuid import UUID, uuid4
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session, defer
+
+from storage.postgres.schema import RequestRow
+
+Kind = Literal["ingest", "delete"]
+State = Literal["queued", "running", "done", "failed"]
+PENDING = ("queued", "running")
+AT_ONCE = 1000
+"""Requests that are listed in one look at the queue."""
+
+
+class KeyReused(ValueError):
+    """An idempotency key came again, with another request."""
+
+
+class QueueFull(RuntimeError):
+    """As much waits as may; a later try may find room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much may wait at once."""
+
+    requests: int
+    bytes: int
+    """Of their bodies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A request, and what became of it."""
+
+    id: UUID
+    kind: Kind
+    source: str | None
+    state: State
+    accepted: datetime
+    started: datetime | None
+    ended: datetime | None
+    run_id: UUID | None
+    counts: Mapping[str, Any]
+    rejects: Sequence[Mapping[str, Any]]
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request in the queue, without what was asked for."""
+
+    id: UUID
+    source: str | None
+    """None where it may be about any of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A request that is to be carried out."""
+
+    id: UUID
+    kind: Kind
+    source: str | None
+    body: bytes
+    attempts: int
+    """How often it was begun, this time included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How much waits."""
+
+    many: int
+    oldest: datetime | None
+
+
+def accept(
+    session: Session,
+    key_id: UUID,
+    kind: Kind,
+    *,
+    source: str | None,
+    body: bytes,
+    fingerprint: str,
+    idempotency_key: str | None,
+    room: Room | None = None,
+) -> tuple[Receipt, bool]:
+    """Put a request into the queue; return its receipt, and whether it is new.
+
+    Raises:
+        KeyReused: this caller used the idempotency key for another request.
+        QueueFull: it is new, and there is no room for it.
+    """
+    row = {
+        "id": uuid4(),
+        "key_id": key_id,
+        "kind": kind,
+        "source": source,
+        "body": body,
+        "fingerprint": fingerprint,
+        "idempotency_key": idempotency_key,
+        "state": "queued",
+    }
+    made = session.scalar(insert(RequestRow).values(row).on_conflict_do_nothing().returning(RequestRow.id))
+    own = RequestRow.key_id == key_id, RequestRow.idempotency_key == idempotency_key
+    known = select(RequestRow).where(*((RequestRow.id == made,) if made is not None else own))
+    found = session.scalars(known.options(defer(RequestRow.body))).one()
+    if found.fingerprint != fingerprint:
+        raise KeyReused(
+            f"the idempotency key {idempotency_key!r} was used for another request; use a key of its own"
+        )
+    if made is not None and room is not None:
+        _require_room(session, room)
+    return _receipt(found), made is not None
+
+
+def _require_room(session: Session, room: Room) -> None:
+    many, size = session.execute(
+        select(func.count(), func.coalesce(func.sum(func.octet_length(RequestRow.body)), 0)).where(
+            RequestRow.state.in_(PENDING)
+        )
+    ).one()
+    if many > room.requests or size > room.bytes:
+        raise QueueFull(
+            f"{many - 1:,} requests wait to be carried out, and no more are accepted; send it again later"
+        )
+
+
+def receipt(session: Session, id: UUID) -> Receipt | None:
+    """Return the receipt of a request, or None where there is none of that id."""
+    row = session.scalar(select(RequestRow).where(RequestRow.id == id).options(defer(RequestRow.body)))
+    return None if row is None else _receipt(row)
+
+
+def pending(session: Session) -> list[Waiting]:
+    """Return what is to be carried out, the oldest first; also what was begun by a process that died."""
+    waiting = select(RequestRow.id, RequestRow.source).where(RequestRow.state.in_(PENDING))
+    rows = session.execute(waiting.order_by(RequestRow.accepted, RequestRow.id).limit(AT_ONCE))
+    return [Waiting(id, source) for id, source in rows.tuples()]
+
+
+def backlog(session: Session) -> Backlog:
+    """Return how many requests are to be carried out, and since when the oldest waits."""
+    counted = select(func.count(), func.min(RequestRow.accepted)).where(RequestRow.state.in_(PENDING))
+    return Backlog(*session.execute(counted).one())
+
+
+def take(session: Session, id: UUID) -> Taken | None:
+    """Begin a request, and return it; None if it has ended. The caller holds the queue's lock."""
+    begun = {"state": "running", "started": func.now(), "attempts": RequestRow.attempts + 1}
+    row = session.execute(
+        update(RequestRow)
+        .where(RequestRow.id == id, RequestRow.state.in_(PENDING))
+        .values(begun)
+        .returning(RequestRow.kind, RequestRow.source, RequestRow.body, RequestRow.attempts)
+    ).first()
+    if row is None or row.body is None:
+        return None
+    return Taken(id, cast(Kind, row.kind), row.source, row.body, row.attempts)
+
+
+def put_back(session: Session, taken: Taken, problem: str, *, is_its_fault: bool = False) -> None:
+    """Leave a request for later.
+
+    Args:
+        problem: what it waits for, in a sentence.
+        is_its_fault: the attempt counts: a request that stops whoever carries it out must not do so for ever.
+    """
+    attempts = taken.attempts if is_its_fault else taken.attempts - 1
+    waits = {"state": "queued", "attempts": attempts, "problem": problem}
+    session.execute(_own(taken.id).values(waits))
+
+
+def finish(
+    session: Session,
+    id: UUID,
+    *,
+    counts: Mapping[str, Any],
+    rejects: Sequence[Mapping[str, Any]] = (),
+    run_id: UUID | None = None,
+) -> None:
+    """Put on record what a request has done, and forget what was asked for."""
+    done = {"counts": dict(counts), "rejects": [dict(one) for one in rejects], "run_id": run_id}
+    session.execute(_own(id).values(done | _ended("done", None)))
+
+
+def fail(session: Session, id: UUID, problem: str) -> None:
+    """Put on record why a request is not carried out, and forget what was asked for."""
+    session.execute(_own(id).values(_ended("failed", problem)))
+
+
+def old(session: Session, days: float) -> int:
+    """Return how many receipts are of requests that ended more than `days` days ago."""
+    return session.scalar(select(func.count()).where(_ended_before(days))) or 0
+
+
+def forget_old(session: Session, days: float) -> None:
+    """Remove the receipts of requests that ended more than `days` days ago, and their idempotency keys."""
+    session.execute(delete(RequestRow).where(_ended_before(days)))
+
+
+def _own(id: UUID) -> Any:
+    return update(RequestRow).where(RequestRow.id == id, RequestRow.state.in_(PENDING))
+
+
+def _ended(state: State, problem: str | None) -> dict[str, Any]:
+    return {"state": state, "ended": func.now(), "body": None, "problem": problem}
+
+
+def _ended_before(days: float) -> Any:
+    return RequestRow.ended < func.now() - timedelta(days=days)
+
+
+def _receipt(row: RequestRow) -> Receipt:
+    return Receipt(
+        row.id,
+        cast(Kind, row.kind),
+        row.source,
+        cast(State, row.state),
+        row.accepted,
+        row.started,
+        row.ended,
+        row.run_id,
+        row.counts,
+        row.rejects,
+        row.problem,
+    )

@@ -1,0 +1,139 @@
+"""What the runs on record add up to: counters that only grow, and how each flow did last."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Float, Integer, cast, func, or_, select
+from sqlalchemy.orm import Session
+
+from storage.postgres.runs import Run, last_ingest
+from storage.postgres.schema import RunRow
+from storage.postgres.statistics import INGESTS
+
+RESULTS = ("unchanged", "embedded", "updated", "rejected", "still_deleted")
+"""What may become of a record that an ingest reads; each becomes one of them."""
+
+COMPARISON = "reconcile"
+STILL = "still"
+"""Where a repair's counts say what still differs after it; the others are of before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """How many runs of a flow ended, or go on, in one way."""
+
+    flow: str
+    outcome: str
+    many: int
+    last_ended: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class TakenIn:
+    """What became of the records that all ingests read, those included that go on now."""
+
+    results: Mapping[str, int]
+    """By `RESULTS`."""
+
+    deleted: int
+    """By ingests and by deletes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the last comparison of the stores found, or a repair left."""
+
+    at: datetime
+    differences: Mapping[str, int]
+    """By kind; a kind of which there are none may be missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """All of it."""
+
+    outcomes: tuple[Outcomes, ...]
+    took_s: Mapping[str, float]
+    """How long the last run of each flow took that ended, by flow."""
+
+    taken_in: TakenIn
+    stage_seconds: Mapping[str, float]
+    """That all ingests spent at work, by stage."""
+
+    last_ingest: Run | None
+    """The last one that embedded something."""
+
+    comparison: Comparison | None
+
+
+def totals(session: Session) -> Totals:
+    """Add up the runs on record; a statement for each figure."""
+    return Totals(
+        tuple(outcomes(session)),
+        took_s(session),
+        taken_in(session),
+        stage_seconds(session),
+        last_ingest(session),
+        last_comparison(session),
+    )
+
+
+def outcomes(session: Session) -> list[Outcomes]:
+    """Return how many runs there are of each flow and outcome, and when the last of them ended."""
+    each = RunRow.flow, RunRow.outcome
+    statement = select(*each, func.count(), func.max(RunRow.ended)).group_by(*each).order_by(*each)
+    return [Outcomes(*row) for row in session.execute(statement).tuples()]
+
+
+def took_s(session: Session) -> dict[str, float]:
+    """Return how long the last run of each flow took that ended and knows it, by name of the flow."""
+    seconds = cast(RunRow.seconds["total"].astext, Float)
+    last = (
+        select(RunRow.flow, seconds)
+        .distinct(RunRow.flow)
+        .where(RunRow.ended.is_not(None), seconds.is_not(None))
+        .order_by(RunRow.flow, RunRow.started.desc())
+    )
+    return dict(session.execute(last).tuples().all())
+
+
+def taken_in(session: Session) -> TakenIn:
+    """Return the sums over all runs of single sources; a run over several has a row of each besides."""
+    ingests = RunRow.flow.in_(INGESTS)
+    sums = [
+        func.coalesce(func.sum(cast(RunRow.counts[name].astext, Integer)).filter(ingests), 0)
+        for name in RESULTS
+    ]
+    deleted = func.coalesce(func.sum(cast(RunRow.counts["deleted"].astext, Integer)), 0)
+    row = session.execute(
+        select(*sums, deleted).where(RunRow.flow.in_((*INGESTS, "delete")), RunRow.source.is_not(None))
+    ).one()
+    return TakenIn(dict(zip(RESULTS, row[:-1], strict=True)), row[-1])
+
+
+def stage_seconds(session: Session) -> dict[str, float]:
+    """Return how long the stages of all ingests were at work."""
+    stage = func.jsonb_each_text(RunRow.seconds).table_valued("key", "value").lateral("stage")
+    statement = (
+        select(stage.c.key, func.sum(cast(stage.c.value, Float)))
+        .select_from(RunRow)
+        .join(stage, stage.c.key != "total")
+        .where(RunRow.flow.in_(INGESTS), RunRow.source.is_not(None))
+        .group_by(stage.c.key)
+        .order_by(stage.c.key)
+    )
+    return dict(session.execute(statement).tuples().all())
+
+
+def last_comparison(session: Session) -> Comparison | None:
+    """Return what the last comparison found that got to its end; None if none did."""
+    compared = or_(RunRow.outcome == "completed", RunRow.counts != {})
+    last = (
+        select(RunRow.ended, RunRow.counts)
+        .where(RunRow.flow == COMPARISON, RunRow.ended.is_not(None), compared)
+        .order_by(RunRow.started.desc(), RunRow.id)
+        .limit(1)
+    )
+    row = session.execute(last).first()
+    return None if row is None else Comparison(row.ended, row.counts.get(STILL, row.counts))

@@ -1,0 +1,250 @@
+"""Manifests in CSV: comma-separated rows under a header."""
+
+import csv
+import json
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from storage.records import Record, Rejected
+from storage.sources.bounded_lines import MAX_LINE_BYTES, TOO_LONG, Line, numbered_lines
+from storage.sources.manifest_rows import BadSource, check_columns, key_of, record_of
+from storage.sources.validation import MAX_RAW_CHARS, BadRow, rejected
+
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
+"""What `surrogateescape` makes of bytes that are not UTF-8."""
+
+
+MAX_ROW_LINES = 10_000
+ROW_TOO_LONG = f"a row of over {MAX_ROW_LINES:,} lines or {MAX_LINE_BYTES:,} bytes; is a quote missing?"
+MOST_LOOKED_AT = 10 * MAX_ROW_LINES
+"""Lines that are read again to find out which rows may stand inside another."""
+
+
+class _LineTooLong(csv.Error):
+    """One physical line, or a row of several, is longer than a row may be; the next one may be fine."""
+
+
+class _Unclear(Exception):
+    """What may stand inside a row takes too long to find out."""
+
+
+class _CsvLines:
+    """The lines of a CSV file; it goes on after an error, which a generator could not.
+
+    Attributes:
+        number: of the last physical line read, from 1.
+        taken: the lines that were read since `taken` was last emptied.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._lines = numbered_lines(file)
+        self._ahead: deque[Line] = deque()
+        self.number = 0
+        self.taken: list[str] = []
+        self._taken_bytes = 0
+        self._looked_at = self._looked_at_bytes = 0
+
+    def begin_row(self) -> None:
+        """Take the lines that follow for those of another row."""
+        self.taken = []
+        self._taken_bytes = self._looked_at = self._looked_at_bytes = 0
+
+    def __iter__(self) -> "_CsvLines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._ahead.popleft() if self._ahead else next(self._lines)
+        self.number = line.number
+        if len(self.taken) >= MAX_ROW_LINES or self._taken_bytes > MAX_LINE_BYTES:
+            raise _LineTooLong(ROW_TOO_LONG)
+        self._taken_bytes += len(line.content)
+        self.taken.append(_decoded(line))
+        return _whole(line)
+
+    def again_from(self, index: int) -> Iterator[str]:
+        """Give the lines that were taken, from one of them on, and those that follow, which stay untaken.
+
+        Raises:
+            _Unclear: too many lines have been given for this row.
+        """
+        for later in range(index, len(self.taken)):
+            yield self._looked(self.taken[later])
+        for line in self._ahead:
+            yield self._looked(_whole(line))
+        for line in self._lines:
+            self._ahead.append(line)
+            yield self._looked(_whole(line))
+
+    def _looked(self, line: str) -> str:
+        self._looked_at += 1
+        self._looked_at_bytes += len(line)
+        if self._looked_at > MOST_LOOKED_AT or self._looked_at_bytes > 2 * MAX_LINE_BYTES:
+            raise _Unclear
+        return line
+
+
+def _decoded(line: Line) -> str:
+    return line.content.decode("utf-8", "surrogateescape") + "\n"
+
+
+def _whole(line: Line) -> str:
+    if not line.whole:
+        raise _LineTooLong(TOO_LONG)
+    return _decoded(line)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """The physical lines of one row: usually one, more where a cell has several lines, or a quote is open."""
+
+    first: int
+    last: int
+    lines: Sequence[str]
+    inner: Sequence[Sequence[str]] = ()
+    """The cells of the rows that begin on lines after the first, were they read from there."""
+
+    is_clear: bool = True
+    """Whether `inner` is all that may stand inside it."""
+
+    @property
+    def place(self) -> str:
+        return f"line {self.first}"
+
+    @property
+    def raw(self) -> str:
+        return "".join(self.lines)[: MAX_RAW_CHARS + 1].rstrip("\n")
+
+    @property
+    def filled(self) -> int:
+        """How many of its lines are not blank."""
+        return sum(bool(line.strip()) for line in self.lines)
+
+    def hidden_keys(self, columns: Sequence[str]) -> tuple[str, ...]:
+        """Return the keys of rows that may stand inside it.
+
+        A quote too many makes one cell of the rows up to the next quote. A row that is whole begins on a
+        line of its own, so that it is found by reading from there.
+        """
+        at = columns.index("key")
+        keys = (key_of({"key": cells[at]}) for cells in self.inner if len(cells) > at)
+        return tuple(dict.fromkeys(key for key in keys if key is not None))
+
+    def hidden_rows(self, columns: Sequence[str]) -> int:
+        """Return how many whole rows may stand inside it."""
+        return sum(len(cells) == len(columns) for cells in self.inner)
+
+
+def read_csv(path: Path) -> Iterator[Record | Rejected]:
+    """Read comma-separated rows under a header; an empty cell is an absent value.
+
+    Args:
+        path: in a resolved folder, which is where relative paths start.
+
+    Raises:
+        BadSource: no readable header with a `key` column; raised at once.
+    """
+    with path.open("rb") as file:
+        columns = _header(path, _CsvLines(file))
+    return _csv_rows(path, columns)
+
+
+def _header(path: Path, lines: _CsvLines) -> list[str]:
+    try:
+        columns = [name.strip() for name in next(csv.reader(lines, strict=True), [])]
+    except csv.Error as error:
+        raise BadSource(
+            f"{path}: no CSV header in its first line ({error}); name the columns there"
+        ) from error
+    check_columns(path, columns)
+    return columns
+
+
+def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Record | Rejected]:
+    with path.open("rb") as file:
+        lines = _CsvLines(file)
+        reader = csv.reader(lines, strict=True)
+        next(reader, None)
+        header = _span(lines, 1)
+        if not header.is_clear:
+            raise BadSource(f"{path}: a header of {len(header.lines):,} lines; is a quote missing?")
+        in_header = header.hidden_keys(columns)
+        while True:
+            first = lines.number + 1
+            lines.begin_row()
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield _bad_csv(error, _Span(first, lines.number, lines.taken))
+                continue
+            if cells:
+                row = _csv_row(columns, cells, _span(lines, first), path.parent)
+                yield replace(row, hides=in_header + row.hides) if in_header else row
+                in_header = ()
+
+
+def _span(lines: _CsvLines, first: int) -> _Span:
+    try:
+        inner = [_row_from(lines, index) for index in range(1, len(lines.taken))]
+    except _Unclear:
+        return _Span(first, lines.number, lines.taken, is_clear=False)
+    return _Span(first, lines.number, lines.taken, inner)
+
+
+def _row_from(lines: _CsvLines, index: int) -> Sequence[str]:
+    """Return the cells of the row that begins on one of the lines taken; none where no row does."""
+    try:
+        return next(csv.reader(lines.again_from(index), strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _bad_csv(error: csv.Error, span: _Span) -> Rejected:
+    """Return the one reject of all lines that could not be told apart as rows."""
+    if isinstance(error, _LineTooLong):
+        bad = BadRow("line_too_long", str(error), in_doubt=True)
+    else:
+        why = f"not CSV from line {span.first} on, read up to line {span.last} ({error}); is a quote missing?"
+        bad = BadRow("bad_row", why, in_doubt=True)
+    return replace(rejected(span.place, bad, span.raw), rows=max(1, span.filled))
+
+
+def _csv_row(columns: Sequence[str], cells: Sequence[str], span: _Span, folder: Path) -> Record | Rejected:
+    named = zip(columns, cells, strict=False)
+    row: dict[str, Any] = {name: cell for name, cell in named if cell.strip()}
+    hides = span.hidden_keys(columns)
+    try:
+        _check_cells(columns, cells, span, key=key_of(row))
+        if "texts" in row:
+            row["texts"] = _json_or_same(row["texts"])
+        record = record_of(row, place=span.place, folder=folder)
+        return replace(record, hides=hides) if hides else record
+    except BadRow as bad:
+        bad.in_doubt |= "\0" in "".join(cells)  # a page that a crash left empty: rows may have stood there
+        rows = span.filled if bad.in_doubt else 1 + span.hidden_rows(columns)
+        return replace(rejected(span.place, bad, span.raw), rows=rows, hides=hides)
+
+
+def _check_cells(columns: Sequence[str], cells: Sequence[str], span: _Span, key: str | None) -> None:
+    """Raise `BadRow` where the cells are not those of one row in UTF-8."""
+    if not span.is_clear:
+        why = f"a row of {len(span.lines):,} lines, in which others may stand; write its cells in fewer lines"
+        raise BadRow("bad_row", why, key=key, in_doubt=True)
+    if len(cells) != len(columns):
+        lines = "" if span.first == span.last else f", from line {span.first} to line {span.last}"
+        why = f"{len(cells)} cells under {len(columns)} columns{lines}; quote a cell that holds a comma"
+        raise BadRow("bad_row", why, key=key, in_doubt=True)
+    if any(map(NOT_UTF8.search, cells)):
+        raise BadRow("not_utf8", "not UTF-8; re-save the file as UTF-8", key=key)
+
+
+def _json_or_same(cell: str) -> Any:
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell

@@ -1,0 +1,134 @@
+"""Read images behind http URLs; each connection is judged by the address that it goes to."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from fsspec import filesystem
+from fsspec.asyn import sync
+from yarl import URL
+
+from storage.sources.addresses import PrivateAddress, parse_address, require_no_metadata, require_public
+
+CHUNK_BYTES = 1 << 16
+MAX_REDIRECTS = 10
+GONE = (404, 410)
+REDIRECTS = (301, 302, 303, 307, 308)
+
+Judge = Callable[[str, str], None]
+"""Raises `PrivateAddress` for an address, found for a host, that may not be connected to."""
+
+
+class TooManyRedirects(OSError):
+    """A redirect leads to a redirect, and so on."""
+
+
+def read_url(
+    url: str, *, limit: int, timeout_s: float, private_redirects: bool, from_strangers: bool = False
+) -> bytes:
+    """Read at most `limit` bytes of the answer to `url`.
+
+    Args:
+        timeout_s: for all of it, redirects included.
+        private_redirects: whether a redirect to another host may lead to a loopback or private address. The
+            URL itself may: its author knows that host; a redirect is a stranger's.
+        from_strangers: the URL itself may not either.
+
+    Raises:
+        FileNotFoundError: HTTP 404 or 410.
+        PrivateAddress, TooManyRedirects: where it leads.
+        aiohttp.ClientError, OSError, ValueError: all else that goes wrong.
+    """
+    known = filesystem("http", get_client=_client_of_known_hosts)
+    public = filesystem("http", get_client=_client_of_public_hosts)
+    trusts = (not from_strangers, private_redirects and not from_strangers)
+    content: bytes = sync(known.loop, _within, timeout_s, _follow(known, public, url, limit, trusts))
+    return content
+
+
+async def _within(timeout_s: float, work: Any) -> bytes:
+    async with asyncio.timeout(timeout_s):
+        content: bytes = await work
+        return content
+
+
+async def _follow(known: Any, public: Any, url: str, limit: int, trusts: tuple[bool, bool]) -> bytes:
+    """Read the answer that `url` leads to.
+
+    Args:
+        trusts: whether the URL's own host may be a private one, and any other that it redirects to.
+    """
+    first = at = URL(url)
+    for _ in range(MAX_REDIRECTS):
+        trusted = trusts[(at.host, at.port) != (first.host, first.port)]
+        _judge_literal(at, require_no_metadata if trusted else require_public)
+        session: aiohttp.ClientSession = await (known if trusted else public).set_session()
+        # `identity`: a compressed answer could unfold to any size
+        headers = {"Accept-Encoding": "identity"}
+        async with session.get(at, headers=headers, allow_redirects=False) as answer:
+            if answer.status in REDIRECTS and "Location" in answer.headers:
+                at = at.join(URL(answer.headers["Location"]))
+                if at.scheme not in ("http", "https"):
+                    raise PrivateAddress(f"leads to {at.scheme}:, which is not followed")
+                continue
+            if answer.status in GONE:
+                raise FileNotFoundError(f"HTTP {answer.status} {answer.reason}")
+            answer.raise_for_status()
+            content = bytearray()
+            async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
+                content += chunk
+                if len(content) >= limit:
+                    break
+            return bytes(content[:limit])
+    raise TooManyRedirects(f"redirected more than {MAX_REDIRECTS} times")
+
+
+def _judge_literal(url: URL, judge: Judge) -> None:
+    """Judge a host that is an address in any spelling; a name is judged once it is looked up."""
+    host = url.raw_host or ""
+    if (address := parse_address(host)) is not None:
+        judge(str(address), host)
+
+
+class _Judged(AbstractResolver):
+    """Looks names up, and gives no address that may not be connected to."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._names, self._judge = aiohttp.ThreadedResolver(), judge
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._names.resolve(host, port, family)
+        for one in found:
+            self._judge(one["host"], host)
+        return found
+
+    async def close(self) -> None:
+        await self._names.close()
+
+
+async def _client_of_public_hosts(**options: Any) -> aiohttp.ClientSession:
+    return _client(require_public, options)
+
+
+async def _client_of_known_hosts(**options: Any) -> aiohttp.ClientSession:
+    return _client(require_no_metadata, options)
+
+
+def _client(judge: Judge, options: dict[str, Any]) -> aiohttp.ClientSession:
+    """Open a client whose every connection is judged, however its address was come by."""
+
+    def judged_socket(info: tuple[Any, Any, int, str, tuple[Any, ...]]) -> socket.socket:
+        family, kind, protocol, _, address = info
+        judge(address[0], address[0])
+        return socket.socket(family, kind, protocol)
+
+    options.pop("loop", None)
+    connector = aiohttp.TCPConnector(
+        resolver=_Judged(judge), use_dns_cache=False, socket_factory=judged_socket
+    )
+    return aiohttp.ClientSession(connector=connector, **options)

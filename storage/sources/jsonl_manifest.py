@@ -1,0 +1,57 @@
+"""Manifests in JSONL: one JSON object a line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from storage.records import Record, Rejected
+from storage.sources.bounded_lines import TOO_LONG, numbered_lines
+from storage.sources.manifest_rows import record_of
+from storage.sources.validation import BadRow, rejected
+
+MAX_BRACKETS = 100_000
+"""Of a line: Python holds an empty list of two characters in 64 bytes. Metadata may have 64 KiB."""
+
+
+def read_jsonl(path: Path) -> Iterator[Record | Rejected]:
+    """Read one JSON object a line; blank lines don't count.
+
+    Args:
+        path: in a resolved folder, which is where relative paths start.
+    """
+    with path.open("rb") as file:
+        for line in numbered_lines(file):
+            place = f"line {line.number}"
+            if not line.whole:
+                yield rejected(place, BadRow("line_too_long", TOO_LONG), raw=_shown(line.content))
+            elif line.content.strip():
+                yield _json_row(line.content, place, path.parent)
+
+
+def _json_row(line: bytes, place: str, folder: Path) -> Record | Rejected:
+    try:
+        return record_of(_json_object(line), place=place, folder=folder)
+    except BadRow as bad:
+        return rejected(place, bad, raw=_shown(line))
+
+
+def _shown(line: bytes) -> str:
+    return line.decode("utf-8", "backslashreplace")
+
+
+def _json_object(line: bytes) -> dict[str, Any]:
+    remedy = "write one JSON object a line"
+    if line.count(b"{") + line.count(b"[") > MAX_BRACKETS:
+        raise BadRow("not_json", f"JSON with over {MAX_BRACKETS:,} lists and objects; leave some out")
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadRow("not_utf8", f"not UTF-8 ({error.reason}, byte {error.start + 1}); re-save it") from error
+    except json.JSONDecodeError as error:
+        raise BadRow("not_json", f"not JSON ({error.msg}, column {error.colno}); {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadRow("not_json", f"not JSON that can be read ({error}); {remedy}") from error
+    if not isinstance(row, dict):
+        raise BadRow("not_json", f"a JSON {type(row).__name__}, not an object; {remedy}")
+    return row

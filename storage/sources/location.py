@@ -1,0 +1,176 @@
+"""From a location that a user names to its rows."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from storage.records import Ignored, Record, Rejected
+from storage.sources.csv_manifest import read_csv
+from storage.sources.image_folder import count_pictures, read_folder
+from storage.sources.jsonl_manifest import read_jsonl
+from storage.sources.manifest_rows import BadSource
+from storage.sources.parquet_manifest import count_parquet, read_parquet
+from storage.sources.validation import is_storable, printable
+
+TAKEN = "a folder of pictures, or a manifest that ends in .jsonl, .ndjson, .csv or .parquet"
+CHUNK_BYTES = 1 << 20
+MANY_REJECTS = 100_000
+"""So many rejects, and more than records, end the reading: a few bytes of a file can stand for a row."""
+
+Reader = Callable[[Path], Iterator[Record | Rejected]]
+READERS: dict[str, Reader] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}
+
+
+def read_source(location: Path) -> Iterator[Record | Rejected | Ignored]:
+    """Read `location` row by row, always in the same order; it is never in memory as a whole.
+
+    What a row holds never raises: a row that cannot become a record comes out as a `Rejected`.
+    Keys are not compared with each other, and no picture is opened.
+
+    Args:
+        location: a folder, or a manifest whose paths are relative to its own folder.
+
+    Raises:
+        BadSource: neither of these, or not readable; raised here, before the first row is asked for. Or,
+            while iterating: a folder cannot be listed, the disk failed, or most of very many rows are
+            rejected. Nothing is skipped.
+    """
+    with _readable(location):
+        found = _resolved(location)
+        rows = read_folder(found) if found.is_dir() else READERS[found.suffix.lower()](found)
+    return _to_the_end(location, rows)
+
+
+def _to_the_end(
+    location: Path, rows: Iterator[Record | Rejected | Ignored]
+) -> Iterator[Record | Rejected | Ignored]:
+    with _readable(location):
+        yield from _mostly_records(location, rows)
+
+
+def _mostly_records(
+    location: Path, rows: Iterator[Record | Rejected | Ignored]
+) -> Iterator[Record | Rejected | Ignored]:
+    """Yield `rows` until there are very many rejects among them, and fewer records.
+
+    Raises:
+        BadSource: names the first reason; the last reject is not yielded.
+    """
+    records, rejects, first = 0, 0, ""
+    for row in rows:
+        if isinstance(row, Record):
+            records += 1
+        elif isinstance(row, Rejected):
+            rejects += 1
+            first = first or row.message
+            if rejects > max(MANY_REJECTS, records):
+                raise BadSource(
+                    f"{printable(str(location))}: its reading ends at {row.place}, after {MANY_REJECTS:,} "
+                    f"rejects or more and {records:,} records; the first reject: {first}"
+                )
+        yield row
+
+
+@contextmanager
+def _readable(location: Path) -> Iterator[None]:
+    """Raise `BadSource` where the system cannot read what is at `location`."""
+    try:
+        yield
+    except OSError as error:
+        raise BadSource(
+            f"{printable(str(location))}: cannot be read to its end ({error.strerror or error}); check the "
+            "disk and the permissions, then run it again"
+        ) from error
+
+
+def find_row(location: Path, place: str, key: str | None) -> Record | Rejected | None:
+    """Return the row that was at `place` when it was rejected, as `read_source` gives it now.
+
+    Reads the source up to there; to its end where the row has moved, and then it is known by its key, if
+    no other has that. None where the source no longer has it.
+
+    Args:
+        key: the row's; None if it had none.
+
+    Raises:
+        BadSource: as `read_source`; or it is not found, and may be in what cannot be understood.
+    """
+    moved: list[Record | Rejected] = []
+    unclear: Rejected | None = None
+    for row in read_source(location):
+        if isinstance(row, Ignored):
+            continue
+        if row.place == place and row.key == key:
+            return row
+        if key is not None and row.key == key:
+            moved.append(row)
+        if isinstance(row, Rejected) and not row.is_understood:
+            unclear = unclear or row
+    if not moved and unclear is not None:
+        raise BadSource(f"{place} is not found, and may be in what cannot be understood: {unclear.message}")
+    return moved[0] if len(moved) == 1 else None
+
+
+def source_name(location: Path) -> str:
+    """Return the name that a source has by default: its folder's, or its manifest's without the suffix."""
+    return location.resolve().name if location.is_dir() else location.stem
+
+
+def count_rows(location: Path) -> int:
+    """Return about how many records there are, seldom too few: for a progress bar, not for a report.
+
+    Raises:
+        BadSource: as `read_source`.
+    """
+    with _readable(location):
+        found = _resolved(location)
+        if found.is_dir():
+            return count_pictures(found)
+        if found.suffix.lower() == ".parquet":
+            return count_parquet(found)
+        return _count_lines(found) if found.is_file() else 0
+
+
+def _resolved(location: Path) -> Path:
+    found = _absolute(location)
+    if not found.exists():
+        raise BadSource(f"{printable(str(location))}: there is nothing there; name {TAKEN}")
+    if not is_storable(str(found)):
+        raise BadSource(f"{printable(str(found))}: this path is not UTF-8; rename its folders")
+    if found.is_dir():
+        return found
+    if found.suffix.lower() not in READERS:
+        raise BadSource(f"{found}: not a source; name {TAKEN}")
+    if found.is_file():
+        _check_readable(found)
+    return found
+
+
+def _absolute(location: Path) -> Path:
+    """Return `location` with its folders resolved; a link to a manifest keeps its own name and folder."""
+    if location.is_dir():
+        return Path(os.path.realpath(location))
+    return Path(os.path.realpath(location.parent)) / location.name
+
+
+def _check_readable(file: Path) -> None:
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise BadSource(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _count_lines(file: Path) -> int:
+    lines, last = 0, b"\n"
+    with file.open("rb") as opened:
+        while chunk := opened.read(CHUNK_BYTES):
+            lines += chunk.count(b"\n")
+            last = chunk[-1:]
+    lines += last != b"\n"
+    return max(0, lines - 1) if file.suffix.lower() == ".csv" else lines

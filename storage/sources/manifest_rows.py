@@ -1,0 +1,126 @@
+"""From one row of a manifest, whatever its format, to a record."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fsspec import available_protocols
+
+from storage.records import Record
+from storage.sources.validation import (
+    BadRow,
+    checked_key,
+    checked_metadata,
+    checked_texts,
+    inside,
+    is_storable,
+    printable,
+)
+
+CONTENT_COLUMNS = {"key", "text", "texts", "image"}
+MAX_URI_CHARS = 4_096
+
+LOCAL = re.compile(r"(?:file|local):(?://)?", re.IGNORECASE)
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+._-]*)://")
+
+INDIRECT = {
+    *("async_wrapper", "asynclocal", "asyncwrapper", "blockcache", "cached", "dask", "dir", "dvc"),
+    *("filecache", "generic", "git", "libarchive", "reference", "simplecache", "tar", "zip"),
+}
+"""Schemes through which fsspec would open files of this machine: a manifest must not reach those."""
+
+UNGUARDED = {"dbfs", "jlab", "jupyter", "webhdfs"}
+"""Schemes of drivers that speak HTTP by themselves: any host may redirect them into a private network."""
+
+
+class BadSource(ValueError):
+    """There is no source at this location that can be read to its end."""
+
+
+def check_columns(path: Path, columns: Sequence[str]) -> None:
+    """Check that each row can have a key, and that no column hides another.
+
+    Raises:
+        BadSource: names the columns found.
+    """
+    found = printable(", ".join(columns)) or "none"
+    if not all(map(is_storable, columns)):
+        raise BadSource(f"{path}: its column names are not UTF-8 ({found}); re-save it as UTF-8")
+    if "key" not in columns:
+        raise BadSource(f"{path}: no column 'key' among its columns ({found}); name one so")
+    if len(set(columns)) < len(columns):
+        raise BadSource(f"{path}: two columns have the same name ({found}); rename one")
+
+
+def record_of(row: Mapping[str, Any], *, place: str, folder: Path) -> Record:
+    """Return the record that `row` describes; what is neither key, text nor image is metadata.
+
+    Args:
+        row: by column; None stands for an absent value.
+        place: where the row is, for a person.
+        folder: the manifest's, resolved; no path may lead out of it.
+
+    Raises:
+        BadRow: with the row's key, unless that is what is wrong.
+    """
+    key = checked_key(row.get("key"))
+    try:
+        texts = checked_texts(_texts(row))
+        image = _image(row.get("image"), folder)
+        if not texts and image is None:
+            raise BadRow("empty_record", "neither text nor image; fill in one of them or remove the row")
+        metadata = {name: value for name, value in row.items() if name not in CONTENT_COLUMNS}
+        return Record(key, place, texts, image, checked_metadata(metadata), folder=folder)
+    except BadRow as bad:
+        bad.key = key
+        raise
+
+
+def key_of(row: Mapping[str, Any]) -> str | None:
+    """Return the row's key where it has a good one: a row may be unfit and still say which it is."""
+    try:
+        return checked_key(row.get("key"))
+    except BadRow:
+        return None
+
+
+def _texts(row: Mapping[str, Any]) -> Iterator[tuple[object, object]]:
+    if row.get("text") is not None:
+        yield row["text"], None
+    texts = row.get("texts")
+    if not isinstance(texts, list | None):
+        raise BadRow("bad_text", 'texts is not a list; write a JSON list such as ["a cat", "a tabby"]')
+    for entry in texts or ():
+        yield (entry.get("text"), entry.get("lang")) if isinstance(entry, dict) else (entry, None)
+
+
+def _image(value: object, folder: Path) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise BadRow("bad_uri", f"image is a {type(value).__name__}; write a path or a URL as a string")
+    if not value.strip():
+        return None
+    if not is_storable(value) or len(value) > MAX_URI_CHARS:
+        why = f"image {value[:100]!r} holds NUL or half a character, or has over {MAX_URI_CHARS:,} characters"
+        raise BadRow("bad_uri", f"{why}; rename the file")
+    if value.startswith("data:"):
+        raise BadRow("bad_uri", "image is a data: URL; write the picture to a file and name that")
+    if local := LOCAL.match(value):
+        return inside(value[local.end() :], folder)
+    _check_unchained(value)
+    scheme = SCHEME.match(value)
+    if scheme is None:
+        return inside(value, folder)
+    if scheme[1].lower() in INDIRECT | UNGUARDED or scheme[1].lower() not in available_protocols():
+        raise BadRow(
+            "bad_uri", f"image {value[:300]!r}: {scheme[1]}:// is not taken; use a path or an http URL"
+        )
+    return value
+
+
+def _check_unchained(uri: str) -> None:
+    first, chain, _ = uri.partition("::")
+    if chain and ("://" in uri or first in available_protocols()):
+        raise BadRow("bad_uri", f"image {uri[:300]!r} chains URLs with '::'; name the picture itself")

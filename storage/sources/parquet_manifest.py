@@ -1,0 +1,122 @@
+"""Manifests in Parquet, read by a process of its own that may take so much memory and no more.
+
+No byte of the file is parsed in this process, its footer included.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from signal import Signals
+from typing import Any
+from weakref import finalize
+
+from storage.records import Record, Rejected
+from storage.sources.manifest_rows import BadSource
+from storage.sources.parquet_limits import CPU_S, MEMORY_BYTES, OUT_OF_MEMORY
+
+MODULE = "storage.sources.parquet_process"
+
+
+def read_parquet(path: Path) -> Iterator[Record | Rejected]:
+    """Read the rows of a Parquet file, some at a time.
+
+    Args:
+        path: in a resolved folder, which is where relative paths start.
+
+    Raises:
+        BadSource: not Parquet or without a column `key`, raised at once; or, while iterating: damaged, or
+            some of its rows take more memory or time to decode than rows may.
+    """
+    decoder = _Decoder(path)
+    return _rows(decoder, decoder.receive_count())
+
+
+def count_parquet(path: Path) -> int:
+    """Return how many rows the file says it has.
+
+    Raises:
+        BadSource: not Parquet or without a column `key`.
+    """
+    with closing(_Decoder(path)) as decoder:
+        return decoder.receive_count()
+
+
+def _rows(decoder: "_Decoder", expected: int) -> Iterator[Record | Rejected]:
+    number = 0
+    with closing(decoder):
+        while not isinstance(sent := decoder.receive(number), int):
+            number += len(sent)
+            yield from sent
+    if number != expected:
+        path = decoder.path
+        raise BadSource(f"{path}: {number:,} rows where it says it has {expected:,}; write it again")
+
+
+class _Decoder:
+    """The process that decodes one file; it ends with this object, and when nothing reads what it sends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection: Connection[Any, Any]
+        self._connection, theirs = Pipe(duplex=False)
+        command = [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), str(path)]
+        with theirs:
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=_environment())
+        self.close = finalize(self, _end, self._connection, self._process)
+
+    def receive_count(self) -> int:
+        """Return how many rows the file says it has; the first to be received.
+
+        Raises:
+            BadSource: not Parquet or without a column `key`.
+        """
+        sent = self._receive("its footer")
+        if not isinstance(sent, int):
+            raise BadSource(f"{self.path}: decoding it began without its footer")
+        return sent
+
+    def receive(self, number: int) -> list[Record | Rejected] | int:
+        """Return the next rows, or at the end how many there were.
+
+        Args:
+            number: of the rows received so far.
+
+        Raises:
+            BadSource: the file cannot be read further.
+        """
+        return self._receive(f"the rows after row {number:,}")
+
+    def _receive(self, part: str) -> list[Record | Rejected] | int:
+        try:
+            sent: list[Record | Rejected] | int | str = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._ended(part) from error
+        if isinstance(sent, str):
+            raise BadSource(f"{self.path}: {sent}")
+        return sent
+
+    def _ended(self, part: str) -> BadSource:
+        status = self._process.wait()
+        how = f"signal {Signals(-status).name}" if status < 0 else f"exit status {status}"
+        why = f"decoding {part} ended by {how}"
+        if status == OUT_OF_MEMORY:
+            why = f"decoding {part} takes over {MEMORY_BYTES // 2**20} MiB of memory"
+        elif status == -Signals.SIGXCPU:
+            why = f"decoding {part} takes over {CPU_S} s"
+        return BadSource(f"{self.path}: {why}; write it again with smaller rows or fewer columns")
+
+
+def _end(connection: "Connection[Any, Any]", process: "subprocess.Popen[bytes]") -> None:
+    """End the process of a decoder."""
+    connection.close()
+    process.kill()
+    process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment, in which Arrow takes memory as it needs it, not in large arenas."""
+    return os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}  # noqa: TID251 (it has no other setting)
