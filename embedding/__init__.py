@@ -1,1 +1,1 @@
-"""Turning texts and pictures into vectors, and judging them. Knows no stores and no Prefect."""
+"""Encode texts and images as vectors, train models and judge them. Imports neither stores nor Prefect."""

@@ -11,7 +11,7 @@ from qdrant_client import QdrantClient
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from embedding.process import keep_freed_memory, wait_briefly
+from embedding.process_tuning import keep_freed_memory, wait_briefly
 from flows.deps import (
     Deps,
     Stores,

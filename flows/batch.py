@@ -13,9 +13,9 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from embedding.encoder import Encoder
-from embedding.images import BadImage
-from embedding.stream import Clock
+from embedding.encoders.sentence_encoder import Encoder
+from embedding.images.decode import BadImage
+from embedding.pipeline import Clock
 from flows.deps import Deps, Stores
 from flows.pictures import Pictures, Shown
 from flows.report import BatchReport

@@ -12,8 +12,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
-from embedding.encoder import Encoder
-from embedding.process import keep_freed_memory, wait_briefly
+from embedding.encoders.sentence_encoder import Encoder
+from embedding.process_tuning import keep_freed_memory, wait_briefly
 from flows.models import active_model, open_model
 from flows.retries import first_line, is_transient, persist
 from flows.settings import Qdrant, Settings

@@ -8,10 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from embedding.images import BadImage
-from embedding.likeness import SEEN, near_groups, perceptual_hash
-from embedding.preparation import PIXELS
-from embedding.workers import Workers
+from embedding.images.decode import BadImage
+from embedding.images.perceptual_hash import SEEN, near_groups, perceptual_hash
+from embedding.images.preparation import PIXELS
+from embedding.images.worker_pool import Workers
 from flows.deps import Stores
 from flows.settings import Limits
 from flows.stored_images import load_image

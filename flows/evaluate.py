@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding.encoder import Encoder
-from embedding.intervals import Figure, Sample, mean_of
-from embedding.metrics import Answers, Scores, recall_at, retrieval_scores
-from embedding.ranking import Direction, ranked
+from embedding.encoders.sentence_encoder import Encoder
+from embedding.evaluation.bootstrap import Figure, Sample, mean_of
+from embedding.evaluation.metrics import Answers, Scores, recall_at, retrieval_scores
+from embedding.evaluation.ranks import Direction, ranked
 from flows.deps import Stores
 from flows.models import Load, open_evaluated, open_model
 from flows.progress import Advance

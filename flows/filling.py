@@ -10,9 +10,9 @@ from heapq import nsmallest
 from itertools import islice
 from uuid import UUID
 
-from embedding.encoder import Encoder
-from embedding.stream import ahead
-from embedding.workers import Workers
+from embedding.encoders.sentence_encoder import Encoder
+from embedding.images.worker_pool import Workers
+from embedding.pipeline import ahead
 from flows.batch import embed_all, refused, with_vectors
 from flows.deps import Stores
 from flows.pictures import Shown

@@ -8,8 +8,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from embedding.losses import LossName
-from embedding.train import What
+from embedding.training.losses import LossName
+from embedding.training.trainer import What
 from flows import jobs
 from flows.settings import load_settings
 from flows.training import Candidate, order_of

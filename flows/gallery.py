@@ -9,9 +9,9 @@ from io import BytesIO
 from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
-from embedding.images import BadImage
-from embedding.preparation import PIXELS, Shrink
-from embedding.workers import Workers
+from embedding.images.decode import BadImage
+from embedding.images.preparation import PIXELS, Shrink
+from embedding.images.worker_pool import Workers
 from storage.redaction import has_secret
 
 THUMBNAIL_SIDE = 480

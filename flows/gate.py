@@ -9,9 +9,9 @@ from uuid import UUID
 
 import numpy as np
 
-from embedding.encoder import Encoder
-from embedding.intervals import Figure, Sample, mean_of
-from embedding.metrics import Scores
+from embedding.encoders.sentence_encoder import Encoder
+from embedding.evaluation.bootstrap import Figure, Sample, mean_of
+from embedding.evaluation.metrics import Scores
 from flows.deps import Stores
 from flows.evaluate import Judged, judge
 from flows.ledger import Account, Told, recorded, told_as_well

@@ -13,9 +13,9 @@ from uuid import UUID, uuid4
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from embedding.encoder import Encoder
-from embedding.stream import Clock, ahead, behind
-from embedding.workers import Workers
+from embedding.encoders.sentence_encoder import Encoder
+from embedding.images.worker_pool import Workers
+from embedding.pipeline import Clock, ahead, behind
 from flows.batch import Embedded, Job, Kept, embed, keep, look, write
 from flows.deps import Deps
 from flows.ledger import Account, Told, recorded

@@ -8,7 +8,7 @@ from threading import Lock
 from qdrant_client import QdrantClient
 from sqlalchemy.orm import Session, sessionmaker
 
-from embedding.encoder import Encoder, SentenceEncoder, load_encoder
+from embedding.encoders.sentence_encoder import Encoder, SentenceEncoder, load_encoder
 from flows.settings import BadSettings, Settings
 from storage import qdrant
 from storage.postgres import model_registry

@@ -7,9 +7,9 @@ from uuid import UUID
 
 import numpy as np
 
-from embedding.batches import Row
-from embedding.encoder import Encoder
-from embedding.pairs import Part
+from embedding.encoders.sentence_encoder import Encoder
+from embedding.training.batches import Row
+from embedding.training.splits import Part
 from flows.deps import Stores
 from flows.pairs import StoredMaterial, text_number
 from flows.sides import Sides

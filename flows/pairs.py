@@ -11,11 +11,11 @@ from uuid import UUID
 import pyarrow as pa
 from datasets import Dataset
 
-from embedding.batches import Row
-from embedding.images import BadImage
-from embedding.pairs import Part
-from embedding.preparation import Features, Prepared
-from embedding.workers import Workers
+from embedding.images.decode import BadImage
+from embedding.images.preparation import Features, Prepared
+from embedding.images.worker_pool import Workers
+from embedding.training.batches import Row
+from embedding.training.splits import Part
 from flows.deps import Stores
 from flows.judgments import Judgment, sha256_of
 from flows.settings import Limits

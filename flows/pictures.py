@@ -8,8 +8,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding.preparation import Prepared
-from embedding.workers import Workers
+from embedding.images.preparation import Prepared
+from embedding.images.worker_pool import Workers
 from flows.rows import Fetched
 from storage.records import Picture
 

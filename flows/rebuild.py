@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from embedding.encoder import Encoder
-from embedding.workers import Workers
+from embedding.encoders.sentence_encoder import Encoder
+from embedding.images.worker_pool import Workers
 from flows.deps import Stores
 from flows.filling import (
     PAUSE_S,

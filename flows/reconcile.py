@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from embedding.images import BadImage
-from embedding.workers import Workers
+from embedding.images.decode import BadImage
+from embedding.images.worker_pool import Workers
 from flows.batch import embed_all
 from flows.deps import Deps, Stores
 from flows.intake import open_collection

@@ -7,9 +7,9 @@ from uuid import UUID
 from PIL import Image
 from sqlalchemy.orm import Session, sessionmaker
 
-from embedding.images import BadImage
-from embedding.preparation import PIXELS, Shrink
-from embedding.workers import WorkersFailed, prepare_soon
+from embedding.images.decode import BadImage
+from embedding.images.preparation import PIXELS, Shrink
+from embedding.images.worker_pool import WorkersFailed, prepare_soon
 from flows.settings import Limits
 from flows.stored_images import fetch_image
 from storage.postgres import runs

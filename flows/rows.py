@@ -11,8 +11,8 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from embedding.images import BadImage
-from embedding.stream import side_by_side
+from embedding.images.decode import BadImage
+from embedding.pipeline import side_by_side
 from flows.report import BatchReport
 from flows.settings import Limits
 from flows.stored_images import fetch_image

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from embedding.encoder import Encoder
-from embedding.fusion import fused
-from embedding.process import keep_freed_memory, wait_briefly
-from embedding.workers import prepare_soon
+from embedding.encoders.query_fusion import fused
+from embedding.encoders.sentence_encoder import Encoder
+from embedding.images.worker_pool import prepare_soon
+from embedding.process_tuning import keep_freed_memory, wait_briefly
 from flows.deps import Deps, open_stores
 from flows.gallery import Card, Page
 from flows.models import Models, active_model

@@ -10,7 +10,7 @@ from prometheus_client import Counter, Histogram
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from embedding.images import BadImage
+from embedding.images.decode import BadImage
 from flows.search import Asked, BadText, Find, NoSuchRecord
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)

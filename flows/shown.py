@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding.encoder import Encoder, Vectors
-from embedding.images import BadImage
-from embedding.preparation import Prepared
-from embedding.ranking import Side
-from embedding.stream import ahead
-from embedding.workers import Workers
+from embedding.encoders.sentence_encoder import Encoder, Vectors
+from embedding.evaluation.ranks import Side
+from embedding.images.decode import BadImage
+from embedding.images.preparation import Prepared
+from embedding.images.worker_pool import Workers
+from embedding.pipeline import ahead
 from flows.deps import Stores
 from flows.progress import Advance
 from flows.settings import Settings

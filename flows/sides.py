@@ -6,10 +6,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding.images import BadImage
-from embedding.likeness import SEEN
-from embedding.pairs import Part, Split
-from embedding.workers import Workers
+from embedding.images.decode import BadImage
+from embedding.images.perceptual_hash import SEEN
+from embedding.images.worker_pool import Workers
+from embedding.training.splits import Part, Split
 from flows.deps import Stores
 from flows.duplicates import hash_of, picture_groups
 from flows.judgments import BadJudgments, Judgment, pictures_of, sha256_of

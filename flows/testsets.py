@@ -12,8 +12,8 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding.pairs import Split
-from embedding.ranking import Direction, Positions, Side
+from embedding.evaluation.ranks import Direction, Positions, Side
+from embedding.training.splits import Split
 from flows.deps import Stores
 from flows.duplicates import picture_groups
 from flows.judgments import read_judgments

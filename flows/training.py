@@ -18,16 +18,25 @@ from uuid import UUID
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from embedding.batches import Fresh, Frozen, Row
-from embedding.encoder import SentenceEncoder, load_encoder
-from embedding.fingerprint import fingerprint_of
-from embedding.frozen import freeze
-from embedding.head import PictureHead
-from embedding.lora import add_lora, merge_lora
-from embedding.losses import LossName
-from embedding.pairs import Part, Split
-from embedding.train import Collate, Options, Trained, What, fine_tune, measure, only_head, options_of
-from embedding.workers import Workers
+from embedding.encoders.fingerprint import fingerprint_of
+from embedding.encoders.head import PictureHead
+from embedding.encoders.lora import add_lora, merge_lora
+from embedding.encoders.sentence_encoder import SentenceEncoder, load_encoder
+from embedding.images.worker_pool import Workers
+from embedding.training.batches import Fresh, Frozen, Row
+from embedding.training.frozen_features import freeze
+from embedding.training.losses import LossName
+from embedding.training.splits import Part, Split
+from embedding.training.trainer import (
+    Collate,
+    Options,
+    Trained,
+    What,
+    fine_tune,
+    measure,
+    only_head,
+    options_of,
+)
 from flows.card import model_card
 from flows.deps import Stores
 from flows.judgments import Judgment, pictures_of, read_judgments

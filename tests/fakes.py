@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from embedding.encoder import Vectors, unit_rows
-from embedding.preparation import PIXELS, Features, ResizeCrop
+from embedding.encoders.sentence_encoder import Vectors, unit_rows
+from embedding.images.preparation import PIXELS, Features, ResizeCrop
 
 PALETTE = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
 MAX_WORDS = 8

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import text
 
-from embedding.encoder import unit_rows
+from embedding.encoders.sentence_encoder import unit_rows
 from flows.deps import Stores
 from storage import qdrant
 from storage.postgres import catalog, dump, model_registry

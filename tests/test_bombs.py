@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from embedding import workers
-from embedding.images import DECODE_BYTES, MAX_SCANS, BadImage, decode_image
-from embedding.preparation import Shrink
-from embedding.worker import CPU_S
-from embedding.workers import MOST_WAITING, SHARED, Workers, WorkersBusy, prepare_soon
+from embedding.images import worker_pool
+from embedding.images.decode import DECODE_BYTES, MAX_SCANS, BadImage, decode_image
+from embedding.images.preparation import Shrink
+from embedding.images.worker_pool import MOST_WAITING, SHARED, Workers, WorkersBusy, prepare_soon
+from embedding.images.worker_process import CPU_S
 from flows.console.thumbnails import made_small
 from flows.rejected_picture import drawn_anew
 from tests import bombs
@@ -118,7 +118,7 @@ def test_many_bombs_at_once_leave_a_server_its_memory_and_all_but_a_few_are_told
 
 
 def test_no_image_waits_for_a_worker_longer_than_it_may(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(workers, "WAIT_S", 0.2)
+    monkeypatch.setattr(worker_pool, "WAIT_S", 0.2)
     slow = bombs.images()["large.gif"]
 
     with ThreadPoolExecutor(8) as threads:

@@ -20,7 +20,7 @@ import httpx
 import pytest
 from sqlalchemy import make_url
 
-from embedding.images import DECODE_BYTES
+from embedding.images.decode import DECODE_BYTES
 from flows.api.limits import MOST_BODIES, WAIT_S
 from flows.backend import Backend
 from storage.embedded.qdrant.process.discovery import find

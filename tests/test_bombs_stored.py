@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from embedding.encoder import load_encoder
-from embedding.images import DECODE_BYTES
-from embedding.train import What, options_of
+from embedding.encoders.sentence_encoder import load_encoder
+from embedding.images.decode import DECODE_BYTES
+from embedding.training.trainer import What, options_of
 from flows.deps import Deps
 from flows.duplicates import look_alikes
 from flows.evaluate import evaluate

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sqlalchemy import text
 
-from embedding import likeness
-from embedding.likeness import NEAR, near_groups, perceptual_hash
+from embedding.images import perceptual_hash as hashing
+from embedding.images.perceptual_hash import NEAR, near_groups, perceptual_hash
 from flows.deps import Deps
 from flows.duplicates import Groups, look_alikes, same_bytes
 from flows.intake import Request, ingest_source
@@ -103,7 +103,7 @@ def test_what_a_picture_looks_like_is_worked_out_once(
 ):
     ingest(deps, settings, a_folder(tmp_path / "shop", {"a.jpg": a_scene(0), "b.jpg": a_scene(0, 64)}))
     first = look_alikes(deps, settings.limits)
-    monkeypatch.setattr(likeness, "perceptual_hash", None)
+    monkeypatch.setattr(hashing, "perceptual_hash", None)
 
     assert look_alikes(deps, settings.limits) == first
 
@@ -117,7 +117,7 @@ def test_a_picture_that_is_gone_is_counted_not_hidden(deps: Deps, settings: Sett
     assert look_alikes(deps, settings.limits).unreadable == 1
 
 
-detailed = st.integers(0, 2**64 - 1).filter(lambda number: number.bit_count() >= likeness.LEAST_BITS)
+detailed = st.integers(0, 2**64 - 1).filter(lambda number: number.bit_count() >= hashing.LEAST_BITS)
 flips = st.sets(st.integers(0, 63), max_size=NEAR)
 
 
@@ -125,7 +125,7 @@ flips = st.sets(st.integers(0, 63), max_size=NEAR)
 def test_all_hashes_within_the_distance_are_found_and_nothing_else(hashes: list[int], data: st.DataObject):
     for hash in list(hashes):
         hashes.append(hash ^ sum(1 << bit for bit in data.draw(flips)))
-    hashes = [hash for hash in hashes if hash.bit_count() >= likeness.LEAST_BITS]
+    hashes = [hash for hash in hashes if hash.bit_count() >= hashing.LEAST_BITS]
 
     together = {position: n for n, group in enumerate(near_groups(hashes)) for position in group}
 
@@ -143,4 +143,4 @@ def test_a_perceptual_hash_is_a_number_of_64_bits():
     image = Image.open(BytesIO(a_scene(3)))
 
     assert 0 <= perceptual_hash(image) < 2**64
-    assert perceptual_hash(Image.new("RGB", (9, 9))).bit_count() < likeness.LEAST_BITS
+    assert perceptual_hash(Image.new("RGB", (9, 9))).bit_count() < hashing.LEAST_BITS

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
-from embedding.encoder import (
+from embedding.encoders.sentence_encoder import (
     Encoder,
     ModelUnavailable,
     SentenceEncoder,
@@ -29,8 +29,16 @@ from embedding.encoder import (
     load_encoder,
     unit_rows,
 )
-from embedding.preparation import PIXELS
-from embedding.starter import PREPARATION, Centre, ConseTower, DamagedWeights, _checked, class_texts, folded
+from embedding.encoders.starter import (
+    PREPARATION,
+    Centre,
+    ConseTower,
+    DamagedWeights,
+    _checked,
+    class_texts,
+    folded,
+)
+from embedding.images.preparation import PIXELS
 from tests.builders import a_folder
 from tests.fakes import PALETTE, ColourEncoder
 from tests.tiny_clip import MAX_TOKENS, write_tiny_clip

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from sqlalchemy import select
 
-from embedding.encoder import Encoder, Vectors
-from embedding.pairs import Split
-from embedding.preparation import Features
-from embedding.ranking import Direction, ranked
+from embedding.encoders.sentence_encoder import Encoder, Vectors
+from embedding.evaluation.ranks import Direction, ranked
+from embedding.images.preparation import Features
+from embedding.training.splits import Split
 from flows.deps import Deps
 from flows.evaluate import Evaluation, Measured, evaluate
 from flows.intake import Request, ingest_source
@@ -373,7 +373,7 @@ def test_ranks_do_not_depend_on_how_many_queries_are_asked_at_once(monkeypatch: 
     )
     whole = ranked(two_answers, {"texts": rows, "pictures": rows})
 
-    monkeypatch.setattr("embedding.ranking.QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr("embedding.evaluation.ranks.QUERIES_AT_ONCE", 7)
     chunked = ranked(two_answers, {"texts": rows, "pictures": rows})
 
     assert (whole.ranks == chunked.ranks).all()

@@ -13,13 +13,13 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sqlalchemy import select
 
-from embedding.batches import Row
-from embedding.encoder import load_encoder
-from embedding.frozen import freeze
-from embedding.losses import LOSSES, LossName
-from embedding.pairs import Part, Split
-from embedding.preparation import Features
-from embedding.train import What, figures_of, last_checkpoint, options_of
+from embedding.encoders.sentence_encoder import load_encoder
+from embedding.images.preparation import Features
+from embedding.training.batches import Row
+from embedding.training.frozen_features import freeze
+from embedding.training.losses import LOSSES, LossName
+from embedding.training.splits import Part, Split
+from embedding.training.trainer import What, figures_of, last_checkpoint, options_of
 from flows.deps import Deps, Stores, open_stores, with_model
 from flows.intake import Request, ingest_source
 from flows.judgments import BadJudgments, pictures_of, read_judgments

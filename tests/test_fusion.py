@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from embedding.encoder import ZeroVector, unit_rows
-from embedding.fusion import fused
+from embedding.encoders.query_fusion import fused
+from embedding.encoders.sentence_encoder import ZeroVector, unit_rows
 
 
 def test_the_order_is_that_of_the_mean_of_the_scores_with_each():

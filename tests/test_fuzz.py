@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from embedding.images import BadImage, decode_image
+from embedding.images.decode import BadImage, decode_image
 from flows.rows import Fetched, Run, read_row
 from flows.settings import Limits
 from storage.qdrant import Collection

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from embedding.encoder import Encoder, Vectors, unit_rows
-from embedding.metrics import one_each, retrieval_scores
-from embedding.pairs import Split
-from embedding.preparation import PIXELS, Features
-from embedding.ranking import Direction
+from embedding.encoders.sentence_encoder import Encoder, Vectors, unit_rows
+from embedding.evaluation.metrics import one_each, retrieval_scores
+from embedding.evaluation.ranks import Direction
+from embedding.images.preparation import PIXELS, Features
+from embedding.training.splits import Split
 from flows.deps import Deps
 from flows.evaluate import Judged, evaluate
 from flows.gate import AlreadyActive, Check, Decision, decide, promote

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from embedding import images
-from embedding.images import FORMATS, BadImage, decode_image
+from embedding.images import decode
+from embedding.images.decode import FORMATS, BadImage, decode_image
 from tests.builders import encoded, noise
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)
@@ -507,7 +507,7 @@ def test_pillows_settings_are_left_alone():
     decode_image(encoded(noise(), "PNG"), name="cat.png")
 
     assert before == (Image.MAX_IMAGE_PIXELS, sys.modules["PIL.ImageFile"].LOAD_TRUNCATED_IMAGES)
-    assert (Image.MAX_IMAGE_PIXELS or 0) > images.MAX_PIXELS
+    assert (Image.MAX_IMAGE_PIXELS or 0) > decode.MAX_PIXELS
 
 
 def test_a_refusal_survives_the_way_back_from_a_worker_process():

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from embedding.encoder import unit_rows
+from embedding.encoders.sentence_encoder import unit_rows
 from storage import qdrant, transfer
 from storage.qdrant import AliasNotMoved, Point
 from storage.records import Digest, Item

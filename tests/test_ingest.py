@@ -8,8 +8,8 @@ import pytest
 from qdrant_client import QdrantClient
 from sqlalchemy import text
 
-from embedding.stream import Clock
-from embedding.workers import Workers
+from embedding.images.worker_pool import Workers
+from embedding.pipeline import Clock
 from flows import intake
 from flows.batch import Job, embed, keep, look, write
 from flows.deps import Deps

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from embedding.intervals import Figure, Sample, mean_of
+from embedding.evaluation.bootstrap import Figure, Sample, mean_of
 
 some_scores = st.lists(st.floats(-1, 1), min_size=2, max_size=30).map(np.array)
 

@@ -12,8 +12,8 @@ from sentence_transformers.util import cos_sim
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from embedding.head import PictureHead
-from embedding.losses import LOSSES, TEMPERATURE, TRIPLET_MARGIN, Groups, PairLoss
+from embedding.encoders.head import PictureHead
+from embedding.training.losses import LOSSES, TEMPERATURE, TRIPLET_MARGIN, Groups, PairLoss
 
 CLOSE = {"rel": 1e-5, "abs": 1e-6}
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from embedding.metrics import (
+from embedding.evaluation.metrics import (
     Answers,
     average_precision,
     best_of_groups,

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding.pairs import Split
+from embedding.training.splits import Split
 
 groups = st.text("0123456789abcdef", min_size=64, max_size=64)
 

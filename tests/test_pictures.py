@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from embedding.encoder import SentenceEncoder, load_encoder
-from embedding.preparation import OwnProcessor, Preparation, ResizeCrop, Upright
-from embedding.workers import Workers
+from embedding.encoders.sentence_encoder import SentenceEncoder, load_encoder
+from embedding.images.preparation import OwnProcessor, Preparation, ResizeCrop, Upright
+from embedding.images.worker_pool import Workers
 from tests.builders import encoded, noise
 from tests.tiny_clip import write_tiny_clip
 

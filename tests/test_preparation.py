@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil, ViTImageProcessorPil
 
-from embedding.preparation import PIXELS, ResizeCrop
+from embedding.images.preparation import PIXELS, ResizeCrop
 from tests.builders import noise
 
 PROCESSORS = {

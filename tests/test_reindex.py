@@ -11,8 +11,8 @@ import pytest
 from qdrant_client import QdrantClient
 from sqlalchemy import select, text, update
 
-from embedding.encoder import Encoder, Vectors
-from embedding.preparation import Features
+from embedding.encoders.sentence_encoder import Encoder, Vectors
+from embedding.images.preparation import Features
 from flows.deletes import delete_items
 from flows.deps import Deps
 from flows.intake import Request, ingest_source

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from embedding.images import BadImage
+from embedding.images.decode import BadImage
 from flows.backend import Backend
 from flows.deps import Deps
 from flows.intake import Request, ingest_source

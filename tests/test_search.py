@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding.images import BadImage
+from embedding.images.decode import BadImage
 from flows.deps import Deps
 from flows.gallery import render
 from flows.intake import Request, ingest_source

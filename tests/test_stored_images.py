@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Engine, text
 from starlette.testclient import TestClient
 
-from embedding.workers import Workers
+from embedding.images.worker_pool import Workers
 from flows.backend import Backend
 from flows.console.thumbnails import stored
 from flows.duplicates import look_alikes

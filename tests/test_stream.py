@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding.stream import Clock, ahead, behind, side_by_side
+from embedding.pipeline import Clock, ahead, behind, side_by_side
 
 PATIENCE_S = 10
 

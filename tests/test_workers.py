@@ -12,18 +12,18 @@ from contextlib import suppress
 import pytest
 from PIL import Image
 
-from embedding import workers
-from embedding.images import BadImage
-from embedding.preparation import PIXELS, Preparation, Prepared, ResizeCrop, Upright, prepare
-from embedding.workers import Workers, WorkersFailed
+from embedding.images import worker_pool
+from embedding.images.decode import BadImage
+from embedding.images.preparation import PIXELS, Preparation, Prepared, ResizeCrop, Upright, prepare
+from embedding.images.worker_pool import Workers, WorkersFailed
 from tests.builders import encoded, noise, png
 from tests.processes import is_gone, wait_until
 
 PREPARATION = ResizeCrop(size=24, crop=(24, 24), resample=3, scale=(1.0,) * 3, shift=(0.0,) * 3)
 STARTS_AND_WAITS = """
 import time
-from embedding.preparation import Upright
-from embedding.workers import Workers
+from embedding.images.preparation import Upright
+from embedding.images.worker_pool import Workers
 from tests.builders import encoded, noise, png
 with Workers(Upright(), 2) as pool:
     for done in [pool.submit(png(), name="red.png") for _ in range(20)]:
@@ -141,7 +141,7 @@ def test_workers_end_with_the_process_that_started_them():
 
 
 def test_a_worker_that_does_not_start_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(workers.sys, "executable", "false")
+    monkeypatch.setattr(worker_pool.sys, "executable", "false")
 
     with Workers(PREPARATION, 1) as pool, pytest.raises(WorkersFailed, match=r"did not start \(exit status"):
         pool.submit(png(), name="red.png").result()
@@ -160,7 +160,7 @@ def test_leaving_with_pictures_still_waiting_does_not_wait_for_them(slow_file: b
 def test_images_wait_only_for_as_long_as_there_is_room_for_their_bytes(monkeypatch: pytest.MonkeyPatch):
     """However many images a flow hands over at once, and however large they are."""
     [data] = files(1)
-    monkeypatch.setattr(workers, "MOST_BYTES", 3 * len(data))
+    monkeypatch.setattr(worker_pool, "MOST_BYTES", 3 * len(data))
     with Workers(PREPARATION, 1) as pool:
         pool.submit(data, name="first.png").result()
         [pid] = pids(pool)

@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from embedding.train import What, options_of
+from embedding.training.trainer import What, options_of
 from flows.deps import open_stores
 from flows.settings import Settings
 from flows.training import Order, train_candidate

@@ -9,7 +9,7 @@ from fastapi import Response
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from embedding.images import MEDIA_TYPES
+from embedding.images.decode import MEDIA_TYPES
 from flows.api import limits, looks
 from flows.api.limits import MOST_BODIES, Bodies
 from flows.api.problems import Refusal

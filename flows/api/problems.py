@@ -14,9 +14,9 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from embedding.encoder import ModelUnavailable
-from embedding.images import BadImage
-from embedding.workers import WorkersFailed
+from embedding.encoders.sentence_encoder import ModelUnavailable
+from embedding.images.decode import BadImage
+from embedding.images.worker_pool import WorkersFailed
 from flows.backend import AWAY
 from flows.errors import explain
 from flows.models import OtherModel

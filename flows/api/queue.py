@@ -16,8 +16,8 @@ from uuid import UUID
 from qdrant_client.http.exceptions import UnexpectedResponse
 from sqlalchemy.orm import Session
 
-from embedding.encoder import ModelUnavailable
-from embedding.workers import WorkersFailed
+from embedding.encoders.sentence_encoder import ModelUnavailable
+from embedding.images.worker_pool import WorkersFailed
 from flows.api.asked import DeleteRequest, IngestRequest
 from flows.backend import AWAY, Backend
 from flows.deletes import NoSuchItem, TooManyItems, delete_items, require_few

@@ -17,11 +17,11 @@ from flows.cli.parts import (
 from flows.settings import load_settings, split_list
 
 if TYPE_CHECKING:
-    from embedding.losses import LossName
-    from embedding.train import What
+    from embedding.training.losses import LossName
+    from embedding.training.trainer import What
 
 LOSS_NAMES = ("infonce", "triplet-semi-hard", "triplet-batch-hard", "contrastive", "multi-similarity")
-"""What `embedding.losses` has, which takes seconds to import."""
+"""What `embedding.training.losses` has, which takes seconds to import."""
 
 
 @click.command(short_help="Measure how well texts and pictures find each other.")

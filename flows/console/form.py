@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from nicegui import ui
 
-from embedding.images import MEDIA_TYPES
+from embedding.images.decode import MEDIA_TYPES
 from flows.console.address import LONGEST_TEXT, Asked, pairs
 
 PICTURES = ",".join(MEDIA_TYPES.values())

@@ -12,7 +12,7 @@ from uuid import UUID
 from nicegui import ui
 from starlette.requests import Request
 
-from embedding.likeness import LEAST_BITS, NEAR
+from embedding.images.perceptual_hash import LEAST_BITS, NEAR
 from flows.backend import AWAY, Backend
 from flows.console.address import Asked
 from flows.console.cards import picture

@@ -4,9 +4,9 @@ import asyncio
 
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from embedding.encoder import ModelUnavailable
-from embedding.images import BadImage
-from embedding.workers import WorkersFailed
+from embedding.encoders.sentence_encoder import ModelUnavailable
+from embedding.images.decode import BadImage
+from embedding.images.worker_pool import WorkersFailed
 from flows.backend import AWAY, Backend
 from flows.console.address import Asked
 from flows.console.uploads import Gone, Uploads

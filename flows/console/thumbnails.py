@@ -14,9 +14,9 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
 
-from embedding.images import BadImage
-from embedding.preparation import PIXELS, Shrink
-from embedding.workers import WorkersFailed, prepare_soon
+from embedding.images.decode import BadImage
+from embedding.images.preparation import PIXELS, Shrink
+from embedding.images.worker_pool import WorkersFailed, prepare_soon
 from flows.backend import AWAY, Backend
 from flows.stored_images import load_image
 from storage.postgres import catalog

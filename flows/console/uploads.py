@@ -10,9 +10,9 @@ from nicegui import app
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from embedding.images import BadImage
-from embedding.preparation import Shrink
-from embedding.workers import WorkersFailed, prepare_soon
+from embedding.images.decode import BadImage
+from embedding.images.preparation import Shrink
+from embedding.images.worker_pool import WorkersFailed, prepare_soon
 from flows.api.limits import Bodies, Body, stated_size
 from flows.api.problems import Refusal
 from flows.console.thumbnails import SMALL_SIDE, Original, Thumbnails

@@ -13,7 +13,7 @@ from flows.words import many
 from storage.postgres.model_history import Decided, Life
 
 if TYPE_CHECKING:  # a command need not wait for what it does not use
-    from embedding.intervals import Figure
+    from embedding.evaluation.bootstrap import Figure
     from flows.evaluate import Evaluation
     from flows.gate import Decision
     from flows.rebuild import Switched

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from embedding.losses import LossName
-from embedding.pairs import Split
-from embedding.train import What, options_of
+from embedding.training.losses import LossName
+from embedding.training.splits import Split
+from embedding.training.trainer import What, options_of
 from flows.demo import fetch_stamps
 from flows.deps import Stores, open_stores, with_model
 from flows.evaluate import Evaluation, evaluate

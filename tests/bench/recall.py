@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
-from embedding.encoder import Encoder, load_encoder
-from embedding.starter import class_texts
+from embedding.encoders.sentence_encoder import Encoder, load_encoder
+from embedding.encoders.starter import class_texts
 from storage import qdrant
 from storage.embedded.qdrant.process.client import index_client
 from storage.qdrant import Quantization

@@ -15,8 +15,8 @@ from random import Random
 import numpy as np
 from sqlalchemy import Engine, event
 
-from embedding.encoder import unit_rows
-from embedding.stream import Clock
+from embedding.encoders.sentence_encoder import unit_rows
+from embedding.pipeline import Clock
 from flows.deps import Deps, open_deps
 from flows.intake import open_collection
 from flows.search import Query, search

@@ -6,8 +6,8 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-from embedding.encoder import SentenceEncoder
-from embedding.preparation import Features, prepare
+from embedding.encoders.sentence_encoder import SentenceEncoder
+from embedding.images.preparation import Features, prepare
 from flows.deps import open_deps
 from flows.intake import Request, ingest_source
 from flows.settings import Settings

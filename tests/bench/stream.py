@@ -13,10 +13,10 @@ from statistics import median
 import torch
 from PIL import Image
 
-from embedding.encoder import SentenceEncoder, load_encoder
-from embedding.process import keep_freed_memory
-from embedding.stream import ahead
-from embedding.workers import Workers
+from embedding.encoders.sentence_encoder import SentenceEncoder, load_encoder
+from embedding.images.worker_pool import Workers
+from embedding.pipeline import ahead
+from embedding.process_tuning import keep_freed_memory
 from tests.bench.material import MODELS, Row, captions, model_at, photos, scratch, worker_counts
 
 ROUNDS = 5

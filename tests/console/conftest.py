@@ -13,7 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from embedding.train import options_of
+from embedding.training.trainer import options_of
 from flows.deps import open_deps
 from flows.evaluate import evaluate
 from flows.gate import promote

@@ -59,7 +59,9 @@ FIRST_INGEST = (
     ),
     KillPoint("the items are written, not committed", "storage.postgres.catalog:save_items", "after"),
     KillPoint("after the items, before the model", "flows.batch:embed_all", "before"),
-    KillPoint("in the middle of embedding", "embedding.encoder:SentenceEncoder.prepared", "after"),
+    KillPoint(
+        "in the middle of embedding", "embedding.encoders.sentence_encoder:SentenceEncoder.prepared", "after"
+    ),
     KillPoint("embedded, nothing in Qdrant", "storage.qdrant:upsert", "before"),
     HalfARequest("in the middle of a Qdrant write", "/points"),
     HalfARequest("in the middle of the last Qdrant write", "/points", 3),

@@ -11,7 +11,7 @@ from qdrant_client import QdrantClient, models
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import sessionmaker
 
-from embedding.encoder import Encoder, load_encoder
+from embedding.encoders.sentence_encoder import Encoder, load_encoder
 from flows.backup_files import BadBackup, fetch_checked, read_manifest
 from flows.deps import Deps, Stores, open_stores
 from flows.intake import Request, ingest_source

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding.encoder import Vectors
-from embedding.metrics import Answers, Scores, best_of_groups, target_ranks
+from embedding.encoders.sentence_encoder import Vectors
+from embedding.evaluation.metrics import Answers, Scores, best_of_groups, target_ranks
 
 Side = Literal["texts", "pictures"]
 Positions = NDArray[np.int64]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-from embedding.metrics import Scores
+from embedding.evaluation.metrics import Scores
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95

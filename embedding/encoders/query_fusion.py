@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding.encoder import unit_rows
+from embedding.encoders.sentence_encoder import unit_rows
 
 
 def fused(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

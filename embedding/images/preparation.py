@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from embedding.images import decode_image
+from embedding.images.decode import decode_image
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding.images import DECODE_BYTES, BadImage
-from embedding.preparation import Preparation, Prepared, prepare
-from embedding.process import keep_freed_memory, return_freed_memory, without_garbage
+from embedding.images.decode import DECODE_BYTES, BadImage
+from embedding.images.preparation import Preparation, Prepared, prepare
+from embedding.process_tuning import keep_freed_memory, return_freed_memory, without_garbage
 
 Layout = list[tuple[str, str, tuple[int, ...], int]]
 """Arrays in shared memory: name, dtype, shape, and where each begins."""

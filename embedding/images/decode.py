@@ -104,7 +104,7 @@ def decode_image(data: bytes, *, name: str) -> Decoded:
 
     Missing pixels are refused. Damage that leaves every pixel in place, such as a flipped bit in a
     JPEG, is beyond what its decoder tells. Bytes from strangers are decoded by a worker process
-    (`embedding.workers`), which limits the memory and the time that they take.
+    (`embedding.images.worker_pool`), which limits the memory and the time that they take.
 
     Args:
         data: the bytes of a file, from anywhere.

@@ -22,9 +22,9 @@ from signal import Signals
 from tempfile import TemporaryFile
 from typing import IO, Any, Self
 
-from embedding.images import DECODE_BYTES, BadImage
-from embedding.preparation import Preparation, Prepared
-from embedding.worker import CPU_S, OUT_OF_MEMORY, PREPARE, READY, USE, take
+from embedding.images.decode import DECODE_BYTES, BadImage
+from embedding.images.preparation import Preparation, Prepared
+from embedding.images.worker_process import CPU_S, OUT_OF_MEMORY, PREPARE, READY, USE, take
 
 ROOM = 16 * 2**20
 """Shared memory of a worker, above what most models take of one image; only what is written is allocated."""
@@ -275,7 +275,13 @@ class _Worker:
         with theirs, _nameless_file(ROOM) as file:
             fds = theirs.fileno(), file.fileno()
             self._memory = mmap(file.fileno(), ROOM)
-            command = [sys.executable, "-P", "-m", "embedding.worker", *map(str, (*fds, ROOM, niceness))]
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                "embedding.images.worker_process",
+                *map(str, (*fds, ROOM, niceness)),
+            ]
             self._process = subprocess.Popen(command, pass_fds=fds)
         self._begin()
 

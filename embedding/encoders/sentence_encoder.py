@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from embedding.fingerprint import fingerprint_of
-from embedding.preparation import Features, Preparation
-from embedding.process import without_garbage
+from embedding.encoders.fingerprint import fingerprint_of
+from embedding.images.preparation import Features, Preparation
+from embedding.process_tuning import without_garbage
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -112,7 +112,7 @@ def load_encoder(name: str, *, device: str = "auto", folder: Path | None = None)
     disable_progress_bar()  # of reading weights; the bars of downloads are others
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if name == "starter" and folder is None:
-        from embedding.starter import build_starter
+        from embedding.encoders.starter import build_starter
 
         model = build_starter(where)
     else:
@@ -129,7 +129,7 @@ def _load_sentence_transformer(name: str, device: str) -> "SentenceTransformer":
     """Load `name` with the library's modules and ours; no code that a model brings or names is run."""
     from sentence_transformers import SentenceTransformer
 
-    from embedding.starter import MODULES
+    from embedding.encoders.starter import MODULES
 
     folder = Path(name)
     if folder.is_dir() and not (folder / "modules.json").exists() and not (folder / "config.json").exists():
@@ -187,7 +187,7 @@ class SentenceEncoder:
     """The `Encoder` over a sentence-transformers model; on CUDA it computes in bfloat16."""
 
     def __init__(self, name: str, model: "SentenceTransformer") -> None:
-        from embedding.pictures import PictureInput
+        from embedding.images.model_inputs import PictureInput
 
         self.name = name
         self.model = model.eval()
@@ -235,7 +235,7 @@ class SentenceEncoder:
 
     def with_head_inputs(self, pictures: Sequence[Features]) -> tuple[Vectors, NDArray[np.float32]]:
         """Return the vectors of pictures, and what a head maps: shape (n, any); n is at least 1."""
-        from embedding.head import head_input_of
+        from embedding.encoders.head import head_input_of
 
         chunks, outputs = self._run(pictures)
         rows = unit_rows(_in_order([self._row_of(output) for output in outputs], chunks))

@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from embedding.head import VECTOR
+from embedding.encoders.head import VECTOR
 
 LossName = Literal["infonce", "triplet-semi-hard", "triplet-batch-hard", "contrastive", "multi-similarity"]
 TEMPERATURE = 0.05

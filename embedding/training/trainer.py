@@ -21,10 +21,10 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.utils.logging import set_verbosity_error
 
-from embedding.batches import Batch, NoPairs, Row
-from embedding.head import PictureHead
-from embedding.losses import Groups, LossName, PairLoss
-from embedding.metrics import one_each, retrieval_figures, target_ranks
+from embedding.encoders.head import PictureHead
+from embedding.evaluation.metrics import one_each, retrieval_figures, target_ranks
+from embedding.training.batches import Batch, NoPairs, Row
+from embedding.training.losses import Groups, LossName, PairLoss
 
 What = Literal["head", "lora", "all"]
 Collate = Callable[[Sequence[Row]], Batch]

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embedding.encoder import SentenceEncoder
-from embedding.head import HEAD_INPUT, VECTOR
-from embedding.preparation import Features
+from embedding.encoders.head import HEAD_INPUT, VECTOR
+from embedding.encoders.sentence_encoder import SentenceEncoder
+from embedding.images.preparation import Features
 
 
 class Row(TypedDict):

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from embedding.preparation import Grey
+from embedding.images.preparation import Grey
 
 NEAR = 4
 """Bits of 64 in which the hashes of near duplicates may differ; copies of other sizes differ in 0 to 4."""

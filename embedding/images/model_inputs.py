@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
 
-from embedding.preparation import PIXELS, Features, OwnProcessor, Preparation, ResizeCrop, Upright
+from embedding.images.preparation import PIXELS, Features, OwnProcessor, Preparation, ResizeCrop, Upright
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

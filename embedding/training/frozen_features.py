@@ -9,8 +9,8 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from embedding.batches import Frozen, Material
-from embedding.encoder import SentenceEncoder
+from embedding.encoders.sentence_encoder import SentenceEncoder
+from embedding.training.batches import Frozen, Material
 
 AT_ONCE = 256
 DONE = "done.json"

@@ -1,0 +1,1 @@
+"""Load models and encode texts and images as unit vectors."""

@@ -1,0 +1,1 @@
+"""Compute retrieval metrics and their confidence intervals."""

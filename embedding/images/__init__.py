@@ -1,0 +1,1 @@
+"""Decode untrusted images in worker processes, within limits of memory and time."""

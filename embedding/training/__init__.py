@@ -1,0 +1,1 @@
+"""Fine-tune models: splits, batches, losses and the trainer."""
