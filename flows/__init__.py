@@ -1,1 +1,1 @@
-"""The order of work: what a person or a schedule starts. Knows Prefect and the environment."""
+"""Run ingestion, search, training and maintenance."""

@@ -9,10 +9,10 @@ from starlette.testclient import TestClient
 
 from flows.api.app import create_api
 from flows.api.mcp import mcp_app
-from flows.api.queue import drain, queue_at_work
-from flows.backend import Backend
-from flows.observe import Observer
-from flows.settings import Settings
+from flows.api.worker import drain, queue_at_work
+from flows.config.settings import Settings
+from flows.service.observer import Observer
+from flows.service.pool import Backend
 from storage.postgres import api_keys
 from storage.postgres.api_keys import Scope
 

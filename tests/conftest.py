@@ -14,9 +14,9 @@ from qdrant_client import QdrantClient
 from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.orm import sessionmaker
 
-from flows.backend import Backend
-from flows.deps import Deps
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.resources.connections import Deps
+from flows.service.pool import Backend
 from storage.blobs import Blobs
 from storage.embedded.postgres.server import postgres_url, stop_postgres
 from storage.embedded.qdrant.process.client import index_client

@@ -81,13 +81,13 @@ def _have_prefect_look_again() -> None:
 
 def command_line(*arguments: str) -> None:
     """Be `sightline`, in a process that was forked."""
-    from flows.cli import main, parts
+    from flows.cli import main, options
 
-    prepare = parts.prepare_prefect
+    prepare = options.prepare_prefect
 
     def prepare_again(*args: Any, **named: Any) -> None:
         prepare(*args, **named)
         _have_prefect_look_again()
 
-    parts.prepare_prefect = prepare_again
+    options.prepare_prefect = prepare_again
     main.main(arguments, prog_name="sightline")

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 from sqlalchemy import text
 
-from flows.backup_files import described
-from flows.deps import Stores
+from flows.maintenance.backup_files import described
+from flows.resources.connections import Stores
 from storage import qdrant
 from storage.blobs import Blobs, copy_new
 from storage.embedded.postgres.server import find_binaries

@@ -7,7 +7,7 @@ import numpy as np
 from sqlalchemy import text
 
 from embedding.encoders.sentence_encoder import unit_rows
-from flows.deps import Stores
+from flows.resources.connections import Stores
 from storage import qdrant
 from storage.postgres import catalog, dump, model_registry
 from storage.qdrant import Point

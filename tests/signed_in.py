@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 
-from flows.console.access import made_password
+from flows.console.auth import made_password
 
 
 def link_to(url: str, home: Path) -> str:

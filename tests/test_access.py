@@ -16,8 +16,9 @@ from pydantic import SecretStr
 from starlette.datastructures import URL, Headers
 from starlette.requests import HTTPConnection
 
-from flows.console import access
-from flows.console.access import (
+from flows.config.settings import Console, Settings
+from flows.console import auth
+from flows.console.auth import (
     COOKIE,
     FAILED_LOGIN_S,
     MAX_FORM_BYTES,
@@ -31,8 +32,7 @@ from flows.console.access import (
     password_file,
     refuse_open,
 )
-from flows.console.guesses import BURST, EVERY_S, Guesses
-from flows.settings import Console, Settings
+from flows.console.login_guesses import BURST, EVERY_S, Guesses
 from storage.data_directory import SecretUnusable
 
 PASSWORD = "correct horse"
@@ -133,7 +133,7 @@ def test_a_link_with_a_wrong_token_is_refused(local: TestClient, token: str):
 def test_wrong_tokens_are_counted_and_keep_nobody_with_the_right_one_out(
     local: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(access, "FAILED_LOGIN_S", 0)
+    monkeypatch.setattr(auth, "FAILED_LOGIN_S", 0)
     given = made_password(tmp_path)
 
     answers = [local.get(f"/login?token=guess-{number}").status_code for number in range(BURST + 10)]

@@ -16,9 +16,9 @@ from starlette.testclient import TestClient
 
 from flows.api.app import create_api
 from flows.api.limits import Rates
-from flows.backend import Backend
-from flows.observe import Observer
-from flows.settings import Qdrant
+from flows.config.settings import Qdrant
+from flows.service.observer import Observer
+from flows.service.pool import Backend
 from storage.postgres import api_keys
 from storage.records import item_id
 from tests.apis import a_caller, a_key, sent, taken_in, with_limits, with_settings

@@ -22,9 +22,9 @@ from schemathesis.specs.openapi.checks import (
 from starlette.testclient import TestClient
 
 from flows.api.app import create_api
-from flows.api.queue import drain
-from flows.backend import Backend
-from flows.observe import Observer
+from flows.api.worker import drain
+from flows.service.observer import Observer
+from flows.service.pool import Backend
 from storage.records import item_id
 from tests.apis import a_caller, a_key, taken_in, with_limits
 from tests.builders import png

@@ -11,12 +11,12 @@ from sqlalchemy import text
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive
 
-from flows.api import bodies, limits, pictures
+from flows.api import images, limits, request_bodies
+from flows.api.images import Pictures
 from flows.api.limits import SMALL_BYTES, Bodies, Body
-from flows.api.pictures import Pictures
 from flows.api.problems import Refusal
-from flows.api.queue import drain
-from flows.backend import Backend
+from flows.api.worker import drain
+from flows.service.pool import Backend
 from storage.records import item_id
 from tests.apis import a_caller, sent, taken_in
 from tests.builders import png
@@ -121,7 +121,7 @@ def test_a_search_with_a_number_that_is_not_json_is_refused(narrow: Backend, num
         answer = reader.post("search", content=body % number, headers=headers)
 
     assert answer.status_code == 422
-    assert answer.json()["errors"] == [{"where": "body", "why": bodies.NOT_JSON}]
+    assert answer.json()["errors"] == [{"where": "body", "why": request_bodies.NOT_JSON}]
 
 
 def test_a_text_may_name_what_is_not_a_number(narrow: Backend, writer: TestClient):
@@ -131,7 +131,7 @@ def test_a_text_may_name_what_is_not_a_number(narrow: Backend, writer: TestClien
 
 
 def test_json_that_python_holds_in_far_more_bytes_is_refused_before_it_is_parsed(writer: TestClient):
-    values = "{}," * (bodies.MAX_VALUES // 2 + 1)
+    values = "{}," * (request_bodies.MAX_VALUES // 2 + 1)
     record = f'{{"key": "a", "texts": ["a"], "metadata": {{"a": [{values}0]}}}}'
     began = time.process_time()
     answer = writer.post(
@@ -234,7 +234,7 @@ def test_an_image_is_sent_in_parts_and_a_caller_that_does_not_read_it_is_left(
     narrow: Backend, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(limits, "GRACE_S", 0.2)
-    monkeypatch.setattr(pictures, "PART_BYTES", 10)
+    monkeypatch.setattr(images, "PART_BYTES", 10)
     image = png()
     with a_caller(narrow, "admin") as admin:
         taken_in(narrow, admin, {"key": "rose", "image_base64": base64.b64encode(image).decode()})

@@ -7,14 +7,14 @@ from pydantic import SecretStr
 from qdrant_client import QdrantClient
 from sqlalchemy import text
 
-from flows import restore as restoring
-from flows.backup import Made, backup
-from flows.backup_files import BadBackup
-from flows.deps import Deps, Stores, open_stores
-from flows.intake import Request, ingest_source
-from flows.reconcile import reconcile
-from flows.restore import Restored, restore
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance import restore as restoring
+from flows.maintenance.backup import Made, backup
+from flows.maintenance.backup_files import BadBackup
+from flows.maintenance.repair import reconcile
+from flows.maintenance.restore import Restored, restore
+from flows.resources.connections import Deps, Stores, open_stores
 from storage import qdrant
 from storage.postgres import api_keys, dump, request_queue
 from storage.postgres.dump import NotEmpty

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.report import IngestReport
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.report import IngestReport
+from flows.resources.connections import Deps
 from storage import qdrant
 from storage.postgres import catalog, runs
 from storage.postgres.runs import Reject

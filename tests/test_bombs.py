@@ -13,7 +13,7 @@ from embedding.images.preparation import Shrink
 from embedding.images.worker_pool import MOST_WAITING, SHARED, Workers, WorkersBusy, prepare_soon
 from embedding.images.worker_process import CPU_S
 from flows.console.thumbnails import made_small
-from flows.rejected_picture import drawn_anew
+from flows.ingestion.reject_preview import drawn_anew
 from tests import bombs
 from tests.builders import encoded, noise, png
 from tests.watching import MIB, watched

@@ -22,7 +22,7 @@ from sqlalchemy import make_url
 
 from embedding.images.decode import DECODE_BYTES
 from flows.api.limits import MOST_BODIES, WAIT_S
-from flows.backend import Backend
+from flows.service.pool import Backend
 from storage.embedded.qdrant.process.discovery import find
 from tests import bombs
 from tests.apis import API, a_key

@@ -12,18 +12,18 @@ from sqlalchemy import text
 from embedding.encoders.sentence_encoder import load_encoder
 from embedding.images.decode import DECODE_BYTES
 from embedding.training.trainer import What, options_of
-from flows.deps import Deps
-from flows.duplicates import look_alikes
-from flows.evaluate import evaluate
-from flows.gallery import render
-from flows.intake import Request, ingest_source
-from flows.rebuild import MissingPictures
-from flows.reconcile import repair
-from flows.retry import retry_rejects
-from flows.search import Query, gallery_page, search
-from flows.settings import Settings
-from flows.testsets import Question, chosen_set
-from flows.training import Order, train_candidate
+from flows.config.settings import Settings
+from flows.datasets.near_duplicates import look_alikes
+from flows.datasets.test_sets import Question, chosen_set
+from flows.evaluation.evaluate import evaluate
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.retry_rejects import retry_rejects
+from flows.maintenance.repair import repair
+from flows.reindexing.reindex import MissingPictures
+from flows.resources.connections import Deps
+from flows.search.gallery import render
+from flows.search.query import Query, gallery_page, search
+from flows.training.finetune import Order, train_candidate
 from storage import qdrant
 from storage.postgres import perceptual_hashes, runs
 from tests import bombs

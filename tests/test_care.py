@@ -9,9 +9,9 @@ from qdrant_client import QdrantClient
 from sqlalchemy import Engine, text
 
 from flows.cli import main
-from flows.deps import open_deps
-from flows.intake import Request, ingest_source
-from flows.settings import load_settings
+from flows.config.settings import load_settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.resources.connections import open_deps
 from storage import qdrant
 from storage.embedded.qdrant.process.discovery import find
 from tests.builders import a_folder, encoded, noise, png

@@ -80,7 +80,7 @@ def test_looking_does_not_pay_for_prefect():
     probe = (
         "import sys; from click.testing import CliRunner; from flows.cli import main; "
         "[CliRunner().invoke(main, [name, '--help']) for name in ('status', 'search', 'rejects')]; "
-        "import flows.status, flows.search, flows.tables.status, flows.tables.records; "
+        "import flows.service.status, flows.search.query, flows.cli.tables.status, flows.cli.tables.records; "
         "sys.exit('prefect' in sys.modules)"
     )
 

@@ -14,11 +14,11 @@ import pytest
 from qdrant_client import QdrantClient
 from sqlalchemy import event, text
 
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.reconcile import reconcile
-from flows.search import Query, search
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.repair import reconcile
+from flows.resources.connections import Deps
+from flows.search.query import Query, search
 from storage.postgres.locks import Busy, lone_lock, source_lock
 from storage.postgres.runs import RunClosed
 from tests.builders import a_folder, a_manifest, png

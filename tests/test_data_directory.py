@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from flows.cli import main
 from flows.cli.group import Sightline
-from flows.file_modes import usual_files
-from flows.settings import load_settings
+from flows.config.settings import load_settings
+from flows.tracking.file_modes import usual_files
 from storage.data_directory import (
     SecretUnusable,
     UntrustedDirectory,

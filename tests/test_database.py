@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
-from flows.retries import is_transient
+from flows.tracking.retry_policy import is_transient
 from storage.postgres.engine import address_of, open_engine
 from storage.postgres.locks import Busy, source_lock
 from tests.faults.proxy import Proxy, a_proxy, to_postgres

@@ -13,14 +13,22 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import Engine, text
 
-from flows import intake, scheduled
 from flows.cli import main
-from flows.deps import Deps, open_deps
-from flows.intake import Only, PartOfSource, Request, TooManyMissing, TooManyRejects, ingest_source
-from flows.missing import DeleteLimit, Missing, Reading, judge
-from flows.report import IngestReport, as_markdown
-from flows.retry import Retry, retry_rejects
-from flows.settings import Settings, load_settings
+from flows.config.settings import Settings, load_settings
+from flows.ingestion import pipeline
+from flows.ingestion.missing_items import DeleteLimit, Missing, Reading, judge
+from flows.ingestion.pipeline import (
+    Only,
+    PartOfSource,
+    Request,
+    TooManyMissing,
+    TooManyRejects,
+    ingest_source,
+)
+from flows.ingestion.report import IngestReport, as_markdown
+from flows.ingestion.retry_rejects import Retry, retry_rejects
+from flows.orchestration import scheduled_jobs
+from flows.resources.connections import Deps, open_deps
 from storage.postgres import runs
 from storage.records import Rejected
 from storage.sources import BadSource, count_rows, find_row, read_source
@@ -371,7 +379,7 @@ def test_a_dry_run_shows_the_same_limit_and_the_same_doubts_and_writes_nothing(
 ):
     source = as_jsonl(tmp_path / "shop.jsonl", colours(10))
     ingest(deps, settings, source)
-    dry = partial(intake.dry_run, deps.engine, settings)
+    dry = partial(pipeline.dry_run, deps.engine, settings)
     as_jsonl(source, colours(2))
 
     many = dry(Request(source, delete_missing=True))
@@ -423,7 +431,8 @@ def test_a_schedule_fails_for_a_source_that_lost_much_and_goes_on_with_the_other
 
     failed: dict[str, str] = {}
     counts = sum(
-        (scheduled.ingest_again(deps, settings, one, None, failed) for one in known), start=intake.Counter()
+        (scheduled_jobs.ingest_again(deps, settings, one, None, failed) for one in known),
+        start=pipeline.Counter(),
     )
 
     assert failed.keys() == {"both", "deep", "lost"}

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from flows import deletes, intake, maintain
-from flows.deletes import NoSuchItem, count_selected, delete_items
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion import pipeline
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance import delete
+from flows.maintenance.delete import NoSuchItem, count_selected, delete_items
+from flows.resources import deletion
+from flows.resources.connections import Deps
 from storage import qdrant
 from storage.postgres import runs
 from storage.postgres.catalog import Selection
@@ -19,13 +21,11 @@ from storage.records import item_id
 from tests.builders import a_folder, a_manifest, png
 
 
-def ingest(deps: Deps, settings: Settings, location: Path, **asked: object) -> intake.IngestReport:
+def ingest(deps: Deps, settings: Settings, location: Path, **asked: object) -> pipeline.IngestReport:
     return ingest_source(deps, settings, Request(location, **asked))
 
 
-def delete(
-    deps: Deps, tmp_path: Path, *keys: str, source: str | None = None, **where: str
-) -> deletes.Receipt:
+def delete(deps: Deps, tmp_path: Path, *keys: str, source: str | None = None, **where: str) -> delete.Receipt:
     return delete_items(deps, Selection(keys, source, where), tmp_path / "receipts", for_s=0)
 
 
@@ -183,7 +183,7 @@ def test_a_delete_that_was_interrupted_is_finished_by_the_next(
     a_folder(shop, {"a.png": b"no picture"})
     ingest(deps, settings, shop)
     with monkeypatch.context() as crashing:
-        crashing.setattr(maintain.index, "delete", _crash)
+        crashing.setattr(deletion.index, "delete", _crash)
         with pytest.raises(KeyboardInterrupt):
             delete(deps, tmp_path, "a.png")
     assert points(deps) == {"a.png", "b.png", "c.png"}

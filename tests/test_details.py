@@ -2,10 +2,10 @@ from uuid import UUID
 
 import pytest
 
-from flows.console.record import searchable
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.console.pages.record import searchable
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.resources.connections import Deps
 from storage.postgres import catalog, model_registry, perceptual_hashes
 from storage.postgres.item_view import details
 from storage.records import Digest, item_id

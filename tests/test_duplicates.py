@@ -12,10 +12,10 @@ from sqlalchemy import text
 
 from embedding.images import perceptual_hash as hashing
 from embedding.images.perceptual_hash import NEAR, near_groups, perceptual_hash
-from flows.deps import Deps
-from flows.duplicates import Groups, look_alikes, same_bytes
-from flows.intake import Request, ingest_source
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.datasets.near_duplicates import Groups, look_alikes, same_bytes
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.resources.connections import Deps
 from storage import qdrant
 from storage.postgres import perceptual_hashes
 from tests.builders import a_folder, png

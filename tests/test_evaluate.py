@@ -13,13 +13,9 @@ from embedding.encoders.sentence_encoder import Encoder, Vectors
 from embedding.evaluation.ranks import Direction, ranked
 from embedding.images.preparation import Features
 from embedding.training.splits import Split
-from flows.deps import Deps
-from flows.evaluate import Evaluation, Measured, evaluate
-from flows.intake import Request, ingest_source
-from flows.judgments import BadJudgments
-from flows.plot import write_plot
-from flows.settings import Settings
-from flows.testsets import (
+from flows.config.settings import Settings
+from flows.datasets.relevance_judgments import BadJudgments
+from flows.datasets.test_sets import (
     NothingToEvaluate,
     Question,
     TestSet,
@@ -29,6 +25,10 @@ from flows.testsets import (
     of_manifest,
     of_records,
 )
+from flows.evaluation.evaluate import Evaluation, Measured, evaluate
+from flows.evaluation.recall_plot import write_plot
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.resources.connections import Deps
 from storage import qdrant
 from storage.postgres import catalog, model_registry
 from storage.postgres.schema import EvaluationRow

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from flows.backend import AWAY, Backend
-from flows.deletes import delete_items
-from flows.deps import Deps
-from flows.evaluate import evaluate
-from flows.intake import Request, ingest_source
-from flows.observe import Observer, look_at_catalog, observe
-from flows.settings import Qdrant, Settings
-from flows.testsets import Question, chosen_set
+from flows.config.settings import Qdrant, Settings
+from flows.datasets.test_sets import Question, chosen_set
+from flows.evaluation.evaluate import evaluate
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.delete import delete_items
+from flows.resources.connections import Deps
+from flows.service.observer import Observer, look_at_catalog, observe
+from flows.service.pool import AWAY, Backend
 from storage.embedded.qdrant.process.discovery import find
 from storage.postgres import statistics
 from storage.postgres.catalog import Selection
@@ -152,7 +152,7 @@ def test_what_a_caller_does_with_a_store_that_goes_away_names_the_store(home: Pa
 
 
 def test_whoever_has_done_something_is_shown_it_at_once(home: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("flows.observe.LEAST_PAUSE_S", 3600.0)
+    monkeypatch.setattr("flows.service.observer.LEAST_PAUSE_S", 3600.0)
     with closing(Backend(Settings(home=home, decode_workers=0))) as backend:
         observer = Observer(backend)
         with observer.at_work():

@@ -20,21 +20,21 @@ from embedding.training.frozen_features import freeze
 from embedding.training.losses import LOSSES, LossName
 from embedding.training.splits import Part, Split
 from embedding.training.trainer import What, figures_of, last_checkpoint, options_of
-from flows.deps import Deps, Stores, open_stores, with_model
-from flows.intake import Request, ingest_source
-from flows.judgments import BadJudgments, pictures_of, read_judgments
-from flows.negatives import Candidate as Close
-from flows.negatives import chosen_negatives
-from flows.pairs import (
+from flows.config.settings import Settings
+from flows.datasets.hard_negatives import Candidate as Close
+from flows.datasets.hard_negatives import chosen_negatives
+from flows.datasets.relevance_judgments import BadJudgments, pictures_of, read_judgments
+from flows.datasets.splits import divide
+from flows.datasets.training_pairs import (
     TooFewPairs,
     pairs_of_judgments,
     pairs_of_records,
     read_pairs,
     write_pairs,
 )
-from flows.settings import Settings
-from flows.sides import divide
-from flows.training import Order, train_candidate
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.resources.connections import Deps, Stores, open_stores, with_model
+from flows.training.finetune import Order, train_candidate
 from storage.postgres import catalog, model_registry
 from storage.postgres.locks import Busy, flow_lock
 from storage.postgres.schema import RunRow

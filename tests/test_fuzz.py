@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from embedding.images.decode import BadImage, decode_image
-from flows.rows import Fetched, Run, read_row
-from flows.settings import Limits
+from flows.config.settings import Limits
+from flows.ingestion.source_batches import Fetched, Run, read_row
 from storage.qdrant import Collection
 from storage.records import Record, Rejected
 from storage.sources import BadSource, read_source

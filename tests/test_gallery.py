@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from flows.gallery import Card, Page, render
+from flows.search.gallery import Card, Page, render
 
 
 def picture(colour: Any = "red", size: tuple[int, int] = (40, 30), mode: str = "RGB") -> bytes:

@@ -14,13 +14,13 @@ from embedding.evaluation.metrics import one_each, retrieval_scores
 from embedding.evaluation.ranks import Direction
 from embedding.images.preparation import PIXELS, Features
 from embedding.training.splits import Split
-from flows.deps import Deps
-from flows.evaluate import Judged, evaluate
-from flows.gate import AlreadyActive, Check, Decision, decide, promote
-from flows.intake import Request, ingest_source
-from flows.rebuild import NotPromoted, Order, reindex
-from flows.settings import Gate, Settings
-from flows.testsets import NothingToEvaluate, of_held_out, of_records
+from flows.config.settings import Gate, Settings
+from flows.datasets.test_sets import NothingToEvaluate, of_held_out, of_records
+from flows.evaluation.evaluate import Judged, evaluate
+from flows.evaluation.promotion_gate import AlreadyActive, Check, Decision, decide, promote
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.reindexing.reindex import NotPromoted, Order, reindex
+from flows.resources.connections import Deps
 from storage import qdrant
 from storage.postgres import model_registry
 from storage.postgres.locks import Busy, flow_lock

@@ -21,7 +21,7 @@ from prefect.utilities.templating import apply_values
 from pydantic import BaseModel
 from sqlalchemy import Engine, text
 
-from flows.settings import PREFIX, Settings, load_settings
+from flows.config.settings import PREFIX, Settings, load_settings
 from storage.sources import addresses
 from storage.sources.addresses import Address
 from tests.tools import tool

@@ -10,14 +10,14 @@ from sqlalchemy import text
 
 from embedding.images.worker_pool import Workers
 from embedding.pipeline import Clock
-from flows import intake
-from flows.batch import Job, embed, keep, look, write
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.pictures import Pictures
-from flows.report import IngestReport
-from flows.rows import Run, Sizes, read_batches
-from flows.settings import BadSettings, Limits, Qdrant, Settings
+from flows.config.settings import BadSettings, Limits, Qdrant, Settings
+from flows.ingestion import pipeline
+from flows.ingestion.image_cache import Pictures
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.report import IngestReport
+from flows.ingestion.source_batches import Run, Sizes, read_batches
+from flows.ingestion.stages import Job, embed, keep, look, write
+from flows.resources.connections import Deps
 from storage import qdrant
 from storage.postgres import catalog, runs
 from storage.postgres.locks import Busy, source_lock
@@ -283,7 +283,7 @@ def test_an_empty_source_is_an_error_and_deletes_nothing(deps: Deps, settings: S
     ingest(deps, settings, folder)
     (folder / "a.png").unlink()
 
-    with pytest.raises(intake.EmptySource, match="is it the right folder"):
+    with pytest.raises(pipeline.EmptySource, match="is it the right folder"):
         ingest(deps, settings, folder, delete_missing=True)
 
     assert points(deps) == 1
@@ -366,7 +366,7 @@ def test_a_folder_that_is_mostly_bad_fails_at_the_end_and_keeps_what_was_good(
     good = {f"good{n}.png": png("red", (16, 16 + n)) for n in range(3)}
     folder = a_folder(tmp_path / "scrape", bad | good)
 
-    with pytest.raises(intake.TooManyRejects, match="1,000 of 1,003 records were rejected") as failed:
+    with pytest.raises(pipeline.TooManyRejects, match="1,000 of 1,003 records were rejected") as failed:
         ingest(deps, replace_batch_size(settings, 100), folder, delete_missing=True)
 
     assert (failed.value.report.outcome, failed.value.report.embedded) == ("failed", 3)
@@ -445,7 +445,7 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(deps: Deps, setting
     a_folder(folder, {"b.png": png("grey"), "d.png": png("blue", (20, 20))})
     before = [rows_of(deps, table) for table in ("items", "marks", "runs", "rejects", "seen")]
 
-    report = intake.dry_run(deps.engine, settings, Request(folder, delete_missing=True))
+    report = pipeline.dry_run(deps.engine, settings, Request(folder, delete_missing=True))
 
     assert report.outcome == "dry run"
     assert (report.unchanged, report.embedded, report.deleted) == (1, 2, 1)
@@ -453,7 +453,7 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(deps: Deps, setting
 
 
 def test_a_step_that_is_tried_again_is_not_its_own_duplicate(deps: Deps, settings: Settings):
-    collection = intake.open_collection(deps, settings)
+    collection = pipeline.open_collection(deps, settings)
     run = Run(uuid4(), "test", collection, ("en",), Limits(10**6, 5))
     rows = [a_record("a", texts=["red"]), a_record("b", texts=["blue"])]
     with deps.sessions.begin() as session:
@@ -600,7 +600,7 @@ def test_folders_of_one_name_in_two_places_are_not_mixed_by_accident(
     there = a_folder(tmp_path / "there" / "shop", {"a.png": png("blue")})
     ingest(deps, settings, here)
 
-    with pytest.raises(intake.OtherLocation, match="--name"):
+    with pytest.raises(pipeline.OtherLocation, match="--name"):
         ingest(deps, settings, there)
 
     assert ingest(deps, settings, there, name="other shop").embedded == 1
@@ -625,7 +625,7 @@ def test_a_step_takes_as_many_batches_as_it_has_time_for_and_the_bar_moves_with_
     seconds: float,
     steps: list[int],
 ):
-    monkeypatch.setattr(intake, "STEP_S", seconds)
+    monkeypatch.setattr(pipeline, "STEP_S", seconds)
     manifest = a_manifest(tmp_path / "notes.jsonl", [{"key": f"{n}", "text": "red"} for n in range(10)])
     sizes: list[int] = []
     moved: list[int] = []

@@ -13,12 +13,12 @@ import pytest
 from qdrant_client.http.exceptions import ResponseHandlingException
 from sqlalchemy import Engine, select
 
-import flows.intake
-from flows import jobs
-from flows.cli.parts import PrefectUnavailable, run_under_prefect
-from flows.ending import Terminated, raising_on_sigterm
-from flows.intake import Request
-from flows.settings import Settings, has_prefect_settings, load_settings
+import flows.ingestion.pipeline
+from flows.cli.options import PrefectUnavailable, run_under_prefect
+from flows.config.settings import Settings, has_prefect_settings, load_settings
+from flows.ingestion.pipeline import Request
+from flows.orchestration import jobs
+from flows.tracking.signals import Terminated, raising_on_sigterm
 from storage.embedded.qdrant.process.client import find_index, index_client
 from storage.postgres.schema import RunRow
 from tests.builders import a_folder, png
@@ -81,7 +81,7 @@ def shop(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: 
 
 def failing_once(step: str, error: Exception, calls: list[int]) -> Callable[..., Any]:
     """Return the step of that name as it is, but that its first call ends with `error`."""
-    real = getattr(flows.intake, step)
+    real = getattr(flows.ingestion.pipeline, step)
 
     def work(*args: Any) -> Any:
         calls.append(1)
@@ -98,7 +98,7 @@ def failing_once(step: str, error: Exception, calls: list[int]) -> Callable[...,
 def test_a_store_that_does_not_answer_is_asked_again(step: str, shop: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
     gone = ResponseHandlingException(ConnectionError("refused"))
-    monkeypatch.setattr(flows.intake, step, failing_once(step, gone, calls))
+    monkeypatch.setattr(flows.ingestion.pipeline, step, failing_once(step, gone, calls))
 
     report = jobs.ingest(load_settings(), Request(shop), shop)
 
@@ -110,7 +110,7 @@ def test_an_index_that_is_killed_during_an_ingest_is_started_again_and_holds_eve
     shop: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ):
     killed: list[int] = []
-    real = flows.intake.write
+    real = flows.ingestion.pipeline.write
 
     def work(*args: Any) -> Any:
         if (owner := find_index(home)) is not None:
@@ -118,7 +118,7 @@ def test_an_index_that_is_killed_during_an_ingest_is_started_again_and_holds_eve
             killed.append(owner.pid)
         return real(*args)
 
-    monkeypatch.setattr(flows.intake, "write", work)
+    monkeypatch.setattr(flows.ingestion.pipeline, "write", work)
 
     report = jobs.ingest(load_settings(), Request(shop), shop)
 
@@ -131,7 +131,7 @@ def test_an_index_that_is_killed_during_an_ingest_is_started_again_and_holds_eve
 @pytest.mark.parametrize("step", [*(pytest.param(step, marks=pytest.mark.full) for step in STEPS), "embed"])
 def test_a_bug_is_not_tried_again_and_ends_the_run(step: str, shop: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
-    monkeypatch.setattr(flows.intake, step, failing_once(step, ValueError("a bug"), calls))
+    monkeypatch.setattr(flows.ingestion.pipeline, step, failing_once(step, ValueError("a bug"), calls))
 
     with pytest.raises(ValueError, match="a bug"):
         jobs.ingest(load_settings(), Request(shop), shop)
@@ -142,7 +142,7 @@ def test_a_bug_is_not_tried_again_and_ends_the_run(step: str, shop: Path, monkey
 def test_sigterm_ends_a_run_on_record(
     engine: Engine, home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(flows.intake, "embed", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(flows.ingestion.pipeline, "embed", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     settings = Settings(home=home, database_url=engine.url.render_as_string(hide_password=False))
 
     with pytest.raises(Terminated), raising_on_sigterm():

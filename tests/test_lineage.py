@@ -6,10 +6,10 @@ from uuid import uuid4
 
 import pytest
 
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.lineage import Lineage, effort_of, tree
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.resources.connections import Deps
+from flows.service.model_overview import Lineage, effort_of, tree
 from storage.postgres import model_history, model_registry, runs, statistics
 from storage.postgres.model_history import Decided, Kept, Life
 from tests.builders import a_folder, png

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.deps import Deps, open_stores
-from flows.intake import Request, ingest_source
-from flows.reconcile import reconcile, repair
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.repair import reconcile, repair
+from flows.resources.connections import Deps, open_stores
 from storage import qdrant
 from tests.builders import a_folder, png
 from tests.fakes import ColourEncoder

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from flows.api.asked import IngestRequest, SearchRequest
-from flows.search import BadText, Query, search
+from flows.api.request_models import IngestRequest, SearchRequest
+from flows.search.query import BadText, Query, search
 from storage.records import Rejected
 from storage.sources import read_source
 from storage.sources.unicode_marks import MAX_MARKS, TooManyMarks, composed, has_many_marks

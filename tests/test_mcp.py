@@ -18,10 +18,10 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.server.mcpserver.exceptions import ToolError
 from starlette.testclient import TestClient
 
-from flows.api.bodies import MAX_VALUES, NOT_JSON
 from flows.api.mcp import MAX_BODY_BYTES, mcp_server
-from flows.backend import Backend
-from flows.observe import observe
+from flows.api.request_bodies import MAX_VALUES, NOT_JSON
+from flows.service.observer import observe
+from flows.service.pool import Backend
 from storage.records import item_id
 from tests.apis import a_caller, a_key, an_application, taken_in
 from tests.processes import wait_until

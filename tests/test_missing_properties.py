@@ -20,9 +20,9 @@ from pyarrow.parquet import write_table
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from flows.intake import Request, RunRecord, rehearse
-from flows.missing import HANDFUL, USUAL_SHARE
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.missing_items import HANDFUL, USUAL_SHARE
+from flows.ingestion.pipeline import Request, RunRecord, rehearse
 from storage.postgres import catalog
 from storage.records import Digest, Item
 from storage.sources import BadSource

@@ -10,12 +10,12 @@ from qdrant_client import QdrantClient, models
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import sessionmaker
 
-from flows.deletes import delete_items
-from flows.deps import Deps, Stores, open_stores
-from flows.intake import Request, ingest_source
-from flows.move import Moved, MoveFailed, NothingToMove, move, move_to_servers
-from flows.reconcile import reconcile
-from flows.settings import Qdrant, Settings
+from flows.config.settings import Qdrant, Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.delete import delete_items
+from flows.maintenance.migrate_to_servers import Moved, MoveFailed, NothingToMove, move, move_to_servers
+from flows.maintenance.repair import reconcile
+from flows.resources.connections import Deps, Stores, open_stores
 from storage import qdrant, transfer
 from storage.blobs import Blobs
 from storage.postgres import dump

@@ -2,7 +2,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from flows.deps import Deps
+from flows.resources.connections import Deps
 from storage.postgres import catalog, facets
 from storage.records import Digest, Item
 from tests.builders import an_item

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 
-from flows.operations import NothingServes, open_prefect
+from flows.orchestration.prefect_client import NothingServes, open_prefect
 
 PASSWORD = "ada:secret"
 

@@ -13,12 +13,12 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import sessionmaker
 
 import storage.postgres.locks
-from flows.deletes import delete_items
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.reconcile import reconcile
-from flows.search import Query, search
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.delete import delete_items
+from flows.maintenance.repair import reconcile
+from flows.resources.connections import Deps
+from flows.search.query import Query, search
 from storage.postgres import migrate
 from storage.postgres.catalog import Selection
 from storage.postgres.engine import UnknownOption, open_engine

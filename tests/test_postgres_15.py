@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from flows.deletes import delete_items
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.reconcile import reconcile
-from flows.search import Query, search
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.delete import delete_items
+from flows.maintenance.repair import reconcile
+from flows.resources.connections import Deps
+from flows.search.query import Query, search
 from storage.postgres.catalog import Selection
 from tests.builders import a_folder, png
 

@@ -20,9 +20,10 @@ from sqlalchemy import Engine
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from flows.ingest import ingest
-from flows.operations import open_prefect
-from flows.prefect_access import (
+from flows.orchestration.ingest_flow import ingest
+from flows.orchestration.prefect_client import open_prefect
+from flows.orchestration.server import OwnServer, own_server
+from flows.orchestration.server_access import (
     AlreadyServed,
     address_file,
     find_server,
@@ -31,7 +32,6 @@ from flows.prefect_access import (
     password_file,
     password_of,
 )
-from flows.serving import OwnServer, own_server
 from storage.data_directory import SecretUnusable
 from tests import forks
 from tests.builders import a_folder, png
@@ -314,7 +314,7 @@ def test_nothing_is_imported_from_the_current_folder(tmp_path: Path):
     script = """if True:
         import subprocess, sys
         from pathlib import Path
-        from flows.settings import prepare_prefect
+        from flows.config.settings import prepare_prefect
         prepare_prefect(Path("home"), log_level="CRITICAL")
         subprocess.run([sys.executable, "-m", "uvicorn", "--help"], capture_output=True)
     """

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from flows.ledger import Account, Told, recorded
-from flows.retries import held
+from flows.tracking.retry_policy import held
+from flows.tracking.run_log import Account, Told, recorded
 from storage.postgres import runs
 from storage.postgres.locks import flow_lock
 from storage.postgres.runs import Progress

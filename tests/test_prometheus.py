@@ -22,16 +22,16 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import sessionmaker
 from starlette.applications import Starlette
 
-from flows.backend import Backend
-from flows.deps import Deps
-from flows.evaluate import evaluate
-from flows.intake import Request, TooManyRejects, ingest_source
-from flows.metrics import metrics_route
-from flows.observe import Observer
-from flows.reconcile import watch
-from flows.search import Query, search
-from flows.settings import Settings
-from flows.testsets import Question, chosen_set
+from flows.config.settings import Settings
+from flows.datasets.test_sets import Question, chosen_set
+from flows.evaluation.evaluate import evaluate
+from flows.ingestion.pipeline import Request, TooManyRejects, ingest_source
+from flows.maintenance.repair import watch
+from flows.resources.connections import Deps
+from flows.search.query import Query, search
+from flows.service.metrics import metrics_route
+from flows.service.observer import Observer
+from flows.service.pool import Backend
 from storage.blobs import Blobs
 from tests import tools
 from tests.builders import a_folder, png

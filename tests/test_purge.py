@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.backup import backup, scratch_folder
-from flows.backup_files import read_manifest
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.purge import Purged, TooManyOrphans, purge
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.backup import backup, scratch_folder
+from flows.maintenance.backup_files import read_manifest
+from flows.maintenance.purge import Purged, TooManyOrphans, purge
+from flows.resources.connections import Deps
 from tests.builders import a_folder, png
 
 ORPHAN = "0" * 64

@@ -15,13 +15,13 @@ import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from flows.api.queue import MOST_ATTEMPTS, drain
-from flows.backend import Backend
-from flows.intake import Request, ingest_source
-from flows.purge import purge
-from flows.reconcile import reconcile
-from flows.retry import Retry, retry_rejects
-from flows.scheduled import ingest_again
+from flows.api.worker import MOST_ATTEMPTS, drain
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.retry_rejects import Retry, retry_rejects
+from flows.maintenance.purge import purge
+from flows.maintenance.repair import reconcile
+from flows.orchestration.scheduled_jobs import ingest_again
+from flows.service.pool import Backend
 from storage.postgres import runs
 from storage.postgres.locks import Busy, flow_lock, source_lock
 from tests.apis import a_caller, a_key, an_application, sent, taken_in, with_limits, with_settings
@@ -228,9 +228,9 @@ def test_only_one_process_carries_out_requests(backend: Backend, caller: TestCli
 
 KILLED = """
 import sys
-from flows.api.queue import drain
-from flows.backend import Backend
-from flows.settings import Settings
+from flows.api.worker import drain
+from flows.service.pool import Backend
+from flows.config.settings import Settings
 from tests.fakes import ColourEncoder
 from tests.faults import points
 

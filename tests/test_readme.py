@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 
-from flows.settings import PREFIX, Api, Console, Gate, Qdrant, Schedules, Settings
+from flows.config.settings import PREFIX, Api, Console, Gate, Qdrant, Schedules, Settings
 from tests import forks
 from tests.builders import a_folder, png
 from tests.faults import test_proxy, test_servers

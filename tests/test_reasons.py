@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from flows.reasons import REASONS
+from flows.ingestion.reject_reasons import REASONS
 
 ROOT = Path(__file__).parent.parent
 MAKERS = {"BadRow": 0, "BadImage": 0, "FetchError": 0, "rejected": 1}

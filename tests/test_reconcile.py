@@ -9,11 +9,11 @@ import pytest
 from qdrant_client import QdrantClient, models
 from sqlalchemy import text
 
-from flows import reconcile as stores_compared
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.reconcile import Mended, TooManyDeletes, reconcile
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance import repair as stores_compared
+from flows.maintenance.repair import Mended, TooManyDeletes, reconcile
+from flows.resources.connections import Deps
 from storage import qdrant
 from storage.postgres.locks import Busy, source_lock
 from storage.records import item_id

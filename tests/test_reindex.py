@@ -13,12 +13,12 @@ from sqlalchemy import select, text, update
 
 from embedding.encoders.sentence_encoder import Encoder, Vectors
 from embedding.images.preparation import Features
-from flows.deletes import delete_items
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.models import Models, OtherModel, active_model
-from flows.purge import purge
-from flows.rebuild import (
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.delete import delete_items
+from flows.maintenance.purge import purge
+from flows.maintenance.repair import reconcile
+from flows.reindexing.reindex import (
     MissingPictures,
     NotEnoughDisk,
     NothingToGoBackTo,
@@ -28,9 +28,9 @@ from flows.rebuild import (
     reindex,
     rollback,
 )
-from flows.reconcile import reconcile
-from flows.search import Query, Results, Searching, search
-from flows.settings import Settings
+from flows.resources.connections import Deps
+from flows.resources.model_loader import Models, OtherModel, active_model
+from flows.search.query import Query, Results, Searching, search
 from storage import qdrant
 from storage.postgres import model_registry
 from storage.postgres.catalog import Selection

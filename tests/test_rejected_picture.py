@@ -7,10 +7,10 @@ from uuid import UUID, uuid4
 import pytest
 from PIL import Image
 
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.rejected_picture import SIDE, NoPicture, drawn_anew, picture_of_reject
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.reject_preview import SIDE, NoPicture, drawn_anew, picture_of_reject
+from flows.resources.connections import Deps
 from storage.postgres import runs
 from tests.builders import a_folder, a_manifest, encoded, noise, png
 

@@ -15,13 +15,13 @@ from qdrant_client import QdrantClient
 from sqlalchemy import URL, Engine, text
 from sqlalchemy.orm import sessionmaker
 
-from flows import restore as restoring
-from flows.backup import backup
-from flows.backup_files import BadBackup, described, last_proof, read_manifest
-from flows.deps import Deps, Stores, open_stores
-from flows.intake import Request, ingest_source
-from flows.restore import check, restore
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance import restore as restoring
+from flows.maintenance.backup import backup
+from flows.maintenance.backup_files import BadBackup, described, last_proof, read_manifest
+from flows.maintenance.restore import check, restore
+from flows.resources.connections import Deps, Stores, open_stores
 from storage import qdrant
 from storage.embedded.postgres.server import postgres_runs
 from storage.postgres import dump

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.retry import Retry, retry_rejects
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.retry_rejects import Retry, retry_rejects
+from flows.resources.connections import Deps
 from storage.postgres import runs
 from tests.builders import a_folder, a_manifest, png
 

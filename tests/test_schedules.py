@@ -25,19 +25,19 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, select, text
 from sqlalchemy.orm import Session
 
-from flows import improve, scheduled, schedules
-from flows.backup_files import BadBackup
 from flows.cli import main
-from flows.deletes import delete_items
-from flows.deps import Stores, open_deps, open_stores
-from flows.gate import Decision
-from flows.intake import Request, ingest_source
-from flows.operations import Deployed, NothingServes, open_prefect
-from flows.prefect_access import password_file, password_of
-from flows.purge import TooManyOrphans
-from flows.rebuild import Order, Switched
-from flows.reconcile import repair
-from flows.settings import BadSettings, Settings
+from flows.config.settings import BadSettings, Settings
+from flows.evaluation.promotion_gate import Decision
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.backup_files import BadBackup
+from flows.maintenance.delete import delete_items
+from flows.maintenance.purge import TooManyOrphans
+from flows.maintenance.repair import repair
+from flows.orchestration import flows, improve, scheduled_jobs
+from flows.orchestration.prefect_client import Deployed, NothingServes, open_prefect
+from flows.orchestration.server_access import password_file, password_of
+from flows.reindexing.reindex import Order, Switched
+from flows.resources.connections import Stores, open_deps, open_stores
 from storage.embedded.postgres.server import postgres_url
 from storage.postgres import runs
 from storage.postgres.catalog import Selection
@@ -404,7 +404,7 @@ def test_an_ingest_asks_for_what_was_asked_for_last(shop: Settings, engine: Engi
         asked = Request(tmp_path / "shop", "shop", ("de",), limit=1)
         ingest_source(deps, shop, asked)
 
-    counts = scheduled.ingest(shop, None)
+    counts = scheduled_jobs.ingest(shop, None)
 
     assert (counts["sources"], counts["read"]) == (1, 1)
     with Session(engine) as session:
@@ -416,12 +416,12 @@ def test_a_source_of_which_nothing_is_left_is_not_read_again(shop: Settings):
     with open_deps(shop) as deps:
         delete_items(deps, Selection((), "shop", {}), shop.home / "receipts", for_s=0)
 
-    assert scheduled.ingest(shop, None)["sources"] == 0
+    assert scheduled_jobs.ingest(shop, None)["sources"] == 0
 
 
 def test_a_source_that_another_run_writes_is_left_to_that(shop: Settings, engine: Engine):
     with source_lock(engine, "shop"):
-        counts = scheduled.ingest(shop, None)
+        counts = scheduled_jobs.ingest(shop, None)
 
     assert (counts["busy"], counts["failed"]) == (1, {})
     assert last_run(engine).outcome == "completed"
@@ -435,7 +435,7 @@ def test_an_evaluation_of_what_is_held_out_keeps_its_figures_on_record(
     with open_deps(shop) as deps:
         ingest_source(deps, shop, Request(a_folder(tmp_path / "more", more | captions)))
 
-    scheduled.evaluate(shop, None)
+    scheduled_jobs.evaluate(shop, None)
 
     run = last_run(engine)
     assert (run.flow, run.outcome, run.counts["model"]) == ("evaluate", "completed", shop.model)
@@ -447,7 +447,7 @@ def test_an_evaluation_of_what_is_held_out_keeps_its_figures_on_record(
 
 
 def test_where_there_is_nothing_to_evaluate_yet_that_is_no_failure(empty: Settings, engine: Engine):
-    assert "nothing has been ingested yet" in scheduled.evaluate(empty, None)["nothing"]
+    assert "nothing has been ingested yet" in scheduled_jobs.evaluate(empty, None)["nothing"]
     assert last_run(engine).outcome == "completed"
 
 
@@ -455,25 +455,27 @@ def test_stores_that_differ_fail_a_comparison_until_they_are_mended(shop: Settin
     with open_deps(shop) as deps:
         deps.vectors.delete("items", [str(item_id("shop", "a.png"))])
 
-        with pytest.raises(scheduled.StoresDiffer, match="1 missing; mend that with: sightline reconcile"):
-            scheduled.reconcile(shop, None)
+        with pytest.raises(
+            scheduled_jobs.StoresDiffer, match="1 missing; mend that with: sightline reconcile"
+        ):
+            scheduled_jobs.reconcile(shop, None)
 
         with Session(engine) as session:
             [failed] = runs.failed_runs(session)
         assert (failed.flow, failed.outcome, failed.counts) == ("reconcile", "failed", {"missing": 1})
         assert "1 missing" in str(failed.error)
         repair(deps, shop, max_delete=0.05, yes=False)
-    scheduled.reconcile(shop, None)
+    scheduled_jobs.reconcile(shop, None)
     with Session(engine) as session:
         assert runs.failed_runs(session) == []
 
 
 def test_a_backup_goes_where_the_settings_say(shop: Settings, engine: Engine, tmp_path: Path):
     with pytest.raises(BadSettings, match="SIGHTLINE_BACKUP_URL is not set"):
-        scheduled.backup(shop, None)
+        scheduled_jobs.backup(shop, None)
 
     target = tmp_path / "backups"
-    counts = scheduled.backup(shop.model_copy(update={"backup_url": str(target)}), None)
+    counts = scheduled_jobs.backup(shop.model_copy(update={"backup_url": str(target)}), None)
 
     assert Path(counts["location"]).parent == target
     run = last_run(engine)
@@ -482,14 +484,14 @@ def test_a_backup_goes_where_the_settings_say(shop: Settings, engine: Engine, tm
 
 def test_a_backup_is_proved_and_the_next_one_says_when(shop: Settings, engine: Engine, tmp_path: Path):
     kept = shop.model_copy(update={"backup_url": str(tmp_path / "backups")})
-    assert scheduled.backup(kept, None)["proved"] is None
+    assert scheduled_jobs.backup(kept, None)["proved"] is None
 
-    counts = scheduled.prove(kept, None)
+    counts = scheduled_jobs.prove(kept, None)
 
     run = last_run(engine)
     assert (run.flow, run.outcome, run.counts) == ("prove", "completed", counts)
     assert (counts["items"], counts["points"]) == (2, 2)
-    assert scheduled.backup(kept, None)["proved"] is not None
+    assert scheduled_jobs.backup(kept, None)["proved"] is not None
 
 
 def test_a_backup_that_does_not_come_back_whole_fails_its_proof(
@@ -498,10 +500,10 @@ def test_a_backup_that_does_not_come_back_whole_fails_its_proof(
     kept = shop.model_copy(update={"backup_url": str(tmp_path / "backups")})
     with open_stores(shop) as stores:
         stores.vectors.delete("items", [stores.vectors.scroll("items", limit=1)[0][0].id])
-    scheduled.backup(kept, None)
+    scheduled_jobs.backup(kept, None)
 
     with pytest.raises(BadBackup, match=r"comes back as something else: .*1 missing"):
-        scheduled.prove(kept, None)
+        scheduled_jobs.prove(kept, None)
 
     assert last_run(engine).outcome == "failed"
 
@@ -511,7 +513,7 @@ def test_a_purge_that_would_remove_suspiciously_much_fails_and_is_on_record(shop
         connection.execute(text("truncate items cascade"))
 
     with pytest.raises(TooManyOrphans):
-        scheduled.purge(shop, None)
+        scheduled_jobs.purge(shop, None)
 
     run = last_run(engine)
     assert (run.flow, run.outcome, run.counts["orphans"]) == ("purge", "failed", 2)
@@ -550,10 +552,10 @@ def test_a_promoted_candidate_that_cannot_be_moved_to_now_is_a_failure(empty: Se
 
 def test_that_another_is_at_work_is_no_failure(empty: Settings, engine: Engine):
     def purge(_: Settings, run: UUID | None) -> dict[str, Any]:
-        return scheduled.purge(empty, run)
+        return scheduled_jobs.purge(empty, run)
 
     with lone_lock(engine):
-        outcome = schedules.carried_out(purge)
+        outcome = flows.carried_out(purge)
 
     assert isinstance(outcome, State)
     assert (outcome.name, outcome.is_completed()) == ("Skipped", True)
@@ -629,7 +631,7 @@ def test_a_person_sees_what_is_served_pauses_a_flow_and_resumes_it(served: Serve
     said = (served.home.parent / "serve.log").read_text()
     assert str(password_file(served.home)) in said.replace("\n", "")
     assert password_of(served.home).partition(":")[2] not in said
-    assert [*shown] == [flow.name for flow in (*schedules.FLOWS, *schedules.ON_REQUEST)]
+    assert [*shown] == [flow.name for flow in (*flows.FLOWS, *flows.ON_REQUEST)]
     assert purge.cron == ONCE_A_YEAR
     assert (purge.scheduled, shown["retry"].scheduled) == (True, False)
 

@@ -17,15 +17,15 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from embedding.images.decode import BadImage
-from flows.backend import Backend
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.metrics import families, metrics_route
-from flows.observe import Observation, Observer, observe
-from flows.reconcile import repair, watch
-from flows.search import Query, search
-from flows.search_times import SearchTimes
-from flows.settings import Qdrant, Schedules, Settings
+from flows.config.settings import Qdrant, Schedules, Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.repair import repair, watch
+from flows.resources.connections import Deps
+from flows.search.query import Query, search
+from flows.service.metrics import families, metrics_route
+from flows.service.observer import Observation, Observer, observe
+from flows.service.pool import Backend
+from flows.service.search_metrics import SearchTimes
 from storage import qdrant
 from storage.blobs import Blobs
 from storage.postgres import runs
@@ -256,7 +256,7 @@ def test_a_search_that_fails_is_counted_apart_and_a_bad_picture_is_no_failure():
 def test_searching_on_the_command_line_imports_nothing_of_this():
     code = (
         "import sys, flows.cli, flows.search\n"
-        "from flows.tracing import span\n"
+        "from flows.tracking.tracing import span\n"
         "with span('search'):\n"
         "    pass\n"
         "print([name for name in ('prometheus_client', 'opentelemetry', 'starlette') if name in sys.modules])"

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from embedding.images.decode import BadImage
-from flows.deps import Deps
-from flows.gallery import render
-from flows.intake import Request, ingest_source
-from flows.search import NoSuchRecord, Query, gallery_page, search
-from flows.settings import Limits, Settings
+from flows.config.settings import Limits, Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.resources.connections import Deps
+from flows.search.gallery import render
+from flows.search.query import NoSuchRecord, Query, gallery_page, search
 from storage import qdrant
 from storage.postgres import catalog
 from storage.records import item_id

@@ -9,7 +9,7 @@ import pytest
 from qdrant_client import QdrantClient
 from sqlalchemy import Engine, text
 
-from flows.serving import own_server
+from flows.orchestration.server import own_server
 from storage.embedded.qdrant.process.discovery import find
 from tests import forks
 from tests.builders import a_folder, a_manifest, png

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.settings import BadSettings, load_settings
+from flows.config.settings import BadSettings, load_settings
 
 
 def test_with_nothing_set_everything_lives_in_the_current_folder():

@@ -8,9 +8,9 @@ import pytest
 from pyarrow import parquet
 from sqlalchemy import text
 
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.resources.connections import Deps
 from storage.records import Record, Rejected
 from storage.sources import BadSource, count_rows, location, read_source
 from storage.sources.parquet_limits import MEMORY_BYTES

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from flows.deps import Deps
-from flows.intake import Request, ingest_source
-from flows.report import as_markdown
-from flows.settings import Settings
-from flows.speed import Speed, speed_of
-from flows.tables.records import of_ingest
+from flows.cli.tables.records import of_ingest
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.report import as_markdown
+from flows.ingestion.throughput import Speed, speed_of
+from flows.resources.connections import Deps
 from storage.postgres import runs
 from tests.builders import a_folder, png
 
@@ -84,7 +84,7 @@ def test_a_run_of_no_time_at_all_has_a_speed():
 
 def test_peak_memory_is_the_most_that_this_process_held_whatever_it_holds_now():
     probe = """
-from flows.speed import peak_memory_mib
+from flows.ingestion.throughput import peak_memory_mib
 before = peak_memory_mib()
 held = b"x" * (200 * 2**20)
 del held

@@ -15,14 +15,14 @@ from sqlalchemy import Engine, text
 from starlette.testclient import TestClient
 
 from embedding.images.worker_pool import Workers
-from flows.backend import Backend
 from flows.console.thumbnails import stored
-from flows.duplicates import look_alikes
-from flows.intake import Request, ingest_source
-from flows.pairs import StoredMaterial
-from flows.reconcile import repair
-from flows.search import Query, gallery_page, search
-from flows.stored_images import load_image
+from flows.datasets.near_duplicates import look_alikes
+from flows.datasets.training_pairs import StoredMaterial
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.repair import repair
+from flows.resources.images import load_image
+from flows.search.query import Query, gallery_page, search
+from flows.service.pool import Backend
 from storage.postgres import catalog, migrate
 from storage.records import Origin, item_id
 from storage.sources import addresses

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
-from flows.backend import Backend
-from flows.cli.parts import as_json_text
-from flows.errors import explain
-from flows.gallery import Card, Page, render
-from flows.log_records import SafeRecord
-from flows.search import Query, search
-from flows.tables.parts import show, table_of
-from flows.words import visible
+from flows.cli.options import as_json_text
+from flows.cli.tables.format import show, table_of
+from flows.search.gallery import Card, Page, render
+from flows.search.query import Query, search
+from flows.service.pool import Backend
+from flows.tracking.errors import explain
+from flows.tracking.log_records import SafeRecord
+from flows.tracking.text import visible
 from tests.apis import a_caller, taken_in, with_settings
 from tests.builders import png
 from tests.test_stored_images import Host, host  # noqa: F401 (a fixture)

@@ -14,8 +14,8 @@ import trustme
 from pydantic import SecretStr
 from sqlalchemy import Engine
 
-from flows.deps import StoreUnavailable, open_database, open_index
-from flows.settings import Qdrant, Settings
+from flows.config.settings import Qdrant, Settings
+from flows.resources.connections import StoreUnavailable, open_database, open_index
 from storage.embedded.qdrant.process.discovery import find
 from tests.faults.proxy import a_proxy, to_postgres
 

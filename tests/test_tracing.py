@@ -15,13 +15,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from sqlalchemy import Engine
 
-from flows import tracing
-from flows.deps import Deps
-from flows.intake import EmptySource, Request, ingest_source
-from flows.ledger import Told, recorded
-from flows.retries import held
-from flows.search import Query, search
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import EmptySource, Request, ingest_source
+from flows.resources.connections import Deps
+from flows.search.query import Query, search
+from flows.tracking import tracing
+from flows.tracking.retry_policy import held
+from flows.tracking.run_log import Told, recorded
 from storage.postgres.locks import flow_lock
 from tests.builders import a_folder, png
 

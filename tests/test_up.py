@@ -22,12 +22,12 @@ from click.testing import CliRunner
 from starlette.applications import Starlette
 
 from flows.cli import main
-from flows.console.access import made_password
-from flows.console.access import password_file as console_password_file
-from flows.console.serve import Server
-from flows.operations import open_prefect
-from flows.prefect_access import password_file, password_of
-from flows.up import Line, PartEnded, _answer, _refuse_ended, part
+from flows.cli.supervisor import Line, PartEnded, _answer, _refuse_ended, part
+from flows.console.auth import made_password
+from flows.console.auth import password_file as console_password_file
+from flows.console.server import Server
+from flows.orchestration.prefect_client import open_prefect
+from flows.orchestration.server_access import password_file, password_of
 from storage.embedded.postgres.server import postgres_runs
 from storage.embedded.qdrant.process.discovery import find
 from tests.processes import HomeAt, wait_until

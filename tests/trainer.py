@@ -5,9 +5,9 @@ import signal
 from pathlib import Path
 
 from embedding.training.trainer import What, options_of
-from flows.deps import open_stores
-from flows.settings import Settings
-from flows.training import Order, train_candidate
+from flows.config.settings import Settings
+from flows.resources.connections import open_stores
+from flows.training.finetune import Order, train_candidate
 
 EPOCHS = 3
 BATCH_SIZE = 8

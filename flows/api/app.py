@@ -8,17 +8,17 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from flows.api import looks
-from flows.api.answers import SearchAnswer, StatusAnswer
-from flows.api.asked import IngestRequest, SearchRequest
-from flows.api.bodies import SEARCH_FORM, described, read_search
-from flows.api.callers import Callers
+from flows.api import queries
+from flows.api.auth import Callers
+from flows.api.docs_page import add_page
 from flows.api.limits import MOST_BODIES, Bodies, BodyLimit
-from flows.api.page import add_page
 from flows.api.problems import Problem, add_handlers, responses
 from flows.api.records import record_routes
-from flows.backend import Backend
-from flows.observe import Observer
+from flows.api.request_bodies import SEARCH_FORM, described, read_search
+from flows.api.request_models import IngestRequest, SearchRequest
+from flows.api.response_models import SearchAnswer, StatusAnswer
+from flows.service.observer import Observer
+from flows.service.pool import Backend
 from storage.postgres.api_keys import Key
 
 DESCRIPTION = """
@@ -84,7 +84,7 @@ def search_routes(backend: Backend, callers: Callers) -> APIRouter:
         A picture goes in as base64 in the JSON document, or as the file `image` of a form. The first search
         of a server waits until its model is loaded.
         """
-        return looks.found(backend, asked)
+        return queries.found(backend, asked)
 
     return router
 
@@ -97,7 +97,7 @@ def status_routes(backend: Backend, observer: Observer, callers: Callers) -> API
     @router.get("/status", operation_id="get_status", responses=responses())
     def get_status(_: reader) -> StatusAnswer:
         """Return how many records there are, what runs, what has failed, and whether the stores answer."""
-        return looks.status(backend, observer.seen)
+        return queries.status(backend, observer.seen)
 
     @router.get("/health", operation_id="get_health")
     def get_health() -> Health:

@@ -18,16 +18,16 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.api import looks
-from flows.api.answers import RecordAnswer, SearchAnswer, StatusAnswer
-from flows.api.asked import SearchRequest, Where, Words
-from flows.api.bodies import refuse_bad_json
-from flows.api.callers import Callers, require_scope
+from flows.api import queries
+from flows.api.auth import Callers, require_scope
 from flows.api.limits import MOST_BODIES, Bodies, Body, stated_size
 from flows.api.problems import TOLD, refusal_of, response_of
-from flows.backend import Backend
-from flows.observe import Observation, Observer, observe
-from flows.search import Find
+from flows.api.request_bodies import refuse_bad_json
+from flows.api.request_models import SearchRequest, Where, Words
+from flows.api.response_models import RecordAnswer, SearchAnswer, StatusAnswer
+from flows.search.query import Find
+from flows.service.observer import Observation, Observer, observe
+from flows.service.pool import Backend
 
 PATH = "/mcp"
 INSTRUCTIONS = (
@@ -103,17 +103,17 @@ def mcp_server(backend: Backend, look: Callable[[], Observation]) -> MCPServer:
     ) -> SearchAnswer:
         """Find the records that are closest to a text, best first."""
         asked = {"text": text, "find": find, "limit": limit, "min_score": min_score, "where": where or {}}
-        return _told(lambda: looks.found(backend, SearchRequest.model_validate(asked)))
+        return _told(lambda: queries.found(backend, SearchRequest.model_validate(asked)))
 
     @server.tool(annotations=LOOKS)
     def get(id: Annotated[UUID, Field(description="As a hit has it.")]) -> RecordAnswer:
         """Show one record: all its texts, its metadata, what is known of its picture."""
-        return _told(lambda: looks.record(backend, id))
+        return _told(lambda: queries.record(backend, id))
 
     @server.tool(annotations=LOOKS)
     def status() -> StatusAnswer:
         """Tell how many records there are, what runs, what has failed, and whether the stores answer."""
-        return _told(lambda: looks.status(backend, look()))
+        return _told(lambda: queries.status(backend, look()))
 
     return server
 

@@ -17,9 +17,9 @@ from starlette.requests import ClientDisconnect
 from embedding.encoders.sentence_encoder import ModelUnavailable
 from embedding.images.decode import BadImage
 from embedding.images.worker_pool import WorkersFailed
-from flows.backend import AWAY
-from flows.errors import explain
-from flows.models import OtherModel
+from flows.resources.model_loader import OtherModel
+from flows.service.pool import AWAY
+from flows.tracking.errors import explain
 from storage.postgres.request_queue import KeyReused, QueueFull
 from storage.qdrant import ModelMismatch, NoCollection
 

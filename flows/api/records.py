@@ -8,14 +8,14 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Query, Request, Response, Security
 from pydantic import BaseModel, ValidationError
 
-from flows.api import limits, looks
-from flows.api.answers import ReceiptAnswer, RecordAnswer
-from flows.api.asked import MOST_KEYS, DeleteRequest, IngestRequest
-from flows.api.bodies import described, read_json
-from flows.api.callers import Callers, require_scope
-from flows.api.pictures import Pictures, described_picture
+from flows.api import limits, queries
+from flows.api.auth import Callers, require_scope
+from flows.api.images import Pictures, described_picture
 from flows.api.problems import Flaw, Refusal, flaws, responses, unfit
-from flows.backend import Backend
+from flows.api.request_bodies import described, read_json
+from flows.api.request_models import MOST_KEYS, DeleteRequest, IngestRequest
+from flows.api.response_models import ReceiptAnswer, RecordAnswer
+from flows.service.pool import Backend
 from storage.postgres import catalog, request_queue
 from storage.postgres.api_keys import Key
 from storage.postgres.request_queue import Kind, Room
@@ -56,7 +56,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
     @router.get("/records/{id}", operation_id="get_record", responses=responses(404, 422))
     def get_record(_: reader, id: UUID) -> RecordAnswer:
         """Return a record: its texts, its metadata, its picture, and whether searches find it."""
-        return looks.record(backend, id)
+        return queries.record(backend, id)
 
     @router.get(
         "/records/{id}/picture",
@@ -129,7 +129,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
             found = request_queue.receipt(session, id)
         if found is None:
             raise Refusal(404, f"there is no receipt {id}; receipts are kept for some days")
-        return looks.receipt_answer(found)
+        return queries.receipt_answer(found)
 
     return router
 
@@ -204,6 +204,6 @@ def _acceptor(
             )
         response.status_code = 200 if receipt.ended else 202
         response.headers["Location"] = f"{request.scope.get('root_path', '')}/receipts/{receipt.id}"
-        return looks.receipt_answer(receipt)
+        return queries.receipt_answer(receipt)
 
     return accept

@@ -7,8 +7,8 @@ import click
 from rich.console import Console
 from rich.logging import RichHandler
 
-from flows.file_modes import private_files
-from flows.log_records import use_safe_records
+from flows.tracking.file_modes import private_files
+from flows.tracking.log_records import use_safe_records
 
 
 class Sightline(click.Group):
@@ -44,7 +44,7 @@ class Sightline(click.Group):
         except Exception as error:
             if ctx.params["debug"]:
                 raise
-            from flows.errors import explain
+            from flows.tracking.errors import explain
 
             raise click.ClickException(explain(error)) from error
 

@@ -5,8 +5,8 @@ from typing import Literal
 
 import click
 
-from flows.cli.parts import as_json_option, print_out
-from flows.settings import load_settings
+from flows.cli.options import as_json_option, print_out
+from flows.config.settings import load_settings
 
 
 @click.group(short_help="Make, list and revoke keys of the API.")
@@ -37,8 +37,8 @@ def create_key(
     settings = load_settings()
     from sqlalchemy.orm import Session
 
-    from flows.deps import open_catalog
-    from flows.tables.servers import of_new_key
+    from flows.cli.tables.servers import of_new_key
+    from flows.resources.connections import open_catalog
     from storage.postgres.api_keys import create
 
     with open_catalog(settings) as engine, Session(engine) as session, session.begin():
@@ -53,8 +53,8 @@ def list_keys(as_json: bool) -> None:
     settings = load_settings()
     from sqlalchemy.orm import Session
 
-    from flows.deps import open_catalog
-    from flows.tables.servers import of_keys
+    from flows.cli.tables.servers import of_keys
+    from flows.resources.connections import open_catalog
     from storage.postgres.api_keys import every
 
     with open_catalog(settings) as engine, Session(engine) as session:
@@ -69,7 +69,7 @@ def revoke_key(name: str) -> None:
     settings = load_settings()
     from sqlalchemy.orm import Session
 
-    from flows.deps import open_catalog
+    from flows.resources.connections import open_catalog
     from storage.postgres.api_keys import revoke
 
     with open_catalog(settings) as engine, Session(engine) as session, session.begin():

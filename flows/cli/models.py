@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from flows.cli.parts import as_json_option, joins_prefect, print_out, run_directly, run_under_prefect
-from flows.settings import load_settings
+from flows.cli.options import as_json_option, joins_prefect, print_out, run_directly, run_under_prefect
+from flows.config.settings import load_settings
 
 
 @click.command(short_help="List models, where they come from and what became of them.")
@@ -15,8 +15,8 @@ def models(as_json: bool) -> None:
     settings = load_settings()
     from sqlalchemy.orm import Session
 
-    from flows.deps import open_catalog
-    from flows.tables.models import of_models
+    from flows.cli.tables.models import of_models
+    from flows.resources.connections import open_catalog
     from storage.postgres.model_history import lives
 
     with open_catalog(settings) as engine, Session(engine) as session:
@@ -42,10 +42,10 @@ def promote(ctx: click.Context, model: str, outside: Path | None, force: bool, a
     decision and its figures are put on record. Exit code 1 says that it is not promoted.
     """
     settings = load_settings()
-    from flows.deps import open_stores
-    from flows.gate import promote as decide
-    from flows.progress import stages
-    from flows.tables.models import of_decision
+    from flows.cli.tables.models import of_decision
+    from flows.evaluation.promotion_gate import promote as decide
+    from flows.resources.connections import open_stores
+    from flows.tracking.progress import stages
 
     with open_stores(settings) as stores, stages("promote") as advance:
         decision = decide(stores, settings, model, outside=outside, force=force, advance=advance)
@@ -76,12 +76,12 @@ def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, a
     active model, it fills in what the collection lacks.
     """
     settings = load_settings()
-    from flows import jobs
-    from flows.rebuild import Order
-    from flows.tables.models import of_switched
+    from flows.cli.tables.models import of_switched
+    from flows.orchestration import jobs
+    from flows.reindexing.reindex import Order
 
     if joins_prefect(settings, debug):
-        from flows.reindex import reindex as reindex_flow
+        from flows.orchestration.reindex_flow import reindex as reindex_flow
 
         with run_under_prefect():
             switched = reindex_flow(model, force, yes, max_missing)
@@ -96,10 +96,10 @@ def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, a
 def rollback(as_json: bool) -> None:
     """Have searches go back to the collection they used before, at once; then fill in what it lacks."""
     settings = load_settings()
-    from flows.deps import open_stores
-    from flows.progress import stages
-    from flows.rebuild import rollback as go_back
-    from flows.tables.models import of_switched
+    from flows.cli.tables.models import of_switched
+    from flows.reindexing.reindex import rollback as go_back
+    from flows.resources.connections import open_stores
+    from flows.tracking.progress import stages
 
     with open_stores(settings) as stores, stages("rollback") as advance:
         switched = go_back(stores, settings, advance=advance)

@@ -7,7 +7,7 @@ from functools import partial
 
 import click
 
-from flows.settings import load_settings, prepare_prefect
+from flows.config.settings import load_settings, prepare_prefect
 
 PORT = click.IntRange(1, 65535)
 prefect_port_option = partial(
@@ -39,10 +39,10 @@ def serve(debug: bool, port: int, as_json: bool) -> None:
     """
     settings = load_settings()
     prepare_prefect(settings.home, log_level="DEBUG" if debug else "INFO")
-    from flows.served import Served
-    from flows.serving import serve as run_schedules
-    from flows.tables.parts import show
-    from flows.tables.servers import of_served
+    from flows.cli.tables.format import show
+    from flows.cli.tables.servers import of_served
+    from flows.orchestration.schedule import Served
+    from flows.orchestration.server import serve as run_schedules
 
     def tell(served: Served) -> None:
         if as_json:
@@ -72,11 +72,11 @@ def up(host: str | None, port: int | None, prefect_port: int, log_format: str) -
     those are used.
     """
     settings = load_settings().listening_at(host, port)
-    from flows.console.access import how_to_sign_in
-    from flows.tables.parts import show
-    from flows.tables.servers import of_running
-    from flows.up import Line, Running
-    from flows.up import up as run_everything
+    from flows.cli.supervisor import Line, Running
+    from flows.cli.supervisor import up as run_everything
+    from flows.cli.tables.format import show
+    from flows.cli.tables.servers import of_running
+    from flows.console.auth import how_to_sign_in
 
     def say(line: Line) -> None:
         click.echo(line.as_json() if log_format == "json" else line.as_text(), err=True)
@@ -103,8 +103,8 @@ def console(debug: bool, host: str | None, port: int | None) -> None:
     """
     settings = load_settings().listening_at(host, port)
     prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
-    from flows.console.access import how_to_sign_in
-    from flows.console.serve import serve as serve_console
+    from flows.console.auth import how_to_sign_in
+    from flows.console.server import serve as serve_console
 
     def tell() -> None:
         click.echo(f"The console is at {settings.console.url}", err=True)
@@ -122,7 +122,7 @@ def mcp() -> None:
     """
     settings = load_settings()
     from flows.api.mcp import serve_on_stdio
-    from flows.backend import Backend
+    from flows.service.pool import Backend
 
     backend = Backend(settings)
     try:
@@ -139,7 +139,7 @@ def start() -> None:
     Ends with code 1 if Postgres ends by itself.
     """
     settings = load_settings()
-    from flows.servers import serve
+    from flows.cli.foreground import serve
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, force=True)
     serve(settings)

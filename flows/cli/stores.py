@@ -4,8 +4,8 @@ from typing import Literal
 
 import click
 
-from flows.cli.parts import Percent, as_json_option, print_out
-from flows.settings import load_settings
+from flows.cli.options import Percent, as_json_option, print_out
+from flows.config.settings import load_settings
 
 max_delete_option = click.option(
     "--max-delete", type=Percent(), default="5%", show_default=True, help="Refuse to delete a larger share."
@@ -26,10 +26,10 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
     `sightline status` says it from then on.
     """
     settings = load_settings()
-    from flows import reconcile as stores_compared
-    from flows.deps import open_stores, with_model
-    from flows.progress import progress_bar
-    from flows.tables.stores import of_differences, of_mended
+    from flows.cli.tables.stores import of_differences, of_mended
+    from flows.maintenance import repair as stores_compared
+    from flows.resources.connections import open_stores, with_model
+    from flows.tracking.progress import progress_bar
     from storage.postgres import catalog
 
     with open_stores(settings) as stores:
@@ -67,11 +67,11 @@ def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -
     restored into embedded stores or servers, whichever it was made from: sightline restore TARGET.
     """
     settings = load_settings()
-    from flows.backup import backup as write_backup
-    from flows.deps import open_stores
-    from flows.models import models_folder
-    from flows.progress import progress_bar
-    from flows.tables.stores import of_backup
+    from flows.cli.tables.stores import of_backup
+    from flows.maintenance.backup import backup as write_backup
+    from flows.resources.connections import open_stores
+    from flows.resources.model_loader import models_folder
+    from flows.tracking.progress import progress_bar
 
     with open_stores(settings.with_time()) as stores, progress_bar("copy pictures") as advance:
         made = write_backup(
@@ -99,9 +99,9 @@ def restore(ctx: click.Context, location: str, check: bool, as_json: bool) -> No
     but a note beside the backup, that it was proved. Exit code 1 says that the restored stores differ.
     """
     settings = load_settings()
-    from flows import restore as restoring
-    from flows.progress import progress_bar
-    from flows.tables.stores import of_restored
+    from flows.cli.tables.stores import of_restored
+    from flows.maintenance import restore as restoring
+    from flows.tracking.progress import progress_bar
 
     fill = restoring.check if check else restoring.restore
     with progress_bar("check pictures") as advance:
@@ -125,9 +125,9 @@ def move(ctx: click.Context, to_servers: bool, as_json: bool) -> None:  # noqa: 
     run again. Exit code 1 says that the stores differ, as they did in the home.
     """
     settings = load_settings()
-    from flows.move import move_to_servers
-    from flows.progress import stages
-    from flows.tables.stores import of_moved
+    from flows.cli.tables.stores import of_moved
+    from flows.maintenance.migrate_to_servers import move_to_servers
+    from flows.tracking.progress import stages
 
     with stages("move") as advance:
         moved = move_to_servers(settings, advance=advance)
@@ -145,9 +145,9 @@ def purge(dry_run: bool, max_delete: float, yes: bool, as_json: bool) -> None:
     that searches have not used for SIGHTLINE_KEEP_RETIRED_DAYS.
     """
     settings = load_settings()
-    from flows.deps import open_stores
-    from flows.purge import purge as remove_orphans
-    from flows.tables.stores import of_purge
+    from flows.cli.tables.stores import of_purge
+    from flows.maintenance.purge import purge as remove_orphans
+    from flows.resources.connections import open_stores
 
     with open_stores(settings) as stores:
         purged = remove_orphans(stores, settings, max_delete=max_delete, yes=yes, dry_run=dry_run)

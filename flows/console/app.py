@@ -11,14 +11,14 @@ from starlette.responses import JSONResponse
 
 from flows.api.app import create_api
 from flows.api.mcp import mcp_app
-from flows.api.queue import queue_at_work
-from flows.backend import Backend
-from flows.console import integrity, models, overview, record, rejects, runs, search
-from flows.console.access import Guard, Sessions, add_login, refuse_open
-from flows.console.desk import Desk
-from flows.metrics import metrics_route
-from flows.observe import Observer
-from flows.settings import Settings
+from flows.api.worker import queue_at_work
+from flows.config.settings import Settings
+from flows.console.auth import Guard, Sessions, add_login, refuse_open
+from flows.console.context import Desk
+from flows.console.pages import integrity, models, overview, record, rejects, runs, search
+from flows.service.metrics import metrics_route
+from flows.service.observer import Observer
+from flows.service.pool import Backend
 from storage.data_directory import make_data_directory
 
 API = "/api/v1"

@@ -17,8 +17,8 @@ from starlette.responses import Response
 from embedding.images.decode import BadImage
 from embedding.images.preparation import PIXELS, Shrink
 from embedding.images.worker_pool import WorkersFailed, prepare_soon
-from flows.backend import AWAY, Backend
-from flows.stored_images import load_image
+from flows.resources.images import load_image
+from flows.service.pool import AWAY, Backend
 from storage.postgres import catalog
 
 SMALL_SIDE = 320

@@ -67,7 +67,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One thing that a candidate had to satisfy, and whether it did: `flows.gate.Check` on record."""
+    """One check of a promotion decision, as recorded."""
 
     name: str
     passed: bool

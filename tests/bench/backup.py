@@ -9,10 +9,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from flows.backup import backup
-from flows.deps import open_stores
-from flows.restore import check, restore
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.maintenance.backup import backup
+from flows.maintenance.restore import check, restore
+from flows.resources.connections import open_stores
 from storage.embedded.postgres.server import stop_postgres
 from storage.embedded.qdrant.process.client import stop as stop_index
 from tests.bench.reconcile import peak_kib

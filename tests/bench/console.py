@@ -17,11 +17,11 @@ from rich.console import Console as Terminal
 from rich.table import Table
 from sqlalchemy import Engine, text
 
-from flows.backend import Backend
-from flows.console.frame import PAGES
-from flows.deps import open_catalog
-from flows.observe import observe
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.console.layout import PAGES
+from flows.resources.connections import open_catalog
+from flows.service.observer import observe
+from flows.service.pool import Backend
 from tests.bench.material import scratch
 from tests.signed_in import signed_in
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from embedding.training.losses import LossName
 from embedding.training.splits import Split
 from embedding.training.trainer import What, options_of
-from flows.demo import fetch_stamps
-from flows.deps import Stores, open_stores, with_model
-from flows.evaluate import Evaluation, evaluate
-from flows.intake import Request, ingest_source
-from flows.settings import Settings
-from flows.testsets import lines_of, of_records
-from flows.training import Order, train_candidate
+from flows.cli.demo import fetch_stamps
+from flows.config.settings import Settings
+from flows.datasets.test_sets import lines_of, of_records
+from flows.evaluation.evaluate import Evaluation, evaluate
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.resources.connections import Stores, open_stores, with_model
+from flows.training.finetune import Order, train_candidate
 from tests.bench.material import Row, scratch
 
 KEYS = Path(__file__).parents[1] / "held_out_stamps.txt"

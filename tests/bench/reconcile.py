@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.deps import Stores, open_stores
-from flows.reconcile import reconcile
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.maintenance.repair import reconcile
+from flows.resources.connections import Stores, open_stores
 from storage import qdrant
 from storage.embedded.postgres.server import stop_postgres
 from storage.embedded.qdrant.process.client import stop as stop_index

@@ -17,10 +17,10 @@ from sqlalchemy import Engine, event
 
 from embedding.encoders.sentence_encoder import unit_rows
 from embedding.pipeline import Clock
-from flows.deps import Deps, open_deps
-from flows.intake import open_collection
-from flows.search import Query, search
-from flows.settings import Qdrant, Settings
+from flows.config.settings import Qdrant, Settings
+from flows.ingestion.pipeline import open_collection
+from flows.resources.connections import Deps, open_deps
+from flows.search.query import Query, search
 from storage import qdrant
 from storage.postgres import catalog
 from storage.qdrant import Collection

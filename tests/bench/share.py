@@ -8,9 +8,9 @@ from statistics import median
 
 from embedding.encoders.sentence_encoder import SentenceEncoder
 from embedding.images.preparation import Features, prepare
-from flows.deps import open_deps
-from flows.intake import Request, ingest_source
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.resources.connections import open_deps
 from tests.bench.material import MODELS, Row, model_at, photos, scratch, worker_counts
 
 PICTURES = {"cpu": 1024, "cuda": 32_768}

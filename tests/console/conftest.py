@@ -14,14 +14,14 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from embedding.training.trainer import options_of
-from flows.deps import open_deps
-from flows.evaluate import evaluate
-from flows.gate import promote
-from flows.intake import Request, ingest_source
-from flows.reconcile import watch
-from flows.settings import Settings
-from flows.testsets import Question, chosen_set
-from flows.training import Order, train_candidate
+from flows.config.settings import Settings
+from flows.datasets.test_sets import Question, chosen_set
+from flows.evaluation.evaluate import evaluate
+from flows.evaluation.promotion_gate import promote
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.repair import watch
+from flows.resources.connections import open_deps
+from flows.training.finetune import Order, train_candidate
 from tests.builders import a_folder, a_manifest, encoded, noise, png
 from tests.processes import a_free_port, environment_with_flows, homes, wait_until
 from tests.signed_in import signed_in

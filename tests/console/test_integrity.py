@@ -9,8 +9,8 @@ import pytest
 from playwright.sync_api import Page, expect
 from qdrant_client import QdrantClient
 
-from flows.console.agreement import found_in_words, judge, repair_in_words
-from flows.deps import open_stores
+from flows.console.components.consistency import found_in_words, judge, repair_in_words
+from flows.resources.connections import open_stores
 from storage import qdrant
 from storage.postgres.runs import Run
 from storage.records import item_id

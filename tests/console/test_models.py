@@ -8,12 +8,12 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from pydantic import SecretStr
 
-from flows.backend import Backend
-from flows.console import models, rejects
-from flows.console.desk import Desk
-from flows.lineage import Lineage, look_at_models
-from flows.observe import Observer
-from flows.settings import Qdrant, Settings
+from flows.config.settings import Qdrant, Settings
+from flows.console.context import Desk
+from flows.console.pages import models, rejects
+from flows.service.model_overview import Lineage, look_at_models
+from flows.service.observer import Observer
+from flows.service.pool import Backend
 from storage import qdrant
 from storage.postgres import runs
 from storage.postgres.runs import Progress

@@ -4,7 +4,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from flows.console.access import made_password
+from flows.console.auth import made_password
 from tests.console.conftest import SHOTS, Running, sign_in
 from tests.signed_in import link_to
 

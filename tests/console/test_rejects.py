@@ -6,8 +6,8 @@ from uuid import UUID
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from flows.backend import Backend
-from flows.operations import open_prefect
+from flows.orchestration.prefect_client import open_prefect
+from flows.service.pool import Backend
 from storage.postgres import runs
 from storage.postgres.runs import Reject, Run
 from tests.builders import a_folder, png

@@ -15,18 +15,18 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from flows.backend import Backend
-from flows.console.agreement import look_at_comparisons
-from flows.console.desk import Desk
-from flows.console.history import PAGE, Wanted, find
-from flows.deps import open_stores
-from flows.ledger import Account, Told, recorded
-from flows.observe import Observer
-from flows.operations import Deployed, open_prefect
-from flows.prefect_access import password_file
-from flows.reconcile import watch
-from flows.retries import held
-from flows.serving import address_file
+from flows.console.components.consistency import look_at_comparisons
+from flows.console.components.run_history import PAGE, Wanted, find
+from flows.console.context import Desk
+from flows.maintenance.repair import watch
+from flows.orchestration.prefect_client import Deployed, open_prefect
+from flows.orchestration.server import address_file
+from flows.orchestration.server_access import password_file
+from flows.resources.connections import open_stores
+from flows.service.observer import Observer
+from flows.service.pool import Backend
+from flows.tracking.retry_policy import held
+from flows.tracking.run_log import Account, Told, recorded
 from storage.embedded.postgres.server import postgres_url
 from storage.postgres.locks import flow_lock
 from storage.postgres.runs import Run, failed_runs, recent_runs

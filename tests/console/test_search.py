@@ -9,9 +9,9 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 from sqlalchemy import text
 
-from flows.deletes import delete_items
-from flows.deps import open_deps
-from flows.intake import Request, ingest_source
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.delete import delete_items
+from flows.resources.connections import open_deps
 from storage.postgres.catalog import Selection
 from storage.records import item_id
 from tests.builders import a_folder, encoded, noise, png

@@ -7,7 +7,7 @@ from PIL import Image
 from starlette.datastructures import QueryParams
 
 from flows.console import uploads as module
-from flows.console.address import Asked, asked_by
+from flows.console.components.search_params import Asked, asked_by
 from flows.console.thumbnails import made_small
 from flows.console.uploads import Gone, Uploads
 from storage.records import item_id

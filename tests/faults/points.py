@@ -48,9 +48,9 @@ FIRST_INGEST = (
     ),
     KillPoint("before the run is on record", "storage.postgres.runs:start_run", "before"),
     KillPoint("the run on record, not committed", "storage.postgres.runs:start_run", "after"),
-    KillPoint("the first batch is read", "flows.batch:look_up", "after"),
-    KillPoint("its pictures are being decoded", "flows.batch:refused", "before"),
-    KillPoint("its pictures are decoded, nothing is written", "flows.batch:refused", "after"),
+    KillPoint("the first batch is read", "flows.ingestion.stages:look_up", "after"),
+    KillPoint("its pictures are being decoded", "flows.ingestion.stages:refused", "before"),
+    KillPoint("its pictures are decoded, nothing is written", "flows.ingestion.stages:refused", "after"),
     KillPoint("the first keys are claimed, not committed", "storage.postgres.catalog:claim", "after"),
     KillPoint("half a blob", "os:replace", "before", 2),
     KillPoint("after the first blob", "storage.blobs:Blobs.put", "after"),
@@ -58,7 +58,7 @@ FIRST_INGEST = (
         "after all blobs of a batch, before its items", "storage.postgres.catalog:save_items", "before"
     ),
     KillPoint("the items are written, not committed", "storage.postgres.catalog:save_items", "after"),
-    KillPoint("after the items, before the model", "flows.batch:embed_all", "before"),
+    KillPoint("after the items, before the model", "flows.ingestion.stages:embed_all", "before"),
     KillPoint(
         "in the middle of embedding", "embedding.encoders.sentence_encoder:SentenceEncoder.prepared", "after"
     ),
@@ -67,10 +67,10 @@ FIRST_INGEST = (
     HalfARequest("in the middle of the last Qdrant write", "/points", 3),
     KillPoint("after the points, before the marks", "storage.qdrant:upsert", "after"),
     KillPoint("the marks are written, not committed", "storage.postgres.catalog:mark_embedded", "after"),
-    KillPoint("one batch is done", "flows.intake:write", "after"),
-    KillPoint("in the middle of the second batch", "flows.batch:embed_all", "after", 2),
+    KillPoint("one batch is done", "flows.ingestion.pipeline:write", "after"),
+    KillPoint("in the middle of the second batch", "flows.ingestion.stages:embed_all", "after", 2),
     KillPoint("the last points, before their marks", "storage.postgres.catalog:mark_embedded", "before", 3),
-    KillPoint("all batches are done", "flows.intake:finish", "before"),
+    KillPoint("all batches are done", "flows.ingestion.pipeline:finish", "before"),
     KillPoint("rejects are resolved, not committed", "storage.postgres.runs:resolve_rejects", "after"),
     KillPoint("before the run is closed", "storage.postgres.runs:end_run", "before"),
     KillPoint("the run is closed, not committed", "storage.postgres.runs:end_run", "after"),
@@ -113,7 +113,7 @@ REPAIR = (
     HalfARequest("a repair: in the middle of lost points", "/points"),
     KillPoint("a repair: lost points are back", "storage.qdrant:upsert", "after"),
     KillPoint("a repair: payloads are right again", "storage.qdrant:overwrite_payloads", "after"),
-    KillPoint("a repair: before the second comparison", "flows.reconcile:reconcile", "before", 2),
+    KillPoint("a repair: before the second comparison", "flows.maintenance.repair:reconcile", "before", 2),
     KillPoint("a repair: before it is closed", "storage.postgres.runs:end_run", "before"),
 )
 """While what differs between the stores is mended."""
@@ -121,19 +121,21 @@ REPAIR = (
 BACKUP = (
     KillPoint("a backup: the first picture is copied", "storage.blobs:Blobs.put", "after"),
     KillPoint("a backup: Postgres is dumped", "storage.postgres.dump:dump", "after"),
-    KillPoint("a backup: before the points of a collection", "flows.backup:save_points", "before"),
-    KillPoint("a backup: after the points of a collection", "flows.backup:save_points", "after"),
+    KillPoint(
+        "a backup: before the points of a collection", "flows.maintenance.backup:save_points", "before"
+    ),
+    KillPoint("a backup: after the points of a collection", "flows.maintenance.backup:save_points", "after"),
     KillPoint("a backup: some files are written", "fsspec.spec:AbstractFileSystem.pipe_file", "before"),
     KillPoint("a backup: all but its manifest", "fsspec.spec:AbstractFileSystem.pipe_file", "before", 2),
 )
 """While everything is written to another place."""
 
 RESTORE = (
-    KillPoint("a restore: checked, nothing written", "flows.restore:fetch_checked", "after"),
+    KillPoint("a restore: checked, nothing written", "flows.maintenance.restore:fetch_checked", "after"),
     KillPoint("a restore: one picture is back", "storage.blobs:Blobs.put", "after"),
     KillPoint("a restore: its rows are being tried", "storage.postgres.dump:renew_sequences", "before"),
     HalfARequest("a restore: in the middle of its points", "/points"),
-    KillPoint("a restore: the collection is back", "flows.restore:load_points", "after"),
+    KillPoint("a restore: the collection is back", "flows.maintenance.restore:load_points", "after"),
     KillPoint("a restore: before Postgres", "storage.postgres.dump:restore", "before", 2),
     KillPoint("a restore: rows inserted, not committed", "storage.postgres.dump:renew_sequences", "after", 2),
 )

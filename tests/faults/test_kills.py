@@ -12,13 +12,13 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import sessionmaker
 
 from embedding.encoders.sentence_encoder import Encoder, load_encoder
-from flows.backup_files import BadBackup, fetch_checked, read_manifest
-from flows.deps import Deps, Stores, open_stores
-from flows.intake import Request, ingest_source
-from flows.purge import purge
-from flows.rebuild import rollback
-from flows.reconcile import reconcile
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.backup_files import BadBackup, fetch_checked, read_manifest
+from flows.maintenance.purge import purge
+from flows.maintenance.repair import reconcile
+from flows.reindexing.reindex import rollback
+from flows.resources.connections import Deps, Stores, open_stores
 from storage import qdrant
 from storage.blobs import Blobs
 from storage.embedded.qdrant.process.discovery import find

@@ -12,11 +12,11 @@ from pydantic import SecretStr
 from qdrant_client import QdrantClient
 from sqlalchemy import Engine
 
-from flows.deps import Deps, StoreUnavailable, open_stores
-from flows.intake import Request, ingest_source
-from flows.reconcile import reconcile
-from flows.report import IngestReport
-from flows.settings import Qdrant, Settings
+from flows.config.settings import Qdrant, Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.report import IngestReport
+from flows.maintenance.repair import reconcile
+from flows.resources.connections import Deps, StoreUnavailable, open_stores
 from storage.embedded.qdrant.process.discovery import find
 from tests.builders import a_folder, png
 from tests.conftest import SERVER, emptied

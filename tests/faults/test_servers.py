@@ -11,10 +11,10 @@ import httpx
 import pytest
 from sqlalchemy import Engine, event
 
-from flows.deps import Deps, open_stores
-from flows.intake import Request, ingest_source
-from flows.reconcile import reconcile
-from flows.settings import Settings
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.repair import reconcile
+from flows.resources.connections import Deps, open_stores
 from storage.embedded.postgres.server import find_postgres
 from storage.embedded.qdrant.process.client import find_index
 from tests.builders import a_folder, png

@@ -1,0 +1,78 @@
+"""Who makes a request, and whether they may: by the key that comes with it."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
+
+from flows.api.limits import CALLER, Rates
+from flows.api.problems import Refusal
+from flows.service.pool import Backend
+from storage.postgres import api_keys
+from storage.postgres.api_keys import Key
+
+BEARER = HTTPBearer(
+    scheme_name="key",
+    bearerFormat="sl_…",
+    auto_error=False,
+    description=(
+        "A key that `sightline keys create` has made. Its scopes: `read` searches and looks, `write` sends "
+        "and deletes records and has no `read` in it, `admin` may do everything, and alone deletes whole "
+        "sources."
+    ),
+)
+
+
+class Callers:
+    """Knows the callers at one door of a process by their keys, and counts their requests."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._rates = Rates(backend.settings.api.requests_per_minute)
+
+    def require(
+        self,
+        request: Request,
+        wanted: SecurityScopes,
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)],
+    ) -> Key:
+        """Return the key of whoever makes the request; FastAPI calls this.
+
+        Raises:
+            Refusal: 401, 403 or 429.
+            AWAY: Postgres does not answer, which alone knows the keys.
+        """
+        key = self.known(None if given is None else given.credentials)
+        for scope in wanted.scopes:
+            require_scope(key, scope)
+        request.scope[CALLER] = key.id
+        return key
+
+    def known(self, given: str | None) -> Key:
+        """Return what is known of a key, and count a request of it; see `require`."""
+        if given is None:
+            raise _unknown("this needs a key: Authorization: Bearer sl_…; see: sightline keys create", "")
+        with self._backend.sessions() as sessions, sessions.begin() as session:
+            key = api_keys.find(session, given)
+        if key is None:
+            raise _unknown("this key is unknown, revoked or expired", ', error="invalid_token"')
+        wait_s = self._rates.take(key.id)
+        if wait_s:
+            raise Refusal(429, f"key {key.name!r} makes too many requests", retry_after_s=wait_s)
+        return key
+
+
+def require_scope(key: Key, scope: str) -> None:
+    """Make sure that the key has `scope`.
+
+    Raises:
+        Refusal: 403.
+    """
+    if not key.may(scope):
+        why = f"key {key.name!r} has not the scope {scope!r}, which this needs"
+        asked = f'Bearer realm="sightline", error="insufficient_scope", scope="{scope}"'
+        raise Refusal(403, why, headers={"WWW-Authenticate": asked})
+
+
+def _unknown(why: str, error: str) -> Refusal:
+    return Refusal(401, why, headers={"WWW-Authenticate": f'Bearer realm="sightline"{error}'})

@@ -1,0 +1,129 @@
+"""A record's picture over HTTP: a stranger's bytes, handed on so that they do no harm."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+from fastapi import Response
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
+
+from embedding.images.decode import MEDIA_TYPES
+from flows.api import limits, queries
+from flows.api.limits import MOST_BODIES, Bodies
+from flows.api.problems import Refusal
+from flows.resources.images import load_image
+from flows.service.pool import Backend
+from storage.postgres import catalog
+
+RETRY_AFTER_S = 10
+PART_BYTES = 256 * 2**10
+"""Of an image that is sent at once: a server holds what it was given until the caller has read it."""
+
+SAFELY = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Content-Disposition": "inline",
+    "Cache-Control": "private, no-cache",
+}
+"""The bytes are a stranger's: a browser shows them as a picture and as nothing else."""
+
+
+class Pictures:
+    """Sends images, of which a process holds a few at once: callers may take their time to read."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._most = backend.settings.max_picture_bytes
+        self._held = Bodies(MOST_BODIES * self._most, most_of_one=MOST_BODIES * self._most // 2)
+
+    async def answer(self, id: UUID, known: str | None, caller: UUID) -> Response:
+        """Return the answer of `picture`, which gives its room back once it is sent.
+
+        Raises:
+            Refusal: as `picture`; 503, too many images are being sent.
+        """
+        await self._held.take(self._most, caller)
+        room = Room(self._held, self._most, caller)
+        try:
+            found = await run_in_threadpool(picture, self._backend, id, known)
+            room.shrink(len(found.body))
+        except BaseException:
+            room.shrink(0)
+            raise
+        return Sent(found, room)
+
+
+class Room:
+    """The room of one image."""
+
+    def __init__(self, bodies: Bodies, size: int, caller: UUID) -> None:
+        self._bodies, self._size, self._caller = bodies, size, caller
+
+    def shrink(self, size: int) -> None:
+        """Give back all but `size` bytes."""
+        spare = max(0, self._size - size)
+        self._bodies.give(spare, self._caller)
+        self._size -= spare
+
+
+class Sent(Response):
+    """An answer that is sent in parts, for as long as its caller reads fast enough."""
+
+    def __init__(self, answer: Response, room: Room) -> None:
+        super().__init__(answer.body, answer.status_code)
+        self.raw_headers = answer.raw_headers
+        self._room = room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        data = memoryview(self.body)
+        begin = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        try:
+            with suppress(TimeoutError):  # then the answer lacks its end, and the server ends the connection
+                async with asyncio.timeout(limits.GRACE_S + len(data) / limits.LEAST_RATE):
+                    await send(begin)
+                    for start in range(0, len(data), PART_BYTES):
+                        part = bytes(data[start : start + PART_BYTES])
+                        await send({"type": "http.response.body", "body": part, "more_body": True})
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._room.shrink(0)
+
+
+def picture(backend: Backend, id: UUID, known: str | None) -> Response:
+    """Return the bytes of a picture, or that the caller has them.
+
+    Raises:
+        Refusal: 404, there is no such record, or no picture of it; 503, it cannot be read now.
+    """
+    with backend.stores() as stores:
+        with stores.sessions() as session:
+            item, _ = queries.living(catalog.items_with_digests(session, [id]), id)
+        if item.picture is None:
+            raise Refusal(404, f"record {id} has no picture")
+        headers = SAFELY | {"ETag": f'"{item.picture.sha256}"'}
+        if known is not None and headers["ETag"] in known:
+            return Response(status_code=304, headers=headers)
+        try:
+            data = load_image(stores, item.picture.sha256, item.picture.origin, backend.settings.limits)
+        except OSError as error:
+            why = f"pictures cannot be read now ({error.strerror or error}); see SIGHTLINE_PICTURES_URL"
+            raise Refusal(503, why, retry_after_s=RETRY_AFTER_S) from error
+    if data is None:
+        raise Refusal(404, f"the picture of record {id} is gone; see: sightline reconcile")
+    return Response(data, headers=headers, media_type=MEDIA_TYPES[item.picture.format])
+
+
+def described_picture() -> dict[int | str, dict[str, Any]]:
+    """Return how the description tells of a picture."""
+    content = {"schema": {"type": "string", "format": "binary"}}
+    etag = {"ETag": {"schema": {"type": "string"}, "description": "The SHA-256 of the bytes."}}
+    return {
+        200: {
+            "description": "The picture.",
+            "content": dict.fromkeys(MEDIA_TYPES.values(), content),
+            "headers": etag,
+        },
+        304: {"description": "The caller has it, as If-None-Match says.", "headers": etag},
+    }

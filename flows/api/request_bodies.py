@@ -1,0 +1,128 @@
+"""Reading what a request carries, after its key has been looked at: FastAPI itself would read it before."""
+
+import json
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from flows.api.problems import Flaw, Refusal, flaws, unfit
+from flows.api.request_models import SearchRequest
+
+JSON = "application/json"
+FORM = "multipart/form-data"
+MOST_FIELDS = 20
+MAX_VALUES = 500_000
+"""Of a JSON body: Python holds an empty object of three characters in 64 bytes, and parsing stops others."""
+
+NOT_JSON = "a number that is NaN or infinite is not JSON; write null or leave it out"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_json(request: Request, model: type[Model]) -> Model:
+    """Return the body as `model` has it.
+
+    Raises:
+        Refusal: 413, 415 or 422.
+    """
+    _require_type(request, JSON)
+    data = bytearray()
+    async for part in request.stream():  # `request.body` would keep them for as long as the answer takes
+        data += part
+    return await run_in_threadpool(parse_json, data, model)
+
+
+def parse_json(data: bytes | bytearray, model: type[Model]) -> Model:
+    """Return a JSON document as `model` has it.
+
+    Raises:
+        Refusal: 413, it has too many values; 422.
+    """
+    refuse_bad_json(data)
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        raise unfit(flaws(error.errors(), "body")) from error
+
+
+def refuse_bad_json(data: bytes | bytearray) -> None:
+    """Refuse JSON that costs much to parse, or holds NaN.
+
+    Raises:
+        Refusal: 413 or 422.
+    """
+    if sum(map(data.count, (b"{", b"[", b","))) > MAX_VALUES:
+        raise Refusal(413, f"the request has more than {MAX_VALUES:,} values; send fewer records at once")
+    if (b"NaN" in data or b"Infinity" in data) and _is_json(data) and not _is_json(data, strictly=True):
+        raise unfit([Flaw(where="body", why=NOT_JSON)])
+
+
+def _is_json(data: bytes | bytearray, *, strictly: bool = False) -> bool:
+    try:
+        from_json(data, allow_inf_nan=not strictly)
+    except ValueError:
+        return False
+    return True
+
+
+async def read_search(request: Request) -> SearchRequest:
+    """Return what is looked for: a JSON document, or a form with a picture.
+
+    Raises:
+        Refusal: 413, 415 or 422.
+        HTTPException: 400, a form that cannot be read.
+    """
+    if _require_type(request, JSON, FORM) == JSON:
+        return await read_json(request, SearchRequest)
+    async with request.form(max_files=1, max_fields=MOST_FIELDS) as form:
+        given: dict[str, Any] = dict(form)
+        picture = given.pop("image", None)
+        if not isinstance(picture, UploadFile):
+            raise unfit([Flaw(where="body.image", why="give the picture as a file")])
+        given["image_base64"] = await picture.read()
+    if "where" in given:
+        given["where"] = _conditions(given["where"])
+    try:
+        return SearchRequest.model_validate(given)
+    except ValidationError as error:
+        raise unfit(flaws(error.errors(), "body")) from error
+
+
+def _conditions(value: object) -> Any:
+    try:
+        return json.loads(str(value))
+    except (ValueError, RecursionError) as error:
+        raise unfit([Flaw(where="body.where", why=f"no JSON object ({error})")]) from error
+
+
+def _require_type(request: Request, *taken: str) -> str:
+    stated = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if stated not in taken:
+        raise Refusal(415, f"the body has to be {' or '.join(taken)}, not {stated or 'without a type'}")
+    return stated
+
+
+def described(model: type[BaseModel], *, form: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return how the description tells of a body that `read_json` or `read_search` reads."""
+    content: dict[str, Any] = {JSON: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    if form is not None:
+        content[FORM] = {"schema": form}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+SEARCH_FORM = {
+    "type": "object",
+    "required": ["image"],
+    "additionalProperties": False,
+    "properties": {
+        "image": {"type": "string", "format": "binary", "description": "The picture to search by."},
+        "find": {"enum": ["images", "texts"]},
+        "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
+        "min_score": {"type": "number", "minimum": -1, "maximum": 1},
+        "where": {"type": "string", "description": 'Conditions as JSON: {"kind": "fruit"}'},
+    },
+}

@@ -1,0 +1,218 @@
+"""The queue at work: what was accepted is carried out, in the order it came in, by one process at a time.
+
+Requests about one source never overtake each other. One that has to wait, for another run that writes its
+source or for a store that is away, waits in the queue; others go on.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Event, Thread
+from typing import Any, TypeVar
+from uuid import UUID
+
+from qdrant_client.http.exceptions import UnexpectedResponse
+from sqlalchemy.orm import Session
+
+from embedding.encoders.sentence_encoder import ModelUnavailable
+from embedding.images.worker_pool import WorkersFailed
+from flows.api.request_models import DeleteRequest, IngestRequest
+from flows.config.settings import BadSettings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.report import COUNTS
+from flows.maintenance.delete import NoSuchItem, TooManyItems, delete_items, require_few
+from flows.resources.model_loader import OtherModel
+from flows.service.pool import AWAY, Backend
+from flows.tracking.errors import explain
+from flows.tracking.retry_policy import persist
+from storage.postgres import request_queue, runs
+from storage.postgres.locks import Busy, SessionNotKept, flow_lock
+from storage.postgres.request_queue import Taken, Waiting
+from storage.postgres.runs import RunClosed
+from storage.qdrant import ModelMismatch
+
+POLL_S = 0.5
+LATER_S = 5.0
+"""How long to leave what has to wait."""
+
+STOP_S = 30
+BAD_REQUEST = 400
+MOST_ATTEMPTS = 5
+"""A request that ends whoever carries it out is not begun more often."""
+
+TO_WAIT_FOR = (
+    *(Busy, RunClosed, SessionNotKept, *AWAY),
+    *(ModelUnavailable, ModelMismatch, OtherModel, BadSettings, WorkersFailed, OSError),
+)
+"""What is wrong with the surroundings, not with the request."""
+
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a request has done."""
+
+    counts: Mapping[str, Any]
+    rejects: Sequence[Mapping[str, Any]] = ()
+    run_id: UUID | None = None
+
+
+@dataclass(slots=True)
+class Blocked:
+    """What has to wait, because something earlier does."""
+
+    sources: set[str] = field(default_factory=set)
+    all: bool = False
+
+    def has(self, waiting: Waiting) -> bool:
+        return self.all or waiting.source in self.sources or (waiting.source is None and bool(self.sources))
+
+    def add(self, waiting: Waiting) -> None:
+        if waiting.source is None:
+            self.all = True
+        else:
+            self.sources.add(waiting.source)
+
+
+@contextmanager
+def queue_at_work(backend: Backend) -> Iterator[None]:
+    """Carry out what is accepted for as long as this is open; what is left, the next process takes up.
+
+    At the end it waits a while for the request at hand. One that takes longer is begun again later, as
+    after a crash.
+    """
+    ended = Event()
+    thread = Thread(target=_keep_draining, args=(backend, ended), name="queue", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(STOP_S)
+        if thread.is_alive():
+            log.warning("a request is still being carried out; it is begun again at the next start")
+
+
+def _keep_draining(backend: Backend, ended: Event) -> None:
+    pause_s = 0.0
+    while not ended.wait(pause_s):
+        try:
+            pause_s = LATER_S if drain(backend, ended) else POLL_S
+        except (Busy, *AWAY) as error:
+            log.debug("the queue waits: %s", error)
+            pause_s = LATER_S
+        except SessionNotKept as error:
+            log.error("the queue waits: %s", error)
+            pause_s = LATER_S
+        except Exception:
+            log.exception("the queue waits: a bug")  # a thread that ends here would be missed by nobody
+            pause_s = LATER_S
+
+
+def drain(backend: Backend, ended: Event | None = None) -> int:
+    """Carry out what waits, until nothing is left that can be; return how many requests have to wait.
+
+    Args:
+        ended: once it is set, no further request is begun.
+
+    Raises:
+        Busy: another process is at it.
+        SessionNotKept: a pooler before Postgres makes locks void.
+        AWAY: a store does not answer.
+    """
+    with backend.sessions() as sessions, sessions() as session:
+        if not request_queue.pending(session):
+            return 0
+    with backend.stores() as stores, flow_lock(stores.engine, "queue") as lock:
+        while True:
+            with stores.sessions() as session:
+                found = request_queue.pending(session)
+            blocked, left = Blocked(), 0
+            for waiting in found:
+                if ended is not None and ended.is_set():
+                    return len(found)
+                lock.keep()
+                if blocked.has(waiting) or not _carry_out(backend, waiting):
+                    blocked.add(waiting)
+                    left += 1
+            if left == len(found):
+                return left
+
+
+def _carry_out(backend: Backend, waiting: Waiting) -> bool:
+    """Begin a request; return whether it has ended, one way or the other."""
+    taken = _in_transaction(backend, partial(request_queue.take, id=waiting.id))
+    if taken is None:
+        return True
+    if taken.attempts > MOST_ATTEMPTS:
+        why = f"it was begun {MOST_ATTEMPTS} times, and each time the process ended; see the server's log"
+        _in_transaction(backend, partial(request_queue.fail, id=taken.id, problem=why))
+        return True
+    try:
+        done = _ingest(backend, taken) if taken.kind == "ingest" else _delete(backend, taken)
+    except (NoSuchItem, TooManyItems) as error:
+        _in_transaction(backend, partial(request_queue.fail, id=taken.id, problem=str(error)))
+        return True
+    except Exception as error:
+        if has_to_wait(error):
+            _in_transaction(backend, partial(request_queue.put_back, taken=taken, problem=explain(error)))
+            return False
+        log.exception("request %s failed by a bug", taken.id)  # and the queue must go on
+        return _after_a_bug(backend, taken, error)
+    finish = partial(request_queue.finish, counts=done.counts, rejects=done.rejects, run_id=done.run_id)
+    _in_transaction(backend, partial(finish, id=taken.id))
+    return True
+
+
+def has_to_wait(error: Exception) -> bool:
+    """Whether something is wrong with the surroundings, and not with the request or with us."""
+    if isinstance(error, UnexpectedResponse):
+        return error.status_code != BAD_REQUEST  # Qdrant wants another key, for example
+    return isinstance(error, TO_WAIT_FOR)
+
+
+def _after_a_bug(backend: Backend, taken: Taken, error: Exception) -> bool:
+    why = explain(error)
+    if taken.attempts >= MOST_ATTEMPTS:
+        _in_transaction(backend, partial(request_queue.fail, id=taken.id, problem=why))
+        return True
+    back = partial(request_queue.put_back, taken=taken, problem=why, is_its_fault=True)
+    _in_transaction(backend, back)
+    return False
+
+
+def _ingest(backend: Backend, taken: Taken) -> Done:
+    asked = IngestRequest.model_validate_json(taken.body)
+    rows = tuple(record.as_row() for record in asked.records)
+    # starting processes that decode takes longer than the pictures of one request need in those there are
+    settings = backend.settings.model_copy(update={"decode_workers": 0})
+    with backend.writing() as deps:
+        report = ingest_source(deps, settings, Request(None, asked.source, revive=asked.revive, sent=rows))
+        with deps.sessions() as session:
+            rejects = runs.rejects_of(session, report.run)
+    return Done({name: getattr(report, name) for name in COUNTS}, rejects, report.run)
+
+
+def _delete(backend: Backend, taken: Taken) -> Done:
+    asked = DeleteRequest.model_validate_json(taken.body)
+    settings, selection = backend.settings, asked.as_selection()
+    with backend.stores() as stores:
+        if asked.at_most is not None:
+            require_few(stores, selection, asked.at_most)
+        receipt = delete_items(stores, selection, settings.home / "receipts", for_s=settings.retry_for_s)
+    return Done(receipt.as_json())
+
+
+def _in_transaction(backend: Backend, write: Callable[[Session], Result]) -> Result:
+    """Return what `write` returns, once that is committed; while Postgres does not answer, try again."""
+    with backend.sessions() as sessions:
+
+        def attempt() -> Result:
+            with sessions.begin() as session:
+                return write(session)
+
+        return persist(attempt, for_s=backend.settings.retry_for_s)

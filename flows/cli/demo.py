@@ -1,0 +1,158 @@
+"""`make demo`: fetch a captioned set of pictures, ingest it, search it four ways, judge it."""
+
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from flows.cli.tables.format import show
+from flows.cli.tables.models import of_evaluation
+from flows.cli.tables.records import of_ingest, of_results
+from flows.config.settings import Settings
+from flows.datasets.test_sets import NothingToEvaluate, of_records
+from flows.evaluation.evaluate import evaluate
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.orchestration.jobs import expected_rows
+from flows.resources.connections import Deps, open_deps
+from flows.search.gallery import render
+from flows.search.query import Query, gallery_page, search
+from flows.tracking.progress import progress_bar, stages
+
+PACKAGE = "tuxpaint-stamps-default"
+STAMPS = "usr/share/tuxpaint/stamps"
+
+
+class NoDemoSet(RuntimeError):
+    """The demo's pictures could not be fetched; any folder of pictures does as well."""
+
+
+def run(settings: Settings, own: Path | None) -> None:
+    """Run the demo on the folder `own`, else on Debian's captioned stamps.
+
+    Raises:
+        NoDemoSet: there is no apt here, or it cannot reach Debian's packages.
+    """
+    source = own or fetch_stamps(settings.home / "demo")
+    say(f"Ingesting {source}", f"sightline ingest {shlex.quote(str(source))}")
+    with open_deps(settings) as deps:
+        with progress_bar(f"ingest {source.name}", expected_rows(source, None)) as advance:
+            report = ingest_source(deps, settings, Request(source), advance=advance)
+        show(of_ingest(report))
+        queries = searches(deps) if own else stamp_searches(source)
+        for query in queries:
+            say(heading(query), command(query))
+            show(of_results(search(deps, query)))
+        page = write_gallery(deps, settings, queries[0])
+        say("Measuring how well captions find pictures, and pictures captions", "sightline evaluate")
+        show(measured(deps, settings))
+    say(f"The first search as a page: {page}", None)
+    say("Try next", None)
+    shown = shlex.quote(str(queries[-1].image or "FILE"))
+    show(
+        Text('  .venv/bin/sightline search "a boat on the water" --gallery boats.html'),
+        Text(f"  .venv/bin/sightline search --image {shown} --find images"),
+        Text("  .venv/bin/sightline ingest ~/Pictures"),
+    )
+
+
+def fetch_stamps(folder: Path) -> Path:
+    """Return the folder of Tux Paint's stamps, fetched from Debian unless it is there already.
+
+    Raises:
+        NoDemoSet: there is no apt here, or it cannot reach Debian's packages.
+    """
+    stamps = folder / "stamps"
+    if stamps.is_dir():
+        return stamps
+    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        raise NoDemoSet("no apt here to fetch the demo's pictures with; run: make demo SOURCE=folder")
+    say(f"Fetching Debian's package {PACKAGE}: 161 MB of captioned pictures, kept in {folder}", None)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not _run(["apt-get", "download", PACKAGE], folder) and not (
+        _run(["apt-get", "update"], folder) and _run(["apt-get", "download", PACKAGE], folder)
+    ):
+        raise NoDemoSet(
+            f"apt-get could not download {PACKAGE}; run `apt-get update` as root once, "
+            "or use your own pictures: make demo SOURCE=folder"
+        )
+    [package] = folder.glob(f"{PACKAGE}_*.deb")
+    unpacked = folder / "unpacked"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    subprocess.run(["dpkg-deb", "-x", package.name, unpacked.name], cwd=folder, check=True)
+    (unpacked / STAMPS).rename(stamps)
+    shutil.rmtree(unpacked)
+    package.unlink()
+    return stamps
+
+
+def stamp_searches(stamps: Path) -> list[Query]:
+    """Return five searches of the stamps that show all four directions."""
+    return [
+        Query(text="a musical instrument with strings", limit=6),
+        Query(text="a bear", limit=6),
+        Query(text="the planet we live on", find="texts", limit=5),
+        Query(image=stamps / "vehicles/emergency/firetruck.png", find="texts", limit=5),
+        Query(image=stamps / "hobbies/music/string/guitar_classical.png", find="images", limit=6),
+    ]
+
+
+def searches(deps: Deps) -> list[Query]:
+    """Return searches of pictures that are not known: by word, and by one that was found."""
+    by_word = [Query(text="a person", limit=5), Query(text="something green", limit=5)]
+    texts = Query(text="food", find="texts", limit=5)
+    found = search(deps, by_word[0]).found
+    picture = found[0].item.picture if found else None
+    if picture is None:
+        return [*by_word, texts]
+    by_picture = Query(image=Path(picture.uri), find="texts", limit=5)
+    return [*by_word, texts, by_picture, replace(by_picture, find="images")]
+
+
+def measured(deps: Deps, settings: Settings) -> RenderableType:
+    """Return the evaluation, or why there is none: people's own pictures may have no captions."""
+    everything = of_records(deps, "all", None, None)
+    with stages("evaluate") as advance:
+        try:
+            evaluation = evaluate(
+                deps, settings, (), everything, load=lambda *_: deps.encoder, advance=advance
+            )
+        except NothingToEvaluate as error:
+            return Text(str(error))
+    return of_evaluation(evaluation)
+
+
+def heading(query: Query) -> str:
+    """Return what a search looks for, in words."""
+    what = "Pictures" if query.find == "images" else "Texts"
+    return f"{what} for {query.text!r}" if query.text else f"{what} for the picture {query.image}"
+
+
+def command(query: Query) -> str:
+    """Return the command that runs the same search."""
+    asked = shlex.quote(query.text) if query.text else f"--image {shlex.quote(str(query.image))}"
+    return f"sightline search {asked} --find {query.find} --limit {query.limit}"
+
+
+def write_gallery(deps: Deps, settings: Settings, query: Query) -> Path:
+    """Write the page of a larger search than the terminal shows; return where it is."""
+    page = settings.home / "demo" / "gallery.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    larger = search(deps, replace(query, limit=24))
+    page.write_text(render(gallery_page(deps, larger, settings.limits)), encoding="utf-8")
+    return page
+
+
+def say(title: str, as_command: str | None) -> None:
+    """Print a heading, and the command that does the same."""
+    show(Text(f"\n{title}", style="bold"))
+    if as_command:
+        show(Text(f"$ {as_command}", style="dim"))
+
+
+def _run(arguments: Sequence[str], folder: Path) -> bool:
+    return subprocess.run(arguments, cwd=folder, stdout=subprocess.DEVNULL, check=False).returncode == 0

@@ -1,0 +1,186 @@
+"""Commands that change which records there are, and that tell what could not be taken in."""
+
+from pathlib import Path
+
+import click
+
+from flows.cli.options import (
+    Percent,
+    as_json_option,
+    joins_prefect,
+    pairs,
+    print_out,
+    run_directly,
+    run_under_prefect,
+)
+from flows.config.settings import load_settings, split_list
+
+
+@click.command(short_help="Take in a folder of pictures, or a manifest.")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option("--name", help="What to call the source.  [default: the folder's or file's name]")
+@click.option(
+    "--langs", metavar="L,…|all", help="Languages to embed beside texts without a tag.  [default: en]"
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Read only the first LIMIT records.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option(
+    "--delete-missing", is_flag=True, help="Delete what SOURCE had in an earlier run and has no longer."
+)
+@click.option(
+    "--max-delete",
+    type=Percent(),
+    default="5%",
+    show_default=True,
+    help="Refuse to delete a larger share of SOURCE's items; 5 items may always go.",
+)
+@click.option("--yes", is_flag=True, help="Delete however many are missing.")
+@click.option("--revive", is_flag=True, help="Take in again what `sightline delete` has deleted.")
+@as_json_option
+@click.pass_obj
+def ingest(
+    debug: bool,
+    source: Path,
+    name: str | None,
+    langs: str | None,
+    limit: int | None,
+    dry_run: bool,
+    delete_missing: bool,
+    max_delete: float,
+    yes: bool,
+    revive: bool,
+    as_json: bool,
+) -> None:
+    """Take in SOURCE: a folder of pictures, or a manifest (.jsonl, .csv, .parquet).
+
+    Run it again to pick up changes: what has not changed costs nothing. Records that cannot be taken in are
+    listed by `sightline rejects`; the run goes on without them. --delete-missing deletes nothing where a part
+    of SOURCE cannot be understood, whatever --max-delete and --yes say.
+
+    It is a flow run of Prefect where PREFECT_API_URL is set or `sightline up` or `serve` runs.
+    """
+    if limit is not None and delete_missing:
+        raise click.UsageError("--delete-missing needs the whole source; leave out --limit")
+    settings = load_settings()
+    from flows.cli.tables.records import of_ingest
+    from flows.ingestion import pipeline
+    from flows.orchestration import jobs
+    from flows.resources.connections import open_catalog
+
+    chosen = None if langs is None else split_list(langs)
+    request = pipeline.Request(
+        source, name, chosen, limit, delete_missing, revive, max_delete=max_delete, yes=yes
+    )
+    if dry_run:
+        with open_catalog(settings) as engine:
+            report = pipeline.dry_run(engine, settings, request)
+        print_out(report.as_json(), as_json, lambda: of_ingest(report))
+        return
+    try:
+        if joins_prefect(settings, debug):
+            from flows.orchestration.ingest_flow import ingest as ingest_flow
+
+            with run_under_prefect():
+                report = ingest_flow(source, name, langs, limit, delete_missing, revive, max_delete, yes)
+        else:
+            with run_directly():
+                report = jobs.ingest(settings, request, source)
+    except pipeline.LimitExceeded as error:
+        failed = error.report
+        print_out(failed.as_json(), as_json, lambda: of_ingest(failed))
+        raise
+    print_out(report.as_json(), as_json, lambda: of_ingest(report))
+
+
+@click.command(short_help="Delete items for good, with a receipt.")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.option("--source", help="Only items of this source; without a KEY, all of them.")
+@click.option("--where", multiple=True, metavar="K=V", help="Only items with this metadata; may be repeated.")
+@click.option("--dry-run", is_flag=True, help="Say how many would go, and delete nothing.")
+@as_json_option
+def delete(
+    keys: tuple[str, ...], source: str | None, where: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
+    """Delete the items with these KEYs, or of a source, or with some metadata; all that is given must hold.
+
+    Their points go from every collection, and their pictures unless another item shares them. They stay
+    deleted when their source still has them, until it is ingested with --revive. The receipt, in the
+    folder `receipts` of the home, lists what went where; --json prints it.
+    """
+    if not keys and source is None and not where:
+        raise click.UsageError("name a KEY, a --source or --where K=V: without any, it would be everything")
+    settings = load_settings()
+    from flows.cli.tables.format import show
+    from flows.cli.tables.records import of_dry_delete, of_receipt
+    from flows.maintenance.delete import count_selected, delete_items
+    from flows.resources.connections import open_stores
+    from storage.postgres.catalog import Selection
+
+    selection = Selection(keys, source, pairs(where))
+    with open_stores(settings) as stores:
+        if dry_run:
+            found = count_selected(stores, selection)
+            print_out({"would_delete": found}, as_json, lambda: of_dry_delete(found))
+            return
+        receipt = delete_items(stores, selection, settings.home / "receipts", for_s=settings.retry_for_s)
+    if as_json:
+        click.echo(receipt.path.read_text("utf-8"), nl=False)
+        return
+    show(of_receipt(receipt))
+
+
+reason_option = click.option("--reason", metavar="CODE", help="Only rejects with this reason code.")
+of_source_option = click.option("--source", metavar="NAME", help="Only rejects of this source.")
+
+
+@click.group(short_help="List what could not be taken in, and why.", invoke_without_command=True)
+@reason_option
+@of_source_option
+@as_json_option
+@click.pass_context
+def rejects(ctx: click.Context, reason: str | None, source: str | None, as_json: bool) -> None:
+    """List the records that could not be taken in, each with its reason and what to do.
+
+    Once they are mended at their source, `sightline rejects retry` tries just those again.
+    """
+    if ctx.invoked_subcommand is not None:
+        if reason or source or as_json:
+            raise click.UsageError(f"put the options after {ctx.invoked_subcommand!r}")
+        return
+    settings = load_settings()
+    from sqlalchemy.orm import Session
+
+    from flows.cli.tables.records import of_rejects
+    from flows.resources.connections import open_catalog
+    from storage.postgres.runs import open_rejects
+
+    with open_catalog(settings) as engine, Session(engine) as session:
+        found = open_rejects(session, reason=reason, source=source)
+    print_out({"rejects": [reject.as_json() for reject in found]}, as_json, lambda: of_rejects(found))
+
+
+@rejects.command(short_help="Try again what could not be taken in.")
+@reason_option
+@of_source_option
+@as_json_option
+@click.pass_context
+def retry(ctx: click.Context, reason: str | None, source: str | None, as_json: bool) -> None:
+    """Read the sources of open rejects again, and try those records alone.
+
+    What passes is taken in and resolved. Exit code 1 says that a source could not be read.
+    """
+    settings = load_settings()
+    from flows.cli.tables.records import of_retries
+    from flows.ingestion.retry_rejects import retry_rejects
+    from flows.resources.connections import open_stores, with_model
+    from storage.postgres.runs import open_rejects
+
+    with open_stores(settings) as stores:
+        with stores.sessions() as session:
+            found = open_rejects(session, reason=reason, source=source)
+        if found:  # or there is no need for the model
+            done = retry_rejects(with_model(stores, settings), settings, reason=reason, source=source)
+        else:
+            done = []
+    print_out({"sources": [one.as_json() for one in done]}, as_json, lambda: of_retries(done))
+    ctx.exit(1 if any(one.problem for one in done) else 0)

@@ -1,0 +1,53 @@
+"""What tables are made of, and how they are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from flows.tracking.text import UNSEEN, visible
+
+PLAIN_WIDTH = 120
+"""How wide tables are where there is no terminal to ask."""
+
+
+class SafeConsole(Console):
+    """Shows control characters of texts by their codes: they are strangers', and a terminal obeys them."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        return super().render(_shown(renderable), options)
+
+
+def _shown(part: RenderableType) -> RenderableType:
+    match part:
+        case str():
+            return visible(part)
+        case Text() if UNSEEN.search(part.plain):
+            return Text(visible(part.plain), style=part.style, overflow=part.overflow, end=part.end)
+    return part
+
+
+def show(*parts: RenderableType) -> None:
+    """Print `parts` on standard output."""
+    console = SafeConsole(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = SafeConsole(highlight=False, markup=False, emoji=False, width=PLAIN_WIDTH)
+    console.print(*parts, sep="\n")
+
+
+def table_of(*columns: str, numbers: int = 0) -> Table:
+    """Return an empty table without lines; the first `numbers` columns are set to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position < numbers else "left", overflow="fold")
+    return table
+
+
+def busy_line(shares: Mapping[str, float]) -> str:
+    """Return how much of the time each stage was at work, in a line."""
+    busiest = sorted(shares.items(), key=lambda share: (-share[1], share[0]))
+    return "at work: " + ", ".join(f"{name} {share:.0%}" for name, share in busiest if share >= 0.005)

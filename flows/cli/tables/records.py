@@ -1,0 +1,121 @@
+"""What was taken in, what was not, what is found, and what is deleted, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from flows.cli.tables.format import busy_line, table_of
+from flows.ingestion.report import COUNTS, IngestReport, as_sentences
+from flows.tracking.text import many
+from storage.postgres.runs import Reject
+
+if TYPE_CHECKING:  # a command need not wait for what it does not use
+    from flows.datasets.near_duplicates import Groups
+    from flows.ingestion.retry_rejects import Retry
+    from flows.maintenance.delete import Receipt
+    from flows.search.query import Results
+
+
+def of_ingest(report: IngestReport) -> RenderableType:
+    """Return the counts of a run, what was rejected and why, and where the time went."""
+    table = table_of("", "count")
+    notes = {
+        "read": f"from source {report.source}",
+        "updated": "words about them changed, vectors stay",
+        "not_deleted": "not met, and left all the same",
+        "ignored": "files that are neither pictures nor beside one",
+        "truncated": "texts longer than the model reads",
+        "still_deleted": "deleted by request; --revive takes them in again",
+        "reused": "pictures with a vector already, which cost the model nothing",
+    }
+    for name in COUNTS:
+        count = getattr(report, name)
+        if count or name in ("read", "unchanged", "embedded", "rejected"):
+            table.add_row(name.replace("_", " "), f"{count:,}", notes.get(name, ""))
+    for reason, count in report.reasons.items():
+        table.add_row(f"  {reason}", f"{count:,}", "")
+    kept = () if report.not_deleted_because is None else (report.not_deleted_because,)
+    if report.outcome == "dry run":
+        done = f"a dry run in {report.seconds:.1f} s: nothing was written"
+        return Group(table, *(Text(line) for line in (*kept, done)))
+    rates, advice = as_sentences(report.speed)
+    done = f"{report.outcome} in {report.seconds:.1f} s: {rates}"
+    return Group(table, *(Text(line) for line in (*kept, done, busy_line(report.speed.busy), advice)))
+
+
+def of_results(results: Results) -> RenderableType:
+    """Return the hits, best first."""
+    if not results.found:
+        return Text("Nothing found. Is --min-score too high, or --where too narrow?")
+    table = table_of("#", "score", "text", "key", "source", numbers=2)
+    for rank, one in enumerate(results.found, start=1):
+        table.add_row(
+            str(rank), f"{one.hit.score:.3f}", Text(one.text), Text(one.item.key), Text(one.item.source)
+        )
+    return table
+
+
+def of_rejects(rejects: Sequence[Reject]) -> RenderableType:
+    """Return the open rejects."""
+    if not rejects:
+        return Text("No open rejects.")
+    table = table_of("source", "place", "reason", "what to do")
+    for reject in rejects:
+        table.add_row(Text(reject.source), Text(reject.place), reject.reason, Text(reject.message))
+    remedy = "fix them at the source, then run: sightline rejects retry"
+    return Group(table, Text(f"{len(rejects):,} open; {remedy}"))
+
+
+def of_retries(retries: Sequence[Retry]) -> RenderableType:
+    """Return what became of the rejects that were tried again, by source."""
+    if not retries:
+        return Text("No open rejects.")
+    table = table_of("tried", "resolved", "open", "source", "", numbers=3)
+    for retry in retries:
+        numbers = (f"{number:,}" for number in (retry.tried, retry.tried - retry.open, retry.open))
+        table.add_row(*numbers, Text(retry.source), Text(retry.problem or ""))
+    return table
+
+
+def of_groups(found: Groups) -> RenderableType:
+    """Return the items that show the same picture, group by group."""
+    table = table_of("group", "source", "key", "picture", numbers=1)
+    for number, group in enumerate(found.groups, start=1):
+        for position, copy in enumerate(group):
+            first = f"{number:,}" if position == 0 else ""
+            table.add_row(first, Text(copy.source), Text(copy.key), copy.sha256[:12])
+    count = sum(map(len, found.groups))
+    says = "look alike" if found.near else "have the same bytes"
+    parts: list[RenderableType] = [table] if found.groups else []
+    parts.append(Text(f"{count:,} pictures in {many(len(found.groups), 'group')} {says}."))
+    if found.unreadable:
+        parts.append(Text(f"{many(found.unreadable, 'picture')} could not be had; see: sightline reconcile"))
+    return Group(*parts)
+
+
+def of_dry_delete(found: Mapping[str, int]) -> RenderableType:
+    """Return how many items a delete would take, by source."""
+    if not found:
+        return Text("Nothing to delete.")
+    table = table_of("items", "source", numbers=1)
+    for source, count in found.items():
+        table.add_row(f"{count:,}", Text(source))
+    return Group(table, Text("a dry run: nothing was deleted"))
+
+
+def of_receipt(receipt: Receipt) -> RenderableType:
+    """Return what a delete took, in numbers."""
+    table = table_of("count", "deleted", numbers=1)
+    table.add_row(f"{receipt.items:,}", "items")
+    for collection, count in sorted(receipt.points.items()):
+        table.add_row(f"{count:,}", f"points in {collection}")
+    table.add_row(f"{receipt.marks:,}", "marks")
+    for fate, count in sorted(receipt.pictures.items()):
+        table.add_row(f"{count:,}", f"pictures: {fate}")
+    if receipt.rejects:
+        table.add_row(f"{receipt.rejects:,}", "rejects")
+    return Group(table, Text(f"receipt: {receipt.path}"))

@@ -1,0 +1,1 @@
+"""Read the settings from the environment."""

@@ -1,0 +1,389 @@
+"""Who may see the console: users who know its password, or whom a proxy names.
+
+Where neither is set, the console listens on loopback, which every user of the machine reaches. There it makes
+a password itself, and gives its user a link that signs in. The API and MCP have keys of their own, and are
+let through to them.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import os
+import secrets
+from base64 import b64decode
+from binascii import Error as NotBase64
+from html import escape
+from pathlib import Path
+from threading import Lock
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Form
+from itsdangerous import BadData, URLSafeTimedSerializer
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+from flows.config.settings import Console, Settings
+from flows.console.login_guesses import Guesses
+from storage.data_directory import SecretUnusable, kept_secret, make_data_directory
+
+COOKIE = "sightline_session"
+SESSION_S = 7 * 86400
+FAILED_LOGIN_S = 1.0
+PASSWORD_BYTES = 24
+MAX_FORM_BYTES = 16 * 2**10
+"""Of the form with the password, which anyone may send: a form may have files, and thousands of fields."""
+
+KEYED = ("/api/", "/mcp")
+"""What has keys of its own."""
+
+OPEN = ("/healthz", "/login", "/favicon.ico")
+SAFE = ("GET", "HEAD", "OPTIONS")
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Referrer-Policy": "same-origin",
+}
+LOGIN = (Path(__file__).parent / "login.html").read_text("utf-8")
+
+
+class NotProtected(ValueError):
+    """The console would be open to whoever reaches its address."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+    (True, True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def refuse_open(console: Console) -> None:
+    """Raise `NotProtected` if others than this machine would see the console unasked."""
+    if is_loopback(console.host) or console.password or console.user_header:
+        return
+    raise NotProtected(
+        f"at {console.host} anyone could use the console; set SIGHTLINE_CONSOLE__PASSWORD, or behind a proxy "
+        "that signs people in SIGHTLINE_CONSOLE__USER_HEADER, or listen at 127.0.0.1"
+    )
+
+
+def makes_password(console: Console) -> bool:
+    """Tell whether the console makes its password, as nothing is set that signs users in."""
+    return console.password is None and console.user_header is None
+
+
+def password_file(home: Path) -> Path:
+    """Return the file with the password that the console of `home` makes."""
+    return home.absolute() / "console.password"
+
+
+def made_password(home: Path) -> str:
+    """Return the password of the console of `home`, made when it is first needed.
+
+    Raises:
+        SecretUnusable: the file holds none or a short one, or others may read it.
+    """
+    make_data_directory(home)
+    path = password_file(home)
+    password = kept_secret(path, lambda: secrets.token_urlsafe(PASSWORD_BYTES))
+    if len(password) < PASSWORD_BYTES:
+        raise SecretUnusable(
+            f"the password in {path} is too short; set SIGHTLINE_CONSOLE__PASSWORD to choose one, or remove "
+            "the file, and one is made at the next start"
+        )
+    return password
+
+
+def how_to_sign_in(settings: Settings, *, on_terminal: bool) -> str | None:
+    """Say how to sign in with the made password; None if none is made.
+
+    Args:
+        on_terminal: whether this is for the user's eyes alone. A log has other readers, and gets no link.
+    """
+    if not makes_password(settings.console):
+        return None
+    if on_terminal:
+        return f"Sign in by {settings.console.url}/login?token={made_password(settings.home)}"
+    return f"The console asks for a password: the line in {password_file(settings.home)}"
+
+
+class Sessions:
+    """The cookies of those who know the password; another password, or another home, ends them all.
+
+    Args:
+        cookie: their name in the browser.
+        file: where the password is, if the console made it.
+    """
+
+    def __init__(self, password: str, home: Path, *, cookie: str = COOKIE, file: Path | None = None) -> None:
+        self._password, self.cookie, self.file = password, cookie, file
+        salt = hashlib.sha256(password.encode()).hexdigest()
+        self._signer = URLSafeTimedSerializer(_key_of(home), salt=salt)
+        self._ended = Ended(home / "console.ended")
+        self._guesses = Guesses()
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Sessions | None":
+        """Return the sessions of a console; None where a proxy alone signs users in."""
+        console, home = settings.console, settings.home
+        if console.password is not None:
+            return cls(console.password.get_secret_value(), home)
+        if not makes_password(console):
+            return None
+        # a cookie is good at all ports of a host, where another home may have its console
+        cookie = f"{COOKIE}_{console.port}"
+        return cls(made_password(home), home, cookie=cookie, file=password_file(home))
+
+    def wait_s(self, password: str, address: str) -> int:
+        """Return in how many seconds `address` may try a password; 0 for now.
+
+        A right one that was made waits for nothing, since it cannot be guessed: all users of the machine
+        have the same address, and could keep each other out.
+        """
+        return 0 if self.file is not None and self.knows(password) else self._guesses.wait_s(address)
+
+    def count_wrong(self, address: str) -> None:
+        """Count a wrong password of `address`."""
+        self._guesses.count_wrong(address)
+
+    def knows(self, password: str) -> bool:
+        return hmac.compare_digest(password.encode(), self._password.encode())
+
+    def new(self) -> str:
+        return str(self._signer.dumps({"session": secrets.token_urlsafe(16)}))
+
+    def has(self, cookie: str | None) -> bool:
+        id = self._id_of(cookie)
+        return id is not None and id not in self._ended
+
+    def end(self, cookie: str | None) -> None:
+        """End a session for good, also for whoever has copied its cookie."""
+        if (id := self._id_of(cookie)) is not None:
+            self._ended.add(id)
+
+    def _id_of(self, cookie: str | None) -> str | None:
+        try:
+            known = None if cookie is None else self._signer.loads(cookie, max_age=SESSION_S)
+        except BadData:
+            return None
+        return str(known["session"]) if isinstance(known, dict) and "session" in known else None
+
+
+class Ended:
+    """The sessions that were signed out, on disk: every console of a home reads the same file.
+
+    A line holds an id and is appended whole; whoever adds one has had a session, so that they stay few.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read_to = path, 0
+        self._ids: set[str] = set()
+        self._turn = Lock()
+
+    def add(self, id: str) -> None:
+        with os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as file:
+            file.write(f"{id}\n")
+
+    def __contains__(self, id: str) -> bool:
+        with self._turn:
+            self._read_on()
+            return id in self._ids
+
+    def _read_on(self) -> None:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._read_to)
+                lines = [line for line in file if line.endswith(b"\n")]
+        except FileNotFoundError:
+            return
+        self._read_to += sum(map(len, lines))
+        self._ids |= {line.decode("ascii").strip() for line in lines}
+
+
+def _key_of(home: Path) -> str:
+    """Return the secret that cookies are signed with, made when it is first needed."""
+    return kept_secret(home / "console.key", lambda: secrets.token_urlsafe(32))
+
+
+class Guard:
+    """Lets in who may see the console, and nobody's pages but ours act on it."""
+
+    def __init__(self, app: ASGIApp, console: Console, sessions: Sessions | None) -> None:
+        self._app, self._console, self._sessions = app, console, sessions
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["path"] == "/login":
+            receive = _at_most(MAX_FORM_BYTES, receive)
+        refusal = None if _starts_with(scope["path"], KEYED) else self._refusal(HTTPConnection(scope))
+        if refusal is None:
+            await self._app(scope, receive, _with_headers(send))
+        elif scope["type"] == "websocket":
+            await WebSocketClose(code=1008)(scope, receive, send)
+        else:
+            await refusal(scope, receive, send)
+
+    def _refusal(self, asked: HTTPConnection) -> Response | None:
+        """Return what a request is refused with, or None if it is not."""
+        # of the scope, as the router has it: a URL is made up of the Host header as well
+        path, headers = asked.scope["path"], asked.headers
+        if is_foreign(asked.scope.get("method", "WEBSOCKET"), headers, by_proxy=self._is_by_proxy(asked)):
+            return PlainTextResponse("this request comes from another site's page\n", 403)
+        is_local = makes_password(self._console) and path != "/healthz"
+        if is_local and not is_loopback(host_of(headers.get("host", ""))):
+            # another site's name that leads to this machine: its pages could read ours
+            return PlainTextResponse("the console answers to localhost and 127.0.0.1 alone\n", 421)
+        if _starts_with(path, OPEN):
+            return None
+        if self._console.user_header is not None and self._is_named(asked):
+            return None
+        if self._sessions is not None:
+            return self._without_session(self._sessions, asked)
+        return PlainTextResponse("come by the proxy that signs you in\n", 403)
+
+    def _is_named(self, asked: HTTPConnection) -> bool:
+        return self._is_by_proxy(asked) and bool(asked.headers.get(self._console.user_header or ""))
+
+    def _is_by_proxy(self, asked: HTTPConnection) -> bool:
+        return asked.client is not None and asked.client.host in self._console.proxies
+
+    def _without_session(self, sessions: Sessions, asked: HTTPConnection) -> Response | None:
+        if sessions.has(asked.cookies.get(sessions.cookie)):
+            return None
+        if asked.scope["path"] == "/metrics":  # asked by a program, which has a password but no cookie
+            given, address = _basic_password(asked.headers), address_of(asked)
+            if given is not None and (wait_s := sessions.wait_s(given, address)):
+                return too_many(wait_s)
+            if given is not None and sessions.knows(given):
+                return None
+            if given is not None:
+                sessions.count_wrong(address)
+            return PlainTextResponse("unauthorized\n", 401, {"WWW-Authenticate": 'Basic realm="Sightline"'})
+        if asked.scope["type"] == "http" and asked.scope["method"] == "GET":
+            return RedirectResponse("/login", 303)
+        return PlainTextResponse("sign in first\n", 401)
+
+
+def host_of(address: str) -> str:
+    """Return an address without its port.
+
+    >>> host_of("localhost:8080"), host_of("[::1]:8080"), host_of("[::1"), host_of("")
+    ('localhost', '::1', '', '')
+    """
+    try:
+        return urlsplit(f"//{address}").hostname or ""
+    except ValueError:  # a bracket that nothing closes
+        return ""
+
+
+def is_foreign(method: str, headers: Headers, *, by_proxy: bool = False) -> bool:
+    """Tell whether a page of another site made a request that could change something.
+
+    Args:
+        by_proxy: whether a proxy of ours sent it, which alone may say what host was asked for.
+    """
+    origin = headers.get("origin")
+    if origin is None or method in SAFE:
+        return False
+    own = {headers.get("host"), headers.get("x-forwarded-host") if by_proxy else None}
+    return origin.partition("://")[2] not in own
+
+
+def add_login(app: FastAPI, sessions: Sessions) -> None:
+    """Add the page that asks for the password, and the address that ends a session."""
+    where = "" if sessions.file is None else f"It is the line in {sessions.file}"
+    form = LOGIN.replace("{{where}}", escape(where))
+
+    @app.get("/login", include_in_schema=False)
+    async def ask(request: Request, token: str | None = None) -> Response:
+        if token is None or sessions.file is None:  # a password that was set is in no link
+            return HTMLResponse(form.replace("{{problem}}", ""))
+        return await sign_in(request, token)
+
+    @app.post("/login", include_in_schema=False)
+    async def answer(request: Request, password: Annotated[str, Form()]) -> Response:
+        return await sign_in(request, password)
+
+    async def sign_in(request: Request, password: str) -> Response:
+        address = address_of(request)
+        if wait_s := sessions.wait_s(password, address):
+            return too_many(wait_s)
+        if not sessions.knows(password):
+            sessions.count_wrong(address)
+            await asyncio.sleep(FAILED_LOGIN_S)
+            return HTMLResponse(form.replace("{{problem}}", "That is not the password."), 401)
+        signed_in = RedirectResponse("/", 303)
+        cookie = sessions.new()
+        signed_in.set_cookie(sessions.cookie, cookie, max_age=SESSION_S, httponly=True, samesite="strict")
+        return signed_in
+
+    @app.get("/logout", include_in_schema=False)
+    def sign_out(request: Request) -> Response:
+        sessions.end(request.cookies.get(sessions.cookie))
+        gone = RedirectResponse("/login", 303)
+        gone.delete_cookie(sessions.cookie)
+        return gone
+
+
+def address_of(asked: HTTPConnection) -> str:
+    """Return the address that a request comes from; of a proxy its own, for that is all we know."""
+    return "" if asked.client is None else asked.client.host
+
+
+def too_many(wait_s: int) -> Response:
+    """Return the answer to an address that has given too many wrong passwords."""
+    why = f"too many wrong passwords from your address; try again in {wait_s} s\n"
+    return PlainTextResponse(why, 429, {"Retry-After": str(wait_s)})
+
+
+def _starts_with(path: str, prefixes: tuple[str, ...]) -> bool:
+    return any(path == one or path.startswith(one if one.endswith("/") else f"{one}/") for one in prefixes)
+
+
+def _basic_password(headers: Headers) -> str | None:
+    kind, _, given = headers.get("authorization", "").partition(" ")
+    if kind.lower() != "basic":
+        return None
+    try:
+        return b64decode(given).decode().partition(":")[2]
+    except (NotBase64, UnicodeDecodeError):
+        return None
+
+
+def _at_most(max_bytes: int, receive: Receive) -> Receive:
+    """Return a receiver that raises `ValueError` beyond `max_bytes`; FastAPI answers 400."""
+    read = 0
+
+    async def receiving() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > max_bytes:
+            raise ValueError(f"the form has more than {max_bytes:,} bytes")
+        return message
+
+    return receiving
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return sending

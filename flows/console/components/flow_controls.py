@@ -1,0 +1,160 @@
+"""The flows that a person can start, when each runs by itself, and whether it is paused."""
+
+from asyncio import to_thread
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from functools import partial
+
+from nicegui import ui
+
+from flows.console.components.active_runs import Live
+from flows.console.components.run_snapshot import Going, Watch
+from flows.console.context import Desk
+from flows.console.format import lasting
+from flows.console.keyed_list import Kept, box
+from flows.console.widgets import acting, confirmed, heading, note, start
+from flows.maintenance.purge import USUAL_SHARE
+from flows.orchestration.prefect_client import Deployed
+from flows.tracking.text import many
+from storage.postgres import model_registry
+
+DOES = {
+    "ingest": "reads every known source again",
+    "evaluate": "measures the model in use",
+    "reconcile": "compares Postgres and Qdrant; changes nothing",
+    "finetune": "trains a candidate; if it passes the gate, searches move to it",
+    "backup": "writes a backup",
+    "prove": "restores the latest backup into throw-away stores, and compares them",
+    "purge": "removes what nothing needs any more",
+}
+
+Act = Callable[[str], Awaitable[None]]
+
+
+class FlowRow:
+    """One flow; its buttons stay where they are, whatever changes."""
+
+    def __init__(self, flow: str, cron: str | None, start: Act, pause: Act) -> None:
+        self._flow, self.is_paused = flow, False
+        with ui.element("li").classes("sl-flow"):
+            with ui.element("div").classes("sl-flow-name"):
+                ui.label(flow).classes("sl-strong")
+                ui.label(DOES[flow]).classes("sl-faint")
+            with ui.element("div").classes("sl-flow-when"):
+                self._next = ui.label()
+                self._when = ui.label().classes("sl-faint")
+            with ui.element("div").classes("sl-flow-acts"):
+                self._pause = ui.button("Pause", on_click=partial(pause, flow)).props("flat no-caps")
+                begin = ui.button("Start", on_click=partial(start, flow)).props("outline no-caps")
+                begin.props["aria-label"] = f"Start {flow}"
+        self._cron = cron
+        self.show_unserved()
+
+    def show_unserved(self) -> None:
+        """Show what the settings say; while nothing runs the flows it does not run then either."""
+        self._show(self._cron, None, datetime.now(UTC), paused=False)
+
+    def show(self, deployed: Deployed, now: datetime) -> None:
+        """Show what Prefect says of it."""
+        self._show(deployed.cron, deployed.next, now, paused=deployed.paused)
+
+    def _show(self, cron: str | None, next: datetime | None, now: datetime, *, paused: bool) -> None:
+        self.is_paused = paused and cron is not None
+        self._when.text = f"{cron} (UTC)" if cron else ""
+        if self.is_paused:
+            self._next.text = "paused"
+        elif cron is None:
+            self._next.text = "by hand only"
+        else:
+            self._next.text = "" if next is None else f"{next:%H:%M} UTC, in {coming(next, now)}"
+        self._next.classes(replace="sl-warn" if self.is_paused else "" if cron else "sl-faint")
+        self._pause.visible = cron is not None
+        self._pause.text = "Resume" if self.is_paused else "Pause"
+        self._pause.props["aria-label"] = f"{self._pause.text} {self._flow}"
+
+
+def coming(then: datetime, now: datetime) -> str:
+    """Return how long it is until then.
+
+    >>> coming(datetime(2026, 1, 1, 12), datetime(2026, 1, 1, 11, 58, 30, 5))
+    '2 min'
+    """
+    minutes = -(-max(0.0, (then - now).total_seconds()) // 60)
+    return lasting(minutes * 60) if minutes else "moments"
+
+
+class Startable:
+    """The table of them, where it is made."""
+
+    def __init__(self, desk: Desk, watch: Watch, live: Live) -> None:
+        self._desk, self._watch, self._live = desk, watch, live
+        settings = desk.backend.settings
+        crons: dict[str, str | None] = settings.schedules.model_dump()
+        flows = [flow for flow in DOES if flow != "backup" or settings.backup_url is not None]
+        with ui.element("section").classes("sl-sheet") as self._where:
+            heading("Flows")
+            self._problem = Kept[str](ui.element("div").classes("sl-column"))
+            with ui.element("ul").classes("sl-flows"):
+                self._rows = {flow: FlowRow(flow, crons[flow], self._begin, self._pause) for flow in flows}
+
+    def show(self, going: Going) -> None:
+        """Show when each runs next, and what is paused."""
+        for one in going.deployed:
+            if one.scheduled and one.flow in self._rows:
+                self._rows[one.flow].show(one, going.at)
+        if going.prefect_problem:
+            for row in self._rows.values():
+                row.show_unserved()
+        away = [going.prefect_problem] if going.prefect_problem else []
+        self._problem.show([(one, None, partial(box, note, one)) for one in away])
+
+    async def _begin(self, flow: str) -> None:
+        with self._where:
+            if await begin(self._desk, self._watch, flow, await self._what_happens(flow)):
+                self._live.show(await self._watch.look_again())
+
+    async def _pause(self, flow: str) -> None:
+        paused = not self._rows[flow].is_paused
+
+        def pause() -> None:
+            with self._desk.prefect() as prefect:
+                prefect.pause(flow, paused=paused)
+
+        with self._where:
+            done = f"{flow} is paused; it still runs when somebody starts it" if paused else f"{flow} goes on"
+            if await acting(self._desk, pause, done):
+                self.show(await self._watch.look_again())
+
+    async def _what_happens(self, flow: str) -> str | None:
+        """Return what a person should know before it starts; None where it changes little."""
+        if flow == "finetune":
+            seen = self._desk.observer.seen.catalogued
+            stored = "the stored records" if seen is None else many(seen.figures.items, "stored record")
+            return (
+                f"It trains a candidate from {stored}. If that passes the gate, all of them are embedded "
+                "again in a collection of its own, and searches move to it; rollback moves them back."
+            )
+        if flow == "purge":
+            return await to_thread(purge_in_words, self._desk)
+        return None
+
+
+def purge_in_words(desk: Desk) -> str:
+    """Return what a purge will do."""
+    days = desk.backend.settings.keep_retired_days
+    with desk.backend.sessions() as sessions, sessions() as session:
+        disused = len(model_registry.disused(session, days))
+    return (
+        f"It removes pictures that no record needs, and {many(disused, 'collection')} that searches left "
+        f"more than {days:g} days ago. It refuses to remove more than {USUAL_SHARE:.0%} of the pictures."
+    )
+
+
+async def begin(desk: Desk, watch: Watch, flow: str, what_happens: str | None) -> bool:
+    """Start a flow, if it is not at work and whoever asked for it agrees to what happens; say so."""
+    if (await watch.look()).is_at_work(flow):
+        ui.notify(f"{flow} is at work already: see Now", type="warning")
+        return False
+    if what_happens is not None and not await confirmed(f"Start {flow} now?", what_happens, f"Start {flow}"):
+        return False
+    return await start(desk, flow)

@@ -1,0 +1,94 @@
+"""What is asked before a model is promoted, before searches move to another, and before they go back."""
+
+from asyncio import to_thread
+
+from nicegui import ui
+
+from flows.console.context import Desk
+from flows.console.format import lasting
+from flows.console.widgets import confirmed, refused, start
+from flows.service.model_overview import Effort, Lineage, effort_of
+from flows.service.pool import AWAY
+from flows.tracking.text import many
+from storage.postgres.model_history import Kept, Life
+from storage.qdrant import collection_name
+
+FORCE = "Promote it whatever the comparison says; that is put on record"
+
+
+async def ask_to_promote(desk: Desk, life: Life, active: Life) -> None:
+    """Have the gate decide on a model, once somebody has read what that means."""
+    gate = desk.backend.settings.gate
+    outside = f", nor on {gate.outside}" if gate.outside is not None else ""
+    with ui.dialog() as dialog, ui.card():
+        ui.label("Promote this model?").style("font-weight: 650; font-size: 1.1rem")
+        ui.label(
+            f"{life.name} and {active.name} answer the same queries, on records that neither has learned "
+            "from. To pass, its recall@10 must be better: the 95% interval of the gain above "
+            f"{gate.margin:.1%}. In no language with {gate.least_queries} queries or more{outside} may it "
+            f"fall by over {gate.tolerance:.1%}."
+        )
+        ui.label("The decision is put on record. Searches stay as they are, until you re-index.")
+        force = ui.checkbox(FORCE)
+        with ui.row().classes("justify-end w-full"):
+            ui.button("Cancel", on_click=lambda: dialog.submit(None)).props("flat autofocus")
+            ui.button("Compare and decide", on_click=lambda: dialog.submit(force.value)).props("unelevated")
+    forced = await dialog
+    dialog.delete()
+    if forced is not None:
+        await start(desk, "promote", model=life.name, force=forced)
+
+
+async def reindex(desk: Desk, life: Life, active: Life) -> None:
+    """Have searches move to a promoted model, once somebody has read what that takes."""
+    effort = await _effort(desk, life.fingerprint)
+    if effort is None:
+        return
+    happens = (
+        f"{life.name} embeds {_embedded(effort)}. Meanwhile searches go on with {active.name}; they switch "
+        "in one step at the end, when the new collection is complete and was verified. The old one stays for "
+        f"{desk.backend.settings.keep_retired_days:g} days, so that you can roll back."
+    )
+    if await confirmed("Have searches use this model?", happens, "Re-index"):
+        await start(desk, "reindex", model=life.name)
+
+
+async def roll_back(desk: Desk, seen: Lineage, active: Life, back: Kept) -> None:
+    """Have searches go back to the collection before, once somebody has read which that is."""
+    effort = await _effort(desk, back.fingerprint)
+    if effort is None:
+        return
+    now = next((one.name for one in seen.collections if one.state == "active"), "none")
+    happens = (
+        f"Searches move at once from {active.name} (collection {now}) to "
+        f"{seen.names.get(back.fingerprint, back.fingerprint)} (collection {back.name}). Then what it lacks "
+        f"is embedded: {_embedded(effort)}. The collection that they leave stays for "
+        f"{desk.backend.settings.keep_retired_days:g} days."
+    )
+    if await confirmed("Have searches go back?", happens, "Roll back"):
+        await start(desk, "rollback")
+
+
+async def _effort(desk: Desk, fingerprint: str) -> Effort | None:
+    """Return what filling a model's collection takes; None where Postgres is away, which is said."""
+    try:
+        return await to_thread(look_at_effort, desk, fingerprint)
+    except AWAY as error:
+        refused(error)
+        return None
+
+
+def look_at_effort(desk: Desk, fingerprint: str) -> Effort:
+    """Return what filling a model's collection takes."""
+    with desk.backend.sessions() as sessions, sessions() as session:
+        return effort_of(session, collection_name(fingerprint))
+
+
+def _embedded(effort: Effort) -> str:
+    """Say how much is embedded, and how long that takes."""
+    what = many(effort.records, "record")
+    if not effort.records:
+        return what
+    if effort.seconds is None:
+        return f"{what}; how long that takes, no run has told yet"
+    return f"{what}, in about {lasting(effort.seconds)} at the pace of a recent {effort.by}"

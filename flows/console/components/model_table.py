@@ -1,0 +1,102 @@
+"""What tables of models and of decisions say."""
+
+from functools import partial
+
+from nicegui import ui
+
+from flows.console.components.recall_chart import short
+from flows.console.format import moment, share
+from flows.console.widgets import Row, table
+from flows.service.model_overview import Lineage
+from flows.tracking.text import many
+from storage.postgres.model_history import Checked, Decision, Life
+from storage.postgres.statistics import HEADLINE
+
+
+def name_of(depth: int, life: Life) -> None:
+    """Show its name, indented below that of its parent."""
+    label = ui.label(("└ " if depth else "") + short(life.name, life.fingerprint))
+    label.style(f"padding-left: {max(0, depth - 1) * 1.2}rem; white-space: nowrap")
+    label.props["title"] = f"{life.name}, {life.fingerprint}, since {moment(life.created)}"
+
+
+def state_of(state: str) -> None:
+    """Show whether searches use a model."""
+    ui.label(state).classes("sl-good" if state == "active" else "sl-faint")
+
+
+def collections_of(seen: Lineage, life: Life) -> None:
+    """Show the collections that a model made."""
+    own = [one for one in seen.collections if one.fingerprint == life.fingerprint]
+    for one in own:
+        points = seen.points.get(one.name)
+        what = [one.state]
+        if points is not None:
+            what.append(many(points, "point"))
+        elif seen.qdrant_problem is None:
+            what.append("gone from Qdrant")
+        if one.activated is not None:
+            what.append(f"used from {moment(one.activated)}")
+        if one.retired is not None:
+            what.append(f"to {moment(one.retired)}")
+        ui.label(one.name).style("white-space: nowrap")
+        ui.label(", ".join(what)).classes("sl-faint")
+    if not own:
+        ui.label("–")
+
+
+def before_and_after(life: Life, direction: str) -> str:
+    """Return recall@10 of the held-out pairs before and after the training."""
+    before, after = (figures.get(direction, {}).get(HEADLINE) for figures in (life.before, life.figures))
+    return "–" if after is None else f"{share(before)} → {share(after)}"
+
+
+def last_decision(life: Life) -> str:
+    """Return what the gate decided last."""
+    if life.decided is None:
+        return "–"
+    return f"{_verdict(life.decided.promoted, life.decided.forced)}, {moment(life.decided.at)}"
+
+
+def _verdict(promoted: bool, forced: bool) -> str:
+    if not promoted:
+        return "refused"
+    return "promoted by force" if forced else "promoted"
+
+
+def show_decision(decision: Decision) -> None:
+    """Show a decision with each of its checks."""
+    with ui.element("div").classes("sl-row"):
+        verdict = _verdict(decision.promoted, decision.forced)
+        ui.label(verdict).classes("sl-strong " + ("sl-good" if decision.promoted else "sl-bad"))
+        ui.label(f"{decision.candidate}, over {decision.active or 'none'}").style("overflow-wrap: anywhere")
+        ui.label(moment(decision.at)).classes("sl-faint")
+    if not decision.checks:
+        ui.label("Nothing was compared.").classes("sl-faint")
+        return
+    rows: list[Row] = [
+        [
+            one.name,
+            partial(_passed, one.passed),
+            f"{one.queries:,}",
+            share(one.active),
+            share(one.candidate),
+            _gain(one),
+            _needed(one),
+        ]
+        for one in decision.checks
+    ]
+    table(("check", "", "queries", "in use", "candidate", "gain", "needed"), rows, numbers=5)
+
+
+def _passed(passed: bool) -> None:
+    ui.label("passed" if passed else "failed").classes("sl-good" if passed else "sl-bad")
+
+
+def _gain(one: Checked) -> str:
+    interval = "" if one.low is None or one.high is None else f" ({one.low:+.1%} to {one.high:+.1%})"
+    return f"{one.gain:+.1%}{interval}"
+
+
+def _needed(one: Checked) -> str:
+    return f"interval above {one.limit:.1%}" if one.name == "held-out" else f"at least {one.limit:+.1%}"

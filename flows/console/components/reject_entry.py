@@ -1,0 +1,127 @@
+"""One reject on its page: what is wrong, what to do, the row itself, its picture, and another try."""
+
+from asyncio import to_thread
+from base64 import b64encode
+from collections.abc import Callable
+from datetime import datetime
+
+from nicegui import ui
+
+from flows.console.context import Desk
+from flows.console.format import ago, moment
+from flows.console.widgets import start
+from flows.ingestion.reject_preview import NoPicture, picture_of_reject
+from flows.ingestion.reject_reasons import REASONS
+from flows.service.pool import AWAY
+from storage.postgres.runs import Reject
+
+SHORT_CHARS = 120
+ASKED = "It is tried again within seconds."
+STILL = "It was tried again, and is still not taken in."
+
+
+class Entry:
+    """The elements of one reject."""
+
+    def __init__(
+        self, desk: Desk, reject: Reject, now: datetime, chosen: Callable[[], None], note: str = ""
+    ) -> None:
+        """Make them where the caller is.
+
+        Args:
+            chosen: called when the box is ticked or cleared.
+        """
+        self.reject, self._desk = reject, desk
+        self.is_asked = False
+        """Whether a person just had it tried again."""
+
+        self._picture: ui.element | None = None
+        self._is_busy = False
+        with ui.element("li").classes("sl-sheet sl-reject") as self.root:
+            with ui.element("div").classes("sl-row"):
+                self.box = ui.checkbox(on_change=chosen).props("dense")
+                self.box.props["aria-label"] = f"Choose {reject.place}"
+                ui.label(reject.place).classes("sl-strong")
+                ui.label(_what(reject)).classes("sl-faint")
+                again = ui.button("Retry", on_click=self._retry).props('outline padding="2px 12px"')
+                again.props["aria-label"] = f"Retry {reject.place}"
+            ui.label(reject.message.removeprefix(f"{reject.place}: ")).classes("sl-message")
+            self._note = ui.label(note).classes("sl-warn").props('role="status"')
+            self._seen = ui.label(_seen(reject, now)).classes("sl-faint")
+            self._seen.props["title"] = f"first {moment(reject.first_seen)}"
+            _row_as_text(reject)
+            reason = REASONS.get(reject.reason)
+            if reason is not None and reason.of_picture:
+                self._place_of_picture()
+
+    def tell_time(self, now: datetime) -> None:
+        """Say how long ago it was seen."""
+        self._seen.set_text(_seen(self.reject, now))
+
+    def asked(self) -> None:
+        """Say that it is tried again."""
+        self.is_asked = True
+        self._note.set_text(ASKED)
+
+    async def _retry(self) -> None:
+        if await start(self._desk, "retry", rejects=[str(self.reject.id)]):
+            self.asked()
+
+    def _place_of_picture(self) -> None:
+        self._button = ui.button("Show picture", on_click=self._show_or_hide)
+        self._button.props('flat padding="0 8px"').classes("self-start")
+        self._button.props["aria-label"] = f"Show picture of {self.reject.place}"
+        self._shown = ui.element("div").props('aria-live="polite"')
+
+    async def _show_or_hide(self) -> None:
+        if self._is_busy:
+            return
+        if self._picture is not None:
+            self._picture = None
+            self._shown.clear()
+            self._button.set_text("Show picture")
+            return
+        self._is_busy = True
+        self._button.set_text("Looking for it…")
+        found = await to_thread(look_for_picture, self._desk, self.reject)
+        self._is_busy = False
+        if self._shown.is_deleted:
+            return
+        self._button.set_text("Hide picture")
+        picture, problem = found
+        with self._shown:
+            if picture is None:
+                self._picture = ui.label(problem).classes("sl-bad")
+                return
+            self._picture = ui.element("img").classes("sl-picture")
+            self._picture.props["src"] = f"data:image/jpeg;base64,{b64encode(picture).decode('ascii')}"
+            self._picture.props["alt"] = f"The picture of {self.reject.place}"
+
+
+def look_for_picture(desk: Desk, reject: Reject) -> tuple[bytes | None, str]:
+    """Return the picture of a reject, or why it cannot be shown."""
+    try:
+        with desk.backend.sessions() as sessions:
+            return picture_of_reject(sessions, desk.backend.settings.limits, reject.id), ""
+    except (NoPicture, *AWAY) as error:
+        return None, str(error).removeprefix(f"{reject.place}: ")
+
+
+def _row_as_text(reject: Reject) -> None:
+    if not reject.raw:
+        return
+    one_line = " ".join(reject.raw.split())
+    with ui.element("details").classes("sl-raw"):
+        with ui.element("summary"):
+            ui.label(one_line[:SHORT_CHARS] + ("…" if len(one_line) > SHORT_CHARS else ""))
+        ui.label(reject.raw).classes("sl-code")
+
+
+def _what(reject: Reject) -> str:
+    key = "" if reject.key in (None, reject.place) else f"key {reject.key}, "
+    return f"{key}{reject.reason}, from {reject.source}"
+
+
+def _seen(reject: Reject, now: datetime) -> str:
+    first, last = ago(reject.first_seen, now), ago(reject.last_seen, now)
+    return f"seen {first}" if first == last else f"first seen {first}, last {last}"

@@ -1,0 +1,202 @@
+"""How the runs went: a table that is narrowed by flow, source and outcome, and read page by page."""
+
+from asyncio import to_thread
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from nicegui import ui
+
+from flows.console.components.run_snapshot import name_of
+from flows.console.components.stage_bar import a_second, bar, stages_of
+from flows.console.context import Desk
+from flows.console.format import lasting
+from flows.console.keyed_list import Kept, box
+from flows.console.layout import with_query
+from flows.console.widgets import OUTCOMES, cells, columns_of, heading, outcome, problem
+from flows.service.pool import AWAY
+from storage.postgres import runs
+from storage.postgres.runs import Run
+
+PAGE = 20
+COLUMNS = (
+    "started, UTC",
+    "flow",
+    "source",
+    "outcome",
+    "stages",
+    "took",
+    "read",
+    "embedded",
+    "rejected",
+    "records/s",
+)
+NUMBERS = 5
+
+Place = tuple[datetime, UUID]
+"""The run after which a page begins: when it started, and its id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which runs are looked at, as the address of the page says it."""
+
+    flow: str | None = None
+    source: str | None = None
+    outcome: str | None = None
+    before: Place | None = None
+
+    @classmethod
+    def of_query(cls, query: Mapping[str, str]) -> "Wanted":
+        """Read what `url` wrote; what cannot be read is left out."""
+        outcome = query.get("outcome")
+        return cls(
+            query.get("flow") or None,
+            query.get("source") or None,
+            outcome if outcome in OUTCOMES else None,
+            _place(query.get("before", "")),
+        )
+
+    def url(self) -> str:
+        """Return the address of a page that shows these.
+
+        >>> Wanted(flow="ingest", source="a&b").url()
+        '/runs?flow=ingest&source=a%26b'
+        """
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.before is not None:
+            started, id = self.before
+            given["before"] = f"{started.isoformat()}_{id}"
+        return with_query("/runs", given)
+
+
+def _place(text: str) -> Place | None:
+    started, _, id = text.partition("_")
+    try:
+        place = datetime.fromisoformat(started), UUID(id)
+    except ValueError:
+        return None
+    return place if place[0].tzinfo is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A page of runs, and what they can be narrowed by."""
+
+    runs: tuple[Run, ...] = ()
+    has_more: bool = False
+    flows: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+def find(desk: Desk, wanted: Wanted) -> Found:
+    """Read one page."""
+    try:
+        with desk.backend.sessions() as sessions, sessions() as session:
+            flows, sources = runs.flows_and_sources(session)
+            found = runs.recent_runs(
+                session,
+                PAGE + 1,
+                flow=wanted.flow,
+                source=wanted.source,
+                outcome=wanted.outcome,
+                before=wanted.before,
+            )
+    except AWAY as error:
+        return Found(problem=str(error))
+    return Found(tuple(found[:PAGE]), len(found) > PAGE, tuple(flows), tuple(sources))
+
+
+class History:
+    """The table, where it is made; narrowing and paging happen in place, and the address follows."""
+
+    def __init__(self, desk: Desk, wanted: Wanted, found: Found) -> None:
+        self._desk, self._wanted = desk, wanted
+        self._pages: list[Place | None] = [None] if wanted.before is None else [None, wanted.before]
+        with ui.element("section").classes("sl-sheet"):
+            heading("History")
+            with ui.element("div").classes("sl-row"):
+                self._choice("flow", found.flows)
+                self._choice("source", found.sources)
+                self._choice("outcome", tuple(OUTCOMES))
+            self._rows = Kept[UUID](columns_of(COLUMNS, NUMBERS))
+            self._none = ui.label("There is no such run.").classes("sl-faint")
+            self._problem = Kept[str](ui.element("div").classes("sl-column"))
+            with ui.element("div").classes("sl-row") as self._pager:
+                self._newer = ui.button("Newer", on_click=self._go_back).props("flat no-caps")
+                self._older = ui.button("Older", on_click=self._go_on).props("flat no-caps")
+        self._show(found)
+
+    async def follow(self) -> None:
+        """Show the newest page as it is now; an older one stays as it was."""
+        wanted = self._wanted
+        if wanted.before is None:
+            found = await to_thread(find, self._desk, wanted)
+            if wanted == self._wanted:  # else somebody has chosen others meanwhile
+                self._show(found)
+
+    def _choice(self, name: str, known: tuple[str, ...]) -> None:
+        chosen = getattr(self._wanted, name)
+        options = [*known] if chosen is None or chosen in known else [*known, chosen]
+
+        async def choose(event: Any) -> None:
+            self._pages = [None]
+            await self._look(replace(self._wanted, before=None, **{name: event.value}))
+
+        select = ui.select(options, label=name, value=chosen, clearable=True, on_change=choose)
+        select.props("dense outlined options-dense").classes("sl-choice")
+
+    async def _go_on(self) -> None:
+        self._pages.append((self._last.started, self._last.id))
+        await self._look(replace(self._wanted, before=self._pages[-1]))
+
+    async def _go_back(self) -> None:
+        self._pages.pop()
+        await self._look(replace(self._wanted, before=self._pages[-1]))
+
+    async def _look(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        ui.navigate.history.replace(wanted.url())
+        found = await to_thread(find, self._desk, wanted)
+        if wanted == self._wanted:
+            self._show(found)
+
+    def _show(self, found: Found) -> None:
+        self._rows.show([(run.id, (run.outcome, run.ended), partial(_row, run)) for run in found.runs])
+        self._none.visible = not found.runs and found.problem is None
+        away = [found.problem] if found.problem else []
+        self._problem.show([(one, None, partial(box, problem, one)) for one in away])
+        if found.runs:
+            self._last = found.runs[-1]
+        self._older.enabled, self._newer.enabled = found.has_more, len(self._pages) > 1
+        self._pager.visible = found.has_more or len(self._pages) > 1
+
+
+def _row(run: Run) -> ui.element:
+    stages = stages_of(run)
+    row = [
+        partial(link_to, run),
+        name_of(run),
+        run.source or "",
+        partial(outcome, run.outcome),
+        partial(bar, stages, slim=True) if stages else "",
+        lasting(run.took_s),
+        *(count(run, name) for name in ("read", "embedded", "rejected")),
+        "–" if run.ended is None else a_second(run, run.ended),
+    ]
+    return cells(row, NUMBERS)
+
+
+def link_to(run: Run) -> None:
+    """Show when a run started, and lead to all of it."""
+    ui.link(f"{run.started:%d %b %Y %H:%M:%S}", f"/runs/{run.id}").classes("sl-when")
+
+
+def count(run: Run, name: str) -> str:
+    """Return one of the counts of a run; a dash where it counts no such thing."""
+    found = run.counts.get(name)
+    return f"{found:,}" if isinstance(found, int) else "–"

@@ -1,0 +1,103 @@
+"""The log of a run, as Prefect has it; it grows while the run goes on."""
+
+from asyncio import to_thread
+from dataclasses import dataclass
+from logging import ERROR, WARNING, getLevelName
+from pathlib import Path
+from uuid import UUID
+
+from nicegui import ui
+
+from flows.console.context import Desk
+from flows.console.widgets import heading
+from flows.orchestration.prefect_client import MOST_LOGS, Line, NothingServes
+from storage.postgres.runs import Run
+
+AT_ONCE = 1000
+"""Lines that are shown before somebody asks for more."""
+
+NOT_WITH_PREFECT = "It ran without Prefect, which keeps the logs: it told its terminal, or nobody."
+NOT_KNOWN = "This Prefect server does not know the run: it was started at a terminal, or elsewhere."
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Some lines, or why there are none."""
+
+    lines: tuple[Line, ...] = ()
+    page: str | None = None
+    """The address of the run in Prefect's own pages."""
+
+    login: str | None = None
+    """Where a browser signs in to them."""
+
+    password_file: Path | None = None
+    """What those ask for."""
+
+    why_not: str | None = None
+
+
+def read(desk: Desk, run: UUID, after: int) -> Told:
+    """Return the lines after the first `after` ones, a page at most."""
+    try:
+        with desk.prefect() as prefect:
+            if not prefect.knows(run):
+                return Told(why_not=NOT_KNOWN)
+            lines = tuple(prefect.log(run, after=after))
+            return Told(lines, prefect.page_of(run), prefect.login_of(run), prefect.password_file)
+    except NothingServes as error:
+        return Told(why_not=f"Prefect keeps the log: {error}")
+
+
+class Log:
+    """The lines, where this is made."""
+
+    def __init__(self, desk: Desk, run: Run) -> None:
+        self._desk, self._run = desk, run.prefect_run_id
+        self._many, self._most = 0, AT_ONCE
+        with ui.element("section").classes("sl-sheet"):
+            with ui.element("div").classes("sl-row sl-between"):
+                heading("Log")
+                self._page = ui.link("In Prefect", new_tab=True).props('rel="noopener"')
+            self._page.visible = False
+            with ui.element("p").classes("sl-faint") as self._password:
+                self._login = ui.link("Sign in to Prefect", new_tab=True).props('rel="noopener"')
+                self._file = ui.label().classes("inline")
+            self._password.visible = False
+            self._why_not = ui.label(NOT_WITH_PREFECT if self._run is None else "").classes("sl-faint")
+            box = ui.element("div").classes("sl-code sl-log" + (" sl-tail" if run.ended is None else ""))
+            with box.props('role=log tabindex=0 aria-label="Log"'):
+                self._lines = ui.element("div")
+            self._box = box
+            self._box.visible = False
+            self._more = ui.button("More lines", on_click=self._read_on).props("flat no-caps")
+            self._more.visible = False
+
+    async def read(self) -> None:
+        """Show what has come since, as far as it is not too much at once."""
+        while self._run is not None:
+            told = await to_thread(read, self._desk, self._run, self._many)
+            self._why_not.text = told.why_not or ("" if self._many or told.lines else "It has no lines yet.")
+            if told.page is not None:
+                self._page.props["href"], self._page.visible = told.page, True
+            if told.login is not None:
+                self._login.props["href"], self._password.visible = told.login, True
+                self._file.text = f" first, with its password: the line in {told.password_file}"
+            self._add(told.lines)
+            is_whole_page = len(told.lines) == MOST_LOGS
+            self._more.visible = is_whole_page and self._many >= self._most
+            if not is_whole_page or self._many >= self._most:
+                return
+
+    def _add(self, lines: tuple[Line, ...]) -> None:
+        self._many += len(lines)
+        self._box.visible = self._many > 0
+        with self._lines:
+            for line in lines:
+                kind = "sl-bad" if line.level >= ERROR else "sl-warn" if line.level >= WARNING else ""
+                level = getLevelName(line.level).lower()
+                ui.label(f"{line.at:%H:%M:%S}  {level:<8}{line.message}").classes(kind)
+
+    async def _read_on(self) -> None:
+        self._most += AT_ONCE
+        await self.read()

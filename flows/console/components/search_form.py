@@ -1,0 +1,90 @@
+"""What a search is typed into, and what narrows it."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from nicegui import ui
+
+from embedding.images.decode import MEDIA_TYPES
+from flows.console.components.search_params import LONGEST_TEXT, Asked, pairs
+
+PICTURES = ",".join(MEDIA_TYPES.values())
+OPEN_CHOOSER = '() => document.getElementById("sl-chooser").click()'
+
+
+class Form:
+    """The words, what to find, and the filters; it searches when it is sent, or when a person narrows it."""
+
+    def __init__(
+        self, search: Callable[[], Awaitable[None]], clear: Callable[[], Awaitable[None]], max_bytes: int
+    ) -> None:
+        self._search = search
+        self._is_filling = False
+        form = ui.element("form").classes("sl-sheet").props("role=search")
+        with form.on("submit.prevent", lambda: search()):
+            with ui.element("div").classes("sl-form"):
+                self._box = ui.input(placeholder="What are you looking for?").classes("grow")
+                self._box.props(f"for=sl-query outlined dense autofocus maxlength={LONGEST_TEXT}")
+                self._box.props('type=search enterkeyhint=search aria-label="Words to search for"')
+                # a browser empties such a box as well, and NiceGUI then takes its old words for the newest
+                self._box.on("keydown.escape.prevent", lambda: clear())
+                choose = ui.button(icon="add_photo_alternate").props("type=button flat dense")
+                choose.props('aria-label="Choose a picture"').on("click", js_handler=OPEN_CHOOSER)
+                choose.tooltip("Choose a picture; you can drop or paste one as well")
+                ui.button("Search").props("type=submit unelevated")
+            chooser = ui.element("input").props("id=sl-chooser type=file hidden aria-hidden=true tabindex=-1")
+            chooser.props(f"accept={PICTURES} data-most={max_bytes}")
+            self.examples = ui.element("div").classes("sl-row")
+            with ui.element("div").classes("sl-row"):
+                self._narrowing()
+
+    @property
+    def words(self) -> str:
+        """What is typed."""
+        return (self._box.value or "").strip()
+
+    @words.setter
+    def words(self, words: str) -> None:
+        self._box.value = words
+
+    def fill(self, asked: Asked) -> None:
+        """Have it say what is asked for; that is no reason to search."""
+        self._is_filling = True
+        self._box.value, self._find.value, self._least.value = asked.text, asked.find, asked.min_score
+        filters = [f"{field}={value}" for field, value in asked.where]
+        self._filters.set_options([*dict.fromkeys([*filters, *self._filters.options])], value=filters)
+        self._is_filling = False
+
+    def read(self, before: Asked) -> Asked:
+        """Return `before` with what it says now.
+
+        Raises:
+            ValueError: a filter is none; the message is for whoever typed it.
+        """
+        return replace(
+            before,
+            text=self.words[:LONGEST_TEXT],  # a browser keeps to that, other clients need not
+            find=self._find.value,
+            where=pairs(self._filters.value),
+            min_score=self._least.value,
+        )
+
+    def offer(self, filters: Sequence[str]) -> None:
+        """Suggest filters."""
+        if not self._filters.is_deleted:
+            self._filters.set_options([*dict.fromkeys([*self._filters.value, *filters])])
+
+    def _narrowing(self) -> None:
+        finds = {"images": "Pictures", "texts": "Texts"}
+        self._find = ui.toggle(finds, value="images", on_change=self._changed)
+        self._find.props('unelevated dense padding="4px 12px" aria-label="What to find"')
+        label = "Only where, such as source=shop"
+        self._filters = ui.select(
+            [], label=label, multiple=True, new_value_mode="add-unique", on_change=self._changed
+        )
+        self._filters.classes("grow").props("use-chips outlined dense").style("min-width: min(100%, 16rem)")
+        self._least = ui.number(label="Least score", min=-1, max=1, step=0.05, on_change=self._changed)
+        self._least.props("outlined dense clearable debounce=400").style("width: 8.5rem")
+
+    def _changed(self) -> Awaitable[None] | None:
+        return None if self._is_filling else self._search()

@@ -1,0 +1,100 @@
+"""Where the time of a run went: a stacked bar, and what it means in words."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import accumulate, chain
+from typing import Any
+
+from nicegui import ui
+
+from flows.console.format import lasting
+from storage.postgres.runs import Run
+
+TOTAL = "total"
+COLOURS = {
+    "read": 0,
+    "plan": 1,
+    "decode": 2,
+    "embed": 3,
+    "upsert": 4,
+    "mark": 5,
+    "store": 6,
+}
+"""The colour `--stage-N` of each stage of an ingest; those of other flows take theirs by their place."""
+
+MANY_COLOURS = 8
+
+
+def stages_of(run: Run) -> list[tuple[str, float]]:
+    """Return the stages of a run that took any time, each with its seconds, in the order of the work."""
+    order = list(COLOURS)
+    taken = [(name, float(seconds)) for name, seconds in run.seconds.items() if name != TOTAL and seconds]
+    return sorted(taken, key=lambda stage: order.index(stage[0]) if stage[0] in order else len(order))
+
+
+def in_words(stages: Sequence[tuple[str, float]]) -> str:
+    """Return what a bar shows, for whoever does not see it.
+
+    >>> in_words([("read", 0.5), ("embed", 90.0)])
+    'Seconds per stage: read 500 ms, embed 1 min 30 s'
+    """
+    return "Seconds per stage: " + ", ".join(f"{name} {lasting(seconds)}" for name, seconds in stages)
+
+
+def bar(stages: Sequence[tuple[str, float]], *, slim: bool = False) -> None:
+    """Draw one bar: the wider a stage, the longer it was at work."""
+    words = in_words(stages)
+    drawn = ui.element("div").classes("sl-bar" + (" sl-slim" if slim else ""))
+    drawn.props["role"], drawn.props["aria-label"], drawn.props["title"] = "img", words, words
+    drawn.style(f"background: {_gradient(stages)}")
+
+
+def _gradient(stages: Sequence[tuple[str, float]]) -> str:
+    """Return the bar as one background: an element for each part would cost more than the rest of a row.
+
+    >>> _gradient([("read", 1.0), ("embed", 3.0)])
+    'linear-gradient(to right, var(--stage-0) 0.00% 25.00%, var(--stage-3) 25.00% 100.00%)'
+    """
+    ends = [*accumulate(seconds for _, seconds in stages)]
+    parts = (
+        f"{_colour(name, place)} {(end - seconds) / ends[-1]:.2%} {end / ends[-1]:.2%}"
+        for place, ((name, seconds), end) in enumerate(zip(stages, ends, strict=True))
+    )
+    return f"linear-gradient(to right, {', '.join(parts)})"
+
+
+def legend(stages: Sequence[tuple[str, float]]) -> None:
+    """Name the colours of a bar, with the seconds."""
+    with ui.element("div").classes("sl-row sl-legend"):
+        for place, (name, seconds) in enumerate(stages):
+            with ui.element("span").classes("sl-key"):
+                ui.element("span").classes("sl-dot").style(f"background: {_colour(name, place)}")
+                ui.label(f"{name} {lasting(seconds)}")
+
+
+def took_s(run: Run, now: datetime) -> float:
+    """Return for how many seconds a run went on, or has until now."""
+    return ((run.ended or now) - run.started).total_seconds()
+
+
+def a_second(run: Run, now: datetime) -> str:
+    """Return how many records a second a run has read; a dash for one that reads none."""
+    read, seconds = run.counts.get("read"), run.seconds.get(TOTAL) or took_s(run, now)
+    return f"{read / seconds:,.1f}" if read and seconds else "–"
+
+
+def flat(counts: Mapping[str, Any], within: str = "") -> list[tuple[str, Any]]:
+    """Return counts that have others inside as one list.
+
+    >>> flat({"read": 3, "reasons": {"bad_image": 1}})
+    [('read', 3), ('reasons: bad_image', 1)]
+    """
+    each = (
+        flat(value, f"{within}{name}: ") if isinstance(value, Mapping) else [(f"{within}{name}", value)]
+        for name, value in counts.items()
+    )
+    return list(chain.from_iterable(each))
+
+
+def _colour(name: str, place: int) -> str:
+    return f"var(--stage-{COLOURS.get(name, place % MANY_COLOURS)})"

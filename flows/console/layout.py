@@ -1,0 +1,90 @@
+"""What all pages share: the head with its links, the theme, the keys, and how a page is shown."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlencode
+
+from nicegui import ui
+from nicegui.events import KeyEventArguments
+from starlette.requests import Request
+
+from flows.console.context import Desk
+
+PAGES = (
+    ("Overview", "/", "o"),
+    ("Runs", "/runs", "r"),
+    ("Rejects", "/rejects", "j"),
+    ("Models", "/models", "m"),
+    ("Search", "/search", "s"),
+    ("Integrity", "/integrity", "i"),
+)
+"""Title, path, and the key that goes there after a `g`."""
+
+PATIENCE_S = 90.0
+"""For a page whose store does not answer: the page says so once the store's own time limits have passed."""
+
+THEMES: dict[str, bool | None] = {"dark": True, "light": False}
+STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
+KEEP_THEME = "document.cookie = 'theme={}; path=/; max-age=31536000; samesite=strict'"
+
+
+@contextmanager
+def frame(desk: Desk, request: Request, title: str) -> Iterator[ui.element]:
+    """Show a page of that title; what is made inside is its content."""
+    ui.add_css(STYLE)
+    ui.colors(primary="#2457c5", positive="#1b7f4b", warning="#9a6200", negative="#b3261e")
+    ui.page_title(f"{title} · Sightline")
+    theme = ui.dark_mode(THEMES.get(request.cookies.get("theme", "")))
+    with ui.header(elevated=False).classes("sl-header items-center justify-between no-wrap"):
+        with ui.element("nav").classes("sl-nav").props('aria-label="Pages"'):
+            for name, path, _ in PAGES:
+                link = ui.link(name, path)
+                if name == title:
+                    link.props('aria-current="page"')
+        with ui.row().classes("no-wrap gap-0"):
+            ui.button(icon="contrast", on_click=lambda: _next_theme(theme)).props(
+                'flat round dense color=grey aria-label="Dark or light"'
+            )
+            if desk.protected:
+                ui.button(icon="logout", on_click=lambda: ui.navigate.to("/logout")).props(
+                    'flat round dense color=grey aria-label="Sign out"'
+                )
+    with ui.element("main").classes("sl-page") as main:
+        yield main
+    ui.skip_link(target=main)
+    _listen_to_keys(title)
+
+
+def with_query(path: str, asked: Mapping[str, object]) -> str:
+    """Return the address of a page that is asked for these; what is None is left out.
+
+    >>> with_query("/runs", {"source": "a&b", "flow": None}), with_query("/runs", {})
+    ('/runs?source=a%26b', '/runs')
+    """
+    query = urlencode({name: value for name, value in asked.items() if value is not None})
+    return f"{path}?{query}" if query else path
+
+
+def _next_theme(theme: ui.dark_mode) -> None:
+    theme.value = not theme.value
+    ui.run_javascript(KEEP_THEME.format("dark" if theme.value else "light"))
+
+
+def _listen_to_keys(title: str) -> None:
+    """Go to a page by `g` and its letter, to the search by `/`, which that page has a use of its own for."""
+    keys = {key: path for _, path, key in PAGES}
+    after_g = False
+
+    def pressed(event: KeyEventArguments) -> None:
+        nonlocal after_g
+        if not event.action.keydown or event.modifiers.ctrl or event.modifiers.meta or event.modifiers.alt:
+            return
+        key = str(event.key)
+        if after_g and key in keys:
+            ui.navigate.to(keys[key])
+        elif key == "/" and title != "Search":
+            ui.navigate.to("/search")
+        after_g = key == "g"
+
+    ui.keyboard(pressed)

@@ -1,0 +1,199 @@
+"""Whether Postgres and Qdrant agree, and what mends it where they do not."""
+
+from asyncio import gather, to_thread
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+
+from nicegui import ui
+from starlette.requests import Request
+
+from flows.console.components.active_runs import Live
+from flows.console.components.consistency import (
+    MEANS,
+    NOUNS,
+    Compared,
+    Held,
+    Stored,
+    Verdict,
+    found_in_words,
+    judge,
+    look_at_collections,
+    look_at_comparisons,
+    repair_in_words,
+)
+from flows.console.components.flow_controls import begin
+from flows.console.components.run_snapshot import Watch, name_of
+from flows.console.components.stage_bar import took_s
+from flows.console.context import Desk
+from flows.console.format import ago, lasting
+from flows.console.keyed_list import Child, Kept, box
+from flows.console.layout import PATIENCE_S, frame
+from flows.console.widgets import Row, heading, note, outcome, problem, spoken_title, table
+from flows.tracking.text import many
+from storage.postgres.runs import Run
+from storage.postgres.statistics import Figures
+
+REFRESH_S = 3.0
+OWN = ("reconcile", "repair")
+
+
+def add_page(desk: Desk) -> None:
+    """Add the page at `/integrity`."""
+    watch = Watch(desk)
+
+    @ui.page("/integrity", response_timeout=PATIENCE_S)
+    async def integrity(request: Request) -> None:
+        compared, stored = await gather(
+            to_thread(look_at_comparisons, desk), to_thread(look_at_collections, desk)
+        )
+        with frame(desk, request, "Integrity"):
+            spoken_title("Integrity")
+            Page(desk, watch, compared, stored)
+
+
+class Page:
+    """What is on the page; while a comparison runs, only what has changed is shown anew."""
+
+    def __init__(self, desk: Desk, watch: Watch, compared: Compared, stored: Stored) -> None:
+        self._desk, self._watch, self._compared, self._stored = desk, watch, compared, stored
+        with ui.element("div").classes("sl-column") as self._where:
+            self._away = Kept[str](ui.element("div").classes("sl-column"))
+            with ui.element("div").classes("sl-sheet") as self._sheet, ui.element("div").classes("sl-row"):
+                self._verdict = ui.label().props("role=status")
+                self._repair = ui.button("Repair…", on_click=self._ask_to_repair).props("unelevated no-caps")
+                ui.button("Compare now", on_click=self._compare).props("outline no-caps")
+            self._live = Live(desk, watch, OWN)
+            self._findings = Kept[str](ui.element("div").classes("sl-column"))
+            self._rest = Kept[str](ui.element("div").classes("sl-column"))
+        self._show(desk.observer.seen.at)
+        ui.timer(REFRESH_S, self._refresh)
+
+    async def _refresh(self) -> None:
+        going = await self._watch.look()
+        self._live.show(going)
+        before, self._compared = self._compared, await to_thread(look_at_comparisons, self._desk)
+        if before != self._compared or self._stored.problem is not None:
+            self._stored = await to_thread(look_at_collections, self._desk)
+        self._show(going.at)
+
+    def _show(self, now: datetime) -> None:
+        verdict = judge(self._compared.comparisons)
+        differ = tuple(verdict.differences.items())
+        agree = verdict.last is not None and not differ
+        self._verdict.text = in_words(verdict, now)
+        self._verdict.classes(replace="sl-strong sl-grow" + (" sl-good" if agree else ""))
+        self._sheet.classes(replace="sl-sheet" + (" sl-problem" if differ else ""))
+        self._sheet.visible = self._compared.problem is None
+        self._repair.visible = bool(differ)
+        away = sorted({one for one in (self._compared.problem, self._stored.problem) if one})
+        self._away.show([(one, None, partial(box, problem, one)) for one in away])
+        findings: list[Child[str]] = []
+        if verdict.problem is not None:
+            findings.append(("problem", verdict.problem, partial(box, problem, verdict.problem)))
+        if differ:
+            findings.append(("differences", differ, partial(_differences, differ)))
+        catalogued = self._desk.observer.seen.catalogued
+        if catalogued is not None and catalogued.figures.pending:
+            behind = pending_in_words(catalogued.figures, now)
+            findings.append(("behind", behind, partial(box, note, behind)))
+        self._findings.show(findings)
+        ended = tuple(run for run in self._compared.comparisons if run.ended is not None)
+        collections = self._stored.collections
+        self._rest.show(
+            [
+                ("collections", collections, partial(_collections, collections)),
+                ("comparisons", tuple((run.id, run.outcome) for run in ended), partial(_history, ended)),
+            ]
+        )
+
+    async def _compare(self) -> None:
+        with self._where:
+            if await begin(self._desk, self._watch, "reconcile", None):
+                self._live.show(await self._watch.look_again())
+
+    async def _ask_to_repair(self) -> None:
+        differences = judge(self._compared.comparisons).differences
+        points = sum(one.points or 0 for one in self._stored.collections)
+        with self._where:
+            if await begin(self._desk, self._watch, "repair", repair_in_words(differences, points)):
+                self._live.show(await self._watch.look_again())
+
+
+def in_words(verdict: Verdict, now: datetime) -> str:
+    """Return whether the stores agree, as far as anybody has looked."""
+    if verdict.last is None:
+        return "Postgres and Qdrant have not been compared yet."
+    when = ago(verdict.last.ended, now)
+    if verdict.differences:
+        return f"Postgres and Qdrant differ, as of {when}. Postgres is the truth; a repair mends Qdrant."
+    return f"Postgres and Qdrant agree. Compared {when}; that took {lasting(took_s(verdict.last, now))}."
+
+
+def pending_in_words(waiting: Figures, now: datetime) -> str:
+    """Return how far the index is behind.
+
+    >>> pending_in_words(Figures(9, 2, 0, datetime(2026, 1, 1, 11), None), datetime(2026, 1, 1, 12))
+    'The index is behind: 2 records wait for the next ingest, the oldest for 1 h.'
+    """
+    wait = "waits" if waiting.pending == 1 else "wait"
+    oldest = lasting(waiting.age_s(now))
+    return (
+        f"The index is behind: {many(waiting.pending, 'record')} {wait} for the next ingest, the oldest for "
+        f"{oldest}."
+    )
+
+
+def _differences(differ: Sequence[tuple[str, int]]) -> ui.element:
+    with ui.element("section").classes("sl-sheet") as sheet:
+        heading("What differs")
+        rows = [[kind.replace("_", " "), many(number, NOUNS[kind]), MEANS[kind]] for kind, number in differ]
+        table(("kind", "how many", "what it means"), rows)
+        ui.label("Which ones: run sightline reconcile").classes("sl-faint")
+    return sheet
+
+
+def _collections(collections: Sequence[Held]) -> ui.element:
+    with ui.element("section").classes("sl-sheet") as sheet:
+        heading("Collections")
+        if not collections:
+            ui.label("There is none yet; the first ingest makes one.").classes("sl-faint")
+            return sheet
+        rows: list[Row] = [
+            [
+                one.name,
+                one.state or "unknown",
+                "yes" if one.is_searched else "no",
+                partial(_remark, one.remark),
+                f"{one.promised:,}",
+                "–" if one.points is None else f"{one.points:,}",
+            ]
+            for one in collections
+        ]
+        table(("collection", "state", "searched", "", "points by Postgres", "in Qdrant"), rows, numbers=2)
+    return sheet
+
+
+def _remark(remark: str) -> None:
+    ui.label(remark).classes("sl-warn")
+
+
+def _history(comparisons: Sequence[Run]) -> ui.element:
+    with ui.element("section").classes("sl-sheet") as sheet:
+        heading("Last comparisons")
+        if not comparisons:
+            ui.label("None yet.").classes("sl-faint")
+            return sheet
+        rows: list[Row] = [
+            [
+                partial(ui.link, f"{run.started:%d %b %Y %H:%M:%S}", f"/runs/{run.id}"),
+                "repair" if name_of(run) == "repair" else "comparison",
+                partial(outcome, run.outcome),
+                found_in_words(run),
+                lasting(run.took_s),
+            ]
+            for run in comparisons
+        ]
+        table(("started, UTC", "", "outcome", "found", "took"), rows, numbers=1)
+        ui.link("All of them", "/runs?flow=reconcile").classes("sl-faint")
+    return sheet

@@ -1,0 +1,212 @@
+"""Models and collections: where they come from, how good they are, what was decided; and changing them."""
+
+from asyncio import to_thread
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+from nicegui import ui
+from starlette.requests import Request
+
+from flows.console.components.model_actions import ask_to_promote, reindex, roll_back
+from flows.console.components.model_jobs import last_work, progress
+from flows.console.components.model_table import (
+    before_and_after,
+    collections_of,
+    last_decision,
+    name_of,
+    show_decision,
+    state_of,
+)
+from flows.console.components.recall_chart import data_set_of, data_sets, recall, short
+from flows.console.context import Desk
+from flows.console.format import moment
+from flows.console.layout import PATIENCE_S, frame, with_query
+from flows.console.widgets import Row, heading, problem, spoken_title, table, tile
+from flows.service.model_overview import WORK, Lineage, look_at_models
+from flows.service.pool import AWAY
+from storage.postgres import runs
+from storage.postgres.model_history import Life
+from storage.postgres.runs import Run
+
+REFRESH_S = 3.0
+DECISIONS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the address asks for."""
+
+    dataset: str | None = None
+    before: int | None = None
+    """Decisions that were put on record before the one with this id."""
+
+    def address(self, **changed: object) -> str:
+        return with_query("/models", {"dataset": self.dataset, "before": self.before} | changed)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found."""
+
+    lineage: Lineage
+    running: tuple[Run, ...]
+
+
+def add_page(desk: Desk) -> None:
+    """Add the page at `/models`."""
+
+    @ui.page("/models", response_timeout=PATIENCE_S)
+    async def models(request: Request, dataset: str | None = None, before: int | None = None) -> None:
+        with frame(desk, request, "Models"):
+            spoken_title("Models and indexes")
+            page = Page(desk, Wanted(dataset or None, before))
+            await page.refresh()
+            ui.timer(REFRESH_S, page.refresh, immediate=False)
+
+
+def look(desk: Desk, wanted: Wanted) -> Look | str:
+    """Return what is known of models, or why that cannot be told."""
+    seen = desk.observer.seen
+    if seen.catalogued is None:
+        return seen.postgres_problem or ""
+    try:
+        lineage = look_at_models(desk.backend, decisions=DECISIONS + 1, before=wanted.before)
+        with desk.backend.sessions() as sessions, sessions() as session:
+            running = tuple(one for one in runs.running(session) if one.flow in WORK)
+    except AWAY as error:
+        return str(error)
+    return Look(lineage, running)
+
+
+class Page:
+    """The elements of the page; all but what runs is made anew only when something has changed."""
+
+    def __init__(self, desk: Desk, wanted: Wanted) -> None:
+        self._desk, self._wanted = desk, wanted
+        self._running = ui.element("div").classes("contents")
+        self._rest = ui.element("div").classes("contents")
+        self._shown: Lineage | str | None = None
+        self._root = ui.context.slot.parent
+
+    async def refresh(self) -> None:
+        """Look again, and show what has changed."""
+        found = await to_thread(look, self._desk, self._wanted)
+        if self._rest.is_deleted:
+            return
+        self._running.clear()
+        if isinstance(found, Look):
+            with self._running:
+                for one in found.running:
+                    progress(one, datetime.now(UTC))
+        lineage = found.lineage if isinstance(found, Look) else found
+        if lineage == self._shown:
+            return
+        self._shown = lineage
+        self._rest.clear()
+        with self._rest:
+            if isinstance(lineage, str):
+                problem(lineage)
+            else:
+                self._show(lineage)
+
+    def _show(self, seen: Lineage) -> None:
+        if seen.qdrant_problem is not None:
+            problem(seen.qdrant_problem)
+        if not seen.models:
+            with ui.element("section").classes("sl-sheet"):
+                ui.label("No model has been used yet. Begin with: sightline ingest FOLDER").classes(
+                    "sl-faint"
+                )
+            return
+        self._in_use(seen)
+        self._lineage(seen)
+        self._recall(seen)
+        self._decisions(seen)
+        last_work(seen.last_runs)
+
+    def _in_use(self, seen: Lineage) -> None:
+        active = seen.active
+        collection = next((one for one in seen.collections if one.state == "active"), None)
+        with ui.element("div").classes("sl-tiles"):
+            if active is not None:
+                tile("Model in use", short(active.name, active.fingerprint), active.name)
+            if collection is not None:
+                points = seen.points.get(collection.name)
+                since = "" if collection.activated is None else f"since {moment(collection.activated)}"
+                tile("Points", "–" if points is None else f"{points:,}", since)
+        back = seen.back
+        if back is not None and active is not None:
+            name = seen.names.get(back.fingerprint, back.fingerprint)
+            with ui.element("div").classes("sl-row"):
+                ui.button(
+                    f"Roll back to {short(name, back.fingerprint)}…",
+                    on_click=partial(self._act, partial(roll_back, self._desk, seen, active, back)),
+                ).props("outline")
+
+    def _lineage(self, seen: Lineage) -> None:
+        with ui.element("section").classes("sl-sheet"):
+            heading("Models")
+            rows: list[Row] = [
+                [
+                    partial(name_of, depth, life),
+                    partial(state_of, life.state),
+                    partial(self._actions, seen, life),
+                    partial(collections_of, seen, life),
+                    before_and_after(life, "text_to_image"),
+                    before_and_after(life, "image_to_text"),
+                    last_decision(life),
+                ]
+                for depth, life in seen.models
+            ]
+            table(
+                ("model", "state", "", "collection", "text to image", "image to text", "last decision"), rows
+            )
+            ui.label(
+                "A model stands below the one that it was fine-tuned from. Figures: recall@10 on the pairs "
+                "that were held out of its training, before and after it."
+            ).classes("sl-faint")
+
+    def _actions(self, seen: Lineage, life: Life) -> None:
+        active = seen.active
+        if active is None or life.fingerprint == active.fingerprint:
+            return
+        with ui.element("div").classes("sl-row no-wrap"):
+            if seen.is_promoted(life):
+                act = partial(self._act, partial(reindex, self._desk, life, active))
+                ui.button("Re-index…", on_click=act).props('unelevated no-wrap padding="2px 12px"')
+            else:
+                act = partial(self._act, partial(ask_to_promote, self._desk, life, active))
+                ui.button("Promote…", on_click=act).props('outline no-wrap padding="2px 12px"')
+
+    async def _act(self, ask: Callable[[], Awaitable[None]]) -> None:
+        with self._root:  # a dialog goes with what it was made in, and the table may be made anew meanwhile
+            await ask()
+
+    def _recall(self, seen: Lineage) -> None:
+        names = data_sets(seen.measured)
+        with ui.element("section").classes("sl-sheet"):
+            heading("Recall")
+            if not names:
+                ui.label("Nothing was evaluated yet. Begin with: sightline evaluate").classes("sl-faint")
+                return
+            chosen = self._wanted.dataset if self._wanted.dataset in names else names[0]
+            with ui.element("nav").classes("sl-chips").props('aria-label="Data sets"'):
+                for name in names:
+                    link = ui.link(name, self._wanted.address(dataset=name)).classes("sl-chip")
+                    if name == chosen:
+                        link.props('aria-current="true"')
+            recall([one for one in seen.measured if data_set_of(one) == chosen], seen.names)
+
+    def _decisions(self, seen: Lineage) -> None:
+        with ui.element("section").classes("sl-sheet"):
+            heading("Decisions of the gate")
+            if not seen.decisions:
+                ui.label("None yet.").classes("sl-faint")
+            for decision in seen.decisions[:DECISIONS]:
+                show_decision(decision)
+            if self._wanted.before is not None:
+                ui.link("Newest", self._wanted.address(before=None))
+            if len(seen.decisions) > DECISIONS:
+                ui.link("Older", self._wanted.address(before=seen.decisions[DECISIONS - 1].id))

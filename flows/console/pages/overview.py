@@ -1,0 +1,186 @@
+"""The first page: within ten seconds, whether the index is fresh and true, and what failed."""
+
+from datetime import UTC, datetime
+from functools import partial
+
+from nicegui import ui
+from starlette.requests import Request
+
+from flows.console.components.stage_bar import a_second
+from flows.console.context import Desk
+from flows.console.format import ago, lasting, share
+from flows.console.layout import PATIENCE_S, frame
+from flows.console.widgets import Row, heading, outcome, problem, spoken_title, table, tile
+from flows.service.observer import Catalogued, Observation
+from flows.tracking.text import many
+from storage.postgres.runs import Run
+from storage.postgres.statistics import HEADLINE, Day
+
+REFRESH_S = 5.0
+STALE_S = 3600
+LITTLE_DISK = 0.1
+
+
+def add_page(desk: Desk) -> None:
+    """Add the page at `/`."""
+
+    @ui.page("/", response_timeout=PATIENCE_S)
+    async def overview(request: Request) -> None:
+        await desk.first_look()
+        with frame(desk, request, "Overview"):
+            spoken_title("Overview")
+            shown = ui.refreshable(lambda: show(desk.observer.seen, datetime.now(UTC)))
+            shown()
+            ui.timer(REFRESH_S, shown.refresh)
+
+
+def show(seen: Observation, now: datetime) -> None:
+    """Show what was seen."""
+    for sentence in (seen.postgres_problem, seen.qdrant_problem):
+        if sentence is not None:
+            problem(sentence)
+    with ui.element("div").classes("sl-tiles"):
+        if seen.catalogued is not None:
+            _records(seen.catalogued, seen.at)
+        _stores(seen)
+    if seen.catalogued is not None:
+        if seen.catalogued.failed:
+            _failed(seen.catalogued.failed, now)
+        with ui.element("div").classes("sl-two"):
+            _last_runs(seen.catalogued.last_runs, now)
+            _searches(seen, seen.catalogued)
+        _trend(seen.catalogued.days)
+    ui.label(f"As of {ago(seen.at, now)}.").classes("sl-faint")
+
+
+def _records(catalogued: Catalogued, at: datetime) -> None:
+    figures = catalogued.figures
+    tile("Records", f"{figures.items:,}")
+    tile(
+        "Searchable",
+        f"{figures.searchable:,}",
+        share(figures.searchable / figures.items if figures.items else 1),
+    )
+    tile("Pending", f"{figures.pending:,}", kind="sl-warn" if figures.pending else "")
+    if figures.waiting_since is None or figures.newest_waiting is None:
+        tile("Freshness", "fresh", "no record waits", "sl-good")
+    else:
+        newest = lasting((at - figures.newest_waiting).total_seconds())
+        kind = "sl-bad" if figures.age_s(at) > STALE_S else "sl-warn"
+        tile("Freshness", lasting(figures.age_s(at)), f"the oldest waits; the newest {newest}", kind)
+    tile("Rejected", f"{catalogued.open_rejects:,}", kind="sl-warn" if catalogued.open_rejects else "")
+    tile("Deleted", f"{figures.deleted:,}")
+
+
+def _stores(seen: Observation) -> None:
+    for name, trouble in (("Postgres", seen.postgres_problem), ("Qdrant", seen.qdrant_problem)):
+        points = "" if seen.indexed is None or name == "Postgres" else many(seen.indexed.points, "point")
+        tile(name, "away" if trouble else "up", points, "sl-bad" if trouble else "sl-good")
+    free = seen.disk_free_bytes / seen.disk_bytes
+    tile(
+        "Disk",
+        f"{seen.disk_free_bytes / 2**30:,.0f} GiB",
+        f"{share(free)} free",
+        "sl-bad" if free < LITTLE_DISK else "",
+    )
+
+
+def _failed(failed: tuple[Run, ...], now: datetime) -> None:
+    with ui.element("section").classes("sl-sheet sl-problem"):
+        heading("Failed")
+        rows = [
+            [
+                run.flow if run.source is None else f"{run.flow} of {run.source}",
+                ago(run.ended, now),
+                run.error or run.outcome,
+            ]
+            for run in failed
+        ]
+        table(("what", "when", "why"), rows)
+
+
+def _last_runs(last_runs: tuple[Run, ...], now: datetime) -> None:
+    with ui.element("section").classes("sl-sheet"):
+        heading("Last run of each flow")
+        if not last_runs:
+            ui.label("Nothing has run yet. Begin with: sightline ingest FOLDER").classes("sl-faint")
+            return
+        rows: list[Row] = [
+            [
+                run.flow,
+                partial(outcome, run.outcome),
+                ago(run.started, now),
+                lasting(run.took_s),
+                a_second(run, now),
+            ]
+            for run in last_runs
+        ]
+        table(("flow", "outcome", "started", "took", "records/s"), rows, numbers=2)
+
+
+def _searches(seen: Observation, catalogued: Catalogued) -> None:
+    with ui.element("section").classes("sl-sheet"):
+        heading("Searches")
+        collection = None if seen.indexed is None else seen.indexed.collection
+        if collection is None:
+            ui.label("No collection is in use yet; the first ingest makes one.").classes("sl-faint")
+            return
+        rows = [
+            ["model", collection.model],
+            ["fingerprint", collection.fingerprint[:12]],
+            ["collection", collection.name],
+        ]
+        for one in catalogued.evaluation:
+            if one.metric == HEADLINE:
+                interval = "" if one.low is None else f" ({share(one.low)} to {share(one.high)})"
+                rows.append(
+                    [f"{HEADLINE}, {one.direction.replace('_', ' ')}", f"{share(one.value)}{interval}"]
+                )
+        table(("", ""), rows)
+
+
+def _trend(days: tuple[Day, ...]) -> None:
+    """Draw the last days: records a second, rejects, recall."""
+    with ui.element("section").classes("sl-sheet"):
+        heading("Last 30 days")
+        with ui.element("div").classes("sl-two"):
+            _chart("Records read", days, [day.read for day in days], "bar")
+            _chart("Records a second", days, [_rounded(day.records_a_second, 1) for day in days], "line")
+            _chart("Rejected", days, [day.rejected for day in days], "bar")
+            _chart("Recall@10", days, [_rounded(day.recall, 3) for day in days], "line", most=1)
+
+
+def _chart(
+    name: str, days: tuple[Day, ...], values: list[float | None], kind: str, most: float | None = None
+) -> None:
+    series = {
+        "type": kind,
+        "name": name,
+        "data": values,
+        "connectNulls": True,
+        "symbolSize": 7,
+        "color": "#5b8def",
+    }
+    grey = {"color": "#8a94a0"}
+    ui.echart(
+        {
+            "title": {"text": name, "textStyle": {"fontSize": 13, "fontWeight": 550, **grey}},
+            "tooltip": {"trigger": "axis"},
+            "grid": {"left": 48, "right": 12, "top": 36, "bottom": 24},
+            "xAxis": {"type": "category", "data": [f"{day.day:%d %b}" for day in days], "axisLabel": grey},
+            "yAxis": {
+                "type": "value",
+                "min": 0,
+                "max": most,
+                "axisLabel": grey,
+                "splitNumber": 3,
+                "splitLine": {"lineStyle": {"color": "#8a94a033"}},
+            },
+            "series": [series],
+            "animation": False,
+        }
+    ).style("height: 11rem; width: 100%").props(f'role=img aria-label="{name}, last 30 days"')
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

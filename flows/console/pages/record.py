@@ -1,0 +1,187 @@
+"""The page of one record: all that is kept of it, whether searches find it, and what is like it."""
+
+import json
+from asyncio import to_thread
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from nicegui import ui
+from starlette.requests import Request
+
+from embedding.images.perceptual_hash import LEAST_BITS, NEAR
+from flows.console.components.hit_cards import picture
+from flows.console.components.search_params import Asked
+from flows.console.context import Desk
+from flows.console.format import ago
+from flows.console.layout import PATIENCE_S, frame
+from flows.console.widgets import Row, heading, note, problem, table
+from flows.service.pool import AWAY, Backend
+from flows.tracking.text import many
+from storage.postgres import model_registry, perceptual_hashes
+from storage.postgres.item_view import Details, details
+from storage.postgres.perceptual_hashes import Copy
+from storage.records import Item
+from storage.redaction import redacted
+
+MOST_COPIES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A record and its surroundings."""
+
+    collection: str | None
+    details: Details | None
+    copies: Sequence[Copy] | None
+    """Others with the same picture or one that looks like it; None where its look is not known."""
+
+
+def add_page(desk: Desk) -> None:
+    """Add the page at `/records/{id}`."""
+
+    @ui.page("/records/{id}", response_timeout=PATIENCE_S)
+    async def record_page(request: Request, id: str) -> None:
+        try:
+            known = UUID(id)
+            seen = await to_thread(look, desk.backend, known)
+        except (ValueError, *AWAY) as error:
+            with frame(desk, request, "Record"):
+                problem(f"{id!r} is no record's id" if isinstance(error, ValueError) else str(error))
+            return
+        with frame(desk, request, "Record"):
+            show(known, seen, datetime.now(UTC))
+
+
+def look(backend: Backend, id: UUID) -> Seen:
+    """Return what Postgres knows of a record.
+
+    Raises:
+        AWAY: it does not answer.
+    """
+    with backend.sessions() as sessions, sessions() as session:
+        collection = model_registry.active_collection(session)
+        found = details(session, id, collection)
+        item = None if found is None else found.item
+        if item is None or item.picture is None:
+            return Seen(collection, found, ())
+        sha256 = item.picture.sha256
+        copies = perceptual_hashes.near(session, sha256, bits=NEAR, least_bits=LEAST_BITS, limit=MOST_COPIES)
+    return Seen(collection, found, None if copies is None else [one for one in copies if one.id != id])
+
+
+def show(id: UUID, seen: Seen, now: datetime) -> None:
+    """Show a record."""
+    found = seen.details
+    if found is None:
+        problem(f"There is no record {id}, and there never was one here.")
+        return
+    ui.label(found.key).props("role=heading aria-level=1 dir=auto").classes("sl-title")
+    if found.item is None:
+        why = "somebody asked for it" if found.deletion == "asked" else "its source no longer had it"
+        note(f"This record of {found.source} was deleted {ago(found.deleted, now)}, because {why}.")
+        return
+    item = found.item
+    with ui.element("div").classes("sl-row"):
+        if item.picture is not None:
+            ui.link("Pictures like this", Asked(like=id).address)
+            ui.link("Texts like this", Asked(like=id, find="texts").address)
+        elif item.embedded_texts:
+            ui.link("Texts like this", Asked(like=id, find="texts").address)
+            ui.link("Pictures like this", Asked(like=id).address)
+    with ui.element("div").classes("sl-two"):
+        with ui.element("div").classes("sl-column"):
+            if item.picture is not None:
+                with ui.element("div").classes("sl-sheet sl-picture"):
+                    picture(f"/pictures/{id}?v={item.picture.sha256[:12]}", item.short_text or item.key)
+            _texts(item)
+        with ui.element("div").classes("sl-column"):
+            _facts(id, found, item, seen.collection, now)
+            if item.metadata:
+                _metadata(item.metadata)
+    if item.picture is not None:
+        _copies(seen.copies, item.picture.sha256)
+
+
+def searchable(found: Details, collection: str | None) -> str:
+    """Say whether searches find a record as it is."""
+    if collection is None:
+        return "no: there is no collection yet"
+    if found.embedded is None:
+        return "not yet: the next ingest of its source embeds it"
+    if not found.is_current:
+        return "as it was before it changed; the next ingest of its source embeds it anew"
+    return f"yes, in {collection}"
+
+
+def _texts(item: Item) -> None:
+    with ui.element("section").classes("sl-sheet"):
+        heading("Texts")
+        if not item.texts:
+            ui.label("It has none.").classes("sl-faint")
+            return
+        searched, others = (
+            [[one.text, one.lang or "–"] for one in item.texts if one.embedded is embedded]
+            for embedded in (True, False)
+        )
+        if searched:
+            table(("searched", "language"), searched)
+        if others:
+            with ui.expansion(f"{many(len(others), 'text')} kept, in languages that are not searched"):
+                table(("text", "language"), others)
+
+
+def _facts(id: UUID, found: Details, item: Item, collection: str | None, now: datetime) -> None:
+    with ui.element("section").classes("sl-sheet sl-wrapping"):
+        heading("Record")
+        rows = [
+            ["source", item.source],
+            ["id", str(id)],
+            ["searchable", searchable(found, collection)],
+            ["taken in", f"{found.created:%Y-%m-%d %H:%M} UTC, {ago(found.created, now)}"],
+            ["changed", f"{found.updated:%Y-%m-%d %H:%M} UTC, {ago(found.updated, now)}"],
+        ]
+        if item.picture is not None:
+            shot = item.picture
+            rows += [
+                ["picture", f"{shot.width:,} × {shot.height:,} {shot.format}"],
+                ["from", redacted(shot.uri)],
+                ["SHA-256", shot.sha256],
+            ]
+        table(("", ""), rows)
+
+
+def _metadata(metadata: Mapping[str, Any]) -> None:
+    with ui.element("section").classes("sl-sheet"):
+        heading("Metadata")
+        rows = [
+            [field, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+            for field, value in metadata.items()
+        ]
+        table(("field", "value"), rows)
+
+
+def _copies(copies: Sequence[Copy] | None, sha256: str) -> None:
+    with ui.element("section").classes("sl-sheet"):
+        heading("Copies")
+        if copies is None:
+            ui.label(
+                "No other record has these bytes. Those that look alike are known after: "
+                "sightline duplicates --near"
+            ).classes("sl-faint")
+            return
+        if not copies:
+            ui.label("No other record has this picture, or one that looks like it.").classes("sl-faint")
+            return
+        rows: list[Row] = [
+            [
+                partial(ui.link, one.key, f"/records/{one.id}"),
+                one.source,
+                "the same bytes" if one.sha256 == sha256 else "looks alike",
+            ]
+            for one in copies
+        ]
+        table(("key", "source", ""), rows)

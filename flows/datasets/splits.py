@@ -1,0 +1,91 @@
+"""Which pictures may be learned from: whole groups of near duplicates are on one side of a split."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedding.images.decode import BadImage
+from embedding.images.perceptual_hash import SEEN
+from embedding.images.worker_pool import Workers
+from embedding.training.splits import Part, Split
+from flows.config.settings import Limits
+from flows.datasets.near_duplicates import hash_of, picture_groups
+from flows.datasets.relevance_judgments import BadJudgments, Judgment, pictures_of, sha256_of
+from flows.resources.connections import Stores
+from storage.postgres import catalog, perceptual_hashes
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Which pictures may be learned from: by SHA-256 their group, by group its part."""
+
+    groups: Mapping[str, str]
+    split: Split
+    named: frozenset[str]
+    """Groups with an item that the split names by its key."""
+
+    unreadable: frozenset[str] = frozenset()
+    """Stored images that are gone or cannot be decoded: there are no pairs of them."""
+
+    def part_of(self, sha256: str) -> Part:
+        group = self.groups.get(sha256, sha256)
+        return self.split.part_of(group, named=group in self.named)
+
+    def number_of(self, sha256: str) -> int:
+        """Return the number of a picture's group."""
+        return number_of_name(self.groups.get(sha256, sha256))
+
+
+def divide(stores: Stores, limits: Limits, split: Split, judgments: Sequence[Judgment] = ()) -> Sides:
+    """Look at all pictures, those that are new for the first time, and divide them.
+
+    Raises:
+        BadJudgments: a picture that is a query cannot be read.
+    """
+    hashes = _hashes(judgments)
+    groups = picture_groups(stores, limits, others=hashes)
+    return sides_of(stores, groups | _beside_their_items(stores, groups, set(hashes), judgments), split)
+
+
+def _beside_their_items(
+    stores: Stores, groups: Mapping[str, str], queries: AbstractSet[str], judgments: Sequence[Judgment]
+) -> dict[str, str]:
+    """Return the group of each judged picture that is like no stored one: that of its first relevant item."""
+    stored = {group for sha256, group in groups.items() if sha256 not in queries}
+    moved: dict[str, str] = {}
+    with stores.sessions() as session:
+        for one in judgments:
+            own = None if one.image is None else groups[sha256_of(one.image)]
+            if own is None or own in stored or own in moved or one.relevance == 0:
+                continue
+            for item in catalog.items_with_key(session, one.key, one.source):
+                if item.picture is not None:
+                    moved.setdefault(own, groups.get(item.picture.sha256, item.picture.sha256))
+    return {sha256: moved[groups[sha256]] for sha256 in queries if groups[sha256] in moved}
+
+
+def sides_of(stores: Stores, groups: Mapping[str, str], split: Split) -> Sides:
+    """Divide pictures whose groups are known."""
+    with stores.sessions() as session:
+        named = catalog.pictures_of_keys(session, split.keys or ())
+        unreadable = frozenset(perceptual_hashes.unhashed(session))
+    return Sides(groups, split, frozenset(groups.get(sha256, sha256) for sha256 in named), unreadable)
+
+
+def _hashes(judgments: Sequence[Judgment]) -> dict[str, int]:
+    """Return what pictures that are queries look like, by SHA-256, as `perceptual_hash` has it."""
+    hashes = {}
+    with Workers(SEEN, 0) as workers:
+        for sha256, path in pictures_of(judgments).items():
+            try:
+                hashes[sha256] = hash_of(workers, Path(path).read_bytes(), name=path)
+            except BadImage as error:
+                raise BadJudgments(f"the picture of a judgment cannot be used: {error}") from error
+    return hashes
+
+
+def number_of_name(name: str) -> int:
+    """Return a number that stands for `name`, in 64 bits."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)

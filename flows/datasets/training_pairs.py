@@ -1,0 +1,213 @@
+"""The pairs that a model is trained on: from the records themselves, and from judgments; ids in a file."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from pathlib import Path
+from types import MappingProxyType
+from typing import get_args
+from uuid import UUID
+
+import pyarrow as pa
+from datasets import Dataset
+
+from embedding.images.decode import BadImage
+from embedding.images.preparation import Features, Prepared
+from embedding.images.worker_pool import Workers
+from embedding.training.batches import Row
+from embedding.training.splits import Part
+from flows.config.settings import Limits
+from flows.datasets.relevance_judgments import Judgment, sha256_of
+from flows.datasets.splits import Sides, number_of_name
+from flows.resources.connections import Stores
+from flows.resources.images import load_image
+from storage.postgres import catalog
+from storage.records import Item
+from storage.redaction import redacted
+
+SCHEMA = pa.schema(
+    [
+        ("text", pa.string()),
+        ("picture", pa.string()),
+        ("text_group", pa.int64()),
+        ("picture_group", pa.int64()),
+        ("negatives", pa.list_(pa.string())),
+        ("negative_groups", pa.list_(pa.int64())),
+    ]
+)
+ROWS_A_BATCH = 1000
+OF_ITEM, OF_QUERY = "item", "query"
+
+
+class TooFewPairs(ValueError):
+    """There is not enough to learn from, or nothing to tell when to stop."""
+
+
+def pairs_of_records(stores: Stores, sides: Sides) -> Iterator[tuple[Part, Row]]:
+    """Yield a pair for each embedded text of each item with a picture, in id order."""
+    with stores.sessions() as session:
+        for item in catalog.captioned_pictures(session):
+            if item.picture is not None and item.picture.sha256 not in sides.unreadable:
+                part = sides.part_of(item.picture.sha256)
+                for number, text in enumerate(item.embedded_texts):
+                    yield part, row_of(sides, text_name(item.id, number), text, item.picture.sha256)
+
+
+def pairs_of_judgments(
+    stores: Stores, sides: Sides, judgments: Sequence[Judgment]
+) -> Iterator[tuple[Part, Row]]:
+    """Yield pairs of what is judged relevant.
+
+    A text makes a pair with the picture of each relevant item, and those of irrelevant ones are its
+    negatives. A picture makes one with each embedded text of a relevant item, unless that item's own
+    picture is on another side of the split.
+    """
+    texts: dict[str, list[tuple[str, float]]] = {}
+    with stores.sessions() as session:
+        for judgment in judgments:
+            for item in catalog.items_with_key(session, judgment.key, judgment.source):
+                if judgment.image is not None:
+                    yield from _pairs_of_picture(sides, judgment, item)
+                elif judgment.text is not None and item.picture is not None:
+                    judged = texts.setdefault(judgment.text, [])
+                    if item.picture.sha256 not in sides.unreadable:
+                        judged.append((item.picture.sha256, judgment.relevance))
+    for query, judged in texts.items():
+        irrelevant = [sha for sha, relevance in judged if relevance == 0 and sides.part_of(sha) == "train"]
+        for sha256 in sorted({sha for sha, relevance in judged if relevance > 0}):
+            row = row_of(sides, f"{OF_QUERY}:{query}", query, sha256)
+            row["negatives"] = irrelevant
+            row["negative_groups"] = [sides.number_of(sha) for sha in irrelevant]
+            yield sides.part_of(sha256), row
+
+
+def _pairs_of_picture(sides: Sides, judgment: Judgment, item: Item) -> Iterator[tuple[Part, Row]]:
+    if judgment.image is None or judgment.relevance == 0:
+        return
+    sha256 = sha256_of(judgment.image)
+    part = sides.part_of(sha256)
+    if item.picture is not None and sides.part_of(item.picture.sha256) != part:
+        return  # to learn from one side would be to learn what the other is judged by
+    for number, text in enumerate(item.embedded_texts):
+        yield part, row_of(sides, text_name(item.id, number), text, sha256)
+
+
+def row_of(sides: Sides, name: str, text: str, sha256: str) -> Row:
+    """Return the pair of a text, known by `name`, and a picture; without mined negatives."""
+    return Row(
+        text=name,
+        picture=sha256,
+        text_group=text_number(text),
+        picture_group=sides.number_of(sha256),
+        negatives=[],
+        negative_groups=[],
+    )
+
+
+def text_name(id: UUID, number: int) -> str:
+    """Return what the text is known by: ids, so that what is deleted leaves nothing behind."""
+    return f"{OF_ITEM}:{id}:{number}"
+
+
+def text_number(text: str) -> int:
+    """Return a number that texts with the same words have in common."""
+    return number_of_name(" ".join(text.casefold().split()))
+
+
+def write_pairs(folder: Path, pairs: Iterable[tuple[Part, Row]]) -> dict[Part, int]:
+    """Write the pairs to a file for each part, and return how many each has."""
+    parts: tuple[Part, ...] = get_args(Part)
+    counts: dict[Part, int] = dict.fromkeys(parts, 0)
+    waiting: dict[Part, list[Row]] = {part: [] for part in parts}
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        files = {
+            part: stack.enter_context(pa.ipc.new_stream(str(_file(folder, part)), SCHEMA)) for part in parts
+        }
+
+        def write(part: Part) -> None:
+            files[part].write_batch(pa.RecordBatch.from_pylist(waiting[part], SCHEMA))
+            counts[part] += len(waiting[part])
+            waiting[part].clear()
+
+        for part, row in pairs:
+            waiting[part].append(row)
+            if len(waiting[part]) == ROWS_A_BATCH:
+                write(part)
+        for part in parts:
+            write(part)
+    return counts
+
+
+def read_pairs(folder: Path, part: Part) -> Dataset:
+    """Return the pairs that `write_pairs` wrote, mapped from the file."""
+    return Dataset.from_file(str(_file(folder, part)))
+
+
+def _file(folder: Path, part: str) -> Path:
+    return folder / f"{part}.arrow"
+
+
+class StoredMaterial:
+    """Texts and pictures as the stores have them, pictures decoded by workers, some at a time.
+
+    Args:
+        others: where pictures lie that no item has, by SHA-256.
+    """
+
+    def __init__(
+        self,
+        stores: Stores,
+        workers: Workers,
+        limits: Limits,
+        others: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._stores, self._workers, self._limits = stores, workers, limits
+        self._others = others
+
+    def texts(self, names: Sequence[str]) -> list[str | None]:
+        """Return each text; None for one whose item is deleted or has other texts now."""
+        ids = {UUID(name.split(":")[1]) for name in names if name.startswith(f"{OF_ITEM}:")}
+        with self._stores.sessions() as session:
+            items = catalog.items_with_digests(session, sorted(ids))
+        return [_text_of(name, {id: item for id, (item, _) in items.items()}) for name in names]
+
+    def pictures(self, shas: Sequence[str]) -> list[Features | None]:
+        """Return each picture as the model takes it; None for one that cannot be had."""
+        with self._stores.sessions() as session:
+            origins = catalog.origins_of(session, set(shas))
+        shown: dict[str, Future[Prepared]] = {}
+        for sha256 in dict.fromkeys(shas):
+            if sha256 in origins:
+                data = load_image(self._stores, sha256, origins[sha256], self._limits)
+            else:
+                data = self._other(sha256)
+            if data is not None:
+                name = redacted(origins[sha256].uri) if sha256 in origins else sha256
+                shown[sha256] = self._workers.submit(data, name=name)
+        return [_features(shown.get(sha256)) for sha256 in shas]
+
+    def _other(self, sha256: str) -> bytes | None:
+        try:
+            return Path(self._others[sha256]).read_bytes()
+        except (KeyError, FileNotFoundError):
+            return None
+
+
+def _text_of(name: str, items: Mapping[UUID, Item]) -> str | None:
+    kind, _, rest = name.partition(":")
+    if kind == OF_QUERY:
+        return rest
+    id, _, number = rest.partition(":")
+    item = items.get(UUID(id))
+    texts = () if item is None else item.embedded_texts
+    return texts[int(number)] if int(number) < len(texts) else None
+
+
+def _features(decoding: "Future[Prepared] | None") -> Features | None:
+    if decoding is None:
+        return None
+    try:
+        return decoding.result().features
+    except BadImage:
+        return None

@@ -1,0 +1,1 @@
+"""Measure the retrieval quality of models, and decide on promotions."""

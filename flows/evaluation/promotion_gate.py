@@ -1,0 +1,234 @@
+"""Whether a model may take the place of the active one: judged on what neither has learned from."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+from embedding.encoders.sentence_encoder import Encoder
+from embedding.evaluation.bootstrap import Figure, Sample, mean_of
+from embedding.evaluation.metrics import Scores
+from flows.config.settings import Gate, Settings
+from flows.datasets.test_sets import (
+    MOST_JUDGED,
+    NothingToEvaluate,
+    TestSet,
+    of_held_out,
+    of_manifest,
+    splits_of,
+)
+from flows.evaluation.evaluate import Judged, judge
+from flows.resources.connections import Stores
+from flows.resources.model_loader import Load, open_model
+from flows.tracking.progress import Advance
+from flows.tracking.retry_policy import held
+from flows.tracking.run_log import Account, Told, recorded, told_as_well
+from storage import qdrant
+from storage.postgres import model_registry
+from storage.postgres.locks import flow_lock
+
+MEASURE = "recall@10"
+
+
+class AlreadyActive(ValueError):
+    """Searches use this model as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that a candidate has to satisfy."""
+
+    name: str
+    """Such as `held-out` or `lang=de`."""
+
+    passed: bool
+    queries: int
+    difference: Figure
+    """Of recall@10, candidate less active model, with its 95% interval."""
+
+    limit: float
+    """What the low end of the interval must be above (held-out), or the difference itself no lower than."""
+
+    candidate: float
+    active: float
+    """The recall@10 of both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a candidate may be used, and why."""
+
+    candidate: str
+    active: str
+    promoted: bool
+    forced: bool
+    checks: tuple[Check, ...]
+    remarks: tuple[str, ...]
+    """What could not be checked."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def promote(
+    stores: Stores,
+    settings: Settings,
+    name: str,
+    *,
+    outside: Path | None = None,
+    force: bool = False,
+    load: Load = open_model,
+    prefect_run_id: UUID | None = None,
+    advance: Advance = lambda _what, _done, _of: None,
+) -> Decision:
+    """Compare a candidate with the active model, decide, and put the decision on record with its figures.
+
+    Args:
+        outside: a manifest of records that are not ours, where a candidate must not forget what it knew;
+            without it the one that is set, if one is.
+        force: promote it whatever the checks say.
+
+    Raises:
+        AlreadyActive: there is nothing to decide.
+        NoCollection: nothing has been ingested yet.
+        NothingToEvaluate: there is nothing held out to compare them on, and it is not forced.
+        ModelMismatch: the active model is another one now, so it cannot be compared.
+        Busy: another decision is being made.
+    """
+    account = Account()
+    with (
+        held(flow_lock(stores.engine, "promotion"), for_s=settings.retry_for_s) as lock,
+        recorded(
+            stores.sessions,
+            lock,
+            "promote",
+            account=lambda: account,
+            options={"model": name},
+            prefect_run_id=prefect_run_id,
+        ) as run,
+    ):
+        advance = told_as_well(advance, Told(stores.sessions, lock, run))
+        collection = qdrant.active(stores.vectors)
+        if collection is None:
+            raise qdrant.NoCollection
+        active, candidate = load(settings, collection.model), load(settings, name)
+        if candidate.fingerprint == collection.fingerprint:
+            raise AlreadyActive(f"searches use {name!r} already")
+        qdrant.require_model(collection, active.fingerprint, active.name)
+        where = settings.gate.outside if outside is None else outside
+        checks, remarks = _checks(stores, settings, (active, candidate), where, force, advance)
+        passed = bool(checks) and all(check.passed for check in checks)
+        decision = Decision(
+            candidate.name, active.name, passed or force, force and not passed, checks, remarks
+        )
+        account.counts = {"promoted": decision.promoted, "forced": decision.forced}
+        lock.persist(partial(_put_on_record, stores, candidate, active, decision))
+    return decision
+
+
+def decide(
+    gate: Gate,
+    held_out: tuple[Sequence[Judged], Sequence[Judged]],
+    outside: tuple[Sequence[Judged], Sequence[Judged]] | None,
+) -> tuple[Check, ...]:
+    """Return what a candidate passes and what not. Pure.
+
+    Better on what is held out: the interval of the difference is above `gate.margin`, averaged over both
+    directions. No worse elsewhere: the difference itself is not below -`gate.tolerance`, in each language
+    with `gate.least_queries` and, averaged over directions, on the set from outside.
+
+    Args:
+        held_out: how the active model and the candidate answered, each by direction.
+        outside: the same on the set from outside, if there is one.
+    """
+    checks = [_check("held-out", held_out, None, gate.margin, certain=True)]
+    if outside is not None:
+        checks.append(_check("outside", outside, None, -gate.tolerance, certain=False))
+    active, candidate = ([one for one in side if one.direction.asks == "texts"] for side in held_out)
+    languages = sorted({part for one in active for part in one.direction.parts if part.startswith("lang=")})
+    for language in languages:
+        check = _check(language, (active, candidate), language, -gate.tolerance, certain=False)
+        if check.queries >= gate.least_queries:
+            checks.append(check)
+    return tuple(checks)
+
+
+def _check(
+    name: str,
+    judged: tuple[Sequence[Judged], Sequence[Judged]],
+    part: str | None,
+    limit: float,
+    *,
+    certain: bool,
+) -> Check:
+    active, candidate = judged
+    chosen = [
+        np.ones(len(one.direction.queries), bool) if part is None else one.direction.parts[part]
+        for one in active
+    ]
+    differences: list[Scores] = [
+        ours.scores[MEASURE] - theirs.scores[MEASURE] for ours, theirs in zip(candidate, active, strict=True)
+    ]
+    difference = mean_of(
+        [
+            Sample(own[kept], one.direction.records[kept])
+            for one, own, kept in zip(active, differences, chosen, strict=True)
+        ]
+    )
+    value = difference.low if certain else difference.value
+    passed = value is not None and (value > limit if certain else value >= limit)
+    means = [
+        float(np.mean([one.scores[MEASURE][kept].mean() for one, kept in zip(side, chosen, strict=True)]))
+        for side in (candidate, active)
+    ]
+    queries = int(sum(kept.sum() for kept in chosen))
+    return Check(name, passed, queries, difference, limit, *means)
+
+
+def _checks(
+    stores: Stores,
+    settings: Settings,
+    encoders: tuple[Encoder, Encoder],
+    outside: Path | None,
+    force: bool,
+    advance: Advance,
+) -> tuple[tuple[Check, ...], tuple[str, ...]]:
+    """Return the checks of the second model against the first, and what could not be checked."""
+
+    def judged(test_set: TestSet) -> tuple[Sequence[Judged], Sequence[Judged]]:
+        _, (active, candidate) = judge(stores, settings, encoders, test_set, advance=advance)
+        return active, candidate
+
+    remarks = []
+    if outside is None:
+        remarks.append(
+            "forgetting was not checked: no set from outside is named; see SIGHTLINE_GATE__OUTSIDE"
+        )
+    try:
+        splits = splits_of(stores, [one.fingerprint for one in encoders])
+        held_out = judged(of_held_out(stores, settings.limits, splits, None, at_most=MOST_JUDGED))
+        elsewhere = None if outside is None else judged(of_manifest(outside, settings.langs, None))
+    except NothingToEvaluate as error:
+        if not force:
+            raise
+        return (), (*remarks, f"nothing was checked: {error}")
+    return decide(settings.gate, held_out, elsewhere), tuple(remarks)
+
+
+def _put_on_record(stores: Stores, candidate: Encoder, active: Encoder, decision: Decision) -> None:
+    with stores.sessions.begin() as session:
+        for model in (active, candidate):
+            model_registry.save_model(session, fingerprint=model.fingerprint, name=model.name, dim=model.dim)
+        session.flush()
+        model_registry.save_decision(
+            session,
+            candidate=candidate.fingerprint,
+            active=active.fingerprint,
+            promoted=decision.promoted,
+            forced=decision.forced,
+            checks=[asdict(check) for check in decision.checks],
+        )

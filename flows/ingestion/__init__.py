@@ -1,0 +1,1 @@
+"""Ingest sources: from rows to searchable points, batch by batch."""

@@ -1,0 +1,71 @@
+"""The picture of a reject, for a person to look at: found again as an ingest finds it, and drawn anew."""
+
+from io import BytesIO
+from pathlib import Path
+from uuid import UUID
+
+from PIL import Image
+from sqlalchemy.orm import Session, sessionmaker
+
+from embedding.images.decode import BadImage
+from embedding.images.preparation import PIXELS, Shrink
+from embedding.images.worker_pool import WorkersFailed, prepare_soon
+from flows.config.settings import Limits
+from flows.resources.images import fetch_image
+from storage.postgres import runs
+from storage.records import Origin, Rejected
+from storage.sources import BadSource, FetchError, find_row
+
+SIDE = 480
+JPEG_QUALITY = 82
+SAME_KEY = "duplicate_key"
+"""Of such a row the key says nothing: elsewhere it is the other record that has it."""
+
+
+class NoPicture(ValueError):
+    """There is none that can be shown; says why, and what to do."""
+
+
+def picture_of_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID) -> bytes:
+    """Return the picture of an open reject as a small JPEG, which holds nothing of the file but its pixels.
+
+    The row is read again from where its source was read last, by the same rules: no path leads out of the
+    source, no more is fetched than an ingest fetches, and redirects lead to no private network. The file is
+    decoded by the picture gate in a process of its own, as whatever crashes a decoder may be among rejects.
+
+    Raises:
+        NoPicture: there is no such picture, or the gate refuses it.
+    """
+    with sessions() as session:
+        found = runs.open_rejects(session, ids=[id])
+        location = runs.last_location(session, found[0].source) if found else None
+    if not found or location is None:
+        raise NoPicture("this reject is not open any more")
+    [reject] = found
+    try:
+        row = find_row(Path(location), reject.place, reject.key)
+    except (BadSource, OSError) as error:
+        raise NoPicture(f"its source cannot be read: {error}") from error
+    if row is None or (row.place != reject.place and reject.reason == SAME_KEY):
+        raise NoPicture("its source has this row no longer; a retry takes it off this list")
+    if isinstance(row, Rejected):
+        raise NoPicture(row.message)
+    if row.image is None:
+        raise NoPicture("the record names no picture")
+    try:
+        return drawn_anew(fetch_image(Origin(row.image, folder=row.folder), limits), name=row.place)
+    except (FetchError, BadImage, WorkersFailed) as error:
+        raise NoPicture(str(error)) from error
+
+
+def drawn_anew(data: bytes, *, name: str) -> bytes:
+    """Return what the picture gate makes of these bytes, as a small JPEG.
+
+    Raises:
+        BadImage: it refuses them, or they crash its process.
+        WorkersFailed: too many others wait.
+    """
+    shown = prepare_soon(Shrink(SIDE), data, name=name)
+    buffer = BytesIO()
+    Image.fromarray(shown.features[PIXELS]).save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return buffer.getvalue()

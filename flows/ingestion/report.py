@@ -1,0 +1,123 @@
+"""What became of a batch and of a run, in numbers."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from uuid import UUID
+
+from flows.ingestion.throughput import Speed
+
+COUNTS = (
+    "read",
+    "unchanged",
+    "embedded",
+    "updated",
+    "rejected",
+    "still_deleted",
+    "deleted",
+    "not_deleted",
+    "ignored",
+    "truncated",
+    "reused",
+    "pictures",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What became of one batch, as counts; never arrays, so that Prefect can carry it."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    """By `COUNTS`; `read` is the sum of `unchanged`, `embedded`, `updated`, `rejected`, `still_deleted`."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Rejects by reason code."""
+
+    def __add__(self, other: "BatchReport") -> "BatchReport":
+        return BatchReport(self.counts + other.counts, self.reasons + other.reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """One run in numbers; `read` is the sum of the five that follow it."""
+
+    run: UUID
+    source: str
+    outcome: str
+    read: int
+    unchanged: int
+    embedded: int
+    updated: int
+    rejected: int
+    still_deleted: int
+    """Their source has them, and somebody asked to delete them."""
+
+    deleted: int
+    not_deleted: int
+    """Items that the run has not met, and left all the same."""
+
+    ignored: int
+    truncated: int
+    reused: int
+    """Pictures whose vector was there already, or came from the same bytes of another record."""
+
+    pictures: int
+    """Of the embedded records, those with a picture."""
+
+    reasons: dict[str, int]
+    seconds: float
+    stages: dict[str, float]
+    """Seconds at work, by stage; of decoding, on a processor, added up over its workers."""
+
+    speed: Speed
+    not_deleted_because: str | None = None
+    """Why missing items were left, in a sentence."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"run": str(self.run)}
+
+
+def as_report(
+    run_id: UUID,
+    source: str,
+    done: BatchReport,
+    *,
+    outcome: str,
+    seconds: float,
+    stages: Mapping[str, float],
+    speed: Speed,
+    not_deleted_because: str | None = None,
+) -> IngestReport:
+    """Return the counts of a run's batches, and of what it did besides, as its report."""
+    return IngestReport(
+        run=run_id,
+        source=source,
+        outcome=outcome,
+        reasons=dict(done.reasons.most_common()),
+        seconds=round(seconds, 3),
+        stages={name: round(busy, 3) for name, busy in stages.items()},
+        speed=speed,
+        not_deleted_because=not_deleted_because,
+        **{name: done.counts[name] for name in COUNTS},
+    )
+
+
+def as_markdown(report: IngestReport) -> str:
+    """Return `report` as the page that Prefect shows for the run."""
+    counts = [(name, f"{getattr(report, name):,}") for name in COUNTS]
+    reasons = [(f"rejected: {reason}", f"{many:,}") for reason, many in report.reasons.items()]
+    stages = [(f"seconds: {name}", f"{seconds:.1f}") for name, seconds in report.stages.items()]
+    busy = [(f"busy: {name}", f"{share:.0%}") for name, share in report.speed.busy.items()]
+    rows = "\n".join(f"| {name} | {value} |" for name, value in [*counts, *reasons, *stages, *busy])
+    title = f"# {report.source}: {report.outcome} in {report.seconds:.1f} s"
+    kept = () if report.not_deleted_because is None else (f"**{report.not_deleted_because}**\n",)
+    summary = "\n".join([*kept, *as_sentences(report.speed)])
+    return f"{title}\n\n{summary}\n\n| what | value |\n|---|---:|\n{rows}\n"
+
+
+def as_sentences(speed: Speed) -> tuple[str, str]:
+    """Return how fast a run was and what it needed, and then what to turn."""
+    device = "" if speed.peak_device_mib is None else f", {speed.peak_device_mib:,.0f} MiB on the GPU"
+    rates = f"{speed.records_per_s:,.0f} records a second, {speed.pictures_per_s:,.0f} pictures a second"
+    return f"{rates}; {speed.peak_mib:,.0f} MiB at most{device}", speed.advice

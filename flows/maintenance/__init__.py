@@ -1,0 +1,1 @@
+"""Keep the stores consistent: repair, delete, purge, back up and restore."""

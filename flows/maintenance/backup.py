@@ -1,0 +1,185 @@
+"""Backups: Postgres, the index, its models and the pictures in one place, with checksums."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from fsspec.core import url_to_fs
+
+from flows.maintenance.backup_files import (
+    FORMAT,
+    MANIFEST,
+    MANIFEST_SUM,
+    PICTURE_LIST,
+    PICTURES,
+    Advance,
+    Manifest,
+    Mode,
+    Proof,
+    SavedCollection,
+    described,
+    last_proof,
+    model_file,
+    pack_models,
+)
+from flows.resources.connections import Stores
+from flows.tracking.retry_policy import Held, held
+from flows.tracking.run_log import Account, recorded
+from storage.blobs import Blobs, copy_new
+from storage.postgres import catalog, dump, model_registry
+from storage.postgres.locks import lone_lock
+from storage.qdrant.snapshots import save_points, shape_of
+
+SCRATCH = ".scratch-"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A backup that was made."""
+
+    location: str
+    manifest: Manifest
+    proved: Proof | None
+    """When a backup beside it, or none, was last restored to prove that it can be."""
+
+    def as_json(self) -> dict[str, Any]:
+        proved = self.proved.model_dump(mode="json") if self.proved else None
+        return {"location": self.location, "proved": proved} | self.manifest.model_dump(
+            mode="json", exclude={"index": True, "snapshots": True, "collections": {"__all__": {"shape"}}}
+        )
+
+
+def backup(
+    stores: Stores,
+    target: str,
+    scratch: Path,
+    *,
+    models: Path | None = None,
+    pictures: Mode = "copy",
+    for_s: float = 0,
+    prefect_run_id: UUID | None = None,
+    advance: Advance = lambda _: None,
+) -> Made:
+    """Write a backup into a new folder below `target`; no earlier one is changed.
+
+    Pictures are kept once below `target`, whichever backups need them. They are copied before everything
+    else, beside running ingests; only the rest, which takes less long, needs that nobody writes.
+
+    Args:
+        target: a folder, or an fsspec URL.
+        scratch: a local folder with room for the tables and the points.
+        models: the folder of fine-tuned models; those that collections need are taken along.
+        pictures: `reference` leaves them where they are.
+        for_s: how long a store that does not answer is asked again.
+        advance: told how many pictures have been copied.
+
+    Raises:
+        Busy: another process writes.
+        IncompletePoints: a collection gave fewer points than it holds, as a part of a cluster may.
+    """
+    if pictures == "copy":
+        _copy_pictures(stores, target, advance)
+    account = Account()
+    with (
+        held(lone_lock(stores.engine), for_s=for_s) as lock,
+        recorded(stores.sessions, lock, "backup", account=lambda: account, prefect_run_id=prefect_run_id),
+    ):
+        now = datetime.now(UTC)
+        name = f"{now:%Y-%m-%dT%H-%M-%SZ}-{uuid4().hex[:4]}"
+        if pictures == "copy":
+            _copy_pictures(stores, target, advance)
+        with scratch_folder(scratch) as folder:
+            manifest = _write(stores, folder, now, models, pictures, lock)
+            files, root = url_to_fs(target)
+            files.makedirs(f"{root}/{name}", exist_ok=False)
+            for one in manifest.files:
+                files.put_file(str(folder / one.name), f"{root}/{name}/{one.name}")
+            content = manifest.model_dump_json(indent=2).encode()
+            files.pipe_file(f"{root}/{name}/{MANIFEST_SUM}", hashlib.sha256(content).hexdigest().encode())
+            files.pipe_file(f"{root}/{name}/{MANIFEST}", content)
+        proved = last_proof(target)
+        account.counts = {
+            "items": manifest.items,
+            "points": sum(manifest.points.values()),
+            "lost_pictures": manifest.lost_pictures,
+            "bytes": sum(one.bytes for one in manifest.files),
+            "proved": None if proved is None else proved.at.isoformat(),
+        }
+    return Made(f"{target.rstrip('/')}/{name}", manifest, proved)
+
+
+def _write(
+    stores: Stores, folder: Path, now: datetime, models: Path | None, pictures: Mode, lock: Held
+) -> Manifest:
+    made = dump.dump(stores.engine, folder)
+    lost = 0
+    with stores.sessions() as session, (folder / PICTURE_LIST).open("w") as file:
+        items = catalog.counts(session)["items"]
+        known = model_registry.known_collections(session)
+        active = model_registry.active_collection(session)
+        needed = model_registry.models_of_collections(session)
+        for prefix, shas in groupby(catalog.living_pictures(session), key=lambda sha256: sha256[:2]):
+            there = None if stores.blobs is None else stores.blobs.names(prefix)
+            for sha256 in shas:
+                if there is None or sha256 in there:
+                    file.write(f"{sha256}\n")
+                else:
+                    lost += 1
+    saved = [
+        lock.persist(partial(_save_collection, stores, one.name, folder))
+        for one in known
+        if stores.vectors.collection_exists(one.name)
+    ]
+    packed = [] if models is None else pack_models(models, needed, folder)
+    names = [*made.files, PICTURE_LIST, *(one.file for one in saved), *map(model_file, packed)]
+    return Manifest(
+        format=FORMAT,
+        made=now,
+        postgres=made,
+        collections=tuple(saved),
+        active=active if active in {one.name for one in saved} else None,
+        pictures=pictures if stores.blobs is not None else "reference",
+        items=items,
+        lost_pictures=lost,
+        models=tuple(packed),
+        files=tuple(described(folder / name) for name in names),
+    )
+
+
+def _save_collection(stores: Stores, name: str, folder: Path) -> SavedCollection:
+    file = f"{name}.parquet"
+    points = save_points(stores.vectors, name, folder / file)
+    return SavedCollection(name=name, file=file, points=points, shape=shape_of(stores.vectors, name))
+
+
+def _copy_pictures(stores: Stores, target: str, advance: Advance) -> None:
+    """Copy the pictures that are not below `target` yet."""
+    if stores.blobs is None:
+        return
+    for _ in copy_new(stores.blobs, Blobs(f"{target.rstrip('/')}/{PICTURES}")):
+        advance(1)  # what is missing in the end, the manifest counts
+
+
+@contextmanager
+def scratch_folder(scratch: Path) -> Iterator[Path]:
+    """Yield a new folder below `scratch`, gone afterwards."""
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=scratch))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def left_scratch(scratch: Path) -> list[Path]:
+    """Return the folders that `scratch_folder` has made and that are still there; nobody may be in one."""
+    return sorted(scratch.glob(f"{SCRATCH}*"))

@@ -1,0 +1,189 @@
+"""Deleting what somebody wants gone: tombstones, everything they leave, and a receipt."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+from uuid import UUID, uuid4
+
+from flows.resources.connections import Stores
+from flows.resources.deletion import DELETE_BATCH, Gone, clear_deleted, finish_deletes
+from flows.tracking.retry_policy import Held, held, persist
+from flows.tracking.run_log import Account, recorded
+from storage.postgres import catalog, runs
+from storage.postgres.catalog import Selection
+from storage.postgres.locks import source_lock
+
+Add = Callable[[list[Gone], int], None]
+"""Puts items that went, and the number of rejects that went with them, on the receipt."""
+
+
+class NoSuchItem(LookupError):
+    """A key that was named is in no source, or in several; nothing was deleted."""
+
+
+class TooManyItems(ValueError):
+    """A request selects more items than it may delete; nothing was deleted."""
+
+
+@dataclass(slots=True)
+class Receipt:
+    """What went, in numbers; the file beside it lists every item."""
+
+    path: Path
+    items: int = 0
+    points: Counter[str] = field(default_factory=Counter)
+    """Points removed, by collection."""
+
+    marks: int = 0
+    rejects: int = 0
+    pictures: Counter[str] = field(default_factory=Counter)
+    """Pictures by what became of them."""
+
+    def add(self, gone: list[Gone]) -> None:
+        self.items += len(gone)
+        self.points.update(name for one in gone for name in one.collections)
+        self.marks += sum(one.marks for one in gone)
+        self.pictures.update(one.picture for one in gone if one.picture)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "items": self.items,
+            "points": dict(sorted(self.points.items())),
+            "marks": self.marks,
+            "rejects": self.rejects,
+            "pictures": dict(sorted(self.pictures.items())),
+        }
+
+
+def count_selected(stores: Stores, selection: Selection) -> dict[str, int]:
+    """Return how many living items a delete would take, by source.
+
+    Raises:
+        NoSuchItem: a key is in no source, or in several.
+    """
+    with stores.sessions() as session:
+        if selection.keys:
+            _require_each_once(selection, catalog.sources_of_keys(session, selection))
+        return catalog.sources_of(session, selection)
+
+
+def require_few(stores: Stores, selection: Selection, at_most: int) -> None:
+    """Refuse a selection of more than `at_most` items.
+
+    Raises:
+        TooManyItems: it selects more by now.
+        NoSuchItem: a key is in no source, or in several.
+    """
+    count = sum(count_selected(stores, selection).values())
+    if count > at_most:
+        raise TooManyItems(
+            f"this would delete {count:,} records by now, more than the {at_most:,} that the key may delete "
+            "with one request; nothing was deleted"
+        )
+
+
+def delete_items(stores: Stores, selection: Selection, folder: Path, *, for_s: float) -> Receipt:
+    """Delete what is selected, for good; run it again after a crash, and it takes up where it was.
+
+    Args:
+        folder: gets the receipt.
+        for_s: how long a store that does not answer is asked again.
+
+    Raises:
+        NoSuchItem: a key is in no source, or in several.
+        Busy: another process writes one of the sources; those before it in order of name are done.
+    """
+    sources = persist(partial(_sources, stores, selection), for_s=for_s)
+    with _receipt(folder, selection) as (receipt, add):
+        for source in sources:
+            with held(source_lock(stores.engine, source), for_s=for_s) as lock:
+                _delete_in(stores, replace(selection, source=source), lock, receipt, add)
+    return receipt
+
+
+def _sources(stores: Stores, selection: Selection) -> list[str]:
+    """Return the sources of what is selected, and of what an earlier delete has left half done."""
+    sources = set(count_selected(stores, selection))
+    with stores.sessions() as session:
+        return sorted(sources | catalog.sources_with_uncleared(session, selection))
+
+
+def _delete_in(stores: Stores, selection: Selection, lock: Held, receipt: Receipt, add: Add) -> None:
+    """Delete what is selected of one source."""
+    before = receipt.items
+
+    def account() -> Account:
+        return Account({"deleted": receipt.items - before})
+
+    asked = _asked(selection)
+    with recorded(
+        stores.sessions, lock, "delete", account=account, source=selection.source, options=asked
+    ) as run_id:
+        while buried := lock.persist(partial(_bury, stores, selection, run_id)):
+            ids, rejects = buried
+            add(lock.persist(partial(clear_deleted, stores, ids)), rejects)
+        while unfinished := lock.persist(lambda: next(finish_deletes(stores, selection.source), [])):
+            add(unfinished, 0)
+
+
+def _bury(stores: Stores, selection: Selection, run_id: UUID) -> tuple[list[UUID], int] | None:
+    """Write the tombstones of one batch; return its ids and how many rejects went, None with nothing left."""
+    with stores.sessions.begin() as session:
+        runs.require_running(session, run_id)
+        ids = catalog.selected(session, selection, DELETE_BATCH)
+        catalog.tombstone(session, ids, asked=True)
+        items = catalog.tombstones(session, ids).values()
+        rejects = runs.forget_rejects(session, [(item.source, item.key) for item in items])
+    return (ids, rejects) if ids else None
+
+
+@contextmanager
+def _receipt(folder: Path, selection: Selection) -> Iterator[tuple[Receipt, Add]]:
+    """Write the receipt item by item; it gets its name at the end, so that whatever has it is whole."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    now = datetime.now(UTC)
+    path = folder / f"delete-{now:%Y-%m-%dT%H-%M-%S}-{uuid4().hex[:8]}.json"
+    receipt = Receipt(path)
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("x", encoding="utf-8") as file:
+        head = {"asked": _asked(selection), "at": now.isoformat(timespec="seconds")}
+        file.write(json.dumps(head, ensure_ascii=False)[:-1] + ', "items": [')
+
+        def add(gone: list[Gone], rejects: int) -> None:
+            _append(file, gone, first=receipt.items == 0)
+            receipt.add(gone)
+            receipt.rejects += rejects
+
+        yield receipt, add
+        file.write(f'\n], "totals": {json.dumps(receipt.as_json())}}}\n')
+    unfinished.rename(path)
+
+
+def _append(file: TextIO, gone: list[Gone], *, first: bool) -> None:
+    for position, one in enumerate(gone):
+        file.write(("" if first and position == 0 else ",") + "\n")
+        file.write(json.dumps(one.as_json(), ensure_ascii=False))
+    file.flush()
+
+
+def _asked(selection: Selection) -> dict[str, Any]:
+    return {"keys": list(selection.keys), "source": selection.source, "where": dict(selection.where)}
+
+
+def _require_each_once(selection: Selection, found: dict[str, dict[str, bool]]) -> None:
+    if missing := [key for key in selection.keys if key not in found]:
+        where = f" in source {selection.source!r}" if selection.source else ""
+        raise NoSuchItem(f"no item has the key {missing[0]!r}{where}; nothing was deleted")
+    for key in selection.keys:
+        living = [source for source, alive in found[key].items() if alive]
+        if len(living) > 1:
+            raise NoSuchItem(
+                f"key {key!r} is in the sources {', '.join(living)}; say which with --source; "
+                "nothing was deleted"
+            )

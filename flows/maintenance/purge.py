@@ -1,0 +1,140 @@
+"""Removing what nothing refers to any more."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID
+
+from flows.config.settings import Settings
+from flows.maintenance.backup import left_scratch
+from flows.resources.connections import Stores
+from flows.resources.deletion import finish_deletes
+from flows.tracking.retry_policy import held
+from flows.tracking.run_log import Account, recorded
+from storage import qdrant
+from storage.blobs import PREFIXES
+from storage.postgres import catalog, model_registry, request_queue
+from storage.postgres.locks import Lock, flow_lock, lone_lock
+
+USUAL_SHARE = 0.05
+"""Of all pictures: more than that at once is a mistake more often than a wish."""
+
+
+class TooManyOrphans(RuntimeError):
+    """A purge would remove more than the limit allows; nothing was removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What a purge removed, or would remove."""
+
+    pictures: int
+    """All that were kept before."""
+
+    orphans: int
+    """Those that no living item has."""
+
+    unfinished: int
+    """Files and scratch folders that a crash left behind."""
+
+    collections: tuple[str, ...]
+    """Those that searches no longer use, or never did."""
+
+    receipts: int = 0
+    """Of requests over the API that ended long ago."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"collections": list(self.collections)}
+
+
+def purge(
+    stores: Stores,
+    settings: Settings,
+    *,
+    max_delete: float = USUAL_SHARE,
+    yes: bool = False,
+    dry_run: bool = False,
+    prefect_run_id: UUID | None = None,
+) -> Purged:
+    """Remove pictures that no living item has, what a crash left half-written, and disused collections.
+
+    Receipts of the API's requests go as well, once they are old.
+
+    Args:
+        max_delete: the share of all pictures that may be removed, in [0, 1].
+        yes: remove however many there are.
+
+    Raises:
+        TooManyOrphans: more would go.
+        Busy: another process writes.
+    """
+    account = Account()
+    with (
+        flow_lock(stores.engine, "re-index"),
+        held(lone_lock(stores.engine), for_s=settings.retry_for_s) as own,
+    ):
+        if dry_run:
+            return _count(stores, settings)
+        with recorded(stores.sessions, own, "purge", account=lambda: account, prefect_run_id=prefect_run_id):
+            found = _count(stores, settings)
+            account.counts = found.as_json()
+            _refuse_many_orphans(found, max_delete, yes=yes)
+            _remove(stores, settings, found, own.lock)
+    return found
+
+
+def _refuse_many_orphans(found: Purged, max_delete: float, *, yes: bool) -> None:
+    if found.orphans > max_delete * found.pictures and not yes:
+        raise TooManyOrphans(
+            f"a purge would remove {found.orphans:,} of {found.pictures:,} pictures, more than "
+            f"{max_delete:.0%}; is this the right database? Nothing was removed; --yes removes them, "
+            "--max-delete sets the limit"
+        )
+
+
+def _remove(stores: Stores, settings: Settings, found: Purged, lock: Lock) -> None:
+    for _ in finish_deletes(stores, None):
+        lock.keep()
+    for name in found.collections:
+        lock.keep()
+        _drop(stores, name)
+    for folder in left_scratch(settings.home):
+        shutil.rmtree(folder)
+    with stores.sessions.begin() as session:
+        request_queue.forget_old(session, settings.api.keep_receipts_days)
+    if stores.blobs is not None:
+        for prefix in PREFIXES:
+            lock.keep()
+            for sha256 in sorted(_orphans(stores, stores.blobs.names(prefix))):
+                stores.blobs.delete(sha256)
+            stores.blobs.remove_unfinished(prefix)
+
+
+def _drop(stores: Stores, collection: str) -> None:
+    stores.vectors.delete_collection(collection)
+    with stores.sessions.begin() as session:
+        model_registry.forget_collection(session, collection)
+
+
+def _count(stores: Stores, settings: Settings) -> Purged:
+    pictures = orphans = 0
+    unfinished = len(left_scratch(settings.home))
+    with stores.sessions() as session:
+        collections = model_registry.disused(session, settings.keep_retired_days)
+        receipts = request_queue.old(session, settings.api.keep_receipts_days)
+    searched = qdrant.active(stores.vectors)
+    if stores.blobs is not None:
+        for prefix in PREFIXES:
+            names = stores.blobs.names(prefix)
+            pictures += len(names)
+            orphans += len(_orphans(stores, names))
+            unfinished += len(stores.blobs.unfinished(prefix))
+    dropped = tuple(name for name in collections if searched is None or name != searched.name)
+    return Purged(pictures, orphans, unfinished, dropped, receipts)
+
+
+def _orphans(stores: Stores, names: set[str]) -> set[str]:
+    if not names:
+        return set()
+    with stores.sessions() as session:
+        return names - catalog.referenced(session, sorted(names))

@@ -1,0 +1,1 @@
+"""Run jobs under Prefect, on schedules and on request. The only package that imports Prefect."""

@@ -1,0 +1,284 @@
+"""What a person does with the flows: see what runs and what comes, start, cancel, pause. Asks Prefect."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID
+
+from httpx import HTTPStatusError, TransportError
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterTags,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterEndTime,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+    FlowRunFilterStateType,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.sorting import FlowRunSort, LogSort
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+from prefect.states import Cancelling
+
+from flows.orchestration.flows import ASKED, DEPLOYMENT, FLOWS, ON_REQUEST, OWN_SCHEDULE, SKIPPED
+from flows.orchestration.server_access import find_server, password_file
+from flows.tracking.retry_policy import first_line
+
+WAITING = (StateType.SCHEDULED, StateType.PENDING)
+AT_WORK = (StateType.RUNNING, StateType.CANCELLING)
+MOST_LOGS = 200
+"""What one page of Prefect has at most."""
+
+
+class NothingServes(RuntimeError):
+    """No Prefect server runs the schedules of this home."""
+
+
+class NoSuchRun(ValueError):
+    """Prefect knows no such run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """One flow that can be started."""
+
+    flow: str
+    id: UUID
+    cron: str | None
+    next: datetime | None
+    paused: bool
+    scheduled: bool
+    """Whether it has, or could have, a schedule; else only a person starts it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A run that Prefect is about to begin, or that goes on."""
+
+    id: UUID
+    flow: str
+    state: str
+    parameters: dict[str, Any]
+    expected: datetime | None
+    started: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A run that found another process at the same work, and did nothing."""
+
+    id: UUID
+    flow: str
+    why: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a run's log."""
+
+    at: datetime
+    level: int
+    """As Python's logging counts it: 30 is a warning."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Prefect:
+    """The server that runs the schedules of a home."""
+
+    client: SyncPrefectClient
+    ui: str
+    password_file: Path | None = None
+    """What its pages ask for; None of a server that is not ours."""
+
+    def deployed(self) -> list[Deployed]:
+        """Return the flows that can be started, the scheduled ones first, in the order of the README."""
+        own = self._own
+        coming = self._coming(list(own))
+        order = [flow.name for flow in (*FLOWS, *ON_REQUEST)]
+        deployed = [
+            Deployed(
+                flow,
+                id,
+                next(
+                    (cron for each in one.schedules if (cron := getattr(each.schedule, "cron", None))), None
+                ),
+                coming.get(id),
+                one.paused or (bool(one.schedules) and not any(each.active for each in one.schedules)),
+                one.name == DEPLOYMENT,
+            )
+            for id, (flow, one) in own.items()
+        ]
+        return sorted(deployed, key=lambda one: (not one.scheduled, order.index(one.flow)))
+
+    def begun(self) -> list[Begun]:
+        """Return what runs, and what was asked for and is about to, in the order of its beginning."""
+        own = self._own
+        states = FlowRunFilterStateType(any_=[*WAITING, *AT_WORK])
+        runs = self._runs(list(own), FlowRunFilter(state=FlowRunFilterState(type=states)))
+        return [
+            Begun(
+                run.id,
+                own[run.deployment_id][0],
+                run.state_name or "",
+                run.parameters,
+                run.expected_start_time,
+                run.start_time,
+            )
+            for run in runs
+            if run.state_type != StateType.SCHEDULED or not run.auto_scheduled
+        ]
+
+    def skipped(self, since: datetime) -> list[Skipped]:
+        """Return the runs that ended since then as another process was at the same work, by their end."""
+        own = self._own
+        found = self._runs(
+            list(own),
+            FlowRunFilter(
+                state=FlowRunFilterState(name=FlowRunFilterStateName(any_=[SKIPPED])),
+                end_time=FlowRunFilterEndTime(after_=since),
+            ),
+        )
+        ended = [
+            Skipped(run.id, own[run.deployment_id][0], run.state.message or "", run.end_time)
+            for run in found
+            if run.state is not None and run.end_time is not None
+        ]
+        return sorted(ended, key=lambda one: one.at)
+
+    def ours(self, runs: Collection[UUID]) -> set[UUID]:
+        """Return those of these runs that it began, in whatever state they are; a terminal's are none."""
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[*runs]))
+        return {one.id for one in self._runs(list(self._own), wanted)}
+
+    def knows(self, run: UUID) -> bool:
+        """Return whether it has a run, and so its log and a page of it."""
+        try:
+            self.client.read_flow_run(run)
+        except ObjectNotFound:
+            return False
+        return True
+
+    def start(self, flow: str, **parameters: Any) -> UUID:
+        """Have a flow run as soon as possible, and return the id of its run in Prefect.
+
+        Raises:
+            NothingServes: the flow is not deployed there.
+        """
+        name = DEPLOYMENT if flow in {one.name for one in FLOWS} else ASKED
+        try:
+            deployment = self.client.read_deployment_by_name(f"{flow}/{name}")
+        except ObjectNotFound as error:
+            raise NothingServes(f"{flow} is not served; run: sightline up") from error
+        return self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
+
+    def cancel(self, run: UUID) -> None:
+        """Have a run end where it is; what it has done stays, and the next one does the rest.
+
+        Raises:
+            NoSuchRun: Prefect does not know it.
+        """
+        try:
+            self.client.set_flow_run_state(run, Cancelling(message="cancelled by a person"))
+        except ObjectNotFound as error:
+            raise NoSuchRun(f"Prefect knows no run {run}; was it started at a terminal?") from error
+
+    def pause(self, flow: str, *, paused: bool) -> None:
+        """Pause or resume the schedule of a flow; a paused one still runs when it is started by hand.
+
+        Raises:
+            NothingServes: the flow is not deployed there.
+        """
+        try:
+            deployment = self.client.read_deployment_by_name(f"{flow}/{DEPLOYMENT}")
+        except ObjectNotFound as error:
+            raise NothingServes(f"{flow} is not served; run: sightline up") from error
+        if paused:
+            self.client.pause_deployment(deployment.id)
+            return
+        self.client.resume_deployment(deployment.id)
+        for one in deployment.schedules:
+            if one.slug == OWN_SCHEDULE:  # Prefect's own pages pause each schedule by itself
+                self.client.update_deployment_schedule(deployment.id, one.id, active=True)
+
+    def log(self, run: UUID, *, after: int = 0) -> list[Line]:
+        """Return the log of a run, in order, without its first `after` lines; a page at most."""
+        own = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]))
+        lines = self.client.read_logs(own, limit=MOST_LOGS, offset=after, sort=LogSort.TIMESTAMP_ASC)
+        return [Line(one.timestamp, one.level, one.message) for one in lines]
+
+    def page_of(self, run: UUID) -> str:
+        """Return the address of a run in Prefect's own pages."""
+        return f"{self.ui}/runs/flow-run/{run}"
+
+    def login_of(self, run: UUID) -> str | None:
+        """Return where a browser signs in to our own server, and then sees a run.
+
+        Without a session the page of a run says 404 instead of asking for the password.
+        """
+        page = quote(f"/runs/flow-run/{run}", safe="")
+        return None if self.password_file is None else f"{self.ui}/login?redirect={page}"
+
+    @cached_property
+    def _own(self) -> dict[UUID, tuple[str, DeploymentResponse]]:
+        """Return our deployments by id, each with the name of its flow; asked for once."""
+        tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=["sightline"]))
+        names = {one.id: one.name for one in self.client.read_flows(deployment_filter=tagged)}
+        known = {flow.name for flow in (*FLOWS, *ON_REQUEST)}
+        return {
+            one.id: (names[one.flow_id], one)
+            for one in self.client.read_deployments(deployment_filter=tagged)
+            if one.name in (DEPLOYMENT, ASKED) and names.get(one.flow_id) in known
+        }
+
+    def _coming(self, deployments: list[UUID]) -> dict[UUID, datetime]:
+        """Return when each deployment runs next, as far as Prefect has planned it."""
+        coming: dict[UUID, datetime] = {}
+        planned = FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+        )
+        for run in self._runs(deployments, planned):
+            if run.deployment_id is not None and run.expected_start_time is not None and run.auto_scheduled:
+                coming.setdefault(run.deployment_id, run.expected_start_time)
+        return coming
+
+    def _runs(self, deployments: list[UUID], wanted: FlowRunFilter) -> Any:
+        own = wanted.model_copy(update={"deployment_id": FlowRunFilterDeploymentId(any_=deployments)})
+        return self.client.read_flow_runs(flow_run_filter=own, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+
+
+@contextmanager
+def open_prefect(home: Path) -> Iterator[Prefect]:
+    """Open the Prefect server that runs the schedules of `home`.
+
+    Raises:
+        NothingServes: none does, or it stops answering.
+    """
+    found = find_server(home)
+    if found is None:
+        raise NothingServes("nothing runs the flows of this home; run: sightline up (or: sightline serve)")
+    url, ours = found.url, PREFECT_API_URL.value() is None
+    try:
+        with SyncPrefectClient(url, auth_string=found.password) as client:
+            pages = PREFECT_UI_URL.value() or url.removesuffix("/api")
+            yield Prefect(client, pages, password_file(home).absolute() if ours else None)
+    except HTTPStatusError as error:
+        if error.response.status_code not in (401, 403):
+            raise
+        raise NothingServes(f"Prefect at {url} lets nobody in; is PREFECT_API_AUTH_STRING right?") from error
+    except TransportError as error:
+        raise NothingServes(f"Prefect at {url} does not answer ({first_line(error)}); try again") from error

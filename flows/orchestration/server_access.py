@@ -1,0 +1,172 @@
+"""How the Prefect server of a data directory is found and entered: its lock, its address, its password.
+
+The address is believed only while the server holds the lock. So the password is not sent to a program of
+another user that was given the port since.
+"""
+
+import fcntl
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import httpx
+
+from flows.config.settings import has_prefect_settings, use_prefect_password, use_prefect_server
+from storage.data_directory import (
+    SecretUnusable,
+    kept_secret,
+    make_private_folder,
+    require_trusted,
+    write_private,
+)
+
+USER = "sightline"
+PASSWORD_BYTES = 24
+POLL_S = 0.02
+
+
+class AlreadyServed(RuntimeError):
+    """A Prefect server of this data directory runs already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a client of a Prefect server needs."""
+
+    url: str
+    """Of its API."""
+
+    password: str | None
+    """The user's name and the password, with a colon between them."""
+
+
+def folder_of(home: Path) -> Path:
+    """Return where the Prefect server of `home` keeps its files."""
+    return home / "prefect"
+
+
+def password_file(home: Path) -> Path:
+    """Return the file with the password of the Prefect server of `home`."""
+    return folder_of(home) / "auth"
+
+
+def address_file(home: Path) -> Path:
+    """Return the file with the address of the Prefect server of `home` while it runs."""
+    return folder_of(home) / "address"
+
+
+def password_of(home: Path) -> str:
+    """Return the password of the Prefect servers of `home`, made when it is first needed.
+
+    Raises:
+        SecretUnusable: the file holds none, or others may read it.
+    """
+    path = password_file(home)
+    if not path.exists():
+        make_private_folder(path.parent)
+    password = kept_secret(path, lambda: f"{USER}:{secrets.token_urlsafe(PASSWORD_BYTES)}")
+    if ":" not in password:
+        raise SecretUnusable(
+            f"{path} must hold USER:PASSWORD; remove it, and another is made at the next start"
+        )
+    return password
+
+
+def keep_password(home: Path, password: str) -> None:
+    """Write the password of the server that is started now, if it is another than before."""
+    if password != password_of(home):
+        write_private(password_file(home), f"{password}\n", replace=True)
+
+
+def join_server(home: Path) -> bool:
+    """Send the flow runs of this process to the server that is configured, or runs the schedules of `home`.
+
+    Returns:
+        Whether there is one; Prefect is imported only then.
+    """
+    if _configured() is not None:
+        return True
+    found = _own_server(home)
+    if found is None:
+        return False
+    from prefect.context import refresh_global_settings_context
+
+    use_prefect_server(found.url)
+    use_prefect_password(password_of(home))
+    refresh_global_settings_context()
+    return True
+
+
+def find_server(home: Path) -> Access | None:
+    """Return how to reach the Prefect server that runs the schedules of `home`; None if none answers."""
+    configured = _configured()
+    if configured is None:
+        return _own_server(home)
+    return configured if _answers(configured.url, trust_env=True) else None
+
+
+def _configured() -> Access | None:
+    """Return the server that Prefect's own settings name."""
+    if not has_prefect_settings():
+        return None
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL  # which takes two seconds
+
+    url = PREFECT_API_URL.value()
+    return None if url is None else Access(url, PREFECT_API_AUTH_STRING.value())
+
+
+def _own_server(home: Path) -> Access | None:
+    """Return the server that `up` or `serve` have started, if it answers."""
+    require_trusted(home)
+    if not address_file(home).exists() or not _is_held(_lock_file(home)):
+        return None
+    url = address_file(home).read_text().strip()
+    return Access(url, password_of(home)) if _answers(url, trust_env=False) else None
+
+
+@contextmanager
+def lock_for_server(home: Path) -> Iterator[int]:
+    """Take the lock of the Prefect server of `home`, and yield its descriptor, for the server to keep.
+
+    Raises:
+        AlreadyServed: a server has it.
+    """
+    make_private_folder(folder_of(home))
+    with _lock_file(home).open("ab") as file:
+        while not _locks(file, fcntl.LOCK_EX):
+            if not _locks(file, fcntl.LOCK_SH):
+                raise AlreadyServed(
+                    f"a Prefect server of {home} runs already; end the `sightline up` or `sightline serve` "
+                    "that started it, or what that left behind: a process flows.orchestration.server_process"
+                )
+            fcntl.flock(file, fcntl.LOCK_UN)  # a client was just looking whether it is held
+            time.sleep(POLL_S)
+        yield file.fileno()
+
+
+def _lock_file(home: Path) -> Path:
+    return folder_of(home) / "server.lock"
+
+
+def _is_held(path: Path) -> bool:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return not _locks(file, fcntl.LOCK_SH)
+    return False
+
+
+def _locks(file: BinaryIO, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _answers(url: str, *, trust_env: bool) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health", trust_env=trust_env).is_success
+    return False

@@ -1,0 +1,1 @@
+"""Change the model of searches: fill a second collection, verify it, switch."""

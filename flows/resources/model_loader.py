@@ -1,0 +1,153 @@
+"""Which models there are: given ones by their name, fine-tuned ones in folders of the home."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+
+from qdrant_client import QdrantClient
+from sqlalchemy.orm import Session, sessionmaker
+
+from embedding.encoders.sentence_encoder import Encoder, SentenceEncoder, load_encoder
+from flows.config.settings import BadSettings, Settings
+from storage import qdrant
+from storage.postgres import model_registry
+
+KEPT = 2
+"""Models that stay loaded: the active one, and the one before it, for those who go back."""
+
+Load = Callable[[Settings, str], Encoder]
+
+
+class OtherModel(ValueError):
+    """A model is set that has never been used here, while searches use another."""
+
+
+def models_folder(settings: Settings) -> Path:
+    """Return where fine-tuned models are kept, each in a folder of its own name."""
+    return settings.home / "models"
+
+
+def open_model(settings: Settings, name: str) -> SentenceEncoder:
+    """Load a model: a fine-tuned one of this home, else whatever `load_encoder` knows under `name`.
+
+    Raises:
+        ModelUnavailable: there is none.
+    """
+    own = models_folder(settings) / name
+    return load_encoder(name, device=settings.device, folder=own if own.is_dir() else None)
+
+
+def active_model(client: QdrantClient, sessions: sessionmaker[Session], settings: Settings) -> str:
+    """Return the name of the model that searches use, or before the first ingest the one that is set.
+
+    Raises:
+        OtherModel: a model is set that has never been used here.
+    """
+    collection = qdrant.active(client)
+    if collection is None:
+        return settings.model
+    if "model" in settings.model_fields_set and settings.model != collection.model:
+        with sessions() as session:
+            known = model_registry.model_named(session, settings.model)
+        if known is None:
+            raise OtherModel(
+                f"SIGHTLINE_MODEL is {settings.model!r}, but searches use {collection.model!r}; run: "
+                f"sightline reindex --model {settings.model}, or unset it"
+            )
+    return collection.model
+
+
+def open_evaluated(
+    client: QdrantClient,
+    sessions: sessionmaker[Session],
+    settings: Settings,
+    name: str | None,
+    load: Load = open_model,
+) -> Encoder:
+    """Load a model by its name, or by that of its collection; None for the one that searches use.
+
+    Raises:
+        ModelUnavailable: there is none.
+        ModelMismatch: the model of the collection is another one now.
+    """
+    if name is None:
+        return load(settings, active_model(client, sessions, settings))
+    if name not in qdrant.collections(client):
+        return load(settings, name)
+    collection = qdrant.describe(client, name)
+    encoder = load(settings, collection.model)
+    qdrant.require_model(collection, encoder.fingerprint, encoder.name)
+    return encoder
+
+
+def make_collection(
+    client: QdrantClient, sessions: sessionmaker[Session], settings: Settings, encoder: Encoder
+) -> str:
+    """Make the collection of a model, unless it is there, and return its name; finishes what a crash left.
+
+    Raises:
+        BadSettings: vectors are to be shortened to more than they have.
+    """
+    short_dim = settings.qdrant.short_dim
+    if short_dim is not None and short_dim >= encoder.dim:
+        raise BadSettings(
+            f"SIGHTLINE_QDRANT__SHORT_DIM: {short_dim} is no beginning of the {encoder.dim} dimensions that "
+            f"model {encoder.name!r} has; set fewer"
+        )
+    name = qdrant.collection_name(encoder.fingerprint)
+    if not client.collection_exists(name):
+        with sessions.begin() as session:
+            model_registry.forget_marks(session, name)
+    return qdrant.create(
+        client,
+        model=encoder.name,
+        fingerprint=encoder.fingerprint,
+        dim=encoder.dim,
+        filter_fields=settings.qdrant.filter_fields,
+        quantization=settings.qdrant.quantization,
+        short_dim=short_dim,
+    )
+
+
+class Models:
+    """The models that queries are encoded by, loaded when a collection first asks for one."""
+
+    def __init__(self, settings: Settings, load: Load = open_model) -> None:
+        self._settings, self._load = settings, load
+        self._loaded: OrderedDict[str, Encoder] = OrderedDict()
+        self._turn = Lock()
+
+    def of(self, collection: qdrant.Collection) -> Encoder:
+        """Return the model that made `collection`.
+
+        Raises:
+            ModelMismatch: the model of that name is another one now.
+            ModelUnavailable: it cannot be loaded.
+        """
+        with self._turn:
+            encoder = self._loaded.get(collection.fingerprint)
+            if encoder is None:
+                encoder = self._load(self._settings, collection.model)
+                qdrant.require_model(collection, encoder.fingerprint, encoder.name)
+            self._keep(encoder)
+        return encoder
+
+    def named(self, name: str) -> Encoder:
+        """Return the model of that name: the one that will make the first collection.
+
+        Raises:
+            ModelUnavailable: it cannot be loaded.
+        """
+        with self._turn:
+            encoder = next((one for one in self._loaded.values() if one.name == name), None)
+            if encoder is None:
+                encoder = self._load(self._settings, name)
+            self._keep(encoder)
+        return encoder
+
+    def _keep(self, encoder: Encoder) -> None:
+        self._loaded[encoder.fingerprint] = encoder
+        self._loaded.move_to_end(encoder.fingerprint)
+        while len(self._loaded) > KEPT:
+            self._loaded.popitem(last=False)

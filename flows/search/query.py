@@ -1,0 +1,299 @@
+"""Searching: a text or a picture in, ranked items out."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from embedding.encoders.query_fusion import fused
+from embedding.encoders.sentence_encoder import Encoder
+from embedding.images.worker_pool import prepare_soon
+from embedding.process_tuning import keep_freed_memory, wait_briefly
+from flows.config.settings import OVERSAMPLING, Limits, Settings
+from flows.resources.connections import Deps, open_stores
+from flows.resources.images import load_image
+from flows.resources.model_loader import Models, active_model
+from flows.search.gallery import Card, Page
+from flows.tracking.tracing import span
+from storage import qdrant
+from storage.postgres import catalog
+from storage.records import Digest, Hit, Item
+from storage.redaction import redacted
+from storage.sources.unicode_marks import MAX_MARKS, has_many_marks
+from storage.sources.validation import MAX_TEXT_CHARS
+
+Find = Literal["images", "texts"]
+Asked = Literal["text", "image", "both", "record"]
+Clock = Callable[[str, str], AbstractContextManager[None]]
+"""Returns what a search happens in, by what is asked with and what is found."""
+
+SPACES: dict[Find, qdrant.Space] = {"images": "image", "texts": "text"}
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is looked for, and among what; a text and a picture at once are looked for together."""
+
+    text: str | None = None
+    image: Path | None = None
+    find: Find = "images"
+    limit: int = 10
+    min_score: float | None = None
+    where: Mapping[str, str] | None = None
+    oversampling: float = OVERSAMPLING
+    """Candidates per hit that are scored anew, where the collection packs or shortens vectors."""
+
+    picture: bytes | None = None
+    """A picture that is no file here; `image` and this are one and the same to a search."""
+
+    like: UUID | None = None
+    """A record that others are to be like; it is no hit itself."""
+
+    @property
+    def asked(self) -> Asked:
+        """What it is asked with."""
+        has_picture = self.image is not None or self.picture is not None
+        if self.like is not None:
+            return "record"
+        if has_picture:
+            return "image" if self.text is None else "both"
+        return "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One hit with its item."""
+
+    hit: Hit
+    item: Item
+
+    @property
+    def text(self) -> str:
+        """The item's text that matched best, else what it is shown by."""
+        texts = self.item.embedded_texts
+        best = self.hit.best_text
+        return texts[best] if best is not None and best < len(texts) else self.item.short_text
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "id": str(self.item.id),
+            "key": self.item.key,
+            "source": self.item.source,
+            "score": self.hit.score,
+            "text": self.text,
+            "uri": redacted(self.item.picture.uri) if self.item.picture else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """How long each part of a search took, in seconds."""
+
+    encode_s: float
+    """To make a vector of what was asked."""
+
+    index_s: float
+    catalog_s: float
+
+    @property
+    def total_s(self) -> float:
+        return self.encode_s + self.index_s + self.catalog_s
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a search found, best first, and where it looked."""
+
+    query: Query
+    model: str
+    collection: str
+    found: tuple[Found, ...]
+    took: Took
+
+    def as_json(self) -> dict[str, Any]:
+        text, image = self.query.text, self.query.image
+        where = {
+            "query": str(image) if text is None else text,
+            "image": None if image is None else str(image),
+            "model": self.model,
+            "collection": self.collection,
+        }
+        return where | {"hits": [one.as_json() for one in self.found]}
+
+
+class BadText(ValueError):
+    """No text that is searched by is so long, or stacks so many marks."""
+
+
+class NoSuchRecord(LookupError):
+    """Others are to be like a record that searches do not know."""
+
+    def __init__(self, id: UUID) -> None:
+        super().__init__(f"record {id} is not searchable: it was deleted, or no ingest has embedded it yet")
+
+
+@dataclass(frozen=True, slots=True)
+class Searching(Deps):
+    """What searches need that go on while models come and go."""
+
+    models: Models
+    clock: Clock | None = None
+    """Takes the time of searches, where somebody wants to know."""
+
+    def encoder_of(self, collection: qdrant.Collection) -> Encoder:
+        return self.models.of(collection)
+
+    def timed(self, asked: str, find: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.clock is None else self.clock(asked, find)
+
+
+@contextmanager
+def open_search(settings: Settings) -> Iterator[Searching]:
+    """Open what `search` needs; whoever searches often keeps it, for loading the model takes seconds.
+
+    It follows when searches go to another model's collection.
+
+    Raises:
+        NoCollection: nothing has been ingested yet; no model was loaded to find that out.
+        OtherModel: a model is set that has never been used here.
+    """
+    with open_stores(settings) as stores:
+        collection = qdrant.active(stores.vectors)
+        if collection is None:
+            raise qdrant.NoCollection
+        active_model(stores.vectors, stores.sessions, settings)
+        keep_freed_memory()
+        wait_briefly()
+        models = Models(settings)
+        yield Searching(
+            stores.engine, stores.sessions, stores.vectors, stores.blobs, models.of(collection), models
+        )
+
+
+def search(deps: Deps, query: Query) -> Results:
+    """Return the items closest to the query's text, to its picture, to both (see `fused`), or to a record.
+
+    What Postgres says is deleted is left out, whatever Qdrant still holds. The collection that the alias
+    names at the beginning answers, to a query by its own model, wherever the alias moves meanwhile.
+
+    Raises:
+        NoCollection: nothing has been ingested yet.
+        ModelMismatch: the collection was made by another model than `deps` has.
+        NoSuchRecord: the record that others are to be like cannot be searched by.
+        BadText: the query's text is too long, or no text.
+        BadImage: the query's picture cannot be shown to a model.
+        WorkersFailed: it cannot be decoded now; too many others wait, for example.
+        OSError: the query's picture cannot be read.
+    """
+    if query.text is not None:
+        _check_text(query.text)
+    about = {"query": query.asked, "find": query.find, "limit": query.limit}
+    with deps.timed(query.asked, query.find), span("search", about) as note:
+        while True:
+            collection = qdrant.active(deps.vectors)
+            if collection is None:
+                raise qdrant.NoCollection
+            try:
+                results = _search_in(deps, collection, query)
+            except UnexpectedResponse:
+                if deps.vectors.collection_exists(collection.name):
+                    raise
+                continue  # it was dropped since the alias was read, which therefore names another
+            note({"collection": collection.name, "model": results.model, "hits": len(results.found)})
+            return results
+
+
+def _check_text(text: str) -> None:
+    if len(text) > MAX_TEXT_CHARS:
+        raise BadText(f"the text has {len(text):,} characters; search by {MAX_TEXT_CHARS:,} or fewer")
+    if has_many_marks(text):
+        raise BadText(f"the text has more than {MAX_MARKS} combining marks in a row; leave them out")
+
+
+def _search_in(deps: Deps, collection: qdrant.Collection, query: Query) -> Results:
+    started = perf_counter()
+    encoder = deps.encoder_of(collection)
+    with span("encode"):
+        vector = _vector(deps, collection, encoder, query)
+    encoded = perf_counter()
+    with span("qdrant"):
+        hits = qdrant.search(
+            deps.vectors,
+            collection,
+            vector,
+            using=SPACES[query.find],
+            limit=query.limit,
+            min_score=query.min_score,
+            where=query.where,
+            without=() if query.like is None else (query.like,),
+            oversampling=query.oversampling,
+        )
+    ranked = perf_counter()
+    with span("postgres"), deps.sessions() as session:
+        items = catalog.items_with_digests(session, [hit.id for hit in hits])
+    found = tuple(Found(hit, _as_matched(hit, *items[hit.id])) for hit in hits if hit.id in items)
+    took = Took(encoded - started, ranked - encoded, perf_counter() - ranked)
+    return Results(query, encoder.name, collection.name, found, took)
+
+
+def _vector(deps: Deps, collection: qdrant.Collection, encoder: Encoder, query: Query) -> NDArray[np.float32]:
+    """Return what the query comes to: shape (dim,), unit length."""
+    parts = []
+    data = query.picture if query.image is None else query.image.read_bytes()
+    if data is not None:
+        name = "the picture" if query.image is None else str(query.image)
+        prepared = prepare_soon(encoder.preparation, data, name=name)
+        parts += [*encoder.prepared([prepared.features])]
+    if query.like is not None:
+        parts.append(_vector_of(deps, collection, query.like, SPACES[query.find]))
+    if query.text is not None:
+        parts += [*encoder.texts([query.text])]
+    return fused(parts)
+
+
+def _vector_of(
+    deps: Deps, collection: qdrant.Collection, id: UUID, using: qdrant.Space
+) -> NDArray[np.float32]:
+    """Return the vector of a record in the space that is searched, else in its other one."""
+    with deps.sessions() as session:
+        alive = id in catalog.items_with_digests(session, [id])
+    spaces = qdrant.vectors_of(deps.vectors, collection.name, id) if alive else {}
+    if not spaces:
+        raise NoSuchRecord(id)
+    return fused([*(spaces[using] if using in spaces else next(iter(spaces.values())))])
+
+
+def _as_matched(hit: Hit, item: Item, digest: Digest) -> Item:
+    """Return the item that the score is of: while `item` is replacing another, the point is the other's."""
+    return item if hit.digest == digest else hit.point
+
+
+def gallery_page(deps: Deps, results: Results, limits: Limits) -> Page:
+    """Return what the gallery page shows of `results`; pictures come from where they are kept."""
+    query = results.query
+    cards = tuple(
+        Card(
+            one.item.key,
+            one.item.source,
+            one.hit.score,
+            one.text,
+            one.item.picture.uri if one.item.picture else None,
+            _picture_of(deps, one.item, limits),
+        )
+        for one in results.found
+    )
+    query_picture = query.image.read_bytes() if query.image else None
+    points = qdrant.count(deps.vectors, qdrant.ALIAS)
+    return Page(query.text, query_picture, query.find, results.model, points, cards)
+
+
+def _picture_of(deps: Deps, item: Item, limits: Limits) -> bytes | None:
+    picture = item.picture
+    return None if picture is None else load_image(deps, picture.sha256, picture.origin, limits)

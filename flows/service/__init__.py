@@ -1,0 +1,1 @@
+"""Serve the console, the API and the metrics of one process."""

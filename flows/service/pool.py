@@ -1,0 +1,147 @@
+"""What a server keeps open between requests: the stores and the models, each opened when first asked for.
+
+A store that is away is one request's error, not the server's end: the next request tries again.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from threading import Lock
+
+from qdrant_client import QdrantClient
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from embedding.process_tuning import keep_freed_memory, wait_briefly
+from flows.config.settings import Settings
+from flows.resources.connections import (
+    Deps,
+    Stores,
+    StoreUnavailable,
+    index_named,
+    open_blobs,
+    open_catalog,
+    open_index,
+    postgres_named,
+)
+from flows.resources.model_loader import Load, Models, active_model, open_model
+from flows.search.query import Searching
+from flows.service.search_metrics import SearchTimes
+from storage import qdrant
+from storage.data_directory import make_data_directory
+from storage.embedded.postgres.account import PostgresUnavailable
+from storage.embedded.qdrant.process.client import IndexUnavailable
+from storage.embedded.qdrant.process.discovery import OwnedElsewhere
+
+AWAY = (StoreUnavailable, PostgresUnavailable, IndexUnavailable, OwnedElsewhere)
+"""What says that a store cannot be used now; its message names the store and the remedy."""
+
+
+class Backend:
+    """The stores and models of one process that serves many; threads may share it."""
+
+    def __init__(self, settings: Settings, load: Load = open_model) -> None:
+        """Open nothing yet.
+
+        Args:
+            load: opens a model by its name.
+        """
+        self.settings = settings
+        self.search_times = SearchTimes()
+        make_data_directory(settings.home)  # with servers elsewhere nobody else makes it
+        self._open = ExitStack()
+        self._turn = Lock()
+        self._engine: Engine | None = None
+        self._vectors: QdrantClient | None = None
+        self._models = Models(settings, load)
+        self.blobs = open_blobs(settings)
+
+    @contextmanager
+    def sessions(self) -> Iterator[sessionmaker[Session]]:
+        """Yield sessions of Postgres.
+
+        Raises:
+            AWAY: it does not answer, now or in what the caller does with it.
+        """
+        engine = self._catalog()
+        with postgres_named(self.settings, engine):
+            yield sessionmaker(engine)
+
+    @contextmanager
+    def vectors(self) -> Iterator[QdrantClient]:
+        """Yield the client of Qdrant.
+
+        Raises:
+            AWAY: it does not answer, now or in what the caller does with it.
+        """
+        client = self._index()
+        with index_named(self.settings):
+            yield client
+
+    @contextmanager
+    def searching(self) -> Iterator[Searching]:
+        """Yield what searches need; the first time it loads the model, which takes seconds.
+
+        Raises:
+            AWAY: a store does not answer, now or in what the caller does with it.
+            NoCollection: nothing has been ingested yet.
+            ModelUnavailable: the model of the collection cannot be loaded.
+        """
+        with self.sessions() as sessions, self.vectors() as vectors:
+            collection = qdrant.active(vectors)
+            if collection is None:
+                raise qdrant.NoCollection
+            keep_freed_memory()
+            wait_briefly()
+            encoder = self._models.of(collection)
+            yield Searching(
+                self._catalog(),
+                sessions,
+                vectors,
+                self.blobs,
+                encoder,
+                self._models,
+                self.search_times.of,
+            )
+
+    @contextmanager
+    def stores(self) -> Iterator[Stores]:
+        """Yield the stores.
+
+        Raises:
+            AWAY: one does not answer, now or in what the caller does with it.
+        """
+        with self.sessions() as sessions, self.vectors() as vectors:
+            yield Stores(self._catalog(), sessions, vectors, self.blobs)
+
+    @contextmanager
+    def writing(self) -> Iterator[Deps]:
+        """Yield what ingests need: the stores, and the model that searches use, or will use.
+
+        Raises:
+            AWAY: a store does not answer, now or in what the caller does with it.
+            OtherModel: a model is set that has never been used here.
+            ModelUnavailable: it cannot be loaded.
+        """
+        with self.stores() as stores:
+            name = active_model(stores.vectors, stores.sessions, self.settings)
+            collection = qdrant.active(stores.vectors)
+            keep_freed_memory()
+            wait_briefly()
+            encoder = self._models.named(name) if collection is None else self._models.of(collection)
+            yield Deps(stores.engine, stores.sessions, stores.vectors, stores.blobs, encoder)
+
+    def close(self) -> None:
+        """Close what is open; the servers of the home go on."""
+        self._open.close()
+
+    def _catalog(self) -> Engine:
+        with self._turn:
+            if self._engine is None:
+                self._engine = self._open.enter_context(open_catalog(self.settings))
+            return self._engine
+
+    def _index(self) -> QdrantClient:
+        with self._turn:
+            if self._vectors is None:
+                self._vectors = self._open.enter_context(open_index(self.settings))
+            return self._vectors

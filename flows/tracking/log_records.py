@@ -1,0 +1,38 @@
+"""Log records that show what strangers wrote, and do nothing with it."""
+
+import logging
+from numbers import Number
+from typing import Any
+
+from flows.tracking.text import visible
+from storage.redaction import redacted
+
+
+class SafeRecord(logging.LogRecord):
+    """A record without secrets of URLs, control characters, or lines that an argument began."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        if self.exc_info:
+            self.exc_text = safe(logging.Formatter().formatException(self.exc_info))
+
+    def getMessage(self) -> str:
+        if isinstance(self.args, tuple):
+            self.args = tuple(map(_on_one_line, self.args))
+        return safe(super().getMessage())
+
+
+def safe(text: str) -> str:
+    """Return `text` as a terminal and a log may have it."""
+    return visible(redacted(text))
+
+
+def use_safe_records() -> None:
+    """Make every record of this process a safe one, whichever library logs it."""
+    logging.setLogRecordFactory(SafeRecord)
+
+
+def _on_one_line(argument: object) -> object:
+    if argument is None or isinstance(argument, Number):
+        return argument
+    return str(argument).replace("\n", "\\n")

@@ -1,0 +1,1 @@
+"""Fine-tune models on the stored records."""
