@@ -24,9 +24,9 @@ from storage.embedded.qdrant.process.client import start as start_index
 from storage.embedded.qdrant.process.client import stop as stop_index
 from storage.postgres import migrate
 from storage.postgres.engine import open_engine
-from tests.fakes import ColourEncoder, Within
-from tests.processes import HomeAt, homes
-from tests.servers import a_postgres_15
+from tests.support.fakes import ColourEncoder, Within
+from tests.support.processes import HomeAt, homes
+from tests.support.servers import a_postgres_15
 
 SERVER = os.environ.get("SIGHTLINE_TEST_QDRANT_URL")
 """An empty Qdrant server that the tests may use, if there is one; read before the environment is cleaned."""

@@ -16,7 +16,7 @@ from flows.resources.connections import open_stores
 from storage.embedded.postgres.server import stop_postgres
 from storage.embedded.qdrant.process.client import stop as stop_index
 from tests.bench.reconcile import peak_kib
-from tests.saved_stores import a_store_of
+from tests.support.saved_stores import a_store_of
 
 SIZES = (2_000, 20_000)
 DIM = 512

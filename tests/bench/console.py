@@ -23,7 +23,7 @@ from flows.resources.connections import open_catalog
 from flows.service.observer import observe
 from flows.service.pool import Backend
 from tests.bench.material import scratch
-from tests.signed_in import signed_in
+from tests.support.signed_in import signed_in
 
 RECORDS, RUNS, REJECTS = 200_000, 5_000, 5_000
 PORT = 8765

@@ -20,7 +20,7 @@ from flows.resources.connections import Stores, open_stores, with_model
 from flows.training.finetune import Order, train_candidate
 from tests.bench.material import Row, scratch
 
-KEYS = Path(__file__).parents[1] / "held_out_stamps.txt"
+KEYS = Path(__file__).parents[1] / "support" / "held_out_stamps.txt"
 TRAININGS: tuple[tuple[What, dict[LossName, float], int], ...] = (
     ("head", {"infonce": 1.0}, 0),
     ("head", {"infonce": 1.0}, 4),

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench.material import Row, captions, photos, scratch
-from tests.tiny_clip import write_tiny_clip
+from tests.support.tiny_clip import write_tiny_clip
 
 SIZES = (1_000, 10_000, 100_000)
 

@@ -16,7 +16,7 @@ from storage.embedded.postgres.server import stop_postgres
 from storage.embedded.qdrant.process.client import stop as stop_index
 from storage.qdrant import Point
 from storage.records import Digest, Item, Picture, Text
-from tests.tiny_clip import write_vit_b_32
+from tests.support.tiny_clip import write_vit_b_32
 
 Row = dict[str, str | int | float]
 """One line of a table; every line of a table has the same columns."""

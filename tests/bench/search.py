@@ -25,7 +25,7 @@ from storage import qdrant
 from storage.postgres import catalog
 from storage.qdrant import Collection
 from tests.bench.material import WORDS, Row, a_point, scratch
-from tests.fakes import Within
+from tests.support.fakes import Within
 
 SIZES = (1_000, 10_000, 100_000)
 BATCH = 1024

@@ -22,11 +22,11 @@ from flows.ingestion.pipeline import Request, ingest_source
 from flows.maintenance.repair import watch
 from flows.resources.connections import open_deps
 from flows.training.finetune import Order, train_candidate
-from tests.builders import a_folder, a_manifest, encoded, noise, png
-from tests.processes import a_free_port, environment_with_flows, homes, wait_until
-from tests.signed_in import signed_in
-from tests.tiny_clip import write_tiny_clip
-from tests.tools import tool
+from tests.support.builders import a_folder, a_manifest, encoded, noise, png
+from tests.support.processes import a_free_port, environment_with_flows, homes, wait_until
+from tests.support.signed_in import signed_in
+from tests.support.tiny_clip import write_tiny_clip
+from tests.support.tools import tool
 
 SHOTS = Path(__file__).parent.parent.parent / ".artifacts" / "console"
 """Where pictures of the pages are kept, for whoever wants to see what a test saw."""

@@ -18,7 +18,7 @@ from storage import qdrant
 from storage.postgres import runs
 from storage.postgres.runs import Progress
 from tests.console.conftest import PATIENCE_S, SHOTS, Running, sign_in
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_a_promotion_that_is_not_confirmed_does_not_happen(page: Page, running: 
     assert len(seen(running).decisions) == many
 
 
-@pytest.mark.full  # the command line does the same in tests/test_care.py and tests/test_reindex.py
+@pytest.mark.full  # commands do the same in tests/cli/test_stores.py and tests/flows/test_reindex.py
 def test_a_model_is_promoted_by_force_searches_move_to_it_and_go_back(page: Page, running: Running):
     before = seen(running)
     given, candidate = (life for _, life in before.models)

@@ -6,7 +6,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from flows.console.auth import made_password
 from tests.console.conftest import SHOTS, Running, sign_in
-from tests.signed_in import link_to
+from tests.support.signed_in import link_to
 
 
 def figure(page: Page, name: str) -> str:

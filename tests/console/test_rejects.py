@@ -10,9 +10,9 @@ from flows.orchestration.prefect_client import open_prefect
 from flows.service.pool import Backend
 from storage.postgres import runs
 from storage.postgres.runs import Reject, Run
-from tests.builders import a_folder, png
 from tests.console.conftest import PATIENCE_S, SHOTS, Running, sign_in
-from tests.processes import wait_until
+from tests.support.builders import a_folder, png
+from tests.support.processes import wait_until
 
 
 @pytest.fixture(scope="module")

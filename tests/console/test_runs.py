@@ -125,7 +125,7 @@ def test_a_run_that_hangs_is_seen_on_both_pages_and_cancelled(page: Page, postgr
         assert [run for run in failed_runs(session) if run.flow == "reconcile"] == []
 
 
-@pytest.mark.full  # tests/test_schedules.py has it without a browser
+@pytest.mark.full  # tests/flows/test_schedules.py has it without a browser
 def test_a_run_that_finds_another_process_at_its_work_is_told_of(page: Page, postgres: Engine):
     page.goto("/runs")
     with held(flow_lock(postgres, "reconcile"), for_s=0):

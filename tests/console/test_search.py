@@ -14,8 +14,8 @@ from flows.maintenance.delete import delete_items
 from flows.resources.connections import open_deps
 from storage.postgres.catalog import Selection
 from storage.records import item_id
-from tests.builders import a_folder, encoded, noise, png
 from tests.console.conftest import PATIENCE_S, SHOTS, Running, sign_in
+from tests.support.builders import a_folder, encoded, noise, png
 
 RED, GREEN, BLUE = (item_id("shop", f"{colour}.png") for colour in ("red", "green", "blue"))
 HAND_IN = """([kind, data]) => {

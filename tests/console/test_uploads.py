@@ -11,8 +11,8 @@ from flows.console.components.search_params import Asked, asked_by
 from flows.console.thumbnails import made_small
 from flows.console.uploads import Gone, Uploads
 from storage.records import item_id
-from tests.builders import encoded, noise, png
 from tests.console.conftest import Running
+from tests.support.builders import encoded, noise, png
 
 
 def test_the_same_picture_has_one_token_and_is_there_again():

@@ -22,8 +22,6 @@ from flows.resources.connections import Deps, Stores, open_stores
 from storage import qdrant
 from storage.blobs import Blobs
 from storage.embedded.qdrant.process.discovery import find
-from tests import forks
-from tests.builders import a_folder, png
 from tests.conftest import emptied
 from tests.faults import victim
 from tests.faults.points import (
@@ -39,8 +37,10 @@ from tests.faults.points import (
     HalfARequest,
     KillPoint,
 )
-from tests.processes import environment_of, homes
-from tests.tiny_clip import write_tiny_clip
+from tests.support import forks
+from tests.support.builders import a_folder, png
+from tests.support.processes import environment_of, homes
+from tests.support.tiny_clip import write_tiny_clip
 
 Sightline = Callable[..., int]
 BATCH = 4

@@ -18,10 +18,10 @@ from flows.ingestion.report import IngestReport
 from flows.maintenance.repair import reconcile
 from flows.resources.connections import Deps, StoreUnavailable, open_stores
 from storage.embedded.qdrant.process.discovery import find
-from tests.builders import a_folder, png
 from tests.conftest import SERVER, emptied
-from tests.fakes import ColourEncoder
 from tests.faults.proxy import How, Proxy, a_proxy, to_postgres
+from tests.support.builders import a_folder, png
+from tests.support.fakes import ColourEncoder
 
 SEEDS = 1
 MORE_SEEDS = 40

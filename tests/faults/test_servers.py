@@ -17,9 +17,9 @@ from flows.maintenance.repair import reconcile
 from flows.resources.connections import Deps, open_stores
 from storage.embedded.postgres.server import find_postgres
 from storage.embedded.qdrant.process.client import find_index
-from tests.builders import a_folder, png
-from tests.fakes import ColourEncoder
-from tests.processes import homes
+from tests.support.builders import a_folder, png
+from tests.support.fakes import ColourEncoder
+from tests.support.processes import homes
 
 SEEDS = 1
 MORE_SEEDS = 30

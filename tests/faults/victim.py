@@ -1,7 +1,7 @@
 """`sightline`, as a process that ends itself at a kill point."""
 
-from tests import forks
 from tests.faults import points
+from tests.support import forks
 
 
 def run(kill: str | None, *arguments: str) -> None:

@@ -1,0 +1,518 @@
+import pickle
+import struct
+import sys
+import time
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from io import BytesIO
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from embedding.images import decode
+from embedding.images.decode import FORMATS, BadImage, decode_image
+from tests.support.builders import encoded, noise
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)
+GREY = (128, 128, 128)
+SIZE = (48, 32)
+
+
+def plain(mode: str, colour: Any, size: tuple[int, int] = SIZE) -> Image.Image:
+    return Image.new(mode, size, colour)
+
+
+def png(
+    size: tuple[int, int], depth: int, colour_type: int, row: bytes, *chunks: tuple[bytes, bytes]
+) -> bytes:
+    """A PNG made by hand, for what Pillow does not write; every row is `row`."""
+    header = struct.pack(">IIBBBBB", *size, depth, colour_type, 0, 0, 0)
+    rows = zlib.compress((b"\0" + row) * min(size[1], 100))
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", rows), (b"IEND", b"")]
+    packed = (
+        struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+        for tag, body in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def tiff(size: tuple[int, int], bits: int, photometric: int, pixels: bytes, **more: int) -> bytes:
+    """A TIFF made by hand, one uncompressed strip of grey; `more` is `t<tag>=value`."""
+    tags = {256: size[0], 257: size[1], 258: bits, 259: 1, 262: photometric, 273: 200, 279: len(pixels)}
+    tags |= {int(tag[1:]): value for tag, value in more.items()}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    ifd = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    return (b"II*\0" + struct.pack("<I", 8) + ifd).ljust(200, b"\0") + pixels
+
+
+def bmp_rle(body: bytes) -> bytes:
+    """A run-length coded 16x16 BMP in 256 greys, which Pillow does not write."""
+    palette = b"".join(bytes((grey, grey, grey, 0)) for grey in range(256))
+    header = struct.pack("<IiiHHIIiiII", 40, 16, 16, 1, 8, 1, len(body), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(body), 0, 0, 1078) + header + palette + body
+
+
+def transparent_palette() -> bytes:
+    palette = plain("P", 1)
+    palette.putpalette([*RED, *BLUE])
+    return encoded(palette, "PNG", transparency=1)
+
+
+def ycck() -> bytes:
+    """Red as Adobe writes YCCK: amounts of ink (no cyan, all magenta and yellow) taken for RGB."""
+    ink = plain("RGB", (0, 255, 255)).convert("YCbCr").getpixel((0, 0))
+    assert isinstance(ink, tuple)
+    stored = tuple(255 - value for value in ink)  # Pillow inverts what it writes
+    data = bytearray(encoded(plain("CMYK", (*stored, 0)), "JPEG", quality=100))
+    data[data.index(b"Adobe") + 11] = 2  # the transform: 0 is CMYK, 2 is YCCK
+    return bytes(data)
+
+
+def frames(format: str, count: int = 3) -> bytes:
+    later = [plain("RGB", (0, 0, index % 256)) for index in range(1, count)]
+    return encoded(plain("RGB", RED), format, save_all=True, append_images=later)
+
+
+SIXTEEN_BIT_RED = struct.pack(">3H", 0xFF12, 0, 0) * SIZE[0]
+SIXTEEN_BIT_GREY = struct.pack(">H", 0x8012) * SIZE[0]
+
+PIXELS = {
+    **{f"RGB {format}": (encoded(plain("RGB", RED), format), RED) for format in FORMATS},
+    **{
+        f"RGBA {format}": (encoded(plain("RGBA", (0, 0, 0, 127)), format), GREY)
+        for format in ("PNG", "TIFF", "AVIF")
+    },
+    "RGBA WebP": (encoded(plain("RGBA", (0, 0, 0, 127)), "WEBP", lossless=True, exact=True), GREY),
+    "RGBA that is all transparent": (encoded(plain("RGBA", (0, 0, 0, 0)), "PNG"), WHITE),
+    "progressive JPEG": (encoded(plain("RGB", RED), "JPEG", progressive=True), RED),
+    "grey JPEG": (encoded(plain("L", 128), "JPEG"), GREY),
+    "grey PNG": (encoded(plain("L", 128), "PNG"), GREY),
+    "grey with alpha": (encoded(plain("LA", (0, 127)), "PNG"), GREY),
+    "1 bit": (encoded(plain("1", 1), "PNG"), WHITE),
+    "1 bit, group 4": (encoded(plain("1", 0), "TIFF", compression="group4"), (0, 0, 0)),
+    "palette": (encoded(plain("RGB", RED).quantize(4), "PNG"), RED),
+    "palette with a transparent entry": (transparent_palette(), WHITE),
+    "palette with alpha per entry": (encoded(plain("RGBA", (0, 0, 0, 127)).quantize(4), "PNG"), GREY),
+    "palette and alpha": (encoded(plain("RGB", RED).quantize(4).convert("PA"), "TIFF"), RED),
+    "GIF with a transparent entry": (encoded(plain("RGBA", (0, 0, 0, 0)), "GIF"), WHITE),
+    "transparent colour in RGB": (encoded(plain("RGB", RED), "PNG", transparency=RED), WHITE),
+    "transparent level in grey": (encoded(plain("L", 9), "PNG", transparency=9), WHITE),
+    "grey with premultiplied alpha": (tiff(SIZE, 8, 1, b"\0\x7f" * 48 * 32, t277=2, t338=1), GREY),
+    "16-bit grey PNG": (png(SIZE, 16, 0, SIXTEEN_BIT_GREY), GREY),
+    "16-bit grey PNG, transparent": (png(SIZE, 16, 0, SIXTEEN_BIT_GREY, (b"tRNS", b"\x80\x12")), WHITE),
+    "16-bit red PNG": (png(SIZE, 16, 2, SIXTEEN_BIT_RED), RED),
+    "16-bit TIFF": (encoded(plain("I;16", 0x8012), "TIFF"), GREY),
+    "16-bit TIFF, big-endian": (encoded(plain("I;16B", 0x8012), "TIFF"), GREY),
+    "16-bit TIFF, packed": (encoded(plain("I;16", 0x8012), "TIFF", compression="tiff_lzw"), GREY),
+    "CMYK TIFF": (encoded(plain("CMYK", (0, 255, 255, 0)), "TIFF"), RED),
+    "CMYK JPEG, inverted by Adobe": (encoded(plain("CMYK", (0, 255, 255, 0)), "JPEG"), RED),
+    "YCCK JPEG": (ycck(), RED),
+    "YCbCr TIFF": (encoded(plain("RGB", RED).convert("YCbCr"), "TIFF"), RED),
+    "JPEG inside a TIFF": (encoded(plain("RGB", RED), "TIFF", compression="jpeg"), RED),
+    "LAB TIFF": (encoded(plain("RGB", RED).convert("LAB"), "TIFF"), RED),
+    "run-length coded BMP": (bmp_rle(b"\x10\x80\0\0" * 16 + b"\0\1"), GREY),
+    **{
+        f"animated {format}": (frames(format), RED)
+        for format in ("GIF", "PNG", "WEBP", "AVIF", "TIFF", "MPO")
+    },
+}
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+def test_every_kind_of_pixel_becomes_the_colour_it_shows_over_white(kind: str):
+    data, colour = PIXELS[kind]
+
+    decoded = decode_image(data, name=kind)
+
+    assert decoded.image.mode == "RGB"
+    assert decoded.image.getpixel((5, 5)) == pytest.approx(colour, abs=6)
+    assert (decoded.width, decoded.height) == decoded.image.size
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_format_is_the_one_of_the_file_whatever_its_name_says(format: str):
+    data = encoded(noise(), format)
+
+    decoded = decode_image(data, name="picture.txt")
+
+    assert (decoded.format, decoded.width, decoded.height) == (format, *SIZE)
+
+
+def test_a_phones_jpeg_with_a_second_picture_behind_it_is_a_jpeg():
+    data = frames("MPO")
+
+    decoded = decode_image(data, name="phone.jpg")
+
+    assert decoded.format == "JPEG"
+
+
+def test_16_bit_levels_keep_their_order_and_are_not_clipped():
+    ramp = np.arange(0, 65536, 1024, dtype=np.uint16)
+    data = encoded(Image.fromarray(np.tile(ramp, (8, 1))), "PNG")
+
+    decoded = decode_image(data, name="scan.png")
+
+    assert np.asarray(decoded.image)[0, :, 0].tolist() == list(range(0, 256, 4))
+
+
+def test_only_the_first_of_a_thousand_frames_is_decoded():
+    one, thousand = frames("GIF", count=1), frames("GIF", count=1000)
+
+    def seconds(data: bytes) -> float:
+        began = time.perf_counter()
+        decode_image(data, name="film.gif")
+        return time.perf_counter() - began
+
+    assert min(seconds(thousand) for _ in range(5)) < 20 * min(seconds(one) for _ in range(5))
+
+
+def corners(image: Image.Image) -> list[str]:
+    """The colours of the four corners, clockwise from the top left."""
+    names = {"red": RED, "green": GREEN, "blue": BLUE, "white": WHITE}
+    right, bottom = image.width - 4, image.height - 4
+    pixels = (image.getpixel(at) for at in ((3, 3), (right, 3), (right, bottom), (3, bottom)))
+    return [
+        min(names, key=lambda name, pixel=pixel: np.abs(np.subtract(names[name], pixel)).sum())
+        for pixel in pixels
+    ]
+
+
+def lying(orientation: int) -> Image.Image:
+    """What a camera stores under `orientation` of a scene: red, green, blue, white clockwise, 48x32."""
+    scene = plain("RGB", WHITE)
+    for colour, box in ((RED, (0, 0, 24, 16)), (GREEN, (24, 0, 48, 16)), (BLUE, (24, 16, 48, 32))):
+        scene.paste(colour, box)
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    return scene.transpose(undo[orientation]) if orientation in undo else scene
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_a_picture_is_turned_upright(format: str, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(lying(orientation), format, exif=exif)
+
+    decoded = decode_image(data, name="phone.jpg")
+
+    assert corners(decoded.image) == ["red", "green", "blue", "white"]
+    assert (decoded.width, decoded.height) == decoded.image.size == SIZE
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        pytest.param(b"Exif\0\0garbage garbage", id="no header"),
+        pytest.param(b"Exif\0\0II*\0\xff\xff\xff\xff", id="a directory beyond the end"),
+        pytest.param(
+            b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12\x00\x05" * 3, id="a directory cut short"
+        ),
+        pytest.param(b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\x2a\0\0", id="an orientation of 42"),
+    ],
+)
+def test_broken_exif_does_not_cost_a_good_picture(format: str, exif: bytes):
+    data = encoded(plain("RGB", RED), format, exif=exif)
+
+    decoded = decode_image(data, name="phone.jpg")
+
+    assert decoded.image.getpixel((5, 5)) == pytest.approx(RED, abs=6)
+
+
+def test_nothing_but_pixels_travels_on():
+    data = encoded(noise(), "PNG", icc_profile=b"profile", dpi=(72, 72))
+
+    decoded = decode_image(data, name="cat.png")
+
+    assert decoded.image.info == {}
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"),
+    [
+        pytest.param((1279, 1279), (1279, 1279), id="not twice as large"),
+        pytest.param((1280, 1500), (640, 750), id="twice as large"),
+        pytest.param((1930, 2000), (644, 667), id="three times, rounded up"),
+    ],
+)
+def test_a_large_picture_is_reduced_and_tells_the_size_it_had(size: tuple[int, int], kept: tuple[int, int]):
+    data = encoded(plain("RGBA", (0, 0, 0, 127), size), "PNG")
+
+    decoded = decode_image(data, name="scan.png")
+
+    assert (decoded.width, decoded.height) == size
+    assert decoded.image.size == kept
+    assert decoded.image.getpixel((9, 9)) == GREY
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"),
+    [
+        pytest.param((1279, 1500), (1279, 1500), id="not twice as large"),
+        pytest.param((1281, 2000), (641, 1000), id="twice as large"),
+        pytest.param((2000, 2100), (1000, 1050), id="three times: JPEGs are halved, and halved again"),
+        pytest.param((2600, 2600), (650, 650), id="four times"),
+        pytest.param((11000, 5400), (1375, 675), id="eight times"),
+    ],
+)
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_and_tells_the_size_it_had(
+    size: tuple[int, int], kept: tuple[int, int]
+):
+    data = encoded(plain("RGB", RED, size), "JPEG")
+
+    decoded = decode_image(data, name="photo.jpg")
+
+    assert (decoded.width, decoded.height) == size
+    assert decoded.image.size == kept
+    assert decoded.image.getpixel((9, 9)) == pytest.approx(RED, abs=6)
+
+
+def test_a_large_jpeg_that_lies_on_its_side_tells_its_upright_size():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(plain("RGB", RED, (2600, 1300)), "JPEG", exif=exif)
+
+    decoded = decode_image(data, name="phone.jpg")
+
+    assert (decoded.width, decoded.height) == (1300, 2600)
+    assert decoded.image.size == (650, 1300)
+
+
+def test_a_large_jpeg_that_ends_too_early_is_refused_as_well():
+    whole = encoded(noise((1400, 1400)), "JPEG")
+
+    for share in (0.5, 0.9, 0.99):
+        with pytest.raises(BadImage, match="damaged or cut short"):
+            decode_image(whole[: int(share * len(whole))], name="photo.jpg")
+
+
+BAD = {
+    "empty": (b"", "empty_file", "the file is empty"),
+    "a web page": (b"<html>404</html>", "not_a_picture", "starts with b'<html>404</html>'"),
+    "text": (b"BMW is a car, not a bitmap", "not_a_picture", "supply one of JPEG, PNG"),
+    "a format we do not take": (encoded(noise(), "PPM"), "not_a_picture", "supply one of"),
+    "a header and nothing else": (b"\x89PNG\r\n\x1a\n", "damaged_picture", "fetch or export it again"),
+    "one pixel": (encoded(plain("RGB", RED, (1, 1)), "PNG"), "too_small", "1x1 pixels show nothing"),
+    "three high": (encoded(plain("RGB", RED, (50, 3)), "PNG"), "too_small", "50x3"),
+    "a line": (encoded(plain("L", 9, (405, 4)), "PNG"), "extreme_shape", "405x4"),
+    "floating point": (encoded(plain("F", 0.5), "TIFF"), "unsupported_pixels", "mode F"),
+    "32-bit": (encoded(plain("I", 99), "TIFF"), "unsupported_pixels", "export it with 8 bits"),
+    "12-bit": (tiff((16, 16), 12, 1, bytes(384)), "unsupported_pixels", "mode I;16"),
+    "16-bit where white is zero": (tiff((16, 16), 16, 0, bytes(512)), "unsupported_pixels", "mode I;16"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_no_model_should_see_is_refused_with_a_reason_and_a_remedy(kind: str):
+    data, reason, part = BAD[kind]
+
+    with pytest.raises(BadImage) as refused:
+        decode_image(data, name="cat.png")
+
+    assert refused.value.reason == reason
+    assert str(refused.value).startswith("cat.png: ")
+    assert part in str(refused.value)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (400, 4), (4, 400)])
+def test_an_icon_and_a_banner_pass(size: tuple[int, int]):
+    data = encoded(plain("RGB", RED, size), "PNG")
+
+    assert decode_image(data, name="icon.png").image.size == size
+
+
+def webp_header(width: int, height: int) -> bytes:
+    canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + canvas
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def avif_header(width: int, height: int) -> bytes:
+    data, sized = encoded(noise(), "AVIF"), b"ispe\0\0\0\0"
+    return data.replace(sized + struct.pack(">II", *SIZE), sized + struct.pack(">II", width, height))
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    data, start = bytearray(encoded(noise(), "JPEG")), b"\xff\xc0\0\x11\x08"
+    at = data.index(start) + len(start)
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+HUGE = {
+    "PNG": png((30_000, 20_000), 8, 2, b"\0" * 100),
+    "PNG below Pillow's error": png((10_000, 9_000), 8, 2, b"\0" * 100),
+    "GIF": b"GIF89a"
+    + struct.pack("<HHBBB", 30_000, 20_000, 0, 0, 0)
+    + b",\0\0\0\0\1\0\1\0\0\x02\x02D\x01\0;",
+    "GIF frame": b"GIF89a"
+    + struct.pack("<HHBBB", 9, 9, 0, 0, 0)
+    + b",\0\0\0\0\x30\x75\x20\x4e\0\x02\x02D\x01\0;",
+    "BMP": b"BM"
+    + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, 30_000, 20_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    + bytes(99),
+    "TIFF": tiff((30_000, 20_000), 8, 1, bytes(99)),
+    "WebP": webp_header(30_000, 20_000),
+    "AVIF": avif_header(15_000, 6_000),
+    "JPEG": jpeg_header(30_000, 20_000),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_claim_of_too_many_pixels_is_refused_before_one_is_decoded(kind: str):
+    began = time.perf_counter()
+
+    told = r"pixels is over [\d,]+(, the most for \w+)?; resize it at the source"
+    with pytest.raises(BadImage, match=told) as refused:
+        decode_image(HUGE[kind], name="bomb")
+
+    assert refused.value.reason == "too_many_pixels"
+    assert time.perf_counter() - began < 0.5
+
+
+WHOLE = {
+    **{format: encoded(noise((192, 192)), format) for format in FORMATS},
+    "progressive JPEG": encoded(noise((192, 192)), "JPEG", progressive=True),
+    "lossless WebP": encoded(noise((192, 192)), "WEBP", lossless=True),
+    "packed TIFF": encoded(noise((192, 192)), "TIFF", compression="tiff_lzw"),
+    "JPEG in TIFF": encoded(noise((192, 192)), "TIFF", compression="jpeg"),
+    "run-length coded BMP": bmp_rle(b"\x10\x80\0\0" * 16 + b"\0\1"),
+    "animated GIF": encoded(noise(), "GIF", save_all=True, append_images=[plain("RGB", RED)]),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_a_picture_cut_short_is_refused_not_filled_with_grey(kind: str, share: float):
+    cut = WHOLE[kind][: int(len(WHOLE[kind]) * share)]
+
+    with pytest.raises(BadImage, match="damaged or cut short") as refused:
+        decode_image(cut, name="half")
+
+    assert refused.value.reason == "damaged_picture"
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_picture_that_lacks_its_last_bytes_is_whole_or_refused(kind: str):
+    whole = decode_image(WHOLE[kind], name="whole").image
+
+    for missing in range(1, 40):
+        try:
+            decoded = decode_image(WHOLE[kind][:-missing], name="nearly")
+        except BadImage:
+            continue
+        assert decoded.image.tobytes() == whole.tobytes()
+
+
+def test_a_run_that_ends_before_the_picture_is_full_is_refused():
+    data = bmp_rle(b"\x10\x80\0\0" * 8 + b"\0\1")
+
+    with pytest.raises(BadImage, match="damaged or cut short"):
+        decode_image(data, name="half.bmp")
+
+
+def test_a_flipped_bit_in_a_png_is_found_by_its_checksum():
+    data = bytearray(WHOLE["PNG"])
+    data[len(data) // 2] ^= 1
+
+    with pytest.raises(BadImage, match="damaged"):
+        decode_image(bytes(data), name="flipped.png")
+
+
+@cache
+def seeds() -> tuple[bytes, ...]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    small = noise((16, 12))
+    described = [encoded(small, format, exif=exif) for format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")]
+    packed = [encoded(small, "TIFF", compression=name) for name in ("tiff_adobe_deflate", "packbits")]
+    pixels = [data for kind, (data, _) in PIXELS.items() if "BMP" in kind or "animated" in kind]
+    return (*described, *packed, *pixels)
+
+
+edits = st.lists(
+    st.tuples(st.integers(0, 2**16), st.integers(0, 6), st.binary(max_size=6)), min_size=1, max_size=8
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(range(len(seeds()))), edits, st.none() | st.integers(0, 2**12))
+def test_no_bytes_raise_anything_but_a_bad_image(
+    which: int, changes: list[tuple[int, int, bytes]], length: int | None
+):
+    data = bytearray(seeds()[which])
+    for at, removed, put in changes:
+        start = at % (len(data) + 1)
+        data[start : start + removed] = put
+
+    try:
+        mode = decode_image(bytes(data[:length]), name="mutant").image.mode
+    except BadImage:
+        mode = "RGB"
+
+    assert mode == "RGB"
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused(data: bytes):
+    with pytest.raises(BadImage):
+        decode_image(data, name="noise")
+
+
+def corrupt_tag() -> bytes:
+    """A good JPEG of which Pillow warns: its EXIF says that a tag lies beyond the end."""
+    tag = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x0f\0\2\0\0\xff\xff\0\0\xff\xff\0\0\0\0"
+    return encoded(plain("RGB", RED), "JPEG", exif=tag)
+
+
+def test_pillows_warnings_neither_fail_a_picture_nor_reach_the_log():
+    data = corrupt_tag()
+    with pytest.warns(UserWarning, match=r"."), Image.open(BytesIO(data)) as opened:
+        opened.getexif().get(0x0112)
+
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        decode_image(data, name="phone.jpg")
+
+    assert heard == []
+
+
+def test_warnings_stay_quiet_when_many_threads_decode_at_once():
+    data = corrupt_tag()
+
+    with ThreadPoolExecutor(8) as pool:
+        decoded = list(pool.map(lambda bytes_: decode_image(bytes_, name="phone.jpg"), repeat(data, 200)))
+
+    assert len(decoded) == 200
+
+
+def test_pillows_settings_are_left_alone():
+    before = (Image.MAX_IMAGE_PIXELS, sys.modules["PIL.ImageFile"].LOAD_TRUNCATED_IMAGES)
+
+    decode_image(encoded(noise(), "PNG"), name="cat.png")
+
+    assert before == (Image.MAX_IMAGE_PIXELS, sys.modules["PIL.ImageFile"].LOAD_TRUNCATED_IMAGES)
+    assert (Image.MAX_IMAGE_PIXELS or 0) > decode.MAX_PIXELS
+
+
+def test_a_refusal_survives_the_way_back_from_a_worker_process():
+    refusal = BadImage("too_small", "cat.png", "1x1 pixels show nothing")
+
+    returned = pickle.loads(pickle.dumps(refusal))
+
+    assert (returned.reason, str(returned)) == ("too_small", "cat.png: 1x1 pixels show nothing")

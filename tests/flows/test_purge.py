@@ -1,0 +1,61 @@
+"""A purge removes what nobody needs, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.config.settings import Settings
+from flows.ingestion.pipeline import Request, ingest_source
+from flows.maintenance.backup import backup, scratch_folder
+from flows.maintenance.backup_files import read_manifest
+from flows.maintenance.purge import Purged, TooManyOrphans, purge
+from flows.resources.connections import Deps
+from tests.support.builders import a_folder, png
+
+ORPHAN = "0" * 64
+
+
+def kept(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def blobs(deps: Deps, settings: Settings, tmp_path: Path) -> Path:
+    """Two pictures that are needed, one that is not, and a file that a crash left."""
+    files = {"red.png": png("red"), "blue.png": png("blue")}
+    ingest_source(deps, settings, Request(a_folder(tmp_path / "shop", files)))
+    deps.blobs.put(ORPHAN, b"not needed")
+    a_folder(tmp_path / "blobs", {"00/00/.half.part": b"half"})
+    return tmp_path / "blobs"
+
+
+def test_what_no_item_needs_goes_and_the_rest_stays(deps: Deps, settings: Settings, blobs: Path):
+    assert purge(deps, settings, max_delete=0.5, yes=False, dry_run=True) == Purged(3, 1, 1, ())
+    assert kept(blobs) == 4
+
+    purge(deps, settings, max_delete=0.5, yes=False, dry_run=False)
+
+    assert kept(blobs) == 2
+    assert purge(deps, settings, max_delete=0, yes=False, dry_run=False) == Purged(2, 0, 0, ())
+
+
+def test_a_purge_of_most_pictures_is_refused(deps: Deps, settings: Settings, blobs: Path):
+    with pytest.raises(TooManyOrphans, match="1 of 3 pictures"):
+        purge(deps, settings, max_delete=0.05, yes=False, dry_run=False)
+
+    assert kept(blobs) == 4
+    purge(deps, settings, max_delete=0.05, yes=True, dry_run=False)
+    assert kept(blobs) == 2
+
+
+def test_the_scratch_folder_of_a_backup_that_died_goes_and_a_backup_stays(deps: Deps, settings: Settings):
+    with scratch_folder(settings.home) as scratch:
+        name = scratch.name
+    died = a_folder(settings.home / name, {"postgres.dump": b"half"})
+    backup(deps, str(settings.home / "backups"), settings.home)
+
+    assert purge(deps, settings, max_delete=0, yes=False, dry_run=True) == Purged(0, 0, 1, ())
+    purge(deps, settings, max_delete=0, yes=False, dry_run=False)
+
+    assert not died.exists()
+    assert read_manifest(str(settings.home / "backups"))

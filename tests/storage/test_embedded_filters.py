@@ -1,0 +1,224 @@
+"""Every kind of filter, on the embedded index and on Qdrant's own in-memory client alike."""
+
+from collections.abc import Iterator
+from datetime import date
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qdrant_client import models
+
+from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.filters import OUTER_LEVEL, to_filter
+from storage.embedded.qdrant.protocol.json_depth import MAX_LEVELS
+from storage.embedded.qdrant.protocol.reads import count, scroll
+from tests.support.embedded_points import POINTS, SECOND, SOME, Both, Id, field_is, ids, opened, value_is
+
+
+@pytest.fixture(scope="module", params=["indexed", "not indexed"])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+    with opened(tmp_path_factory.mktemp("edge"), indexed=request.param == "indexed") as both:
+        yield both
+
+
+def match(key: str, **kind: Any) -> models.FieldCondition:
+    (name,) = kind
+    kinds = {
+        "any": models.MatchAny,
+        "except": models.MatchExcept,
+        "text": models.MatchText,
+        "text_any": models.MatchTextAny,
+        "phrase": models.MatchPhrase,
+        "prefix": models.MatchPrefix,
+        "substring": models.MatchSubstring,
+    }
+    return field_is(key, match=kinds[name](**kind))
+
+
+def between(key: str, **bounds: Any) -> models.FieldCondition:
+    return field_is(key, range=models.Range(**bounds))
+
+
+def nested(key: str, **filter: Any) -> models.NestedCondition:
+    return models.NestedCondition(nested=models.Nested(key=key, filter=models.Filter(**filter)))
+
+
+def line(*corners: tuple[float, float]) -> models.GeoLineString:
+    return models.GeoLineString(points=[models.GeoPoint(lon=lon, lat=lat) for lon, lat in corners])
+
+
+def corner(lon: float, lat: float) -> models.GeoPoint:
+    return models.GeoPoint(lon=lon, lat=lat)
+
+
+def is_empty(key: str) -> models.IsEmptyCondition:
+    return models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
+
+
+def is_null(key: str) -> models.IsNullCondition:
+    return models.IsNullCondition(is_null=models.PayloadField(key=key))
+
+
+SQUARE = line((-15, -15), (15, -15), (15, 15), (-15, 15), (-15, -15))
+HOLE = line((-5, -5), (5, -5), (5, 5), (-5, 5), (-5, -5))
+BOX = models.GeoBoundingBox(top_left=corner(-10, 10), bottom_right=corner(10, -10))
+KEYS = ("tag", "mixed", "rows", "rows[].x", "deep.er", "deep.er.value", '"a.b"."c d"', "mixed[0]", "nowhere")
+
+CONDITIONS: dict[str, models.Condition] = {
+    **{
+        f"{key} is {value!r}": value_is(key, value)
+        for key in ("mixed", "n")
+        for value in (1, True, False, "1", "x")
+    },
+    "a keyword": value_is("tag", "a"),
+    "a bool": value_is("ok", True),
+    "another bool": value_is("ok", False),
+    "a nested value": value_is("deep.er.value", 3),
+    "a value in objects of an array": value_is("rows[].x", 2),
+    "a quoted key": value_is('"a.b"."c d"', 1),
+    "the first of an array": value_is("mixed[0]", 1),
+    "any text": match("tag", any=["a", "c"]),
+    "any number": match("n", any=[1, 2, 3]),
+    "any of none": match("n", any=[]),
+    "except texts": match("tag", **{"except": ["a", "c"]}),
+    "except numbers": match("mixed", **{"except": [1]}),
+    "except none": match("mixed", **{"except": []}),
+    "text": match("words", text="red house"),
+    "any word": match("words", text_any="red house"),
+    "phrase": match("words", phrase="red"),
+    "prefix": match("tag", prefix="a"),
+    "substring": match("words", substring="ed"),
+    "range": between("n", gte=3, lt=7),
+    "range, open": between("f", gt=0.5, lte=1.0),
+    "range of a mixed field": between("mixed", gte=1),
+    "datetimes": field_is("when", range=models.DatetimeRange(gte="2024-03-01T12:00:00", lt=date(2024, 9, 1))),
+    "a zoned datetime": field_is("when", range=models.DatetimeRange(lte="2024-06-01T00:00:00+05:00")),
+    "box": field_is("place", geo_bounding_box=BOX),
+    "radius": field_is("place", geo_radius=models.GeoRadius(center=corner(0, 0), radius=1_000_000)),
+    "polygon": field_is("place", geo_polygon=models.GeoPolygon(exterior=SQUARE)),
+    "polygon with a hole": field_is(
+        "place", geo_polygon=models.GeoPolygon(exterior=SQUARE, interiors=[HOLE])
+    ),
+    "count of values": field_is("tag", values_count=models.ValuesCount(gte=2)),
+    "count of none": field_is("mixed", values_count=models.ValuesCount(lt=1)),
+    **{f"{key} is empty": is_empty(key) for key in KEYS},
+    **{f"{key} is null": is_null(key) for key in KEYS},
+    **{f"{key} is empty: {yes}": field_is(key, is_empty=yes) for key in KEYS for yes in (True, False)},
+    **{f"{key} is null: {yes}": field_is(key, is_null=yes) for key in KEYS for yes in (True, False)},
+    "ids": models.HasIdCondition(has_id=[1, 2, SECOND, 10**9]),
+    "no ids": models.HasIdCondition(has_id=[]),
+    "a vector": models.HasVectorCondition(has_vector="multi"),
+    "a sparse vector": models.HasVectorCondition(has_vector="sparse"),
+    "nested": nested("rows", must=[value_is("x", 1), value_is("y", 1)]),
+    "nested, none": nested("rows", must_not=[value_is("x", 1)]),
+    "nested by brackets": nested("rows[]", must=[between("x", gte=2), value_is("y", 0)]),
+    "a filter": SOME,
+    "an empty filter": models.Filter(),
+    "a slice": models.SliceCondition(slice=models.Slice(total=3, index=1)),
+}
+
+
+def found(both: Both, filter: models.Filter) -> set[Id]:
+    return set(ids(scroll(models.ScrollRequest(filter=filter, limit=1000), both.target).points))
+
+
+def expected(both: Both, filter: models.Filter) -> set[Id]:
+    return set(ids(both.local.scroll("points", scroll_filter=filter, limit=1000)[0]))
+
+
+@pytest.mark.parametrize("clause", ["must", "must_not"])
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_condition_matches_the_same_points(both: Both, name: str, clause: str):
+    filter = models.Filter(**{clause: CONDITIONS[name]})
+
+    assert found(both, filter) == expected(both, filter)
+
+
+@pytest.mark.parametrize("clause", ["must", "should", "must_not"])
+def test_an_empty_clause_asks_nothing(both: Both, clause: str):
+    assert found(both, models.Filter(**{clause: []})) == {point.id for point in POINTS}
+
+
+conditions = st.sampled_from([name for name in CONDITIONS if "is empty: " not in name]).map(
+    lambda name: CONDITIONS[name]
+)
+clauses = st.none() | st.lists(conditions, max_size=3) | conditions
+filters = st.recursive(
+    st.builds(models.Filter, must=clauses, should=clauses, must_not=clauses),
+    lambda inner: st.builds(
+        models.Filter,
+        must=st.none() | st.lists(inner | conditions, max_size=2),
+        should=st.none() | st.lists(inner, min_size=1, max_size=2),
+        must_not=st.none() | inner,
+        min_should=st.none()
+        | st.builds(
+            models.MinShould,
+            conditions=st.lists(inner | conditions, min_size=1, max_size=4),
+            min_count=st.integers(1, 3),
+        ),
+    ),
+    max_leaves=6,
+)
+
+
+@given(filter=filters)
+@settings(max_examples=150, deadline=None)
+def test_any_nesting_of_filters_matches_the_same_points(both: Both, filter: models.Filter):
+    matching = found(both, filter)
+
+    assert matching == expected(both, filter)
+    assert count(models.CountRequest(filter=filter), both.target).count == len(matching)
+
+
+def deep(levels: int) -> models.Filter:
+    filter = models.Filter()
+    for _ in range(levels - 1):
+        filter = models.Filter(must=[filter])
+    return filter
+
+
+DEEPEST = 1 + (MAX_LEVELS - OUTER_LEVEL) // 2
+"""A filter in another is two levels below it: an object in an array."""
+
+
+def test_the_deepest_filter_that_is_taken_is_answered(both: Both):
+    assert len(found(both, deep(DEEPEST))) == len(POINTS)
+
+
+REFUSED: dict[str, tuple[models.Condition, str]] = {
+    "asks nothing": (field_is("n"), "asks nothing"),
+    "path": (value_is("n[", 1), "JSON path"),
+    "id": (models.HasIdCondition(has_id=["x"]), "'x' is not a point id"),
+    "number": (value_is("n", 2**63), "64-bit"),
+    "number among many": (match("n", any=[1, -(2**63) - 1]), "64-bit"),
+    "number to leave out": (match("n", **{"except": [2**64]}), "64-bit"),
+    "nan": (between("n", gte=float("nan")), "finite"),
+    "infinity": (between("n", lt=float("inf")), "finite"),
+    "longitude": (field_is("place", geo_radius=models.GeoRadius(center=corner(200, 0), radius=1)), "200"),
+    "radius": (
+        field_is("place", geo_radius=models.GeoRadius(center=corner(0, 0), radius=float("nan"))),
+        "radius",
+    ),
+    "open line": (
+        field_is("place", geo_polygon=models.GeoPolygon(exterior=line((0, 0), (1, 1), (0, 1)))),
+        "polygon",
+    ),
+    "negative count": (field_is("tag", values_count=models.ValuesCount(gte=-1)), "from 0 up"),
+    "negative minimum": (
+        models.Filter(min_should=models.MinShould(conditions=[SOME], min_count=-1)),
+        "min_count must be a number from 0 up",
+    ),
+    "slice": (models.SliceCondition(slice=models.Slice(total=2, index=2)), "slice 2 of 2"),
+    "deep": (deep(DEEPEST), "has 128 levels of JSON, the limit is 127"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_condition_that_means_nothing_is_refused_with_a_sentence(name: str):
+    condition, sentence = REFUSED[name]
+
+    with pytest.raises(Refused) as refusal:
+        to_filter(models.Filter(must=[condition]))
+
+    assert sentence in str(refusal.value)

@@ -1,0 +1,1 @@
+"""Fixtures, stores and servers that several tests use."""
