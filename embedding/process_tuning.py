@@ -1,4 +1,4 @@
-"""What a process is set to that decodes pictures, or has a model see them."""
+"""What a process is set to that decodes images, or has a model see them."""
 
 import ctypes
 import gc

@@ -36,7 +36,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row of a source that can be read; its picture has not been fetched yet."""
+    """One row of a source that can be read; its image has not been fetched yet."""
 
     key: str
     place: str
@@ -48,7 +48,7 @@ class Record:
 
     metadata: Mapping[str, Any] = field(default_factory=dict)
     data: bytes | None = field(default=None, repr=False)
-    """The picture's bytes, where they came with the record; then `image` is a name for them."""
+    """The image's bytes, where they came with the record; then `image` is a name for them."""
 
     hides: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """Keys of rows that may stand inside a cell of this one, because of a quote too many."""
@@ -111,7 +111,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What is known of a picture without its pixels."""
+    """What is known of an image without its pixels."""
 
     sha256: str
     uri: str
@@ -128,7 +128,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing a user would want to find: a text, a picture, or a picture with texts."""
+    """One thing a user would want to find: a text, an image, or an image with texts."""
 
     source: str
     key: str
@@ -157,14 +157,14 @@ class Digest:
     """What a stored point was made from; in two parts, because only one of them costs a model."""
 
     content: str
-    """SHA-256 over all that the vectors depend on: the picture's bytes and the embedded texts."""
+    """SHA-256 over all that the vectors depend on: the image's bytes and the embedded texts."""
 
     record: str
-    """SHA-256 over the rest: every text, the metadata, where the picture is."""
+    """SHA-256 over the rest: every text, the metadata, where the image is."""
 
 
 def digest_of(record: Record, image_sha256: str | None) -> Digest:
-    """Return the digest of `record`, whose picture has the bytes with `image_sha256`.
+    """Return the digest of `record`, whose image has the bytes with `image_sha256`.
 
     Texts that get no vector count for `record` alone, so a changed translation costs no model.
     """
@@ -206,7 +206,7 @@ class Hit:
     """Which of the item's embedded texts is closest to the query; None when it has none."""
 
     point: Item
-    """The item as its point has it: without its picture, and of its texts only the short one."""
+    """The item as its point has it: without its image, and of its texts only the short one."""
 
     digest: Digest | None
     """What the point was made from: while an item is being replaced, Postgres has another one already."""

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 PREPROCESSING_VERSION = 2
-"""Raise it whenever the picture gate or the encoder would turn the same input into another vector."""
+"""Raise it whenever the image decoder or the encoder would turn the same input into another vector."""
 
 
 def fingerprint_of(model: "SentenceTransformer") -> str:

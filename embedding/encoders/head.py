@@ -1,4 +1,4 @@
-"""A small part on top of a model's picture tower: what is trained where everything else stays as it is."""
+"""A small part on top of a model's image tower: what is trained where everything else stays as it is."""
 
 import math
 from typing import Any
@@ -11,16 +11,16 @@ from torch.nn.functional import normalize
 from embedding.images.preparation import PIXELS
 
 HEAD_INPUT = "head_input"
-"""What a picture tower may offer to a head besides its vector: richer features, shape (n, any)."""
+"""What an image tower may offer to a head besides its vector: richer features, shape (n, any)."""
 
 VECTOR = "sentence_embedding"
-"""What the library calls a row's vector, of a picture as well."""
+"""What the library calls a row's vector, of an image as well."""
 
 
 class PictureHead(Module):
-    """Adds to each picture's vector a linear map of its features; texts pass as they are.
+    """Adds to each image's vector a linear map of its features; texts pass as they are.
 
-    It begins at zero, so that an untrained head changes nothing. A map of the pictures alone can do what one
+    It begins at zero, so that an untrained head changes nothing. A map of the images alone can do what one
     of both sides can: scores are products, and t'(A i) has room for every bilinear form.
 
     Args:

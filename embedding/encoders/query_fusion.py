@@ -1,4 +1,4 @@
-"""One query vector from several: words and a picture that are looked for at once."""
+"""One query vector from several: words and an image that are looked for at once."""
 
 from collections.abc import Sequence
 
@@ -16,8 +16,8 @@ def fused(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     a least score. It is the usual way to compose a query without training: "Image + Text" in Saito et al.,
     Pic2Word (2023), and Baldrati et al., SEARLE (2023); score-level fusion in Wei et al., UniIR (2024).
     Fusing two rankings by their ranks (RRF) would lose the scores, and whatever neither ranks high alone.
-    Where a model has pictures closer to pictures than to texts (Liang et al., 2022), a picture counts for
-    more among pictures, and words among texts.
+    Where a model has images closer to images than to texts (Liang et al., 2022), an image counts for
+    more among images, and words among texts.
 
     Args:
         vectors: one or more, each of shape (dim,) and unit length.

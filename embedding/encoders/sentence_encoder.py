@@ -1,4 +1,4 @@
-"""From texts and pictures to unit vectors of one space."""
+"""From texts and images to unit vectors of one space."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -38,13 +38,13 @@ class AtOnce:
 
 
 ON_CPU = AtOnce(pictures=16, texts=64, tokens=1024)
-"""Measured: caches hold no more. A module whose pictures are large states fewer, as `pictures_on_cpu`."""
+"""Measured: caches hold no more. A module whose images are large states fewer, as `pictures_on_cpu`."""
 
 ELSEWHERE = AtOnce(pictures=256, texts=256, tokens=16_384)
 
 
 class Encoder(Protocol):
-    """Maps texts and pictures into one space, where closeness is the dot product.
+    """Maps texts and images into one space, where closeness is the dot product.
 
     Every row that `texts` and `images` return is float32 of length `dim` with L2 norm 1.
     """
@@ -63,17 +63,17 @@ class Encoder(Protocol):
     def texts(self, texts: Sequence[str]) -> Vectors: ...
 
     def images(self, images: Sequence[Image.Image]) -> Vectors:
-        """Take upright RGB pictures, and prepare them here and now."""
+        """Take upright RGB images, and prepare them here and now."""
 
     @property
     def preparation(self) -> Preparation:
-        """What `prepared` wants to be done to a picture before; workers can do it."""
+        """What `prepared` wants to be done to an image before; workers can do it."""
 
     def prepared(self, pictures: Sequence[Features]) -> Vectors: ...
 
     @property
     def pictures_at_once(self) -> int:
-        """How many pictures the model sees at once, however many it is given."""
+        """How many images the model sees at once, however many it is given."""
 
     @property
     def peak_device_mib(self) -> float | None:
@@ -92,7 +92,7 @@ class ZeroVector(ValueError):
 
 
 def load_encoder(name: str, *, device: str = "auto", folder: Path | None = None) -> "SentenceEncoder":
-    """Load a model that takes texts and pictures.
+    """Load a model that takes texts and images.
 
     Args:
         name: `starter`; a folder that sentence-transformers wrote; or a model's name on the hub,
@@ -102,7 +102,7 @@ def load_encoder(name: str, *, device: str = "auto", folder: Path | None = None)
 
     Raises:
         ModelUnavailable: there is no such model here, no hub can be reached, or the model takes
-            only texts or only pictures.
+            only texts or only images.
     """
     with without_garbage():
         import torch
@@ -234,7 +234,7 @@ class SentenceEncoder:
         return unit_rows(_in_order([self._row_of(output) for output in outputs], chunks))
 
     def with_head_inputs(self, pictures: Sequence[Features]) -> tuple[Vectors, NDArray[np.float32]]:
-        """Return the vectors of pictures, and what a head maps: shape (n, any); n is at least 1."""
+        """Return the vectors of images, and what a head maps: shape (n, any); n is at least 1."""
         from embedding.encoders.head import head_input_of
 
         chunks, outputs = self._run(pictures)
@@ -242,7 +242,7 @@ class SentenceEncoder:
         return rows, _in_order([head_input_of(output) for output in outputs], chunks)
 
     def _run(self, pictures: Sequence[Features]) -> tuple[list[list[int]], list[dict[str, Any]]]:
-        """Show pictures to the model; return their places by chunk, and what it makes of each chunk."""
+        """Show images to the model; return their places by chunk, and what it makes of each chunk."""
         import torch
 
         chunks = list(self._pictures.chunks(pictures, self._at_once.pictures))
@@ -253,7 +253,7 @@ class SentenceEncoder:
             ]
 
     def features(self, pictures: Sequence[Features]) -> dict[str, Any]:
-        """Return what the model takes of prepared pictures of equal shapes, on its device."""
+        """Return what the model takes of prepared images of equal shapes, on its device."""
         return self._pictures.features(pictures)
 
     @property

@@ -1,6 +1,6 @@
-"""The model that needs no download: MiniLM for texts, EfficientNet-Lite2 for pictures, joined by ConSE.
+"""The model that needs no download: MiniLM for texts, EfficientNet-Lite2 for images, joined by ConSE.
 
-ConSE (Norouzi et al., 2014): a picture's vector is the average of the text vectors of the 1,000 ImageNet
+ConSE (Norouzi et al., 2014): a image's vector is the average of the text vectors of the 1,000 ImageNet
 classes, weighted by the classifier's probabilities. Nothing is trained, so it is a start, not an end.
 """
 
@@ -47,10 +47,10 @@ BATCH_NORMS = {
     EfficientNet: (("_conv_stem", "_bn0"), ("_conv_head", "_bn1")),
     MBConvBlock: (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")),
 }
-"""The convolutions of the picture tower, each with the batch norm that follows it."""
+"""The convolutions of the image tower, each with the batch norm that follows it."""
 
 TEMPERATURE = 1.5
-"""Softens the classifier's probabilities, so that a picture of no known class lies between several."""
+"""Softens the classifier's probabilities, so that an image of no known class lies between several."""
 
 WEIGHTS_SHA256 = {
     "efficientnet-lite2-9656183e.pth": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
@@ -101,7 +101,7 @@ def class_texts() -> list[tuple[str, str]]:
 
 
 class Centre(Module):
-    """Moves the origin of the texts' space to the mean of the class vectors, where the pictures' is."""
+    """Moves the origin of the texts' space to the mean of the class vectors, where the images' is."""
 
     def __init__(self, mean: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

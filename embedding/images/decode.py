@@ -1,4 +1,4 @@
-"""The picture gate: untrusted bytes in, an upright RGB picture out, or `BadImage`."""
+"""The image decoder: untrusted bytes in, an upright RGB image out, or `BadImage`."""
 
 import re
 import struct
@@ -88,7 +88,7 @@ class BadImage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A picture that is fit for a model, and the upright size and the format of its file."""
+    """A image that is fit for a model, and the upright size and the format of its file."""
 
     image: Image.Image
     """RGB, upright, over white; smaller than the file says where that is very large."""
@@ -255,7 +255,7 @@ def _decoded(opened: ImageFile.ImageFile, format: str) -> Decoded:
 
 
 def _orientation(opened: ImageFile.ImageFile) -> int:
-    """Return the EXIF orientation, 1 to 8; a picture with broken EXIF is taken as it lies."""
+    """Return the EXIF orientation, 1 to 8; an image with broken EXIF is taken as it lies."""
     try:
         orientation = opened.getexif().get(ORIENTATION)
     except LEAKS:

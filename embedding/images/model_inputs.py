@@ -1,4 +1,4 @@
-"""How pictures reach a model: what the workers do to each, and what is left for the device."""
+"""How images reach a model: what the workers do to each, and what is left for the device."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 PROBE_SIZES = ((97, 61), (331, 500))
-"""One picture that most models enlarge, and one that they reduce; one wide, one tall."""
+"""One image that most models enlarge, and one that they reduce; one wide, one tall."""
 
 TOLERANCE = 1e-4
 """Of a pixel value, which is about 1: floating-point arithmetic differs by a hundredth of that."""
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 
 class PictureInput:
-    """The picture side of one model.
+    """The image side of one model.
 
-    What its image processor does is read from its settings. No reading is taken on trust: on two pictures
+    What its image processor does is read from its settings. No reading is taken on trust: on two images
     it must give what the model's own `preprocess` gives, or else the model's own processor runs in the
     workers, or, where that too gives something else, all of `preprocess` runs beside the device.
     """
@@ -57,7 +57,7 @@ class PictureInput:
         """Return what the model takes of `pictures`, on its device.
 
         Args:
-            pictures: what `preparation` made of each; those of one call have equal shapes, unless it
+            images: what `preparation` made of each; those of one call have equal shapes, unless it
                 leaves them as they are.
         """
         if isinstance(self.preparation, Upright):
@@ -92,7 +92,7 @@ class PictureInput:
 
 
 def _candidates(model: "SentenceTransformer") -> Iterator[Preparation]:
-    """Yield what may be done to a picture in a worker, fastest first."""
+    """Yield what may be done to an image in a worker, fastest first."""
     for module in model.modules():
         if isinstance(own := getattr(module, "preparation", None), ResizeCrop):
             yield own
@@ -114,7 +114,7 @@ def _same(expected: Any, found: Any) -> bool:
 
 
 def _probe(height: int, width: int) -> Image.Image:
-    """Return a picture with detail of all sizes, the same every time."""
+    """Return an image with detail of all sizes, the same every time."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     noise[: height // 2, :, 0] = 255
     noise[:, : width // 3, 1] //= 4

@@ -18,11 +18,11 @@ SEEN = Grey(32)
 """What `perceptual_hash` makes of an image first; a worker process can do it to a stranger's."""
 
 LEAST_BITS = 3
-"""A hash with fewer bits is that of a picture without detail, which all look alike to it."""
+"""A hash with fewer bits is that of an image without detail, which all look alike to it."""
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """Return the picture's pHash (Zauner, 2010), in [0, 2**64): similar pictures differ in few bits."""
+    """Return the image's pHash (Zauner, 2010), in [0, 2**64): similar images differ in few bits."""
     return int(str(imagehash.phash(image)), 16)
 
 

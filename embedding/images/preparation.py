@@ -1,4 +1,4 @@
-"""From a file's bytes to what a model takes of a picture; imports no torch, so that workers start quickly."""
+"""From a file's bytes to what a model takes of an image; imports no torch, so that workers start quickly."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Features = Mapping[str, NDArray[Any]]
-"""What a model takes of one picture, by the names of its inputs, without the axis of the batch."""
+"""What a model takes of one image, by the names of its inputs, without the axis of the batch."""
 
 PIXELS = "pixel_values"
 
 
 class Preparation(Protocol):
-    """Turns an upright RGB picture into features; it can be pickled, for the workers run it."""
+    """Turns an upright RGB image into features; it can be pickled, for the workers run it."""
 
     def __call__(self, image: Image.Image) -> Features: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A picture that is ready for its model, with the upright size and the format of its file."""
+    """A image that is ready for its model, with the upright size and the format of its file."""
 
     width: int
     height: int
@@ -36,7 +36,7 @@ class Prepared:
 
 
 def prepare(preparation: Preparation, data: bytes, *, name: str) -> Prepared:
-    """Pass `data` through the picture gate and prepare what comes out; see `decode_image`.
+    """Pass `data` through the image decoder and prepare what comes out; see `decode_image`.
 
     Raises:
         BadImage: the only exception that any bytes can cause.
@@ -48,13 +48,13 @@ def prepare(preparation: Preparation, data: bytes, *, name: str) -> Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Shrink:
-    """Makes a picture small enough for a person to look at it on a page."""
+    """Makes an image small enough for a person to look at it on a page."""
 
     side: int
     """Of the longer side, at most."""
 
     def __call__(self, image: Image.Image) -> Features:
-        """Return `pixel_values` of `image`, an RGB picture: uint8, shape (height, width, 3)."""
+        """Return `pixel_values` of `image`, an RGB image: uint8, shape (height, width, 3)."""
         small = image.copy()
         small.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
         return {PIXELS: np.asarray(small)}
@@ -62,7 +62,7 @@ class Shrink:
 
 @dataclass(frozen=True, slots=True)
 class Grey:
-    """Makes a square of grey levels of a picture, of which its perceptual hash is made."""
+    """Makes a square of grey levels of an image, of which its perceptual hash is made."""
 
     side: int
 
@@ -74,7 +74,7 @@ class Grey:
 
 @dataclass(frozen=True, slots=True)
 class ResizeCrop:
-    """Resizes a picture, crops its centre, and leaves the numbers of its pixels to the device.
+    """Resizes an image, crops its centre, and leaves the numbers of its pixels to the device.
 
     Pixels stay uint8, a quarter of their size as floats; `scale` and `shift` make them what the model
     was trained with: value = pixel * scale + shift.
@@ -84,7 +84,7 @@ class ResizeCrop:
     """Of the shorter side, whatever the longer one becomes; or height and width."""
 
     crop: tuple[int, int] | None
-    """Height and width; black where the picture is smaller."""
+    """Height and width; black where the image is smaller."""
 
     resample: int
     scale: tuple[float, ...]
@@ -93,7 +93,7 @@ class ResizeCrop:
     """The side of the centred square that is resized, as a share of the shorter side; None for all."""
 
     def __call__(self, image: Image.Image) -> Features:
-        """Return `pixel_values` of `image`, an RGB picture: uint8, shape (height, width, 3)."""
+        """Return `pixel_values` of `image`, an RGB image: uint8, shape (height, width, 3)."""
         resized = image.resize(self._resized_to(image), Image.Resampling(self.resample), self._box(image))
         return {PIXELS: np.asarray(resized if self.crop is None else _centre(resized, *self.crop))}
 
@@ -132,7 +132,7 @@ class ResizeCrop:
 
         Args:
             settings: as `to_dict` of the processor gives them. They need not tell all, so that the caller
-                compares the features of a picture.
+                compares the features of an image.
         """
         steps = {name for name, on in settings.items() if name.startswith("do_") and on}
         if not steps <= {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}:
@@ -157,7 +157,7 @@ class ResizeCrop:
 
 @dataclass(frozen=True, slots=True)
 class OwnProcessor:
-    """What a model's own image processor makes of a picture by itself: it runs in the workers as well."""
+    """What a model's own image processor makes of an image by itself: it runs in the workers as well."""
 
     processor: Any
 
@@ -168,7 +168,7 @@ class OwnProcessor:
 
 @dataclass(frozen=True, slots=True)
 class Upright:
-    """The picture as the gate hands it on, for a model that prepares pictures only in its own way."""
+    """The image as the gate hands it on, for a model that prepares images only in its own way."""
 
     def __call__(self, image: Image.Image) -> Features:
         return {PIXELS: np.asarray(image)}

@@ -46,7 +46,7 @@ STUCK_S = 300
 
 
 class WorkersFailed(RuntimeError):
-    """No worker can be had now; nothing is wrong with any picture."""
+    """No worker can be had now; nothing is wrong with any image."""
 
 
 class WorkersBusy(WorkersFailed):
@@ -101,13 +101,13 @@ class Pool:
     ) -> tuple[Prepared, float]:
         """Return an image prepared, and the time on a processor that this took.
 
-        Bytes that end a worker twice, by a fault of a decoder, are a bad picture too.
+        Bytes that end a worker twice, by a fault of a decoder, are a bad image too.
 
         Args:
             wait_s: for a free worker; None: as long as it takes.
 
         Raises:
-            BadImage: it is no picture that a model could be shown.
+            BadImage: it is no image that a model could be shown.
             WorkersBusy: no worker was free in time.
             WorkersFailed: no worker starts.
         """
@@ -198,7 +198,7 @@ def prepare_soon(preparation: Preparation, data: bytes, *, name: str) -> Prepare
     others wait, each for `WAIT_S` at most.
 
     Raises:
-        BadImage: it is no picture that a model could be shown.
+        BadImage: it is no image that a model could be shown.
         WorkersBusy: too many others wait already, or none was done in time.
         WorkersFailed: no worker starts.
     """
@@ -206,12 +206,12 @@ def prepare_soon(preparation: Preparation, data: bytes, *, name: str) -> Prepare
 
 
 class Workers:
-    """Prepares pictures beside the model, in as many processes as asked for; they start when first used.
+    """Prepares images beside the model, in as many processes as asked for; they start when first used.
 
     Args:
-        preparation: what is done to each picture.
+        preparation: what is done to each image.
         processes: how many; 0 prepares them one by one in those that this process shares, which suits a
-            few pictures.
+            few images.
     """
 
     def __init__(self, preparation: Preparation, processes: int) -> None:
@@ -221,7 +221,7 @@ class Workers:
         self._turn = threading.Condition()
         self._waiting_bytes = 0
         self.seconds = 0.0
-        """Time on a processor that pictures have taken so far, added up over all workers."""
+        """Time on a processor that images have taken so far, added up over all workers."""
 
         # a thread for each process: it sends, waits and copies; the pool keeps the order of a queue
         self._threads = ThreadPoolExecutor(max(1, processes), thread_name_prefix="decode")
@@ -267,7 +267,7 @@ class Workers:
 
 
 class _Worker:
-    """One process, which prepares one picture at a time."""
+    """One process, which prepares one image at a time."""
 
     def __init__(self, niceness: int) -> None:
         self.preparation: Preparation | None = None
@@ -290,7 +290,7 @@ class _Worker:
         return self._process.pid
 
     def use(self, preparation: Preparation) -> None:
-        """Have what is done to the pictures that come next loaded, if it is not.
+        """Have what is done to the images that come next loaded, if it is not.
 
         Raises:
             WorkersFailed: it cannot be.
@@ -303,7 +303,7 @@ class _Worker:
         """Return `data` prepared, and the time on a processor that this took.
 
         Raises:
-            BadImage: it is no picture that a model could be shown.
+            BadImage: it is no image that a model could be shown.
             Ended: the process ended instead of answering.
         """
         answer, seconds = self._ask((PREPARE, name, data))

@@ -1,4 +1,4 @@
-"""The process of one worker: pictures' bytes come in, what the model takes of them goes out.
+"""The process of one worker: images' bytes come in, what the model takes of them goes out.
 
 The bytes are strangers'. Each image may take `DECODE_BYTES` of memory and `CPU_S` of a processor: beyond the
 first the process ends itself, beyond the second the system ends it, and the pool starts another.
@@ -44,7 +44,7 @@ OUT_OF_MEMORY = 77
 
 
 def main(connection_fd: int, memory_fd: int, room: int, niceness: int) -> None:
-    """Prepare pictures until nobody sends any; that is also so when the process that sent them is killed."""
+    """Prepare images until nobody sends any; that is also so when the process that sent them is killed."""
     keep_freed_memory()
     os.nice(niceness)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this

@@ -1,4 +1,4 @@
-"""From rows of pairs to what a loss takes of them; the rows are ids and numbers, and never hold a picture."""
+"""From rows of pairs to what a loss takes of them; the rows are ids and numbers, and never hold an image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from embedding.images.preparation import Features
 
 
 class Row(TypedDict):
-    """One pair of a text and a picture that belong together, as the file of pairs has it."""
+    """One pair of a text and an image that belong together, as the file of pairs has it."""
 
     text: str
     """What `Material` knows the text by."""
@@ -30,7 +30,7 @@ class Row(TypedDict):
     """Near duplicates have the same number."""
 
     negatives: list[str]
-    """SHA-256 of pictures that are close to the text and do not belong to it."""
+    """SHA-256 of images that are close to the text and do not belong to it."""
 
     negative_groups: list[int]
 
@@ -39,23 +39,23 @@ class Batch(TypedDict):
     """What a step of training takes."""
 
     sides: list[list[dict[str, Any]]]
-    """The chunks of the texts, and those of the pictures: own ones first, then negatives."""
+    """The chunks of the texts, and those of the images: own ones first, then negatives."""
 
     texts: Tensor
     """The groups of the texts, int64."""
 
     pictures: Tensor
-    """The groups of the pictures, int64."""
+    """The groups of the images, int64."""
 
 
 class Material(Protocol):
-    """Where texts and pictures are had from when a batch needs them."""
+    """Where texts and images are had from when a batch needs them."""
 
     def texts(self, names: Sequence[str]) -> list[str | None]:
         """Return each text; None for one that is gone."""
 
     def pictures(self, shas: Sequence[str]) -> list[Features | None]:
-        """Return what the model takes of each picture; None for one that is gone."""
+        """Return what the model takes of each image; None for one that is gone."""
 
 
 class NoPairs(ValueError):
@@ -72,10 +72,10 @@ class Frozen:
 
     picture_rows: Mapping[str, int]
     pictures: NDArray[np.float32]
-    """Shape (pictures, dim)."""
+    """Shape (images, dim)."""
 
     inputs: NDArray[np.float32]
-    """Shape (pictures, any): what a head maps."""
+    """Shape (images, any): what a head maps."""
 
     def has(self, row: Row) -> bool:
         """Whether neither side of the pair is gone."""
@@ -110,7 +110,7 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """Texts and pictures as they are, for towers that are trained; what is gone is left out.
+    """Texts and images as they are, for towers that are trained; what is gone is left out.
 
     Args:
         chunk: how many of them the model sees at once; more than that are embedded twice.

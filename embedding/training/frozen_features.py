@@ -1,4 +1,4 @@
-"""What towers that are not trained make of texts and pictures, computed once, in files that grow."""
+"""What towers that are not trained make of texts and images, computed once, in files that grow."""
 
 import json
 import os
@@ -27,14 +27,14 @@ def freeze(
     *,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Frozen:
-    """Return the rows of all texts and pictures, and what a head maps; what is gone is left out.
+    """Return the rows of all texts and images, and what a head maps; what is gone is left out.
 
     What an earlier call in the same folder has done, before it was killed, is not done again.
 
     Args:
         texts: what `material` knows them by.
-        pictures: SHA-256.
-        folder: of this model, these texts and these pictures alone.
+        images: SHA-256.
+        folder: of this model, these texts and these images alone.
         advance: told how many more there are.
     """
     folder.mkdir(parents=True, exist_ok=True)

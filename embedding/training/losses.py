@@ -1,7 +1,7 @@
-"""What training makes smaller: losses over a batch of texts and pictures that belong together.
+"""What training makes smaller: losses over a batch of texts and images that belong together.
 
-All of them compare unit rows by cosine, each text with all pictures of the batch and each picture with all
-texts. What may belong together without being a pair (the same picture, a near duplicate, the same caption)
+All of them compare unit rows by cosine, each text with all images of the batch and each image with all
+texts. What may belong together without being a pair (the same image, a near duplicate, the same caption)
 is no negative: it is left out.
 """
 
@@ -41,7 +41,7 @@ class Groups:
     """Shape (n + m,), int64: near duplicates have the same number; from n on the mined negatives."""
 
     def negatives(self) -> Tensor:
-        """Return which pictures are negatives of which texts, shape (n, n + m), bool."""
+        """Return which images are negatives of which texts, shape (n, n + m), bool."""
         n = len(self.texts)
         same_picture = self.pictures[:n, None] == self.pictures[None, :]
         same_caption = torch.zeros_like(same_picture)
@@ -54,7 +54,7 @@ def infonce(texts: Tensor, pictures: Tensor, negatives: Tensor) -> Tensor:
 
     Args:
         texts: shape (n, dim), unit rows.
-        pictures: shape (n + m, dim), unit rows; the first n belong to the texts, m are only negatives.
+        images: shape (n + m, dim), unit rows; the first n belong to the texts, m are only negatives.
         negatives: shape (n, n + m), bool, as `Groups.negatives` returns it.
     """
     n = len(texts)
@@ -103,7 +103,7 @@ LOSSES: dict[LossName, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 def _both_ways(
     hardest: Callable[[Tensor, Tensor, Tensor], Tensor], texts: Tensor, pictures: Tensor, negatives: Tensor
 ) -> Tensor:
-    """Return the mean hinge of each text, and of each picture that belongs to one, with its negative."""
+    """Return the mean hinge of each text, and of each image that belongs to one, with its negative."""
     n = len(texts)
     scores = texts @ pictures.T
     own = scores[:, :n].diagonal()
@@ -134,7 +134,7 @@ def _over_pairs(
     pairs_of: Callable[[Tensor, Tensor, Tensor], Pairs],
     negatives: Tensor,
 ) -> Tensor:
-    """Return the mean of a metric-learning loss with texts as anchors, and with pictures."""
+    """Return the mean of a metric-learning loss with texts as anchors, and with images."""
     n = len(texts)
     own, others = pictures[:n], negatives[:, :n].T
     forth = loss(texts, indices_tuple=pairs_of(texts, pictures, negatives), ref_emb=pictures)
@@ -156,7 +156,7 @@ def _multi_similarity_pairs(anchors: Tensor, others: Tensor, negatives: Tensor) 
 
 
 class PairLoss(torch.nn.Module):
-    """The weighted sum of losses over batches of texts and pictures, as the library's trainer calls it.
+    """The weighted sum of losses over batches of texts and images, as the library's trainer calls it.
 
     A batch that comes in several chunks is embedded chunk by chunk without its graph, and again for the
     gradients, so that memory is that of one chunk however large the batch (GradCache; Gao et al., 2021).
@@ -176,7 +176,7 @@ class PairLoss(torch.nn.Module):
         """Return the loss of a batch.
 
         Args:
-            sides: the chunks of the texts, and those of the pictures: own ones first, then negatives.
+            sides: the chunks of the texts, and those of the images: own ones first, then negatives.
             groups: what belongs together.
         """
         if all(len(chunks) == 1 for chunks in sides):

@@ -11,9 +11,9 @@ Part = Literal["train", "validation", "held-out"]
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How pictures are divided: by a hash of their group, so that a picture never changes sides.
+    """How images are divided: by a hash of their group, so that an image never changes sides.
 
-    A group is a picture with all its near duplicates; it is named after the smallest of their SHA-256.
+    A group is an image with all its near duplicates; it is named after the smallest of their SHA-256.
     """
 
     seed: int = 0
@@ -41,10 +41,10 @@ class Split:
         )
 
     def part_of(self, group: str, *, named: bool) -> Part:
-        """Return where the pictures of a group belong.
+        """Return where the images of a group belong.
 
         Args:
-            named: whether an item with one of `keys` has a picture of the group.
+            named: whether an item with one of `keys` has an image of the group.
         """
         draw = _draw(self.seed, group)
         if self.keys is not None:

@@ -305,14 +305,14 @@ def measure(
 
 
 def figures_of(texts: Tensor, pictures: Tensor, groups: Tensor) -> dict[str, dict[str, float]]:
-    """Return the figures of both directions; of each group of pictures the first is in the gallery.
+    """Return the figures of both directions; of each group of images the first is in the gallery.
 
-    From picture to text each pair is a query whose answer is its own text, among all texts.
+    From image to text each pair is a query whose answer is its own text, among all texts.
 
     Args:
         texts: shape (n, dim), unit rows.
-        pictures: shape (n, dim), unit rows.
-        groups: shape (n,): equal numbers for the same picture.
+        images: shape (n, dim), unit rows.
+        groups: shape (n,): equal numbers for the same image.
     """
     _, own = torch.unique(groups, return_inverse=True)
     many = len(own)

@@ -79,9 +79,9 @@ def search_routes(backend: Backend, callers: Callers) -> APIRouter:
         openapi_extra=described(SearchRequest, form=SEARCH_FORM),
     )
     def search(_: reader, asked: Annotated[SearchRequest, Depends(read_search)]) -> SearchAnswer:
-        """Return the records that are closest to a text or a picture, best first.
+        """Return the records that are closest to a text or an image, best first.
 
-        A picture goes in as base64 in the JSON document, or as the file `image` of a form. The first search
+        An image goes in as base64 in the JSON document, or as the file `image` of a form. The first search
         of a server waits until its model is loaded.
         """
         return queries.found(backend, asked)

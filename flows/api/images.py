@@ -1,4 +1,4 @@
-"""A record's picture over HTTP: a stranger's bytes, handed on so that they do no harm."""
+"""A record's image over HTTP: a stranger's bytes, handed on so that they do no harm."""
 
 import asyncio
 from contextlib import suppress
@@ -27,7 +27,7 @@ SAFELY = {
     "Content-Disposition": "inline",
     "Cache-Control": "private, no-cache",
 }
-"""The bytes are a stranger's: a browser shows them as a picture and as nothing else."""
+"""The bytes are a stranger's: a browser shows them as an image and as nothing else."""
 
 
 class Pictures:
@@ -92,10 +92,10 @@ class Sent(Response):
 
 
 def picture(backend: Backend, id: UUID, known: str | None) -> Response:
-    """Return the bytes of a picture, or that the caller has them.
+    """Return the bytes of an image, or that the caller has them.
 
     Raises:
-        Refusal: 404, there is no such record, or no picture of it; 503, it cannot be read now.
+        Refusal: 404, there is no such record, or no image of it; 503, it cannot be read now.
     """
     with backend.stores() as stores:
         with stores.sessions() as session:
@@ -116,7 +116,7 @@ def picture(backend: Backend, id: UUID, known: str | None) -> Response:
 
 
 def described_picture() -> dict[int | str, dict[str, Any]]:
-    """Return how the description tells of a picture."""
+    """Return how the description tells of an image."""
     content = {"schema": {"type": "string", "format": "binary"}}
     etag = {"ETag": {"schema": {"type": "string"}, "description": "The SHA-256 of the bytes."}}
     return {

@@ -107,7 +107,7 @@ def mcp_server(backend: Backend, look: Callable[[], Observation]) -> MCPServer:
 
     @server.tool(annotations=LOOKS)
     def get(id: Annotated[UUID, Field(description="As a hit has it.")]) -> RecordAnswer:
-        """Show one record: all its texts, its metadata, what is known of its picture."""
+        """Show one record: all its texts, its metadata, what is known of its image."""
         return _told(lambda: queries.record(backend, id))
 
     @server.tool(annotations=LOOKS)

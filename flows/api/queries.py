@@ -37,7 +37,7 @@ def found(backend: Backend, asked: SearchRequest) -> SearchAnswer:
 
     Raises:
         AWAY, NoCollection, ModelUnavailable, ModelMismatch: as `Backend.searching`.
-        BadImage: the picture cannot be shown to a model.
+        BadImage: the image cannot be shown to a model.
         UnexpectedResponse: Qdrant does not take a condition.
     """
     started = perf_counter()

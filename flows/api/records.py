@@ -55,7 +55,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
 
     @router.get("/records/{id}", operation_id="get_record", responses=responses(404, 422))
     def get_record(_: reader, id: UUID) -> RecordAnswer:
-        """Return a record: its texts, its metadata, its picture, and whether searches find it."""
+        """Return a record: its texts, its metadata, its image, and whether searches find it."""
         return queries.record(backend, id)
 
     @router.get(
@@ -67,7 +67,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
     async def get_picture(
         caller: reader, id: UUID, if_none_match: Annotated[str | None, Header()] = None
     ) -> Response:
-        """Return the bytes of a record's picture, as they came in."""
+        """Return the bytes of a record's image, as they came in."""
         return await pictures.answer(id, if_none_match, caller.id)
 
     async def sent(request: Request) -> IngestRequest:
@@ -109,7 +109,7 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
         where: Annotated[list[str], Query(description="Metadata, as K=V; may be repeated.")] = [],  # noqa: B006
         idempotency_key: IdempotencyKey = None,
     ) -> ReceiptAnswer:
-        """Delete records for good, in their turn: points, pictures, texts.
+        """Delete records for good, in their turn: points, images, texts.
 
         All that is given must hold. They stay deleted when they are sent again, until that says `revive`.
         A key without `admin` deletes no whole sources, and few records at once.

@@ -70,7 +70,7 @@ def _is_json(data: bytes | bytearray, *, strictly: bool = False) -> bool:
 
 
 async def read_search(request: Request) -> SearchRequest:
-    """Return what is looked for: a JSON document, or a form with a picture.
+    """Return what is looked for: a JSON document, or a form with an image.
 
     Raises:
         Refusal: 413, 415 or 422.

@@ -122,7 +122,7 @@ class Asked(BaseModel):
 
 
 class SearchRequest(Asked):
-    """What is looked for: a text or a picture, one of the two."""
+    """What is looked for: a text or an image, one of the two."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"text": "a red apple", "limit": 5, "where": {"kind": "fruit"}}]}
@@ -175,7 +175,7 @@ class SentText(Asked):
 
 
 class SentRecord(Asked):
-    """A record: texts, a picture, or both."""
+    """A record: texts, an image, or both."""
 
     key: Annotated[Key, Marked] = Field(
         description="Unique within the source; the same key again replaces the record."

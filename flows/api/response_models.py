@@ -39,7 +39,7 @@ class TextAnswer(BaseModel):
 
 
 class PictureAnswer(BaseModel):
-    """What is known of a record's picture."""
+    """What is known of a record's image."""
 
     sha256: str
     uri: str = Field(description="Where it came from; `sha256:…` where it came with the record.")

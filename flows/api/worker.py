@@ -188,7 +188,7 @@ def _after_a_bug(backend: Backend, taken: Taken, error: Exception) -> bool:
 def _ingest(backend: Backend, taken: Taken) -> Done:
     asked = IngestRequest.model_validate_json(taken.body)
     rows = tuple(record.as_row() for record in asked.records)
-    # starting processes that decode takes longer than the pictures of one request need in those there are
+    # starting processes that decode takes longer than the images of one request need in those there are
     settings = backend.settings.model_copy(update={"decode_workers": 0})
     with backend.writing() as deps:
         report = ingest_source(deps, settings, Request(None, asked.source, revive=asked.revive, sent=rows))

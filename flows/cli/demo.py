@@ -1,4 +1,4 @@
-"""`make demo`: fetch a captioned set of pictures, ingest it, search it four ways, judge it."""
+"""`make demo`: fetch a captioned set of images, ingest it, search it four ways, judge it."""
 
 import shlex
 import shutil
@@ -28,7 +28,7 @@ STAMPS = "usr/share/tuxpaint/stamps"
 
 
 class NoDemoSet(RuntimeError):
-    """The demo's pictures could not be fetched; any folder of pictures does as well."""
+    """The demo's images could not be fetched; any folder of images does as well."""
 
 
 def run(settings: Settings, own: Path | None) -> None:
@@ -102,7 +102,7 @@ def stamp_searches(stamps: Path) -> list[Query]:
 
 
 def searches(deps: Deps) -> list[Query]:
-    """Return searches of pictures that are not known: by word, and by one that was found."""
+    """Return searches of images that are not known: by word, and by one that was found."""
     by_word = [Query(text="a person", limit=5), Query(text="something green", limit=5)]
     texts = Query(text="food", find="texts", limit=5)
     found = search(deps, by_word[0]).found
@@ -114,7 +114,7 @@ def searches(deps: Deps) -> list[Query]:
 
 
 def measured(deps: Deps, settings: Settings) -> RenderableType:
-    """Return the evaluation, or why there is none: people's own pictures may have no captions."""
+    """Return the evaluation, or why there is none: people's own images may have no captions."""
     everything = of_records(deps, "all", None, None)
     with stages("evaluate") as advance:
         try:

@@ -54,7 +54,7 @@ class Sightline(click.Group):
 @click.version_option(package_name="sightline", message="%(prog)s %(version)s")
 @click.pass_context
 def main(ctx: click.Context, debug: bool) -> None:
-    """Find pictures with words, and words with pictures.
+    """Find images with words, and words with images.
 
     Without any setting everything lives in .sightline in the current folder and needs no server. Settings
     are environment variables that start with SIGHTLINE_; the README lists them.

@@ -35,7 +35,7 @@ def search(
     as_json: bool,
     gallery: Path | None,
 ) -> None:
-    """Show what is closest to TEXT, to a picture, or to both together, best first.
+    """Show what is closest to TEXT, to an image, or to both together, best first.
 
     Scores are cosines: comparable within one search, not between models. --where takes metadata fields,
     `source` and `key`.
@@ -85,10 +85,10 @@ def status(as_json: bool) -> None:
 @click.option("--near", is_flag=True, help="Also pictures that only look alike: resized, re-encoded, edited.")
 @as_json_option
 def duplicates(near: bool, as_json: bool) -> None:
-    """List groups of items whose pictures have the same bytes.
+    """List groups of items whose images have the same bytes.
 
-    With --near, also pictures that look alike, told by a perceptual hash; the first time that reads every
-    picture, and later only new ones.
+    With --near, also images that look alike, told by a perceptual hash; the first time that reads every
+    image, and later only new ones.
     """
     settings = load_settings()
     from flows.cli.tables.records import of_groups
@@ -108,7 +108,7 @@ def duplicates(near: bool, as_json: bool) -> None:
 @click.command(short_help="Fetch captioned pictures, ingest, search, measure.")
 @click.argument("source", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 def demo(source: Path | None) -> None:
-    """Fetch a captioned set of pictures (or take the folder SOURCE), ingest it, search it, measure it."""
+    """Fetch a captioned set of images (or take the folder SOURCE), ingest it, search it, measure it."""
     settings = load_settings()
     from flows.cli.demo import run
 

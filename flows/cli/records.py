@@ -51,7 +51,7 @@ def ingest(
     revive: bool,
     as_json: bool,
 ) -> None:
-    """Take in SOURCE: a folder of pictures, or a manifest (.jsonl, .csv, .parquet).
+    """Take in SOURCE: a folder of images, or a manifest (.jsonl, .csv, .parquet).
 
     Run it again to pick up changes: what has not changed costs nothing. Records that cannot be taken in are
     listed by `sightline rejects`; the run goes on without them. --delete-missing deletes nothing where a part
@@ -103,7 +103,7 @@ def delete(
 ) -> None:
     """Delete the items with these KEYs, or of a source, or with some metadata; all that is given must hold.
 
-    Their points go from every collection, and their pictures unless another item shares them. They stay
+    Their points go from every collection, and their images unless another item shares them. They stay
     deleted when their source still has them, until it is ingested with --revive. The receipt, in the
     folder `receipts` of the home, lists what went where; --json prints it.
     """

@@ -20,7 +20,7 @@ yes_option = click.option("--yes", is_flag=True, help="Delete however many there
 @as_json_option
 @click.pass_context
 def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as_json: bool) -> None:
-    """Compare Postgres and Qdrant record by record: id, content and model; and look for lost pictures.
+    """Compare Postgres and Qdrant record by record: id, content and model; and look for lost images.
 
     Without --repair nothing is changed. Exit code 1 says that they differ, or that not all could be mended;
     `sightline status` says it from then on.
@@ -61,9 +61,9 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
 )
 @as_json_option
 def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -> None:
-    """Write Postgres, the index, its models and the pictures below TARGET, a folder or an fsspec URL.
+    """Write Postgres, the index, its models and the images below TARGET, a folder or an fsspec URL.
 
-    Each backup gets a folder of its own, with checksums; pictures are kept once for all of them. It is
+    Each backup gets a folder of its own, with checksums; images are kept once for all of them. It is
     restored into embedded stores or servers, whichever it was made from: sightline restore TARGET.
     """
     settings = load_settings()
@@ -141,7 +141,7 @@ def move(ctx: click.Context, to_servers: bool, as_json: bool) -> None:  # noqa: 
 @yes_option
 @as_json_option
 def purge(dry_run: bool, max_delete: float, yes: bool, as_json: bool) -> None:
-    """Remove kept pictures that no item has, files and scratch folders that a crash left, and collections
+    """Remove kept images that no item has, files and scratch folders that a crash left, and collections
     that searches have not used for SIGHTLINE_KEEP_RETIRED_DAYS.
     """
     settings = load_settings()

@@ -59,7 +59,7 @@ def evaluate(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure how well captions find their pictures, and pictures their captions.
+    """Measure how well captions find their images, and images their captions.
 
     Text to image counts each caption as a query. Image to text ranks items by their best caption. Figures
     of different gallery sizes cannot be compared; several models are asked the same queries.
@@ -107,7 +107,7 @@ class Weighted(click.ParamType[tuple[str, float]]):
 
 
 class HeldOut(click.ParamType["float | Path"]):
-    """A share of the pictures, or a file of keys."""
+    """A share of the images, or a file of keys."""
 
     name = "held-out"
 
@@ -184,7 +184,7 @@ def finetune(
 ) -> None:
     """Train a candidate: a model of its own in the home's folder models, with its card and figures.
 
-    It learns from the stored pictures and their embedded captions; near duplicates are never on both sides
+    It learns from the stored images and their embedded captions; near duplicates are never on both sides
     of the split. A training that was killed goes on when the same command is run again. Nothing searches
     with the candidate before `sightline promote` and `sightline reindex`.
     """

@@ -54,7 +54,7 @@ WEEKS = timedelta(days=15)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one picture may cost."""
+    """What one image may cost."""
 
     max_picture_bytes: int
     fetch_timeout_s: float

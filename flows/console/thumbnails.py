@@ -1,4 +1,4 @@
-"""Pictures for a browser: through the picture gate, made small, encoded anew, and never as they came."""
+"""Pictures for a browser: through the image decoder, made small, encoded anew, and never as they came."""
 
 import asyncio
 from collections import OrderedDict
@@ -25,13 +25,13 @@ SMALL_SIDE = 320
 LARGE_SIDE = 1280
 QUALITY = 82
 MOST_BYTES = 32 * 2**20
-"""Of small pictures that stay in memory."""
+"""Of small images that stay in memory."""
 
 AT_ONCE = 3
-"""Pages' pictures that are read and decoded; they leave room for requests that wait for the same workers."""
+"""Pages' images that are read and decoded; they leave room for requests that wait for the same workers."""
 
 HEADERS = {"Cache-Control": "private, no-cache"}
-"""A browser asks each time whether a picture is still the same: what was deleted comes from no cache."""
+"""A browser asks each time whether an image is still the same: what was deleted comes from no cache."""
 
 PLACEHOLDER = (
     b"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'>"
@@ -42,7 +42,7 @@ PLACEHOLDER = (
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A picture as it came."""
+    """A image as it came."""
 
     sha256: str
     read: Callable[[], bytes | None]
@@ -53,7 +53,7 @@ Find = Callable[[], Original | None]
 
 
 class Thumbnails:
-    """Makes pictures small in threads of its own, and keeps those that were asked for last."""
+    """Makes images small in threads of its own, and keeps those that were asked for last."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
@@ -61,7 +61,7 @@ class Thumbnails:
         self._decoders = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="thumbnails")
 
     async def answer(self, request: Request, find: Find, side: int) -> Response:
-        """Return the picture that `find` finds as WebP, at most `side` pixels wide and high.
+        """Return the image that `find` finds as WebP, at most `side` pixels wide and high.
 
         Where there is none, or none that can be shown, it is a neutral one with status 404.
         """
@@ -99,7 +99,7 @@ class Thumbnails:
 
 
 def made_small(data: bytes, side: int) -> bytes | None:
-    """Return a picture as WebP, at most `side` pixels wide and high; None if it cannot be shown.
+    """Return an image as WebP, at most `side` pixels wide and high; None if it cannot be shown.
 
     Raises:
         WorkersFailed: it cannot be decoded now.
@@ -115,7 +115,7 @@ def made_small(data: bytes, side: int) -> bytes | None:
 
 
 def add_routes(backend: Backend, thumbnails: Thumbnails) -> None:
-    """Add `/thumbnails/{id}` and the larger `/pictures/{id}`: pictures of records that are not deleted."""
+    """Add `/thumbnails/{id}` and the larger `/pictures/{id}`: images of records that are not deleted."""
 
     async def small(request: Request, id: UUID) -> Response:
         return await thumbnails.answer(request, lambda: stored(backend, id), SMALL_SIDE)
@@ -128,7 +128,7 @@ def add_routes(backend: Backend, thumbnails: Thumbnails) -> None:
 
 
 def stored(backend: Backend, id: UUID) -> Original | None:
-    """Return the picture of a living record, if it has one.
+    """Return the image of a living record, if it has one.
 
     Raises:
         AWAY: Postgres does not answer.

@@ -25,7 +25,7 @@ MOST_AT_ONCE = 2
 
 
 class Gone(LookupError):
-    """A search is by a picture that is no longer kept."""
+    """A search is by an image that is no longer kept."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -44,7 +44,7 @@ class Uploads:
         self._turn = Lock()
 
     def keep(self, data: bytes) -> str:
-        """Keep a picture, and return its token; what has not been asked for the longest may go for it."""
+        """Keep an image, and return its token; what has not been asked for the longest may go for it."""
         token = hashlib.sha256(data).hexdigest()
         with self._turn:
             self._touch(token, data)
@@ -54,7 +54,7 @@ class Uploads:
         return token
 
     def get(self, token: str) -> bytes:
-        """Return a picture.
+        """Return an image.
 
         Raises:
             Gone: it is no longer kept.
@@ -85,7 +85,7 @@ class Uploads:
 
 
 def add_routes(uploads: Uploads, thumbnails: Thumbnails, max_bytes: int) -> None:
-    """Add where a page hands a picture in, `/search/pictures`, and where it shows it again."""
+    """Add where a page hands an image in, `/search/pictures`, and where it shows it again."""
     bodies = Bodies(MOST_AT_ONCE * max_bytes)
 
     async def take(request: Request) -> Response:
@@ -114,7 +114,7 @@ def add_routes(uploads: Uploads, thumbnails: Thumbnails, max_bytes: int) -> None
 
 
 def kept(uploads: Uploads, token: str) -> Original | None:
-    """Return a picture that was handed in, as far as it is still kept."""
+    """Return an image that was handed in, as far as it is still kept."""
     try:
         data = uploads.get(token)
     except Gone:

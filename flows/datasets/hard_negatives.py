@@ -1,4 +1,4 @@
-"""Hard negatives: pictures that the index has close to a text and that do not belong to it."""
+"""Hard negatives: images that the index has close to a text and that do not belong to it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from storage.records import Item
 
 CANDIDATES = 50
 SCORE_MARGIN = 0.05
-"""How much further than the own picture a negative must be: what is as close is likely to be right too."""
+"""How much further than the own image a negative must be: what is as close is likely to be right too."""
 
 ROWS_AT_ONCE = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A picture that is close to a text."""
+    """A image that is close to a text."""
 
     sha256: str
     group: int
@@ -41,8 +41,8 @@ def chosen_negatives(
 ) -> list[Candidate]:
     """Return the `many` closest candidates that are no false negatives.
 
-    Left out is what scores within a margin of the own picture or above it (as in Moreira et al., 2024), what
-    is the same picture or nearly so, and what has the same caption.
+    Left out is what scores within a margin of the own image or above it (as in Moreira et al., 2024), what
+    is the same image or nearly so, and what has the same caption.
     """
     good: dict[int, Candidate] = {}
     for one in sorted(candidates, key=lambda one: (-one.score, one.sha256)):

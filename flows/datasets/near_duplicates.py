@@ -1,4 +1,4 @@
-"""Which items show the same picture, or nearly the same."""
+"""Which items show the same image, or nearly the same."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -42,19 +42,19 @@ class Groups:
 
 
 def same_bytes(stores: Stores) -> Groups:
-    """Return the items that share a picture's bytes with another."""
+    """Return the items that share a image's bytes with another."""
     with stores.sessions() as session:
         copies = perceptual_hashes.copies(session)
     return Groups(False, tuple(tuple(group) for _, group in groupby(copies, key=lambda copy: copy.sha256)))
 
 
 def look_alikes(stores: Stores, limits: Limits, *, advance: Callable[[int], None] = lambda _: None) -> Groups:
-    """Return the items whose pictures look alike, those with the same bytes among them.
+    """Return the items whose images look alike, those with the same bytes among them.
 
-    What a picture looks like is worked out once and kept, so that the next call costs little.
+    What an image looks like is worked out once and kept, so that the next call costs little.
 
     Args:
-        advance: told how many pictures have been looked at.
+        advance: told how many images have been looked at.
     """
     unreadable = _hash_new(stores, limits, advance)
     with stores.sessions() as session:
@@ -72,12 +72,12 @@ def look_alikes(stores: Stores, limits: Limits, *, advance: Callable[[int], None
 def picture_groups(
     stores: Stores, limits: Limits, *, others: Mapping[str, int] = MappingProxyType({})
 ) -> dict[str, str]:
-    """Return for each living picture, by SHA-256, its group: the smallest SHA-256 among its near duplicates.
+    """Return for each living image, by SHA-256, its group: the smallest SHA-256 among its near duplicates.
 
-    A picture that could not be looked at is a group of its own.
+    An image that could not be looked at is a group of its own.
 
     Args:
-        others: perceptual hashes of pictures that no item has, and that are grouped as well.
+        others: perceptual hashes of images that no item has, and that are grouped as well.
     """
     _hash_new(stores, limits, lambda _: None)
     with stores.sessions() as session:

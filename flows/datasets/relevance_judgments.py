@@ -13,7 +13,7 @@ class BadJudgments(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """What somebody, or a click, says of a query, which is a text or a picture, and an item."""
+    """What somebody, or a click, says of a query, which is a text or an image, and an item."""
 
     text: str | None
     image: Path | None
@@ -56,7 +56,7 @@ def _judgment(line: str, folder: Path, place: str) -> Judgment:
 
 
 def pictures_of(judgments: Sequence[Judgment]) -> dict[str, str]:
-    """Return where the pictures that are queries lie, by SHA-256."""
+    """Return where the images that are queries lie, by SHA-256."""
     return {sha256_of(one.image): str(one.image) for one in judgments if one.image is not None}
 
 

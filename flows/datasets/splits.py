@@ -1,4 +1,4 @@
-"""Which pictures may be learned from: whole groups of near duplicates are on one side of a split."""
+"""Which images may be learned from: whole groups of near duplicates are on one side of a split."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from storage.postgres import catalog, perceptual_hashes
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """Which pictures may be learned from: by SHA-256 their group, by group its part."""
+    """Which images may be learned from: by SHA-256 their group, by group its part."""
 
     groups: Mapping[str, str]
     split: Split
@@ -34,15 +34,15 @@ class Sides:
         return self.split.part_of(group, named=group in self.named)
 
     def number_of(self, sha256: str) -> int:
-        """Return the number of a picture's group."""
+        """Return the number of a image's group."""
         return number_of_name(self.groups.get(sha256, sha256))
 
 
 def divide(stores: Stores, limits: Limits, split: Split, judgments: Sequence[Judgment] = ()) -> Sides:
-    """Look at all pictures, those that are new for the first time, and divide them.
+    """Look at all images, those that are new for the first time, and divide them.
 
     Raises:
-        BadJudgments: a picture that is a query cannot be read.
+        BadJudgments: an image that is a query cannot be read.
     """
     hashes = _hashes(judgments)
     groups = picture_groups(stores, limits, others=hashes)
@@ -52,7 +52,7 @@ def divide(stores: Stores, limits: Limits, split: Split, judgments: Sequence[Jud
 def _beside_their_items(
     stores: Stores, groups: Mapping[str, str], queries: AbstractSet[str], judgments: Sequence[Judgment]
 ) -> dict[str, str]:
-    """Return the group of each judged picture that is like no stored one: that of its first relevant item."""
+    """Return the group of each judged image that is like no stored one: that of its first relevant item."""
     stored = {group for sha256, group in groups.items() if sha256 not in queries}
     moved: dict[str, str] = {}
     with stores.sessions() as session:
@@ -67,7 +67,7 @@ def _beside_their_items(
 
 
 def sides_of(stores: Stores, groups: Mapping[str, str], split: Split) -> Sides:
-    """Divide pictures whose groups are known."""
+    """Divide images whose groups are known."""
     with stores.sessions() as session:
         named = catalog.pictures_of_keys(session, split.keys or ())
         unreadable = frozenset(perceptual_hashes.unhashed(session))
@@ -75,7 +75,7 @@ def sides_of(stores: Stores, groups: Mapping[str, str], split: Split) -> Sides:
 
 
 def _hashes(judgments: Sequence[Judgment]) -> dict[str, int]:
-    """Return what pictures that are queries look like, by SHA-256, as `perceptual_hash` has it."""
+    """Return what images that are queries look like, by SHA-256, as `perceptual_hash` has it."""
     hashes = {}
     with Workers(SEEN, 0) as workers:
         for sha256, path in pictures_of(judgments).items():

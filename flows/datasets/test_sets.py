@@ -39,7 +39,7 @@ class NothingToEvaluate(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """A picture that is judged, and where it can be had."""
+    """A image that is judged, and where it can be had."""
 
     origin: Origin
     id: UUID | None = None
@@ -52,7 +52,7 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A record of a test set: its picture, if it has one, and those of its captions that are queries."""
+    """A record of a test set: its image, if it has one, and those of its captions that are queries."""
 
     id: UUID
     shot: Shot | None
@@ -70,7 +70,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class TestSet:
-    """Records in id order; their captions and pictures are the queries, unless there are judgments."""
+    """Records in id order; their captions and images are the queries, unless there are judgments."""
 
     __test__ = False  # not one of pytest's, whatever its name
 
@@ -180,7 +180,7 @@ def of_records(stores: Stores, name: str, keys: Sequence[str] | None, langs: Lan
 def of_held_out(
     stores: Stores, limits: Limits, splits: Sequence[Split], langs: Languages, *, at_most: int | None = None
 ) -> TestSet:
-    """Return the captioned pictures that are held out by every one of `splits`, near duplicates included.
+    """Return the captioned images that are held out by every one of `splits`, near duplicates included.
 
     Args:
         splits: those of the models that are compared, and of the models that these come from: what one of
@@ -208,7 +208,7 @@ def of_manifest(path: Path, embedded: Sequence[str], langs: Languages) -> TestSe
         embedded: languages whose captions would be embedded, beside those without a tag.
 
     Raises:
-        BadSource: the location is no folder of pictures and no manifest.
+        BadSource: the location is no folder of images and no manifest.
     """
     name = source_name(path)
     records = {row.key: row for row in read_source(path) if isinstance(row, Record)}
@@ -225,7 +225,7 @@ def of_manifest(path: Path, embedded: Sequence[str], langs: Languages) -> TestSe
 
 
 def of_judgments(stores: Stores, path: Path) -> TestSet:
-    """Return the queries of a file of judgments, with all stored pictures as gallery.
+    """Return the queries of a file of judgments, with all stored images as gallery.
 
     Raises:
         BadJudgments: a line of the file cannot be used.
@@ -247,7 +247,7 @@ def directions_of(test_set: TestSet, present: NDArray[np.bool_], by: Sequence[st
     """Return what is asked of a test set.
 
     Args:
-        present: which of its pictures every model has seen; the others are in no gallery, and no queries.
+        present: which of its images every model has seen; the others are in no gallery, and no queries.
         by: metadata fields by whose values the queries are divided as well.
 
     Raises:

@@ -44,7 +44,7 @@ class TooFewPairs(ValueError):
 
 
 def pairs_of_records(stores: Stores, sides: Sides) -> Iterator[tuple[Part, Row]]:
-    """Yield a pair for each embedded text of each item with a picture, in id order."""
+    """Yield a pair for each embedded text of each item with an image, in id order."""
     with stores.sessions() as session:
         for item in catalog.captioned_pictures(session):
             if item.picture is not None and item.picture.sha256 not in sides.unreadable:
@@ -58,9 +58,9 @@ def pairs_of_judgments(
 ) -> Iterator[tuple[Part, Row]]:
     """Yield pairs of what is judged relevant.
 
-    A text makes a pair with the picture of each relevant item, and those of irrelevant ones are its
-    negatives. A picture makes one with each embedded text of a relevant item, unless that item's own
-    picture is on another side of the split.
+    A text makes a pair with the image of each relevant item, and those of irrelevant ones are its
+    negatives. An image makes one with each embedded text of a relevant item, unless that item's own
+    image is on another side of the split.
     """
     texts: dict[str, list[tuple[str, float]]] = {}
     with stores.sessions() as session:
@@ -93,7 +93,7 @@ def _pairs_of_picture(sides: Sides, judgment: Judgment, item: Item) -> Iterator[
 
 
 def row_of(sides: Sides, name: str, text: str, sha256: str) -> Row:
-    """Return the pair of a text, known by `name`, and a picture; without mined negatives."""
+    """Return the pair of a text, known by `name`, and an image; without mined negatives."""
     return Row(
         text=name,
         picture=sha256,
@@ -149,10 +149,10 @@ def _file(folder: Path, part: str) -> Path:
 
 
 class StoredMaterial:
-    """Texts and pictures as the stores have them, pictures decoded by workers, some at a time.
+    """Texts and images as the stores have them, images decoded by workers, some at a time.
 
     Args:
-        others: where pictures lie that no item has, by SHA-256.
+        others: where images lie that no item has, by SHA-256.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class StoredMaterial:
         return [_text_of(name, {id: item for id, (item, _) in items.items()}) for name in names]
 
     def pictures(self, shas: Sequence[str]) -> list[Features | None]:
-        """Return each picture as the model takes it; None for one that cannot be had."""
+        """Return each image as the model takes it; None for one that cannot be had."""
         with self._stores.sessions() as session:
             origins = catalog.origins_of(session, set(shas))
         shown: dict[str, Future[Prepared]] = {}

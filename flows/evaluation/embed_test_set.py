@@ -1,4 +1,4 @@
-"""What a model makes of a test set: rows of texts and pictures, from its collection where they are there."""
+"""What a model makes of a test set: rows of texts and images, from its collection where they are there."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -36,11 +36,11 @@ class Seen:
     collection: str | None
     rows: Mapping[Side, Vectors]
     present: NDArray[np.bool_]
-    """Which pictures it has been shown."""
+    """Which images it has been shown."""
 
 
 def show(stores: Stores, settings: Settings, encoder: Encoder, test_set: TestSet, advance: Advance) -> Seen:
-    """Return the rows of a test set: texts encoded, pictures shown that the collection has no vector of."""
+    """Return the rows of a test set: texts encoded, images shown that the collection has no vector of."""
     texts, shots = test_set.texts, test_set.shots
     rows = [np.empty((0, encoder.dim), np.float32)]
     for start in range(0, len(texts), CHUNK):
@@ -72,7 +72,7 @@ def _collection_of(stores: Stores, encoder: Encoder) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Some pictures: their vectors, or what is being decoded to make these."""
+    """Some images: their vectors, or what is being decoded to make these."""
 
     start: int
     shots: Sequence[Shot]
@@ -100,7 +100,7 @@ class _Chunk:
         return cls(start, shots, known, decoding)
 
     def vectors(self, encoder: Encoder) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield the vectors that there are, each with its picture's place in the test set."""
+        """Yield the vectors that there are, each with its image's place in the test set."""
         prepared = {}
         for number, future in self.decoding.items():
             try:

@@ -1,4 +1,4 @@
-"""How well texts find pictures and pictures texts, by one model or by several on the same queries."""
+"""How well texts find images and images texts, by one model or by several on the same queries."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,7 +43,7 @@ class ModelFigures:
     fingerprint: str
     dim: int
     collection: str | None
-    """Where picture vectors were taken from; None where all were made for the evaluation."""
+    """Where image vectors were taken from; None where all were made for the evaluation."""
 
     measured: tuple[Measured, ...]
     curves: dict[str, tuple[float, ...]]
@@ -72,7 +72,7 @@ class Evaluation:
     """Pictures that could not be shown to every model."""
 
     unanswerable: int
-    """Captions, pictures and judged queries without a right answer in the gallery; they were not asked."""
+    """Captions, images and judged queries without a right answer in the gallery; they were not asked."""
 
     models: tuple[ModelFigures, ...]
     comparisons: tuple[Comparison, ...]
@@ -102,9 +102,9 @@ def evaluate(
 ) -> Evaluation:
     """Rank the test set's galleries for all its queries, by each model, and keep the figures in Postgres.
 
-    Queries are encoded anew, as a user's would be. Picture vectors are those of the model's collection;
-    where it has none, the picture is shown to the model. All models are asked the same queries over the same
-    galleries: a picture that one of them could not be shown is left out for all.
+    Queries are encoded anew, as a user's would be. Image vectors are those of the model's collection;
+    where it has none, the image is shown to the model. All models are asked the same queries over the same
+    galleries: an image that one of them could not be shown is left out for all.
 
     Args:
         names: models, or collections; the others are compared with the first. Without any, the active model.
@@ -157,7 +157,7 @@ def judge(
 
 
 def present_to_all(seen: Sequence[Seen]) -> NDArray[np.bool_]:
-    """Return which pictures every model has been shown."""
+    """Return which images every model has been shown."""
     return np.asarray(np.logical_and.reduce([one.present for one in seen]))
 
 

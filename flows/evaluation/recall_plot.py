@@ -1,4 +1,4 @@
-"""Recall against k as a picture: a panel for each direction, a line for each model."""
+"""Recall against k as an image: a panel for each direction, a line for each model."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def write_plot(evaluation: Evaluation, path: Path) -> None:
     Recall@1, @5 and @10 are marked with their 95% intervals.
 
     Raises:
-        ValueError: no picture can be written in the format that the name ends with.
+        ValueError: no image can be written in the format that the name ends with.
     """
     directions = list(evaluation.models[0].curves)
     figure = Figure(figsize=(INCHES * len(directions) + 0.4, INCHES), layout="constrained")

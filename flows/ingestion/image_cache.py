@@ -1,4 +1,4 @@
-"""The pictures of a run that are on their way: each is decoded and embedded once, whoever shares it."""
+"""The images of a run that are on their way: each is decoded and embedded once, whoever shares it."""
 
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -15,7 +15,7 @@ from storage.records import Picture
 
 
 class Shown:
-    """One picture: first it is being decoded, then it has a vector, and its pixels are gone."""
+    """One image: first it is being decoded, then it has a vector, and its pixels are gone."""
 
     def __init__(self, decoding: "Future[Prepared]") -> None:
         self._decoding = decoding
@@ -24,14 +24,14 @@ class Shown:
 
     @classmethod
     def decoded(cls, prepared: Prepared) -> Self:
-        """Return a picture that need not be waited for."""
+        """Return an image that need not be waited for."""
         done: Future[Prepared] = Future()
         done.set_result(prepared)
         return cls(done)
 
     @classmethod
     def with_vector(cls, picture: Picture, vector: NDArray[np.float32]) -> Self:
-        """Return a picture whose vector was there already."""
+        """Return an image whose vector was there already."""
         shown = cls.decoded(Prepared(picture.width, picture.height, picture.format, {}))
         shown.vector = vector
         return shown
@@ -52,7 +52,7 @@ class Shown:
 
 
 class Pictures:
-    """Those pictures of a run that are not in the stores yet, by SHA-256.
+    """Those images of a run that are not in the stores yet, by SHA-256.
 
     One thread has them shown; others only take them out, so nobody has to wait for anybody.
     """
@@ -66,7 +66,7 @@ class Pictures:
         return {sha256: shown for sha256 in shas if (shown := self._shown.get(sha256)) is not None}
 
     def show(self, fetched: Iterable[Fetched]) -> dict[str, Shown]:
-        """Have the pictures of records decoded, each once; return them."""
+        """Have the images of records decoded, each once; return them."""
         new: dict[str, Shown] = {}
         for one in fetched:
             if one.data is not None and one.sha256 is not None and one.sha256 not in new:
@@ -75,6 +75,6 @@ class Pictures:
         return new
 
     def forget(self, shas: Iterable[str]) -> None:
-        """Let pictures go that the stores have, or that no item needs."""
+        """Let images go that the stores have, or that no item needs."""
         for sha256 in shas:
             self._shown.pop(sha256, None)

@@ -51,7 +51,7 @@ STEP_S = 5.0
 """How long a step goes on with batches: whoever watches the steps pays for each of them."""
 
 OWN_BATCHES = 4
-"""How many of the model's own batches of pictures make one of ours: enough to hide what each one costs."""
+"""How many of the model's own batches of images make one of ours: enough to hide what each one costs."""
 
 
 class EmptySource(ValueError):
@@ -163,12 +163,12 @@ def ingest_source(
         advance: told how many rows each batch had, as soon as it is in both stores.
 
     Raises:
-        BadSource: the location is no folder of pictures and no manifest.
+        BadSource: the location is no folder of images and no manifest.
         EmptySource: there is nothing in it; nothing is deleted for it either.
         Busy: another process writes this source, or has all sources for itself.
         RunClosed: the lock was lost with its connection, and another run began meanwhile.
         BadSettings: vectors are to be shortened to more than they have.
-        WorkersFailed: no process that decodes pictures can be started.
+        WorkersFailed: no process that decodes images can be started.
         OtherLocation: the default name belongs to a source that was read elsewhere.
         ModelMismatch: the collection was made by another model.
         TooManyRejects: the share of rejects is above `settings.max_reject_share`.
@@ -272,7 +272,7 @@ def rows_of(request: Request) -> Iterator[Row | Ignored]:
     """Return what is to be taken in, row by row.
 
     Raises:
-        BadSource: the location is no folder of pictures and no manifest.
+        BadSource: the location is no folder of images and no manifest.
     """
     return iter(request.sent) if request.location is None else read_source(request.location)
 
@@ -329,7 +329,7 @@ def missing_of(session: Session, run: Run) -> Missing:
 
 
 def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestReport:
-    """Return what an ingest of the source would count, up to the picture gate; nothing is written.
+    """Return what an ingest of the source would count, up to the image decoder; nothing is written.
 
     Everything happens in one transaction that is rolled back, and no model is loaded.
     """

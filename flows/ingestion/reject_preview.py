@@ -1,4 +1,4 @@
-"""The picture of a reject, for a person to look at: found again as an ingest finds it, and drawn anew."""
+"""The image of a reject, for a person to look at: found again as an ingest finds it, and drawn anew."""
 
 from io import BytesIO
 from pathlib import Path
@@ -27,14 +27,14 @@ class NoPicture(ValueError):
 
 
 def picture_of_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID) -> bytes:
-    """Return the picture of an open reject as a small JPEG, which holds nothing of the file but its pixels.
+    """Return the image of an open reject as a small JPEG, which holds nothing of the file but its pixels.
 
     The row is read again from where its source was read last, by the same rules: no path leads out of the
     source, no more is fetched than an ingest fetches, and redirects lead to no private network. The file is
-    decoded by the picture gate in a process of its own, as whatever crashes a decoder may be among rejects.
+    decoded by the image decoder in a process of its own, as whatever crashes a decoder may be among rejects.
 
     Raises:
-        NoPicture: there is no such picture, or the gate refuses it.
+        NoPicture: there is no such image, or the gate refuses it.
     """
     with sessions() as session:
         found = runs.open_rejects(session, ids=[id])
@@ -59,7 +59,7 @@ def picture_of_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID)
 
 
 def drawn_anew(data: bytes, *, name: str) -> bytes:
-    """Return what the picture gate makes of these bytes, as a small JPEG.
+    """Return what the image decoder makes of these bytes, as a small JPEG.
 
     Raises:
         BadImage: it refuses them, or they crash its process.

@@ -12,7 +12,7 @@ class Reason:
     meaning: str
     remedy: str
     of_picture: bool = False
-    """Whether the row is a record, whose picture somebody may want to see."""
+    """Whether the row is a record, whose image somebody may want to see."""
 
 
 REASONS: Mapping[str, Reason] = MappingProxyType(
@@ -51,7 +51,7 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         "unreadable": Reason(
             "The file of texts or metadata beside the picture cannot be read.", "Check its permissions."
         ),
-        # of where a picture is
+        # of where an image is
         "bad_uri": Reason(
             "The picture's path or URL cannot be used.", "Name a file below the manifest, or an http URL."
         ),
@@ -78,7 +78,7 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
             "Make it smaller; for pictures SIGHTLINE_MAX_PICTURE_BYTES is the limit.",
             of_picture=True,
         ),
-        # of the picture itself
+        # of the image itself
         "empty_file": Reason("The file has no content.", "Fetch or export it again.", of_picture=True),
         "not_a_picture": Reason(
             "The file holds something else than a picture of a known format.",

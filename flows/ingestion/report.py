@@ -63,7 +63,7 @@ class IngestReport:
     """Pictures whose vector was there already, or came from the same bytes of another record."""
 
     pictures: int
-    """Of the embedded records, those with a picture."""
+    """Of the embedded records, those with an image."""
 
     reasons: dict[str, int]
     seconds: float

@@ -1,4 +1,4 @@
-"""From source rows to a plan: fetch the pictures, find keys that come twice, compare with what is stored."""
+"""From source rows to a plan: fetch the images, find keys that come twice, compare with what is stored."""
 
 import hashlib
 import json
@@ -29,12 +29,12 @@ FETCHES_AT_ONCE = 16
 """Pictures behind URLs take their time, most of it waiting."""
 
 MOST_BYTES = 64 * 2**20
-"""A batch ends with the picture that makes it larger: several batches are in memory at once."""
+"""A batch ends with the image that makes it larger: several batches are in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """When a batch is full: with so many rows, or so many pictures, which cost a model far more."""
+    """When a batch is full: with so many rows, or so many images, which cost a model far more."""
 
     rows: int
     pictures: int
@@ -55,7 +55,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A record with the bytes of its picture."""
+    """A record with the bytes of its image."""
 
     record: Record
     data: bytes | None
@@ -71,14 +71,14 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Some rows of a source, with the bytes of their pictures."""
+    """Some rows of a source, with the bytes of their images."""
 
     rows: int
     """A reject counts as all the rows that it stands for."""
 
     fetched: tuple[Fetched, ...]
     rejects: tuple[Rejected, ...]
-    """Rows that are no records, and records whose pictures could not be read."""
+    """Rows that are no records, and records whose images could not be read."""
 
     def hidden_keys(self) -> set[str]:
         """Return the keys of rows that may stand inside these."""
@@ -113,7 +113,7 @@ class Planned:
     """Records that somebody asked to delete: their source still has them, and they stay deleted."""
 
     def updated_item(self, source: str, id: UUID) -> Item:
-        """Return the item whose vectors stay; its picture has the same bytes as before, perhaps elsewhere."""
+        """Return the item whose vectors stay; its image has the same bytes as before, perhaps elsewhere."""
         one, picture = self.records[id], self.known.stored[id].picture
         image, strangers = one.record.image, one.record.from_strangers
         if picture is not None and image is not None:
@@ -137,7 +137,7 @@ class Planned:
 
 
 def read_batches(run: Run, rows: Iterable[Row], sizes: Sizes) -> Iterator[Read]:
-    """Yield the rows of a source in batches, with the pictures' bytes; several are fetched at once."""
+    """Yield the rows of a source in batches, with the images' bytes; several are fetched at once."""
     rows_read, fetched, rejects = 0, list[Fetched](), list[Rejected]()
     pictures = size = 0
     for one in side_by_side(partial(read_row, run), rows, threads=FETCHES_AT_ONCE, slow=has_picture):
@@ -163,7 +163,7 @@ def has_picture(row: Row) -> bool:
 
 
 def read_row(run: Run, row: Row) -> Fetched | Rejected:
-    """Return a record with the bytes of its picture; one without anything to embed is rejected as well."""
+    """Return a record with the bytes of its image; one without anything to embed is rejected as well."""
     if isinstance(row, Rejected):
         return row
     record = chosen(row, run.langs)
@@ -193,7 +193,7 @@ def plan_rows(
     Of the records with one key the first counts that can be taken in, in the whole run.
 
     Args:
-        bad: by SHA-256, the new pictures that cannot be shown to a model.
+        bad: by SHA-256, the new images that cannot be shown to a model.
     """
     rejects = list(read.rejects)
     unique: dict[UUID, Fetched] = {}
@@ -228,7 +228,7 @@ def chosen(record: Record, langs: Sequence[str]) -> Record:
 
 
 def picture_of(record: Record, limits: Limits) -> bytes | None:
-    """Return the bytes of the record's picture, which came with it or are fetched; None without a picture.
+    """Return the bytes of the record's image, which came with it or are fetched; None without an image.
 
     Raises:
         FetchError: they cannot be had, or there are too many of them.

@@ -31,7 +31,7 @@ WRITES_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """A batch of which it is known what the stores have; its new pictures are being decoded."""
+    """A batch of which it is known what the stores have; its new images are being decoded."""
 
     read: Read
     known: Known
@@ -76,7 +76,7 @@ class Job:
 
 
 def look(job: Job, read: Read) -> Looked:
-    """Find out what is known of a batch, and have its new pictures decoded."""
+    """Find out what is known of a batch, and have its new images decoded."""
     deps, run = job.deps, job.run
     with job.clock("plan"):
         with deps.sessions() as session:
@@ -92,7 +92,7 @@ def look(job: Job, read: Read) -> Looked:
 
 
 def keep(job: Job, looked: Looked) -> Kept:
-    """Wait for the pictures of a batch, decide, and write to the blobs and to Postgres.
+    """Wait for the images of a batch, decide, and write to the blobs and to Postgres.
 
     Raises:
         RunClosed: another run has taken this one for dead; nothing was written.
@@ -144,7 +144,7 @@ def write(job: Job, embedded: Embedded) -> BatchReport:
 
 
 def with_vectors(stores: Stores, collection: str, twins: Mapping[str, Twin]) -> dict[str, Shown]:
-    """Return the pictures, by SHA-256, that have a vector already, at this item or at another."""
+    """Return the images, by SHA-256, that have a vector already, at this item or at another."""
     wanted = {twin.id: twin.content_hash for twin in twins.values()}
     vectors = qdrant.picture_vectors(stores.vectors, collection, wanted)
     return {
@@ -181,7 +181,7 @@ def as_item(source: str, one: Fetched, pictures: Mapping[str, Shown]) -> Item:
 
 
 def keep_pictures(deps: Deps, session: Session, fresh: Iterable[Fetched]) -> None:
-    """Write picture bytes before the rows that need them, in the transaction of those rows."""
+    """Write image bytes before the rows that need them, in the transaction of those rows."""
     if deps.blobs is None:
         return
     catalog.lock_blobs(session, alone=False)
@@ -196,10 +196,10 @@ def embed_all(
     digests: Mapping[UUID, Digest],
     pictures: Mapping[str, Shown],
 ) -> tuple[list[Point], int]:
-    """Return a point for each item, and how many pictures the model was shown.
+    """Return a point for each item, and how many images the model was shown.
 
     Args:
-        pictures: by SHA-256, those of all `items`; one without a vector is shown to the model, once.
+        images: by SHA-256, those of all `items`; one without a vector is shown to the model, once.
     """
     new = [picture for picture in pictures.values() if picture.vector is None]
     vectors = encoder.prepared([picture.prepared().features for picture in new])

@@ -47,7 +47,7 @@ def speed_of(
         stages: seconds at work; of `decode`, time on a processor, added up over all workers.
         seconds: from the first row to the last mark.
         records: rows that were read.
-        pictures: of the embedded records, those with a picture.
+        images: of the embedded records, those with an image.
         workers: processes that decode, 0 for one of those that searches use.
         peak_device_mib: None on a CPU.
     """

@@ -1,4 +1,4 @@
-"""Backups: Postgres, the index, its models and the pictures in one place, with checksums."""
+"""Backups: Postgres, the index, its models and the images in one place, with checksums."""
 
 import hashlib
 import shutil
@@ -71,16 +71,16 @@ def backup(
 ) -> Made:
     """Write a backup into a new folder below `target`; no earlier one is changed.
 
-    Pictures are kept once below `target`, whichever backups need them. They are copied before everything
+    Images are kept once below `target`, whichever backups need them. They are copied before everything
     else, beside running ingests; only the rest, which takes less long, needs that nobody writes.
 
     Args:
         target: a folder, or an fsspec URL.
         scratch: a local folder with room for the tables and the points.
         models: the folder of fine-tuned models; those that collections need are taken along.
-        pictures: `reference` leaves them where they are.
+        images: `reference` leaves them where they are.
         for_s: how long a store that does not answer is asked again.
-        advance: told how many pictures have been copied.
+        advance: told how many images have been copied.
 
     Raises:
         Busy: another process writes.
@@ -162,7 +162,7 @@ def _save_collection(stores: Stores, name: str, folder: Path) -> SavedCollection
 
 
 def _copy_pictures(stores: Stores, target: str, advance: Advance) -> None:
-    """Copy the pictures that are not below `target` yet."""
+    """Copy the images that are not below `target` yet."""
     if stores.blobs is None:
         return
     for _ in copy_new(stores.blobs, Blobs(f"{target.rstrip('/')}/{PICTURES}")):

@@ -161,7 +161,7 @@ def fetch_checked(location: str, manifest: Manifest, folder: Path, *, advance: A
     Images are checked as well, but not copied.
 
     Raises:
-        BadBackup: a file is missing or damaged, or a picture is, or a file holds something else.
+        BadBackup: a file is missing or damaged, or an image is, or a file holds something else.
     """
     files, root = url_to_fs(location)
     for one in manifest.files:
@@ -186,7 +186,7 @@ def fetch_checked(location: str, manifest: Manifest, folder: Path, *, advance: A
 
 
 def kept_pictures(location: str) -> Blobs:
-    """Return the pictures beside the backup at `location`."""
+    """Return the images beside the backup at `location`."""
     return Blobs(f"{location.rstrip('/').rsplit('/', 1)[0]}/{PICTURES}")
 
 
@@ -201,7 +201,7 @@ def picture_list(location: str, folder: Path) -> Iterator[str]:
 
 
 def checked_picture(location: str, kept: Blobs, sha256: str) -> bytes:
-    """Return the bytes of a picture of the backup at `location`.
+    """Return the bytes of an image of the backup at `location`.
 
     Raises:
         BadBackup: it is missing or damaged.

@@ -67,7 +67,7 @@ def move_to_servers(settings: Settings, *, advance: Advance = lambda *_: None) -
     """Copy what the embedded stores of the home hold into the servers that `settings` name.
 
     A move that was interrupted goes on when it is run again. Fine-tuned models and receipts stay in the
-    home, and pictures do unless `settings` name another place for them.
+    home, and images do unless `settings` name another place for them.
 
     Raises:
         NothingToMove: a server is not named, or there is nothing in the home.
@@ -91,7 +91,7 @@ def move_to_servers(settings: Settings, *, advance: Advance = lambda *_: None) -
 def move(source: Stores, target: Stores, settings: Settings, *, advance: Advance = lambda *_: None) -> Moved:
     """Copy what `source` holds to `target`, and compare; see `move_to_servers`.
 
-    Pictures and points come before the rows that promise them, and the alias that searches go through comes
+    Images and points come before the rows that promise them, and the alias that searches go through comes
     last, so that half a move is never taken for a whole one.
     """
     moved = Moved(settings.home.absolute(), _stays(settings))

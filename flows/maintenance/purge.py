@@ -17,7 +17,7 @@ from storage.postgres import catalog, model_registry, request_queue
 from storage.postgres.locks import Lock, flow_lock, lone_lock
 
 USUAL_SHARE = 0.05
-"""Of all pictures: more than that at once is a mistake more often than a wish."""
+"""Of all images: more than that at once is a mistake more often than a wish."""
 
 
 class TooManyOrphans(RuntimeError):
@@ -56,12 +56,12 @@ def purge(
     dry_run: bool = False,
     prefect_run_id: UUID | None = None,
 ) -> Purged:
-    """Remove pictures that no living item has, what a crash left half-written, and disused collections.
+    """Remove images that no living item has, what a crash left half-written, and disused collections.
 
     Receipts of the API's requests go as well, once they are old.
 
     Args:
-        max_delete: the share of all pictures that may be removed, in [0, 1].
+        max_delete: the share of all images that may be removed, in [0, 1].
         yes: remove however many there are.
 
     Raises:

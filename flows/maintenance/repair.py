@@ -285,7 +285,7 @@ def second_look(
 
 
 def missing_pictures(stores: Stores, report: Report) -> Iterator[Picture]:
-    """Yield each picture that a living item has and the blob store has not, by SHA-256."""
+    """Yield each image that a living item has and the blob store has not, by SHA-256."""
     if stores.blobs is None:
         return
     for prefix in PREFIXES:
@@ -401,7 +401,7 @@ def _write_again(
 
 
 def _pictures(deps: Deps, items: list[Item], limits: Limits) -> tuple[dict[str, Shown], set[str]]:
-    """Return the decoded pictures of `items` by SHA-256, and why others cannot be had."""
+    """Return the decoded images of `items` by SHA-256, and why others cannot be had."""
     pictures: dict[str, Shown] = {}
     unreadable = set()
     with Workers(deps.encoder.preparation, 0) as workers:

@@ -204,7 +204,7 @@ def purge(settings: Settings, prefect_run_id: UUID | None) -> Counts:
     """Remove what nothing needs any more, unless that is suspiciously much.
 
     Raises:
-        TooManyOrphans: more than the usual share of all pictures; nothing was removed.
+        TooManyOrphans: more than the usual share of all images; nothing was removed.
         Busy: another process writes.
     """
     with open_stores(settings, wait_s=settings.retry_for_s) as stores:

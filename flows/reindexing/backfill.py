@@ -49,7 +49,7 @@ class Filling:
     settings: Settings
     written: int
     missing: dict[UUID, str]
-    """Items whose pictures cannot be had, each with why."""
+    """Items whose images cannot be had, each with why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def _when_free(lock: Lock, advance: Advance) -> Iterator[None]:
 
 
 def batches(filling: Filling) -> Iterator[Ready]:
-    """Yield what the collection lacks, in id order, with pictures that are decoded."""
+    """Yield what the collection lacks, in id order, with images that are decoded."""
     lacking = _lacking(filling.stores, filling.collection.name)
     while ids := list(islice(lacking, filling.settings.batch_size)):
         yield _ready(filling, ids)
@@ -168,7 +168,7 @@ def differences(filling: Filling) -> list[Difference]:
 
 
 def measured_recall(filling: Filling) -> float | None:
-    """Return the recall of searches for a sample of pictures, the same for the same items."""
+    """Return the recall of searches for a sample of images, the same for the same items."""
     stores, name = filling.stores, filling.collection.name
     marked = (one.id for page in pages(stores, name) for one in page if one.image and one.mark)
     sample = nsmallest(SAMPLE, marked, key=lambda id: hashlib.sha256(id.bytes).digest())

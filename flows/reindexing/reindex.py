@@ -73,7 +73,7 @@ class Order:
     """Whether the disk may run full."""
 
     max_missing: int = 0
-    """How many items may be left behind because their pictures are gone."""
+    """How many items may be left behind because their images are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Switched:
     """What could not be taken along, each with why."""
 
     recall: float | None
-    """Of a sample of its searches, compared with exact ones; None without pictures, or where not measured."""
+    """Of a sample of its searches, compared with exact ones; None without images, or where not measured."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"missing": list(self.missing)}

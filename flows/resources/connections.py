@@ -38,7 +38,7 @@ class Stores:
     sessions: sessionmaker[Session]
     vectors: QdrantClient
     blobs: Blobs | None
-    """None where pictures are not kept."""
+    """None where images are not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ def embedded_servers(settings: Settings) -> list[Server]:
 
 
 def open_blobs(settings: Settings) -> Blobs | None:
-    """Return the store of picture bytes, or None where pictures are not kept."""
+    """Return the store of image bytes, or None where images are not kept."""
     if not settings.keep_pictures:
         return None
     return Blobs(settings.pictures_url or str(settings.home.absolute() / "pictures"))

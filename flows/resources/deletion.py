@@ -29,7 +29,7 @@ class Gone:
 
     marks: int
     picture: PictureFate | None
-    """What became of its picture's bytes; None without a picture."""
+    """What became of its image's bytes; None without an image."""
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -31,7 +31,7 @@ class Card:
     text: str
     uri: str | None
     picture: bytes | None
-    """The encoded picture as it is stored; None for a text-only item or a picture that isn't kept."""
+    """The encoded image as it is stored; None for a text-only item or an image that isn't kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A picture small enough to stand inside the page."""
+    """A image small enough to stand inside the page."""
 
     uri: str
     width: int
@@ -60,9 +60,9 @@ class Thumbnail:
 
 
 def render(page: Page) -> str:
-    """Return the page as HTML with its styles and pictures inside; it runs no script and asks no server.
+    """Return the page as HTML with its styles and images inside; it runs no script and asks no server.
 
-    A picture that is missing or cannot be decoded is no reason to fail: its text stands in its place.
+    An image that is missing or cannot be decoded is no reason to fail: its text stands in its place.
     """
     singular, plural = NOUNS[page.find]
     with Workers(Shrink(THUMBNAIL_SIDE), 0) as workers:

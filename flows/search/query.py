@@ -1,4 +1,4 @@
-"""Searching: a text or a picture in, ranked items out."""
+"""Searching: a text or an image in, ranked items out."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -39,7 +39,7 @@ SPACES: dict[Find, qdrant.Space] = {"images": "image", "texts": "text"}
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is looked for, and among what; a text and a picture at once are looked for together."""
+    """What is looked for, and among what; a text and an image at once are looked for together."""
 
     text: str | None = None
     image: Path | None = None
@@ -51,7 +51,7 @@ class Query:
     """Candidates per hit that are scored anew, where the collection packs or shortens vectors."""
 
     picture: bytes | None = None
-    """A picture that is no file here; `image` and this are one and the same to a search."""
+    """A image that is no file here; `image` and this are one and the same to a search."""
 
     like: UUID | None = None
     """A record that others are to be like; it is no hit itself."""
@@ -178,7 +178,7 @@ def open_search(settings: Settings) -> Iterator[Searching]:
 
 
 def search(deps: Deps, query: Query) -> Results:
-    """Return the items closest to the query's text, to its picture, to both (see `fused`), or to a record.
+    """Return the items closest to the query's text, to its image, to both (see `fused`), or to a record.
 
     What Postgres says is deleted is left out, whatever Qdrant still holds. The collection that the alias
     names at the beginning answers, to a query by its own model, wherever the alias moves meanwhile.
@@ -188,9 +188,9 @@ def search(deps: Deps, query: Query) -> Results:
         ModelMismatch: the collection was made by another model than `deps` has.
         NoSuchRecord: the record that others are to be like cannot be searched by.
         BadText: the query's text is too long, or no text.
-        BadImage: the query's picture cannot be shown to a model.
+        BadImage: the query's image cannot be shown to a model.
         WorkersFailed: it cannot be decoded now; too many others wait, for example.
-        OSError: the query's picture cannot be read.
+        OSError: the query's image cannot be read.
     """
     if query.text is not None:
         _check_text(query.text)
@@ -276,7 +276,7 @@ def _as_matched(hit: Hit, item: Item, digest: Digest) -> Item:
 
 
 def gallery_page(deps: Deps, results: Results, limits: Limits) -> Page:
-    """Return what the gallery page shows of `results`; pictures come from where they are kept."""
+    """Return what the gallery page shows of `results`; images come from where they are kept."""
     query = results.query
     cards = tuple(
         Card(

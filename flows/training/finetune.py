@@ -60,7 +60,7 @@ from storage.postgres import model_registry
 from storage.postgres.locks import flow_lock
 
 CHUNK = 32
-"""Texts or pictures that a tower sees at once while it is trained; a larger batch is embedded in chunks."""
+"""Texts or images that a tower sees at once while it is trained; a larger batch is embedded in chunks."""
 
 LEAST_PAIRS = 8
 COUNTS = "pairs.json"

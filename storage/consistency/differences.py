@@ -25,7 +25,7 @@ class Kept:
     """What the point was made from, by its mark; None where no point is promised."""
 
     image: bool
-    """Whether the item has a picture, and so its point the vector `image`."""
+    """Whether the item has an image, and so its point the vector `image`."""
 
     text: bool
     """Whether the item has texts that are embedded, and so its point the vector `text`."""

@@ -27,7 +27,7 @@ ITEMS, MARKS, SEEN = (cast(Table, row.__table__) for row in (ItemRow, MarkRow, S
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """A living item whose picture has a vector."""
+    """A living item whose image has a vector."""
 
     id: UUID
     content_hash: str
@@ -36,7 +36,7 @@ class Twin:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What is known of an item before this run: of its point, and of its picture."""
+    """What is known of an item before this run: of its point, and of its image."""
 
     mark: Digest | None
     picture: Picture | None
@@ -94,7 +94,7 @@ def asked_to_delete(session: Session, ids: Iterable[UUID]) -> set[UUID]:
 
 
 def embedded_twins(session: Session, collection: str, shas: Iterable[str]) -> dict[str, Twin]:
-    """Return, by SHA-256, an item whose picture has these bytes and a vector in `collection`, if any has."""
+    """Return, by SHA-256, an item whose image has these bytes and a vector in `collection`, if any has."""
     marked = and_(
         MarkRow.item_id == ItemRow.id,
         MarkRow.collection == collection,
@@ -264,14 +264,14 @@ def lock_blobs(session: Session, *, alone: bool) -> None:
     """Until the transaction ends, keep blobs from being removed, or (alone) from being relied on.
 
     Whoever writes a blob and then the item that needs it holds this lock shared; whoever removes blobs
-    that nothing needs holds it alone. Otherwise a picture could go while a second item begins to share it.
+    that nothing needs holds it alone. Otherwise an image could go while a second item begins to share it.
     """
     lock = func.pg_advisory_xact_lock if alone else func.pg_advisory_xact_lock_shared
     session.execute(select(lock(func.hashtextextended("sightline blobs", 0))))
 
 
 def unreferenced_blobs(session: Session, ids: Sequence[UUID]) -> list[str]:
-    """Return the SHA-256 of each picture of the deleted items `ids` that no living item shares."""
+    """Return the SHA-256 of each image of the deleted items `ids` that no living item shares."""
     gone = select(ItemRow.image_sha256).where(ItemRow.id.in_(ids), ItemRow.deleted.is_not(None))
     living = select(ItemRow.image_sha256).where(ItemRow.deleted.is_(None), ItemRow.image_sha256.is_not(None))
     statement = gone.where(ItemRow.image_sha256.is_not(None)).distinct()
@@ -313,7 +313,7 @@ def living_items(session: Session, keys: Sequence[str] | None = None) -> Iterato
 
 
 def captioned_pictures(session: Session) -> Iterator[Item]:
-    """Yield the living items with a picture and an embedded text, in id order, a thousand rows in memory."""
+    """Yield the living items with an image and an embedded text, in id order, a thousand rows in memory."""
     statement = (
         select(ItemRow)
         .where(
@@ -336,7 +336,7 @@ def items_with_key(session: Session, key: str, source: str | None) -> list[Item]
 
 
 def pictures_of_keys(session: Session, keys: Sequence[str]) -> set[str]:
-    """Return the SHA-256 of the pictures of living items with one of `keys`."""
+    """Return the SHA-256 of the images of living items with one of `keys`."""
     own = among(ItemRow.key, keys), ItemRow.deleted.is_(None), ItemRow.image_sha256.is_not(None)
     return {sha256 for sha256 in session.scalars(select(ItemRow.image_sha256).where(*own)) if sha256}
 
@@ -411,7 +411,7 @@ def items_with_digests(session: Session, ids: Sequence[UUID]) -> dict[UUID, tupl
 
 
 def pictures_starting(session: Session, prefix: str) -> dict[str, Picture]:
-    """Return the pictures of living items by SHA-256, those that start with `prefix`; one item for each."""
+    """Return the images of living items by SHA-256, those that start with `prefix`; one item for each."""
     after = prefix + "g"  # the digits end with f
     statement = (
         select(ItemRow)
@@ -424,7 +424,7 @@ def pictures_starting(session: Session, prefix: str) -> dict[str, Picture]:
 
 
 def living_pictures(session: Session) -> Iterator[str]:
-    """Yield the SHA-256 of every picture of a living item, in order, a thousand in memory."""
+    """Yield the SHA-256 of every image of a living item, in order, a thousand in memory."""
     statement = (
         select(ItemRow.image_sha256)
         .where(ItemRow.image_sha256.is_not(None), ItemRow.deleted.is_(None))
@@ -440,7 +440,7 @@ def drop_marks(session: Session, collection: str, ids: Sequence[UUID]) -> None:
 
 
 def referenced(session: Session, shas: Sequence[str]) -> set[str]:
-    """Return those of `shas` that are the picture of a living item."""
+    """Return those of `shas` that are the image of a living item."""
     statement = select(ItemRow.image_sha256).where(ItemRow.image_sha256.in_(shas), ItemRow.deleted.is_(None))
     return {sha for sha in session.scalars(statement) if sha}
 

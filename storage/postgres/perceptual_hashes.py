@@ -1,4 +1,4 @@
-"""Items that share a picture, and what pictures look like. Functions take a Session and never commit."""
+"""Items that share an image, and what images look like. Functions take a Session and never commit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SIGN = 1 << 63
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A living item, and which picture it has."""
+    """A living item, and which image it has."""
 
     id: UUID
     source: str
@@ -26,7 +26,7 @@ class Copy:
 
 
 def count_copies(session: Session) -> tuple[int, int]:
-    """Return how many pictures more than one living item has, and how many items these are."""
+    """Return how many images more than one living item has, and how many items these are."""
     shared = (
         select(func.count().label("holders"))
         .where(ItemRow.deleted.is_(None), ItemRow.image_sha256.is_not(None))
@@ -39,7 +39,7 @@ def count_copies(session: Session) -> tuple[int, int]:
 
 
 def copies(session: Session) -> list[Copy]:
-    """Return the living items whose picture another living item has as well, by picture, source and key."""
+    """Return the living items whose image another living item has as well, by image, source and key."""
     shared = (
         select(ItemRow.image_sha256)
         .where(ItemRow.deleted.is_(None))
@@ -50,7 +50,7 @@ def copies(session: Session) -> list[Copy]:
 
 
 def items_with(session: Session, shas: Sequence[str]) -> list[Copy]:
-    """Return the living items that have one of these pictures, by picture, source and key."""
+    """Return the living items that have one of these images, by image, source and key."""
     return _copies(session, shas)
 
 
@@ -79,7 +79,7 @@ def save_hashes(session: Session, hashes: Mapping[str, int]) -> None:
 
 
 def hashes(session: Session) -> dict[str, int]:
-    """Return the perceptual hashes of the pictures of living items, by SHA-256, in order."""
+    """Return the perceptual hashes of the images of living items, by SHA-256, in order."""
     living = select(ItemRow.image_sha256).where(ItemRow.deleted.is_(None))
     statement = select(PerceptualHashRow).where(PerceptualHashRow.sha256.in_(living))
     rows = session.scalars(statement.order_by(PerceptualHashRow.sha256))
@@ -87,14 +87,14 @@ def hashes(session: Session) -> dict[str, int]:
 
 
 def near(session: Session, sha256: str, *, bits: int, least_bits: int, limit: int) -> list[Copy] | None:
-    """Return living items whose pictures have the same bytes as this one, or look like it; exact ones first.
+    """Return living items whose images have the same bytes as this one, or look like it; exact ones first.
 
     Args:
-        bits: in how many of 64 bits the perceptual hashes of pictures that look alike may differ.
-        least_bits: a hash with fewer bits is that of a picture without detail, which nothing looks like.
+        bits: in how many of 64 bits the perceptual hashes of images that look alike may differ.
+        least_bits: a hash with fewer bits is that of an image without detail, which nothing looks like.
 
     Returns:
-        At most `limit`; None where it is not known what the picture looks like, and nothing has its bytes.
+        At most `limit`; None where it is not known what the image looks like, and nothing has its bytes.
     """
     own = session.scalar(select(PerceptualHashRow.phash).where(PerceptualHashRow.sha256 == sha256))
     shas = {sha256: 0}

@@ -30,7 +30,7 @@ class Base(DeclarativeBase):
 
 
 class ItemRow(Base):
-    """The truth about one item. Its vectors can be rebuilt from this row and the picture.
+    """The truth about one item. Its vectors can be rebuilt from this row and the image.
 
     The id is derived from source and key, so that it alone keeps them unique; an index over the two
     would refuse keys of more than 2,700 bytes.
@@ -193,7 +193,7 @@ class SeenRow(Base):
 
 
 class PerceptualHashRow(Base):
-    """What a picture looks like, in 64 bits; worked out once, when near duplicates are first asked for."""
+    """What an image looks like, in 64 bits; worked out once, when near duplicates are first asked for."""
 
     __tablename__ = "perceptual_hashes"
 
@@ -210,7 +210,7 @@ class EvaluationRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     model: Mapped[str] = mapped_column(ForeignKey("models.fingerprint"))
     collection: Mapped[str | None] = mapped_column(ForeignKey("collections.name", ondelete="SET NULL"))
-    """Where the picture vectors were; None where they were made for the evaluation alone."""
+    """Where the image vectors were; None where they were made for the evaluation alone."""
 
     at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     dataset: Mapped[str]
@@ -302,7 +302,7 @@ class RequestRow(Base):
     kind: Mapped[str]
     source: Mapped[str | None]
     body: Mapped[bytes | None]
-    """What was asked for, whole, with pictures; it goes when the request is carried out."""
+    """What was asked for, whole, with images; it goes when the request is carried out."""
 
     state: Mapped[str]
     attempts: Mapped[int] = mapped_column(server_default=text("0"))

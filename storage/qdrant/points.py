@@ -92,14 +92,14 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What is stored for one item: a vector for its picture, a row for each embedded text."""
+    """What is stored for one item: a vector for its image, a row for each embedded text."""
 
     item: Item
     digest: Digest
     """Kept in the payload, so that Postgres and Qdrant can be compared."""
 
     image: NDArray[np.float32] | None
-    """Shape (dim,), unit length; None without a picture."""
+    """Shape (dim,), unit length; None without an image."""
 
     texts: NDArray[np.float32]
     """Shape (n, dim), unit rows in the order of `item.embedded_texts`; n may be 0."""
@@ -444,7 +444,7 @@ def search(
     Args:
         collection: what `active` returned; it is searched by its own name, for the alias may move to
             another model's meanwhile.
-        using: `image` finds pictures, `text` finds texts; items without one are not found by it.
+        using: `image` finds images, `text` finds texts; items without one are not found by it.
         min_score: leave out what scores lower, a cosine in [-1, 1].
         where: metadata (or `source`, or `key`) that a hit must have.
         without: items that are no hits.
@@ -490,7 +490,7 @@ def _params(collection: Collection, oversampling: float) -> models.SearchParams 
 def nearest_pictures(
     client: QdrantClient, collection: Collection, queries: NDArray[np.float32], limit: int
 ) -> list[list[tuple[UUID, float]]]:
-    """Return for each query the ids and scores of the closest pictures, best first; in one request.
+    """Return for each query the ids and scores of the closest images, best first; in one request.
 
     Args:
         queries: shape (n, dim), unit rows.
@@ -508,7 +508,7 @@ def nearest_pictures(
 def picture_vectors(
     client: QdrantClient, collection: str, content_hashes: Mapping[UUID, str]
 ) -> dict[UUID, NDArray[np.float32]]:
-    """Return the picture vectors, each of shape (dim,), of those points that have the content asked for."""
+    """Return the image vectors, each of shape (dim,), of those points that have the content asked for."""
     if not content_hashes:
         return {}
     found = client.retrieve(
@@ -538,7 +538,7 @@ def vectors_of(client: QdrantClient, collection: str, id: UUID) -> dict[Space, N
 
 
 def image_vectors(client: QdrantClient, collection: str) -> Iterator[tuple[UUID, NDArray[np.float32]]]:
-    """Yield id and picture vector of every point that has one, in pages of a thousand."""
+    """Yield id and image vector of every point that has one, in pages of a thousand."""
     for point in _scroll(client, collection, vectors=["image"]):
         if isinstance(point.vector, dict) and "image" in point.vector:
             yield UUID(str(point.id)), np.asarray(point.vector["image"], np.float32)
@@ -566,13 +566,13 @@ def describe(client: QdrantClient, name: str) -> Collection:
 
 
 def sampled_recall(client: QdrantClient, collection: str, ids: Sequence[UUID], limit: int) -> float | None:
-    """Return how much of the exact answer searches give: mean recall@`limit` of picture searches, in [0, 1].
+    """Return how much of the exact answer searches give: mean recall@`limit` of image searches, in [0, 1].
 
     Args:
-        ids: points whose pictures are the queries; those without one are left out.
+        ids: points whose images are the queries; those without one are left out.
 
     Returns:
-        None if there is no picture among them.
+        None if there is no image among them.
     """
     points = client.retrieve(collection, [str(id) for id in ids], with_payload=False, with_vectors=["image"])
     queries = [

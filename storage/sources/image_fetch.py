@@ -21,7 +21,7 @@ _store_reads = BoundedSemaphore(MOST_STORE_READS)
 
 
 class FetchError(ValueError):
-    """The bytes of this picture cannot be had; the next one may be fine.
+    """The bytes of this image cannot be had; the next one may be fine.
 
     Attributes:
         reason: `missing_file`, `outside_source`, `too_large`, `private_address` or `unreachable`.

@@ -1,4 +1,4 @@
-"""A folder of pictures: each is a record, with the texts and the metadata that lie beside it."""
+"""A folder of images: each is a record, with the texts and the metadata that lie beside it."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from storage.sources.validation import (
 
 Entry = os.DirEntry[str]
 Beside = dict[tuple[str, str], Entry]
-"""Texts and metadata by the stem of their pictures and by `.txt` or `.json`."""
+"""Texts and metadata by the stem of their images and by `.txt` or `.json`."""
 
 PICTURES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
@@ -35,7 +35,7 @@ TRANSLATION = re.compile(r"([A-Za-z]{2,3}(?:[_@-][A-Za-z0-9@_-]+)?)\.utf8=(.*)")
 
 
 def read_folder(root: Path) -> Iterator[Record | Rejected | Ignored]:
-    """Read the pictures under `root`, folder by folder, names in code point order; none is opened.
+    """Read the images under `root`, folder by folder, names in code point order; none is opened.
 
     Hidden names are left out, and links to folders are not followed.
 
@@ -66,7 +66,7 @@ def count_pictures(root: Path) -> int:
 
 
 def is_picture(name: str) -> bool:
-    """Tell by its suffix whether a file is taken for a picture."""
+    """Tell by its suffix whether a file is taken for an image."""
     return splitext(name)[1].lower() in PICTURES
 
 
@@ -129,7 +129,7 @@ def _picture(root: Path, entry: Entry, beside: Beside) -> Record | Rejected:
 
 
 def _no_picture(root: Path, folder: Entry) -> Rejected:
-    """Return the reject of a folder that stands where a picture would."""
+    """Return the reject of a folder that stands where an image would."""
     place = _relative(root, folder)
     bad = BadRow("unreadable", "a folder, where its name says a picture; rename it", key=place)
     return rejected(place, bad, "")

@@ -31,7 +31,7 @@ def read_source(location: Path) -> Iterator[Record | Rejected | Ignored]:
     """Read `location` row by row, always in the same order; it is never in memory as a whole.
 
     What a row holds never raises: a row that cannot become a record comes out as a `Rejected`.
-    Keys are not compared with each other, and no picture is opened.
+    Keys are not compared with each other, and no image is opened.
 
     Args:
         location: a folder, or a manifest whose paths are relative to its own folder.

@@ -82,7 +82,7 @@ def of_retries(retries: Sequence[Retry]) -> RenderableType:
 
 
 def of_groups(found: Groups) -> RenderableType:
-    """Return the items that show the same picture, group by group."""
+    """Return the items that show the same image, group by group."""
     table = table_of("group", "source", "key", "picture", numbers=1)
     for number, group in enumerate(found.groups, start=1):
         for position, copy in enumerate(group):

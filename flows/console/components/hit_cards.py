@@ -48,13 +48,13 @@ def card(one: Found, best: float, similar: str, more_like: Callable[[], Any]) ->
 
 
 def picture(source: str, says: str) -> None:
-    """Show a picture of ours, loaded once it comes into view; `says` is what it shows."""
+    """Show an image of ours, loaded once it comes into view; `says` is what it shows."""
     shown = ui.element("img").props("loading=lazy decoding=async")
     shown.props["src"], shown.props["alt"] = source, says
 
 
 def example(source: str | None, says: str, leave_out: Callable[[], Any]) -> None:
-    """Show a picture or a record that is searched by, and how to leave it out."""
+    """Show an image or a record that is searched by, and how to leave it out."""
     with ui.element("div").classes("sl-example"):
         if source is not None:
             picture(source, "")

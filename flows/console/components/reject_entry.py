@@ -1,4 +1,4 @@
-"""One reject on its page: what is wrong, what to do, the row itself, its picture, and another try."""
+"""One reject on its page: what is wrong, what to do, the row itself, its image, and another try."""
 
 from asyncio import to_thread
 from base64 import b64encode
@@ -99,7 +99,7 @@ class Entry:
 
 
 def look_for_picture(desk: Desk, reject: Reject) -> tuple[bytes | None, str]:
-    """Return the picture of a reject, or why it cannot be shown."""
+    """Return the image of a reject, or why it cannot be shown."""
     try:
         with desk.backend.sessions() as sessions:
             return picture_of_reject(sessions, desk.backend.settings.limits, reject.id), ""

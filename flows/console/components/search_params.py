@@ -24,7 +24,7 @@ class Asked:
 
     text: str = ""
     picture: str | None = None
-    """The token of a picture that was handed in; see `Uploads`."""
+    """The token of an image that was handed in; see `Uploads`."""
 
     like: UUID | None = None
     find: Find = "images"

@@ -37,7 +37,7 @@ class Seen:
     collection: str | None
     details: Details | None
     copies: Sequence[Copy] | None
-    """Others with the same picture or one that looks like it; None where its look is not known."""
+    """Others with the same image or one that looks like it; None where its look is not known."""
 
 
 def add_page(desk: Desk) -> None:

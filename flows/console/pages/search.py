@@ -1,4 +1,4 @@
-"""The page that searches: by words, by a picture, by both, or by a record; its address says what for."""
+"""The page that searches: by words, by an image, by both, or by a record; its address says what for."""
 
 from asyncio import to_thread
 from collections.abc import Callable
@@ -35,7 +35,7 @@ HINT = "Type words, or choose, drop or paste a picture; words and a picture are 
 
 
 def add_page(desk: Desk) -> None:
-    """Add the page at `/search`, and the pictures that it shows."""
+    """Add the page at `/search`, and the images that it shows."""
     uploads, thumbnails, warming = Uploads(), Thumbnails(), Warming(desk.backend)
     small_pictures.add_routes(desk.backend, thumbnails)
     handed_in.add_routes(uploads, thumbnails, desk.backend.settings.limits.max_picture_bytes)
@@ -137,7 +137,7 @@ class SearchPage:
         await self._search(text="", picture=None, like=None)
 
     async def _take_picture(self, event: GenericEventArguments) -> None:
-        """Search by a picture that was handed in, beside the words."""
+        """Search by an image that was handed in, beside the words."""
         told = event.args
         if "problem" in told:
             self._turn += 1
@@ -203,7 +203,7 @@ class SearchPage:
         self._more.set_visibility(len(results.found) >= asked.limit and asked.limit < MOST)
 
     def _show_examples(self, like: Item | None) -> None:
-        """Show the picture, or the record, that is searched by."""
+        """Show the image, or the record, that is searched by."""
         asked = self._asked
         self._form.examples.clear()
         with self._form.examples:

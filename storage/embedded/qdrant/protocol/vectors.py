@@ -47,7 +47,7 @@ def to_engine(vector: models.VectorStruct, spaces: Spaces) -> EngineVectors:
 
     Raises:
         Refused: a vector is unknown, has another kind or size than its space, or is not finite.
-        NotSupported: it is a text or a picture still to be embedded.
+        NotSupported: it is a text or an image still to be embedded.
     """
     if isinstance(vector, dict):
         return {name: _checked(part, name, spaces) for name, part in vector.items()}
@@ -63,7 +63,7 @@ def query_vector(vector: models.Vector, using: str, spaces: Spaces) -> EngineVec
 
     Raises:
         Refused: there is no such space, or the vector does not belong in it.
-        NotSupported: it is a text or a picture still to be embedded.
+        NotSupported: it is a text or an image still to be embedded.
     """
     return _checked(vector, using, spaces)
 
