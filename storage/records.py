@@ -4,8 +4,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
@@ -58,6 +58,17 @@ class Record:
 
     from_strangers: bool = False
     """Whether it came over the API: then its URL leads to public hosts alone, whenever it is read."""
+
+    def select_languages(self, langs: Sequence[str]) -> "Record":
+        """Mark texts without a language, or in one of `langs`, as embedded.
+
+        The language `all` selects every text.
+        """
+        texts = (
+            replace(text, embedded=text.lang is None or "all" in langs or text.lang in langs)
+            for text in self.texts
+        )
+        return replace(self, texts=tuple(texts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from flows.config.settings import Limits, Settings
 from flows.datasets.near_duplicates import picture_groups
 from flows.datasets.relevance_judgments import read_judgments
 from flows.datasets.splits import sides_of
-from flows.ingestion.source_batches import chosen
 from flows.resources.connections import Stores
 from storage import qdrant
 from storage.postgres import catalog, model_registry
@@ -130,7 +129,7 @@ def chosen_set(
     """
     if question.manifest is not None:
         return of_manifest(question.manifest, settings.langs, question.langs)
-    if qdrant.active(stores.vectors) is None:
+    if qdrant.active_collection(stores.vectors) is None:
         raise qdrant.NoCollection
     if question.judgments is not None:
         return of_judgments(stores, question.judgments)
@@ -156,7 +155,7 @@ def splits_of(stores: Stores, fingerprints: Sequence[str]) -> list[Split]:
 def _fingerprints(stores: Stores, names: Sequence[str]) -> list[str]:
     """Return the fingerprints of models or collections that are on record; without names the active one."""
     if not names:
-        active = qdrant.active(stores.vectors)
+        active = qdrant.active_collection(stores.vectors)
         return [] if active is None else [active.fingerprint]
     with stores.sessions() as session:
         models = [model_registry.model_named(session, name) for name in names]
@@ -216,7 +215,7 @@ def of_manifest(path: Path, embedded: Sequence[str], langs: Languages) -> TestSe
         Entry(
             item_id(name, record.key),
             None if record.image is None else Shot(Origin(record.image, folder=record.folder)),
-            _chosen(chosen(record, embedded).texts, langs),
+            _chosen(record.select_languages(embedded).texts, langs),
             record.metadata,
         )
         for record in records.values()

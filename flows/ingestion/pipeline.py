@@ -32,15 +32,15 @@ from flows.ingestion.report import COUNTS, BatchReport, IngestReport, as_report
 from flows.ingestion.source_batches import Row, Run, Sizes, look_up, plan_rows, read_batches
 from flows.ingestion.stages import Embedded, Job, Kept, embed, keep, look, write
 from flows.ingestion.throughput import speed_of
+from flows.resources.collections import open_collection
 from flows.resources.connections import Deps
 from flows.resources.deletion import delete_missing, finish_deletes
-from flows.resources.model_loader import make_collection
 from flows.tracking.retry_policy import Held, held, persist
 from flows.tracking.run_log import Account, Told, recorded
 from flows.tracking.tracing import stepping
 from storage import qdrant
 from storage.postgres import catalog, model_registry, runs
-from storage.postgres.locks import collection_lock, source_lock
+from storage.postgres.locks import source_lock
 from storage.records import Ignored
 from storage.sources import read_source, source_name
 
@@ -311,7 +311,7 @@ def finish(deps: Deps, request: Request, record: "RunRecord") -> None:
             whole = record.reading.doubt is None and not record.verdict.refused
             runs.resolve_rejects(session, run.id, run.source, places, whole=whole)
     if record.verdict.deletes:
-        for many in delete_missing(deps, run):
+        for many in delete_missing(deps, run.source, run.id):
             record.besides["deleted"] += many
     for _ in finish_deletes(deps, run.source):
         pass
@@ -396,27 +396,6 @@ def name_of(session: Session, request: Request) -> str:
             f"or say --name {name} if it has moved"
         )
     return name
-
-
-def open_collection(deps: Deps, settings: Settings) -> qdrant.Collection:
-    """Return the collection that searches go to, made for the encoder's model if there is none yet."""
-    encoder = deps.encoder
-    if qdrant.active(deps.vectors) is None:
-        with collection_lock(deps.engine):
-            if qdrant.active(deps.vectors) is None:  # nobody has made it while we waited
-                name = make_collection(deps.vectors, deps.sessions, settings, encoder)
-                qdrant.activate(deps.vectors, name)
-    collection = qdrant.collection_of(deps.vectors, encoder.fingerprint, encoder.name)
-    qdrant.quantize(deps.vectors, collection, settings.qdrant.quantization)
-    with deps.sessions.begin() as session:
-        model_registry.activate_collection(
-            session,
-            name=collection.name,
-            model=encoder.name,
-            fingerprint=encoder.fingerprint,
-            dim=encoder.dim,
-        )
-    return collection
 
 
 @dataclass(slots=True)

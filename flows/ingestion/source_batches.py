@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -166,7 +166,7 @@ def read_row(run: Run, row: Row) -> Fetched | Rejected:
     """Return a record with the bytes of its image; one without anything to embed is rejected as well."""
     if isinstance(row, Rejected):
         return row
-    record = chosen(row, run.langs)
+    record = row.select_languages(run.langs)
     if record.image is None and not any(text.embedded for text in record.texts):
         why = f"{record.place}: no picture, and no text in an embedded language; name it with --langs"
         return rejected(record, "nothing_to_embed", why)
@@ -214,17 +214,6 @@ def plan_rows(
     marked = {id: entry.mark for id, entry in known.stored.items() if entry.mark}
     plan = plan_batch({id: one.digest for id, one in wanted.items()}, marked)
     return Planned(read.rows, wanted, known, plan, tuple(rejects), len(unique) - len(wanted))
-
-
-def chosen(record: Record, langs: Sequence[str]) -> Record:
-    """Return `record` with each text told whether it is embedded: those without a tag, and `langs`."""
-    return replace(
-        record,
-        texts=tuple(
-            replace(text, embedded=text.lang is None or "all" in langs or text.lang in langs)
-            for text in record.texts
-        ),
-    )
 
 
 def picture_of(record: Record, limits: Limits) -> bytes | None:

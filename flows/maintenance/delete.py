@@ -12,14 +12,14 @@ from typing import Any, TextIO
 from uuid import UUID, uuid4
 
 from flows.resources.connections import Stores
-from flows.resources.deletion import DELETE_BATCH, Gone, clear_deleted, finish_deletes
+from flows.resources.deletion import DELETE_BATCH, DeletedItem, clear_deleted, finish_deletes
 from flows.tracking.retry_policy import Held, held, persist
 from flows.tracking.run_log import Account, recorded
 from storage.postgres import catalog, runs
 from storage.postgres.catalog import Selection
 from storage.postgres.locks import source_lock
 
-Add = Callable[[list[Gone], int], None]
+Add = Callable[[list[DeletedItem], int], None]
 """Puts items that went, and the number of rejects that went with them, on the receipt."""
 
 
@@ -45,7 +45,7 @@ class Receipt:
     pictures: Counter[str] = field(default_factory=Counter)
     """Pictures by what became of them."""
 
-    def add(self, gone: list[Gone]) -> None:
+    def add(self, gone: list[DeletedItem]) -> None:
         self.items += len(gone)
         self.points.update(name for one in gone for name in one.collections)
         self.marks += sum(one.marks for one in gone)
@@ -155,7 +155,7 @@ def _receipt(folder: Path, selection: Selection) -> Iterator[tuple[Receipt, Add]
         head = {"asked": _asked(selection), "at": now.isoformat(timespec="seconds")}
         file.write(json.dumps(head, ensure_ascii=False)[:-1] + ', "items": [')
 
-        def add(gone: list[Gone], rejects: int) -> None:
+        def add(gone: list[DeletedItem], rejects: int) -> None:
             _append(file, gone, first=receipt.items == 0)
             receipt.add(gone)
             receipt.rejects += rejects
@@ -165,7 +165,7 @@ def _receipt(folder: Path, selection: Selection) -> Iterator[tuple[Receipt, Add]
     unfinished.rename(path)
 
 
-def _append(file: TextIO, gone: list[Gone], *, first: bool) -> None:
+def _append(file: TextIO, gone: list[DeletedItem], *, first: bool) -> None:
     for position, one in enumerate(gone):
         file.write(("" if first and position == 0 else ",") + "\n")
         file.write(json.dumps(one.as_json(), ensure_ascii=False))

@@ -26,8 +26,9 @@ from flows.reindexing.backfill import (
     settle,
     write,
 )
+from flows.resources.collections import make_collection
 from flows.resources.connections import Stores
-from flows.resources.model_loader import Load, make_collection, open_model
+from flows.resources.model_loader import Load, open_model
 from flows.tracking.progress import Advance
 from flows.tracking.retry_policy import Held, held
 from flows.tracking.run_log import Account, Told, recorded, told_as_well
@@ -137,7 +138,7 @@ def reindex(
         Workers(encoder.preparation, settings.decode_workers) as workers,
     ):
         advance = told_as_well(advance, Told(stores.sessions, lock, run))
-        before = qdrant.active(stores.vectors)
+        before = qdrant.active_collection(stores.vectors)
         if before is None:
             raise qdrant.NoCollection
         if before.fingerprint != encoder.fingerprint:
@@ -174,7 +175,7 @@ def rollback(
         ) as run,
     ):
         advance = told_as_well(advance, Told(stores.sessions, lock, run))
-        before = qdrant.active(stores.vectors)
+        before = qdrant.active_collection(stores.vectors)
         collection = _last_retired(stores)
         encoder = load(settings, collection.model)
         qdrant.require_model(collection, encoder.fingerprint, encoder.name)
@@ -276,7 +277,7 @@ def _finish(filling: Filling, order: Order, alone: Lock, advance: Advance) -> fl
     settle(filling, advance)
     strays = [one.id for one in differences(filling) if one.kind == "stray"]
     if strays:
-        qdrant.remove(stores.vectors, name, strays)
+        qdrant.delete_points(stores.vectors, name, strays)
     if left := [
         one for one in differences(filling) if one.kept is None or one.kept.id not in filling.missing
     ]:

@@ -1,11 +1,10 @@
-"""Deletes that leave nothing behind, whoever asks for them, and however often they are interrupted."""
+"""Remove deleted items from every store; safe to interrupt and to repeat."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
-from flows.ingestion.source_batches import Run
 from flows.resources.connections import Stores
 from storage import qdrant
 from storage.postgres import catalog, runs
@@ -14,22 +13,22 @@ from storage.records import Item
 DELETE_BATCH = 500
 
 
-PictureFate = Literal["removed", "kept for another item", "never kept"]
+ImageFate = Literal["removed", "kept for another item", "never kept"]
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """What became of all that one deleted item had."""
+class DeletedItem:
+    """Report what was removed with one deleted item."""
 
     id: UUID
     source: str
     key: str
     collections: tuple[str, ...]
-    """Where it had a point."""
+    """Names of the collections that had a point of it."""
 
     marks: int
-    picture: PictureFate | None
-    """What became of its image's bytes; None without an image."""
+    picture: ImageFate | None
+    """What happened to the bytes of its image; None without an image."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -42,12 +41,18 @@ class Gone:
         }
 
 
-def delete_missing(stores: Stores, run: Run) -> Iterator[int]:
-    """Delete what the run, which read all of its source, has not met; yield how many, batch by batch."""
+def delete_missing(stores: Stores, source: str, run_id: UUID) -> Iterator[int]:
+    """Delete the items of `source` that the run did not read.
+
+    The run must have read all of its source. Yields the number of items deleted, batch by batch.
+
+    Raises:
+        RunClosed: another run has declared this one dead.
+    """
     while True:
         with stores.sessions.begin() as session:
-            runs.require_running(session, run.id)
-            ids = catalog.missing_from_run(session, run.source, run.id, DELETE_BATCH)
+            runs.require_running(session, run_id)
+            ids = catalog.missing_from_run(session, source, run_id, DELETE_BATCH)
             catalog.tombstone(session, ids, asked=False)
         if not ids:
             return
@@ -55,8 +60,8 @@ def delete_missing(stores: Stores, run: Run) -> Iterator[int]:
         yield len(ids)
 
 
-def finish_deletes(stores: Stores, source: str | None) -> Iterator[list[Gone]]:
-    """Take up deletes that were interrupted, of `source` or of all; yield what went, batch by batch."""
+def finish_deletes(stores: Stores, source: str | None) -> Iterator[list[DeletedItem]]:
+    """Finish interrupted deletes of `source`, or of all sources, batch by batch."""
     while True:
         with stores.sessions() as session:
             ids = catalog.uncleared(session, source, DELETE_BATCH)
@@ -65,12 +70,12 @@ def finish_deletes(stores: Stores, source: str | None) -> Iterator[list[Gone]]:
         yield clear_deleted(stores, ids)
 
 
-def clear_deleted(stores: Stores, ids: Sequence[UUID]) -> list[Gone]:
-    """Remove all that deleted items leave: points, blobs that no living item shares, marks, their content.
+def clear_deleted(stores: Stores, ids: Sequence[UUID]) -> list[DeletedItem]:
+    """Remove points, unshared blobs, embedding states and content of deleted items.
 
-    That they are cleared is written last, so that a crash leaves a list of what is still to be done.
+    The items are recorded as cleared last, so that a crash leaves a list of the remaining work.
     """
-    points = qdrant.delete(stores.vectors, ids)
+    points = qdrant.delete_everywhere(stores.vectors, ids)
     with stores.sessions.begin() as session:
         catalog.lock_blobs(session, alone=True)
         items = catalog.tombstones(session, ids)
@@ -79,14 +84,16 @@ def clear_deleted(stores: Stores, ids: Sequence[UUID]) -> list[Gone]:
             for sha256 in sorted(alone):
                 stores.blobs.delete(sha256)
         marks = catalog.clear(session, ids)
-    gone = []
+    deleted = []
     for id, item in sorted(items.items()):
-        picture = _fate(item, alone, kept=stores.blobs is not None)
-        gone.append(Gone(id, item.source, item.key, tuple(points.get(id, ())), marks.get(id, 0), picture))
-    return gone
+        image = _fate(item, alone, kept=stores.blobs is not None)
+        deleted.append(
+            DeletedItem(id, item.source, item.key, tuple(points.get(id, ())), marks.get(id, 0), image)
+        )
+    return deleted
 
 
-def _fate(item: Item, alone: Collection[str], *, kept: bool) -> PictureFate | None:
+def _fate(item: Item, alone: Collection[str], *, kept: bool) -> ImageFate | None:
     if item.picture is None:
         return None
     if not kept:

@@ -9,7 +9,7 @@ from qdrant_client import QdrantClient
 from sqlalchemy.orm import Session, sessionmaker
 
 from embedding.encoders.sentence_encoder import Encoder, SentenceEncoder, load_encoder
-from flows.config.settings import BadSettings, Settings
+from flows.config.settings import Settings
 from storage import qdrant
 from storage.postgres import model_registry
 
@@ -44,7 +44,7 @@ def active_model(client: QdrantClient, sessions: sessionmaker[Session], settings
     Raises:
         OtherModel: a model is set that has never been used here.
     """
-    collection = qdrant.active(client)
+    collection = qdrant.active_collection(client)
     if collection is None:
         return settings.model
     if "model" in settings.model_fields_set and settings.model != collection.model:
@@ -73,41 +73,12 @@ def open_evaluated(
     """
     if name is None:
         return load(settings, active_model(client, sessions, settings))
-    if name not in qdrant.collections(client):
+    if name not in qdrant.list_collections(client):
         return load(settings, name)
     collection = qdrant.describe(client, name)
     encoder = load(settings, collection.model)
     qdrant.require_model(collection, encoder.fingerprint, encoder.name)
     return encoder
-
-
-def make_collection(
-    client: QdrantClient, sessions: sessionmaker[Session], settings: Settings, encoder: Encoder
-) -> str:
-    """Make the collection of a model, unless it is there, and return its name; finishes what a crash left.
-
-    Raises:
-        BadSettings: vectors are to be shortened to more than they have.
-    """
-    short_dim = settings.qdrant.short_dim
-    if short_dim is not None and short_dim >= encoder.dim:
-        raise BadSettings(
-            f"SIGHTLINE_QDRANT__SHORT_DIM: {short_dim} is no beginning of the {encoder.dim} dimensions that "
-            f"model {encoder.name!r} has; set fewer"
-        )
-    name = qdrant.collection_name(encoder.fingerprint)
-    if not client.collection_exists(name):
-        with sessions.begin() as session:
-            model_registry.forget_marks(session, name)
-    return qdrant.create(
-        client,
-        model=encoder.name,
-        fingerprint=encoder.fingerprint,
-        dim=encoder.dim,
-        filter_fields=settings.qdrant.filter_fields,
-        quantization=settings.qdrant.quantization,
-        short_dim=short_dim,
-    )
 
 
 class Models:

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, event
 from embedding.encoders.sentence_encoder import unit_rows
 from embedding.pipeline import Clock
 from flows.config.settings import Qdrant, Settings
-from flows.ingestion.pipeline import open_collection
+from flows.resources.collections import open_collection
 from flows.resources.connections import Deps, open_deps
 from flows.search.query import Query, search
 from storage import qdrant
@@ -42,7 +42,7 @@ def run() -> Iterator[Row]:
                 with open_deps(settings) as deps:
                     yield measure(kind, deps, open_collection(deps, settings), size)
                     if url is not None:
-                        for name in qdrant.collections(deps.vectors):
+                        for name in qdrant.list_collections(deps.vectors):
                             deps.vectors.delete_collection(name)
 
 

@@ -98,7 +98,7 @@ def test_nothing_of_the_content_stays_in_the_tombstone(deps: Deps, tmp_path: Pat
 
 @pytest.mark.usefixtures("shop")
 def test_points_in_every_collection_go(deps: Deps, tmp_path: Path):
-    old = qdrant.create(deps.vectors, model="old", fingerprint="old", dim=3, filter_fields={})
+    old = qdrant.create_collection(deps.vectors, model="old", fingerprint="old", dim=3, filter_fields={})
     held, _ = deps.vectors.scroll(qdrant.ALIAS, limit=10, with_vectors=True)
     deps.vectors.upload_points(old, held, wait=True)
 
@@ -183,7 +183,7 @@ def test_a_delete_that_was_interrupted_is_finished_by_the_next(
     a_folder(shop, {"a.png": b"no picture"})
     ingest(deps, settings, shop)
     with monkeypatch.context() as crashing:
-        crashing.setattr(deletion.index, "delete", _crash)
+        crashing.setattr(deletion.qdrant, "delete", _crash)
         with pytest.raises(KeyboardInterrupt):
             delete(deps, tmp_path, "a.png")
     assert points(deps) == {"a.png", "b.png", "c.png"}

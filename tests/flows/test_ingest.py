@@ -17,6 +17,7 @@ from flows.ingestion.pipeline import Request, ingest_source
 from flows.ingestion.report import IngestReport
 from flows.ingestion.source_batches import Run, Sizes, read_batches
 from flows.ingestion.stages import Job, embed, keep, look, write
+from flows.resources.collections import open_collection
 from flows.resources.connections import Deps
 from storage import qdrant
 from storage.postgres import catalog, runs
@@ -32,7 +33,9 @@ def ingest(deps: Deps, settings: Settings, location: Path, **asked: object) -> I
 
 def keys_found(deps: Deps, query: str, using: qdrant.Space = "image") -> list[str]:
     [vector] = deps.encoder.texts([query])
-    hits = qdrant.search(deps.vectors, qdrant.active(deps.vectors), vector, using=using, limit=100)
+    hits = qdrant.search_points(
+        deps.vectors, qdrant.active_collection(deps.vectors), vector, using=using, limit=100
+    )
     with deps.sessions() as session:
         items = catalog.items_with_digests(session, [hit.id for hit in hits])
     return [items[hit.id][0].key for hit in hits]
@@ -125,11 +128,21 @@ def test_changed_metadata_is_searchable_and_costs_no_model(deps: Deps, settings:
 
     [vector] = deps.encoder.texts(["red"])
     assert (report.updated, report.embedded, again.encoder.seen_texts) == (1, 0, [])
-    assert qdrant.search(
-        deps.vectors, qdrant.active(deps.vectors), vector, using="text", limit=1, where={"price": "2"}
+    assert qdrant.search_points(
+        deps.vectors,
+        qdrant.active_collection(deps.vectors),
+        vector,
+        using="text",
+        limit=1,
+        where={"price": "2"},
     )
-    assert not qdrant.search(
-        deps.vectors, qdrant.active(deps.vectors), vector, using="text", limit=1, where={"price": "3"}
+    assert not qdrant.search_points(
+        deps.vectors,
+        qdrant.active_collection(deps.vectors),
+        vector,
+        using="text",
+        limit=1,
+        where={"price": "3"},
     )
 
 
@@ -453,7 +466,7 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(deps: Deps, setting
 
 
 def test_a_step_that_is_tried_again_is_not_its_own_duplicate(deps: Deps, settings: Settings):
-    collection = pipeline.open_collection(deps, settings)
+    collection = open_collection(deps, settings)
     run = Run(uuid4(), "test", collection, ("en",), Limits(10**6, 5))
     rows = [a_record("a", texts=["red"]), a_record("b", texts=["blue"])]
     with deps.sessions.begin() as session:
@@ -566,12 +579,12 @@ def test_a_collection_is_made_and_searched_as_the_settings_say(
 
     ingest(there, settings.model_copy(update={"qdrant": asked}), folder)
 
-    made = qdrant.active(served)
+    made = qdrant.active_collection(served)
     assert (made.quantization, made.short_dim) == ("int8", 2)
     assert keys_found(there, "green")[0] == "green.png"
     later = asked.model_copy(update={"quantization": "binary"})
     ingest(there, settings.model_copy(update={"qdrant": later}), folder)
-    assert qdrant.active(served).quantization == "binary"
+    assert qdrant.active_collection(served).quantization == "binary"
 
 
 def test_vectors_cannot_be_shortened_to_more_than_they_have(deps: Deps, settings: Settings, tmp_path: Path):
