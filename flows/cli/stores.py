@@ -27,7 +27,8 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
     """
     settings = load_settings()
     from flows.cli.tables.stores import of_differences, of_mended
-    from flows.maintenance import repair as stores_compared
+    from flows.maintenance import repair as repairing
+    from flows.resources.comparison import watch
     from flows.resources.connections import open_stores, with_model
     from flows.tracking.progress import progress_bar
     from storage.postgres import catalog
@@ -38,13 +39,11 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
         with progress_bar("compare", total) as advance:
             if repair:
                 deps = with_model(stores, settings)
-                mended = stores_compared.repair(
-                    deps, settings, max_delete=max_delete, yes=yes, advance=advance
-                )
+                mended = repairing.repair(deps, settings, max_delete=max_delete, yes=yes, advance=advance)
                 print_out(mended.as_json(), as_json, lambda: of_mended(mended))
                 damage = mended.after.damage
             else:
-                report = stores_compared.watch(stores, settings, advance=advance)
+                report = watch(stores, settings, advance=advance)
                 print_out(report.as_json(), as_json, lambda: of_differences(report))
                 damage = report.damage
     ctx.exit(1 if damage else 0)

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from flows.config.settings import PREFIX, Settings
-from flows.maintenance.repair import Report, damage_of, reconcile
+from flows.resources.comparison import Report, damage_of, reconcile
 from flows.resources.connections import Stores, open_stores
 from flows.tracking.progress import Advance
 from flows.tracking.retry_policy import Held, held

@@ -1,8 +1,6 @@
-"""Comparing the two stores, and mending what differs: Postgres is the truth."""
+"""Repair the differences between Postgres and Qdrant; Postgres is the truth."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -12,96 +10,38 @@ from embedding.images.decode import BadImage
 from embedding.images.worker_pool import Workers
 from flows.config.settings import Limits, Settings
 from flows.ingestion.image_cache import Shown
-from flows.ingestion.pipeline import open_collection
 from flows.ingestion.stages import embed_all
+from flows.resources.collections import open_collection
+from flows.resources.comparison import (
+    Advance,
+    Report,
+    compared,
+    confirmed,
+    damage_of,
+    is_of_another_model,
+    missing_images,
+    reconcile,
+)
 from flows.resources.connections import Deps, Stores
 from flows.resources.deletion import finish_deletes
 from flows.resources.images import fetch_again, load_image
 from flows.tracking.retry_policy import held
 from flows.tracking.run_log import Account, Told, recorded
 from storage import qdrant
-from storage.blobs import PREFIXES
-from storage.consistency.differences import Difference, Held, Kept, compare, judge, order
+from storage.consistency.differences import Difference
 from storage.postgres import catalog, model_registry
 from storage.postgres.locks import flow_lock, lone_lock
-from storage.postgres.model_registry import Known
 from storage.postgres.run_totals import COMPARISON, STILL
-from storage.records import Item, Picture
+from storage.records import Item
 from storage.sources import redacted
 
-PAGE = 2000
-CONFIRM = 500
-EXAMPLES = 20
 MAX_ROUNDS = 5
 MAX_DELETE = 0.05
 """The share of points that a repair may delete; for more, a person looks first and says so at a terminal."""
 
-DAMAGE = (
-    "missing",
-    "stray",
-    "stale",
-    "wrong_vectors",
-    "missing_picture",
-    "other_model",
-    "no_alias",
-    "lost_writes",
-)
-"""What makes two stores disagree; `pending` is work that an ingest has left."""
-
-Advance = Callable[[int], None]
-
 
 class TooManyDeletes(RuntimeError):
     """A repair would delete more than the limit allows; nothing was changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One difference, for a person."""
-
-    kind: str
-    collection: str | None
-    id: str
-    source: str | None
-    key: str | None
-
-
-@dataclass(slots=True)
-class Report:
-    """What differs, as counts by kind, each with a few examples."""
-
-    items: int = 0
-    """Living items that were compared."""
-
-    points: int = 0
-    """Points that were compared, in all collections."""
-
-    pictures: int = 0
-    """Pictures whose bytes were looked for."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: list[Example] = field(default_factory=list)
-
-    @property
-    def damage(self) -> int:
-        """How many differences there are that no ingest would mend by itself."""
-        return sum(self.counts[kind] for kind in DAMAGE)
-
-    @property
-    def work(self) -> int:
-        """What a repair has to do."""
-        return self.damage + self.counts["pending"]
-
-    def as_json(self) -> dict[str, Any]:
-        counts = {kind: self.counts[kind] for kind in (*DAMAGE, "pending")}
-        compared = {"items": self.items, "points": self.points, "pictures": self.pictures}
-        return {"compared": compared, "differences": counts, "examples": [asdict(e) for e in self.examples]}
-
-    def add(self, kind: str, id: str, *, collection: str | None = None, kept: Kept | None = None) -> None:
-        self.counts[kind] += 1
-        if self.counts[kind] <= EXAMPLES:
-            source, key = (kept.source, kept.key) if kept else (None, None)
-            self.examples.append(Example(kind, collection, id, source, key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,68 +56,6 @@ class Mended:
     def as_json(self) -> dict[str, Any]:
         rest = {"rounds": self.rounds, "unmended": list(self.unmended)}
         return {"before": self.before.as_json(), "after": self.after.as_json()} | rest
-
-
-def reconcile(stores: Stores, *, advance: Advance = lambda _: None) -> Report:
-    """Compare the stores record by record, and change nothing; an ingest may run meanwhile.
-
-    Both are read in id order, a page at a time. What differs is looked at a second time, so that a record
-    that was just being written is not reported.
-
-    Args:
-        advance: told how many items have been compared.
-    """
-    report = Report()
-    with stores.sessions() as session:
-        known = model_registry.known_collections(session)
-    alias = qdrant.active(stores.vectors)
-    searched = alias.name if alias else None
-    active = next((one.name for one in known if one.state == "active"), searched)
-    if active is not None and searched != active:
-        report.add("no_alias", active, collection=active)
-    for name in sorted({one.name for one in known} | set(qdrant.collections(stores.vectors))):
-        if any(one.name == name and is_of_another_model(stores, one) for one in known):
-            report.add("other_model", name, collection=name)
-        if fault := qdrant.fault_of(stores.vectors, name):
-            report.add("lost_writes", fault, collection=name)
-        for found in confirmed(stores, name, name == active, report, advance):
-            report.add(found.kind, str(found.id), collection=name, kept=found.kept)
-    for picture in missing_pictures(stores, report):
-        report.add("missing_picture", picture.sha256)
-    return report
-
-
-def watch(
-    stores: Stores,
-    settings: Settings,
-    *,
-    prefect_run_id: UUID | None = None,
-    advance: Advance = lambda _: None,
-) -> Report:
-    """Compare the stores as `reconcile` does, and keep on record whether they agree.
-
-    Raises:
-        Busy: another comparison or a repair is running.
-    """
-    account = Account()
-    with (
-        held(flow_lock(stores.engine, COMPARISON), for_s=settings.retry_for_s) as lock,
-        recorded(
-            stores.sessions, lock, COMPARISON, account=lambda: account, prefect_run_id=prefect_run_id
-        ) as run,
-    ):
-        told = Told(stores.sessions, lock, run)
-        report = lock.persist(partial(_compared, stores, told, advance))
-        account.counts = dict(report.counts)
-        if report.damage:
-            account.outcome, account.error = "failed", damage_of(report)
-    return report
-
-
-def damage_of(report: Report) -> str:
-    """Return how the stores differ, and the remedy, on one line."""
-    found = (f"{report.counts[kind]:,} {kind.replace('_', ' ')}" for kind in DAMAGE if report.counts[kind])
-    return f"the stores differ: {', '.join(found)}; mend that with: sightline reconcile --repair"
 
 
 def repair(
@@ -214,7 +92,7 @@ def repair(
         ) as run,
     ):
         told = Told(deps.sessions, lock, run)
-        before = after = lock.persist(partial(_compared, deps, told, advance))
+        before = after = lock.persist(partial(compared, deps, told, advance))
         account.counts = dict(before.counts)
         _refuse_many_deletes(before, max_delete, yes=yes)
         rounds, unmended = 0, set[str]()
@@ -229,90 +107,6 @@ def repair(
         if after.damage:
             account.outcome, account.error = "failed", damage_of(after)
     return Mended(before, after, rounds, tuple(sorted(unmended)))
-
-
-def _compared(stores: Stores, told: Told, advance: Advance) -> Report:
-    """Return what differs; whoever watches is told how far the comparison is."""
-    with stores.sessions() as session:
-        total = catalog.counts(session)["items"]
-    done = 0
-
-    def tell(many: int) -> None:
-        nonlocal done
-        done += many
-        advance(many)
-        told("compare", done, total)
-
-    return reconcile(stores, advance=tell)
-
-
-def confirmed(
-    stores: Stores, collection: str, complete: bool, report: Report, advance: Advance
-) -> Iterator[Difference]:
-    """Yield the differences of one collection that are there at a second look as well, in id order."""
-
-    def counted_items() -> Iterator[Kept]:
-        for page in pages(stores, collection):
-            if complete:
-                report.items += len(page)
-                advance(len(page))
-            yield from page
-
-    def counted_points() -> Iterator[Held]:
-        for point in qdrant.held(stores.vectors, collection):
-            report.points += 1
-            yield point
-
-    suspects = compare(counted_items(), counted_points(), complete=complete)
-    while chunk := list(islice(suspects, CONFIRM)):
-        yield from second_look(stores, collection, complete, chunk)
-
-
-def second_look(
-    stores: Stores, collection: str, complete: bool, suspects: list[Difference]
-) -> list[Difference]:
-    """Return what differs among the same ids now, as far as Postgres says the same before and after."""
-    foreign = [one for one in suspects if isinstance(one.id, int)]
-    ids = [one.id for one in suspects if isinstance(one.id, UUID)]
-    with stores.sessions() as session:
-        before = {one.id: one for one in catalog.kept(session, collection, ids=ids)}
-    points = {point.id: point for point in qdrant.held(stores.vectors, collection, ids)}
-    with stores.sessions() as session:
-        after = {one.id: one for one in catalog.kept(session, collection, ids=ids)}
-    settled = (id for id in ids if before.get(id) == after.get(id))
-    found = (judge(after.get(id), points.get(id), complete=complete) for id in settled)
-    return sorted([*foreign, *(one for one in found if one is not None)], key=lambda one: order(one.id))
-
-
-def missing_pictures(stores: Stores, report: Report) -> Iterator[Picture]:
-    """Yield each image that a living item has and the blob store has not, by SHA-256."""
-    if stores.blobs is None:
-        return
-    for prefix in PREFIXES:
-        with stores.sessions() as session:
-            wanted = catalog.pictures_starting(session, prefix)
-        report.pictures += len(wanted)
-        lost = wanted.keys() - stores.blobs.names(prefix) if wanted else ()
-        yield from (wanted[sha256] for sha256 in sorted(lost))
-
-
-def pages(stores: Stores, collection: str) -> Iterator[list[Kept]]:
-    """Yield all living items, each page in a transaction of its own: nothing is held open for long."""
-    after = None
-    while True:
-        with stores.sessions() as session:
-            page = catalog.kept(session, collection, after=after, limit=PAGE)
-        if not page:
-            return
-        yield page
-        after = page[-1].id
-
-
-def is_of_another_model(stores: Stores, known: Known) -> bool:
-    """Whether a collection says that another model made it than Postgres says."""
-    if not stores.vectors.collection_exists(known.name):
-        return False
-    return qdrant.describe(stores.vectors, known.name).fingerprint != known.fingerprint
 
 
 def _refuse_many_deletes(report: Report, max_delete: float, *, yes: bool) -> None:
@@ -337,18 +131,18 @@ def _mend(deps: Deps, settings: Settings) -> set[str]:
         pass
     with deps.sessions() as session:
         names = {one.name for one in model_registry.known_collections(session)}
-    for name in sorted(names | set(qdrant.collections(deps.vectors))):
+    for name in sorted(names | set(qdrant.list_collections(deps.vectors))):
         differences = confirmed(deps, name, name == active.name, Report(), lambda _: None)
         while chunk := list(islice(differences, settings.batch_size)):
             strays = [one.id for one in chunk if one.kind == "stray"]
             if strays:
-                qdrant.remove(deps.vectors, name, strays)
+                qdrant.delete_points(deps.vectors, name, strays)
             if name == active.name:
                 unmended |= _write_again(deps, active, [one for one in chunk if one.kept], settings.limits)
             else:
                 _take_back(deps, name, [one.kept.id for one in chunk if one.kept])
-        if qdrant.fault_of(deps.vectors, name):
-            qdrant.acknowledge_fault(deps.vectors, name)
+        if qdrant.optimizer_error(deps.vectors, name):
+            qdrant.restart_optimizer(deps.vectors, name)
     return unmended
 
 
@@ -368,7 +162,7 @@ def _take_back(deps: Deps, collection: str, ids: list[UUID]) -> None:
     if not ids:
         return
     if deps.vectors.collection_exists(collection):
-        qdrant.remove(deps.vectors, collection, ids)
+        qdrant.delete_points(deps.vectors, collection, ids)
     with deps.sessions.begin() as session:
         catalog.drop_marks(session, collection, ids)
 
@@ -428,7 +222,7 @@ def _mend_pictures(stores: Stores, limits: Limits) -> set[str]:
     if stores.blobs is None:
         return set()
     unmended = set()
-    for picture in missing_pictures(stores, Report()):
+    for picture in missing_images(stores, Report()):
         data = fetch_again(picture.sha256, picture.origin, limits)
         if data is not None:
             stores.blobs.put(picture.sha256, data)

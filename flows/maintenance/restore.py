@@ -27,7 +27,7 @@ from flows.maintenance.backup_files import (
     proof_of,
     read_manifest,
 )
-from flows.maintenance.repair import Report, reconcile
+from flows.resources.comparison import Report, reconcile
 from flows.resources.connections import Stores, open_blobs, open_database, open_index
 from flows.resources.model_loader import models_folder
 from flows.tracking.retry_policy import Held, held
@@ -162,7 +162,7 @@ def _require_empty(
         ours: collections that an interrupted restore of the same backup has begun to fill.
     """
     dump.require_empty(stores.engine)
-    there = [name for name in qdrant.collections(stores.vectors) if name not in ours]
+    there = [name for name in qdrant.list_collections(stores.vectors) if name not in ours]
     if filled := [name for name in there if qdrant.count(stores.vectors, name)]:
         raise NotEmpty(f"Qdrant holds {', '.join(filled)} already; restore into an empty one")
     if others := models_in_the_way(models_folder(settings), manifest.models, folder):

@@ -7,12 +7,13 @@ from uuid import UUID
 from flows.config.settings import Settings
 from flows.evaluation import promotion_gate
 from flows.ingestion.retry_rejects import retry_rejects
-from flows.maintenance.repair import MAX_DELETE, damage_of
+from flows.maintenance.repair import MAX_DELETE
 from flows.maintenance.repair import repair as mend
 from flows.orchestration.scheduled_jobs import Counts, StoresDiffer
 from flows.reindexing.reindex import Order, free_disk
 from flows.reindexing.reindex import reindex as switch_to
 from flows.reindexing.reindex import rollback as switch_back
+from flows.resources.comparison import damage_of
 from flows.resources.connections import open_deps, open_stores
 
 

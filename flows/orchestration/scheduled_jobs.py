@@ -14,8 +14,8 @@ from flows.ingestion.report import COUNTS
 from flows.maintenance.backup import backup as write_backup
 from flows.maintenance.backup_files import BadBackup
 from flows.maintenance.purge import purge as remove_orphans
-from flows.maintenance.repair import damage_of, watch
 from flows.maintenance.restore import check as check_backup
+from flows.resources.comparison import damage_of, watch
 from flows.resources.connections import Deps, Stores, open_stores, with_model
 from flows.resources.model_loader import models_folder
 from flows.tracking.progress import Advance

@@ -16,7 +16,7 @@ from embedding.pipeline import ahead
 from flows.config.settings import Settings
 from flows.ingestion.image_cache import Shown
 from flows.ingestion.stages import embed_all, refused, with_vectors
-from flows.maintenance.repair import Report, confirmed, pages
+from flows.resources.comparison import Report, confirmed, item_pages
 from flows.resources.connections import Stores
 from flows.resources.images import load_image
 from flows.tracking.progress import Advance
@@ -103,7 +103,7 @@ def batches(filling: Filling) -> Iterator[Ready]:
 
 def _lacking(stores: Stores, collection: str) -> Iterator[UUID]:
     """Yield the living items whose mark in the collection is not that of their content, in id order."""
-    for page in pages(stores, collection):
+    for page in item_pages(stores, collection):
         yield from (one.id for one in page if one.mark != one.wanted)
 
 
@@ -143,7 +143,7 @@ def write(filling: Filling, ready: Ready) -> None:
     with stores.sessions.begin() as session:
         deleted = catalog.mark_current(session, name, ready.digests)
     if deleted:
-        qdrant.remove(stores.vectors, name, deleted)
+        qdrant.delete_points(stores.vectors, name, deleted)
     filling.written += len(points)
     filling.missing.update(ready.missing)
 
@@ -170,6 +170,6 @@ def differences(filling: Filling) -> list[Difference]:
 def measured_recall(filling: Filling) -> float | None:
     """Return the recall of searches for a sample of images, the same for the same items."""
     stores, name = filling.stores, filling.collection.name
-    marked = (one.id for page in pages(stores, name) for one in page if one.image and one.mark)
+    marked = (one.id for page in item_pages(stores, name) for one in page if one.image and one.mark)
     sample = nsmallest(SAMPLE, marked, key=lambda id: hashlib.sha256(id.bytes).digest())
     return qdrant.sampled_recall(stores.vectors, name, sample, NEIGHBOURS)

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from flows.config.settings import Schedules, longest_pause
-from flows.maintenance.repair import DAMAGE
+from flows.resources.comparison import DAMAGE
 from flows.service.observer import Catalogued, Indexed, Observation, Observer
 from storage.postgres.run_totals import Totals
 from storage.postgres.statistics import Measured

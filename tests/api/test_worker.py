@@ -19,8 +19,8 @@ from flows.api.worker import MOST_ATTEMPTS, drain
 from flows.ingestion.pipeline import Request, ingest_source
 from flows.ingestion.retry_rejects import Retry, retry_rejects
 from flows.maintenance.purge import purge
-from flows.maintenance.repair import reconcile
 from flows.orchestration.scheduled_jobs import ingest_again
+from flows.resources.comparison import reconcile
 from flows.service.pool import Backend
 from storage.postgres import runs
 from storage.postgres.locks import Busy, flow_lock, source_lock

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from flows.config.settings import Settings
-from flows.maintenance.repair import reconcile
+from flows.resources.comparison import reconcile
 from flows.resources.connections import Stores, open_stores
 from storage import qdrant
 from storage.embedded.postgres.server import stop_postgres
@@ -38,7 +38,7 @@ def records(many: int) -> Iterator[tuple[Item, Digest]]:
 
 def fill(stores: Stores, many: int) -> None:
     """Put `many` records into both stores, in step."""
-    name = qdrant.create(stores.vectors, model="bench", fingerprint="bench", dim=DIM, filter_fields={})
+    name = qdrant.create_collection(stores.vectors, model="bench", fingerprint="bench", dim=DIM, filter_fields={})
     qdrant.activate(stores.vectors, name)
     collection = qdrant.describe(stores.vectors, name)
     with stores.sessions.begin() as session:
@@ -54,7 +54,7 @@ def fill(stores: Stores, many: int) -> None:
             catalog.mark_embedded(session, name, {item.id: digest for item, digest in batch})
     lost = [item.id for item, _ in islice(records(many), 0, None, LOST_EVERY)]
     for start in range(0, len(lost), BATCH):
-        qdrant.remove(stores.vectors, name, lost[start : start + BATCH])
+        qdrant.delete_points(stores.vectors, name, lost[start : start + BATCH])
 
 
 def peak_kib() -> int:

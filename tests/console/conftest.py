@@ -19,7 +19,7 @@ from flows.datasets.test_sets import Question, chosen_set
 from flows.evaluation.evaluate import evaluate
 from flows.evaluation.promotion_gate import promote
 from flows.ingestion.pipeline import Request, ingest_source
-from flows.maintenance.repair import watch
+from flows.resources.comparison import watch
 from flows.resources.connections import open_deps
 from flows.training.finetune import Order, train_candidate
 from tests.support.builders import a_folder, a_manifest, encoded, noise, png

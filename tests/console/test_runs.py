@@ -18,10 +18,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from flows.console.components.consistency import look_at_comparisons
 from flows.console.components.run_history import PAGE, Wanted, find
 from flows.console.context import Desk
-from flows.maintenance.repair import watch
 from flows.orchestration.prefect_client import Deployed, open_prefect
 from flows.orchestration.server import address_file
 from flows.orchestration.server_access import password_file
+from flows.resources.comparison import watch
 from flows.resources.connections import open_stores
 from flows.service.observer import Observer
 from flows.service.pool import Backend

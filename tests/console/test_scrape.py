@@ -19,7 +19,8 @@ from starlette.testclient import TestClient
 from embedding.images.decode import BadImage
 from flows.config.settings import Qdrant, Schedules, Settings
 from flows.ingestion.pipeline import Request, ingest_source
-from flows.maintenance.repair import repair, watch
+from flows.maintenance.repair import repair
+from flows.resources.comparison import watch
 from flows.resources.connections import Deps
 from flows.search.query import Query, search
 from flows.service.metrics import families, metrics_route
@@ -194,7 +195,7 @@ def test_counters_grow_while_an_ingest_goes_on_and_count_a_scheduled_one_once(en
 
 def test_differences_are_gone_once_a_repair_has_mended_them(deps: Deps, backend: Backend, tmp_path: Path):
     ingest(deps, backend, a_folder(tmp_path / "shop", SHOP))
-    collection = qdrant.active(deps.vectors)
+    collection = qdrant.active_collection(deps.vectors)
     assert collection is not None
     deps.vectors.delete(collection.name, points_selector=[str(one) for one in ids(deps, collection.name)])
     watch(deps, backend.settings)
@@ -209,7 +210,7 @@ def test_differences_are_gone_once_a_repair_has_mended_them(deps: Deps, backend:
 
 
 def ids(deps: Deps, collection: str) -> list[object]:
-    return [point.id for point in qdrant.held(deps.vectors, collection)]
+    return [point.id for point in qdrant.scroll_entries(deps.vectors, collection)]
 
 
 def test_flows_without_a_schedule_have_no_pause_to_be_measured_by():

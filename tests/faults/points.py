@@ -35,7 +35,7 @@ class HalfARequest:
 
 
 FIRST_INGEST = (
-    KillPoint("before the collection is made", "storage.qdrant:create", "before"),
+    KillPoint("before the collection is made", "storage.qdrant:create_collection", "before"),
     KillPoint("the collection without its indexes", "qdrant_client:QdrantClient.create_collection", "after"),
     KillPoint("between two payload indexes", "qdrant_client:QdrantClient.create_payload_index", "after"),
     KillPoint("before the alias", "storage.qdrant:activate", "before"),
@@ -82,9 +82,9 @@ SECOND_INGEST = (
     HalfARequest("in the middle of new payloads", "/points/batch"),
     KillPoint("payloads are new, marks are old", "storage.postgres.catalog:mark_embedded", "before"),
     KillPoint("the tombstones are written, not committed", "storage.postgres.catalog:tombstone", "after"),
-    KillPoint("tombstones, and points that answer", "storage.qdrant:delete", "before"),
+    KillPoint("tombstones, and points that answer", "storage.qdrant:delete_everywhere", "before"),
     HalfARequest("in the middle of deleting points", "/points/delete"),
-    KillPoint("the points are gone, the pictures are not", "storage.qdrant:delete", "after"),
+    KillPoint("the points are gone, the pictures are not", "storage.qdrant:delete_everywhere", "after"),
     KillPoint("a picture is gone, its tombstone says it has one", "storage.blobs:Blobs.delete", "after"),
     KillPoint("the tombstones are cleared, not committed", "storage.postgres.catalog:clear", "after"),
 )
@@ -93,9 +93,9 @@ SECOND_INGEST = (
 DELETE = (
     KillPoint("a delete: before its tombstones", "storage.postgres.catalog:tombstone", "before"),
     KillPoint("a delete: its tombstones, not committed", "storage.postgres.catalog:tombstone", "after"),
-    KillPoint("a delete: tombstones, and points that answer", "storage.qdrant:delete", "before"),
+    KillPoint("a delete: tombstones, and points that answer", "storage.qdrant:delete_everywhere", "before"),
     HalfARequest("a delete: in the middle of deleting points", "/points/delete"),
-    KillPoint("a delete: the points are gone, the pictures are not", "storage.qdrant:delete", "after"),
+    KillPoint("a delete: the points are gone, the pictures are not", "storage.qdrant:delete_everywhere", "after"),
     KillPoint("a delete: the pictures are gone", "storage.blobs:Blobs.delete", "after"),
     KillPoint("a delete: cleared, not committed", "storage.postgres.catalog:clear", "after"),
     KillPoint("a delete: rejects forgotten, not committed", "storage.postgres.runs:forget_rejects", "after"),
@@ -107,13 +107,13 @@ REPAIR = (
     KillPoint("a repair: before the first picture is fetched again", "storage.blobs:Blobs.put", "before"),
     KillPoint("a repair: a picture is back", "storage.blobs:Blobs.put", "after"),
     KillPoint("a repair: the alias is back", "storage.qdrant:activate", "after"),
-    KillPoint("a repair: strays are still there", "storage.qdrant:remove", "before"),
-    KillPoint("a repair: strays are gone", "storage.qdrant:remove", "after"),
+    KillPoint("a repair: strays are still there", "storage.qdrant:delete_points", "before"),
+    KillPoint("a repair: strays are gone", "storage.qdrant:delete_points", "after"),
     KillPoint("a repair: embedded, not written", "storage.qdrant:upsert", "before"),
     HalfARequest("a repair: in the middle of lost points", "/points"),
     KillPoint("a repair: lost points are back", "storage.qdrant:upsert", "after"),
     KillPoint("a repair: payloads are right again", "storage.qdrant:overwrite_payloads", "after"),
-    KillPoint("a repair: before the second comparison", "flows.maintenance.repair:reconcile", "before", 2),
+    KillPoint("a repair: before the second comparison", "flows.maintenance.repair:reconcile", "before"),
     KillPoint("a repair: before it is closed", "storage.postgres.runs:end_run", "before"),
 )
 """While what differs between the stores is mended."""
@@ -142,7 +142,7 @@ RESTORE = (
 """While empty stores are filled from a backup."""
 
 REINDEX = (
-    KillPoint("a re-index: before its collection is made", "storage.qdrant:create", "before"),
+    KillPoint("a re-index: before its collection is made", "storage.qdrant:create_collection", "before"),
     HalfARequest("a re-index: in the middle of its points", "/points"),
     KillPoint(
         "a re-index: the first points, before their marks", "storage.postgres.catalog:mark_current", "before"

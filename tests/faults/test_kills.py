@@ -16,8 +16,8 @@ from flows.config.settings import Settings
 from flows.ingestion.pipeline import Request, ingest_source
 from flows.maintenance.backup_files import BadBackup, fetch_checked, read_manifest
 from flows.maintenance.purge import purge
-from flows.maintenance.repair import reconcile
 from flows.reindexing.reindex import rollback
+from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps, Stores, open_stores
 from storage import qdrant
 from storage.blobs import Blobs
@@ -156,7 +156,7 @@ def check(stores: Stores, home: Path, expected: set[str], pictures: int) -> None
 
 def break_everything(stores: Stores) -> None:
     """Lose a picture, two points and the alias, change a payload, and add a point that nobody knows."""
-    collection = qdrant.active(stores.vectors).name
+    collection = qdrant.active_collection(stores.vectors).name
     points, _ = stores.vectors.scroll(collection, limit=20, with_vectors=["image"])
     stores.vectors.delete(collection, [points[0].id, points[1].id], wait=True)
     stores.vectors.set_payload(collection, {"record_hash": "old"}, points=[points[2].id], wait=True)
@@ -244,7 +244,7 @@ def test_a_restore_that_dies_is_done_again(
     stores: Stores, sightline: Sightline, empty_database: Engine, tmp_path: Path, point
 ):
     sightline("backup", tmp_path / "backups")
-    for name in qdrant.collections(stores.vectors):
+    for name in qdrant.list_collections(stores.vectors):
         stores.vectors.delete_collection(name)
     elsewhere = {
         "SIGHTLINE_HOME": str(tmp_path / "other"),
@@ -272,12 +272,12 @@ def test_a_killed_reindex_leaves_searches_whole_and_is_finished_by_the_next(
     command = ("reindex", "--model", other_model, "--force")
 
     assert sightline(*command, kill=point.name) == -signal.SIGKILL
-    searched = qdrant.active(stores.vectors)
+    searched = qdrant.active_collection(stores.vectors)
     assert searched is not None
     assert qdrant.count(stores.vectors, searched.name) == len(GOOD)
 
     assert sightline(*command) == 0
-    searched = qdrant.active(stores.vectors)
+    searched = qdrant.active_collection(stores.vectors)
     assert searched is not None
     assert searched.model == str(other_model)
     assert reconcile(stores).work == 0
@@ -289,7 +289,7 @@ def test_a_killed_reindex_leaves_searches_whole_and_is_finished_by_the_next(
     assert (states, open_runs, forced) == ({"active": 1, "retired": 1}, 0, 1)
 
     rollback(stores, Settings(home=tmp_path / "home"), load=lambda *_: encoder)
-    searched = qdrant.active(stores.vectors)
+    searched = qdrant.active_collection(stores.vectors)
     assert searched is not None
     assert searched.fingerprint == encoder.fingerprint
     assert reconcile(stores).work == 0

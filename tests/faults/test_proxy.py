@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from flows.config.settings import Qdrant, Settings
 from flows.ingestion.pipeline import Request, ingest_source
 from flows.ingestion.report import IngestReport
-from flows.maintenance.repair import reconcile
+from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps, StoreUnavailable, open_stores
 from storage.embedded.qdrant.process.discovery import find
 from tests.conftest import SERVER, emptied

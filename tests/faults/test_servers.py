@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event
 
 from flows.config.settings import Settings
 from flows.ingestion.pipeline import Request, ingest_source
-from flows.maintenance.repair import reconcile
+from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps, open_stores
 from storage.embedded.postgres.server import find_postgres
 from storage.embedded.qdrant.process.client import find_index

@@ -12,8 +12,8 @@ from flows.ingestion.pipeline import Request, ingest_source
 from flows.maintenance import restore as restoring
 from flows.maintenance.backup import Made, backup
 from flows.maintenance.backup_files import BadBackup
-from flows.maintenance.repair import reconcile
 from flows.maintenance.restore import Restored, restore
+from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps, Stores, open_stores
 from storage import qdrant
 from storage.postgres import api_keys, dump, request_queue

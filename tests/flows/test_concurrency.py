@@ -16,7 +16,7 @@ from sqlalchemy import event, text
 
 from flows.config.settings import Settings
 from flows.ingestion.pipeline import Request, ingest_source
-from flows.maintenance.repair import reconcile
+from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps
 from flows.search.query import Query, search
 from storage.postgres.locks import Busy, lone_lock, source_lock

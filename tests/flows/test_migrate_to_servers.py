@@ -14,7 +14,7 @@ from flows.config.settings import Qdrant, Settings
 from flows.ingestion.pipeline import Request, ingest_source
 from flows.maintenance.delete import delete_items
 from flows.maintenance.migrate_to_servers import Moved, MoveFailed, NothingToMove, move, move_to_servers
-from flows.maintenance.repair import reconcile
+from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps, Stores, open_stores
 from storage import qdrant, transfer
 from storage.blobs import Blobs
@@ -104,12 +104,12 @@ def test_all_that_a_home_holds_is_in_the_servers_afterwards(source: Stores, targ
 
     moved: Moved = move(source, target, here)
 
-    collection = qdrant.active(source.vectors)
+    collection = qdrant.active_collection(source.vectors)
     assert moved.report.work == 0
     assert moved.report.items == moved.report.points == moved.rows["items"] == 5
     assert moved.points == {collection.name: 5}
     assert points(target.vectors) == points(source.vectors)
-    assert qdrant.active(target.vectors).name == collection.name
+    assert qdrant.active_collection(target.vectors).name == collection.name
     for name, were in held.items():
         if name != "runs":
             assert rows(target, name) == were
@@ -122,8 +122,8 @@ def test_a_collection_is_made_as_it_was(source: Stores, target: Stores, here: Se
     move(source, target, here)
 
     there, here_is = (client.get_collection(qdrant.ALIAS) for client in (target.vectors, source.vectors))
-    assert qdrant.active(target.vectors) == qdrant.active(source.vectors)
-    assert qdrant.active(target.vectors).quantization == "int8"
+    assert qdrant.active_collection(target.vectors) == qdrant.active_collection(source.vectors)
+    assert qdrant.active_collection(target.vectors).quantization == "int8"
     assert there.config.params.vectors == here_is.config.params.vectors
     assert there.payload_schema.keys() == {"source", "key", "metadata.kind"}
 
@@ -156,7 +156,7 @@ def test_a_move_that_was_interrupted_goes_on_when_it_is_run_again(
     source: Stores, target: Stores, here: Settings, step: str
 ):
     interrupted(source, target, here, step)
-    assert qdrant.active(target.vectors) is None
+    assert qdrant.active_collection(target.vectors) is None
 
     moved = move(source, target, here)
 
@@ -212,14 +212,14 @@ def test_a_collection_that_was_made_anew_meanwhile_is_made_anew_there(
     interrupted(source, target, here, "copy_rows")
     with source.sessions.begin() as session:
         session.execute(text("delete from marks"))
-    name = qdrant.active(source.vectors).name
+    name = qdrant.active_collection(source.vectors).name
     source.vectors.delete_collection(name)
-    qdrant.create(source.vectors, model="colour", fingerprint="colour1", dim=3, filter_fields={}, short_dim=2)
+    qdrant.create_collection(source.vectors, model="colour", fingerprint="colour1", dim=3, filter_fields={}, short_dim=2)
     qdrant.activate(source.vectors, name)
 
     move(source, target, here)
 
-    assert qdrant.active(target.vectors).short_dim == 2
+    assert qdrant.active_collection(target.vectors).short_dim == 2
 
 
 def test_pictures_go_where_the_settings_keep_them(

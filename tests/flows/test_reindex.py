@@ -17,7 +17,6 @@ from flows.config.settings import Settings
 from flows.ingestion.pipeline import Request, ingest_source
 from flows.maintenance.delete import delete_items
 from flows.maintenance.purge import purge
-from flows.maintenance.repair import reconcile
 from flows.reindexing.reindex import (
     MissingPictures,
     NotEnoughDisk,
@@ -28,6 +27,7 @@ from flows.reindexing.reindex import (
     reindex,
     rollback,
 )
+from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps
 from flows.resources.model_loader import Models, OtherModel, active_model
 from flows.search.query import Query, Results, Searching, search
@@ -114,7 +114,7 @@ def test_searches_go_to_the_new_model_and_the_old_collection_is_kept(shop: Deps,
 
     assert (switched.collection, switched.before, switched.written) == (NEW, OLD, 12)
     assert switched.recall == 1
-    assert qdrant.active(shop.vectors) == qdrant.describe(shop.vectors, NEW)
+    assert qdrant.active_collection(shop.vectors) == qdrant.describe(shop.vectors, NEW)
     assert states(shop) == {OLD: "retired", NEW: "active"}
     assert not reconcile(shop).work
     with shop.sessions() as session:

@@ -11,8 +11,10 @@ from sqlalchemy import text
 
 from flows.config.settings import Settings
 from flows.ingestion.pipeline import Request, ingest_source
-from flows.maintenance import repair as stores_compared
-from flows.maintenance.repair import Mended, TooManyDeletes, reconcile
+from flows.maintenance import repair as repairing
+from flows.maintenance.repair import Mended, TooManyDeletes
+from flows.resources import comparison
+from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps
 from storage import qdrant
 from storage.postgres.locks import Busy, source_lock
@@ -41,7 +43,7 @@ def shop(deps: Deps, settings: Settings, tmp_path: Path) -> Path:
 
 
 def repair(deps: Deps, settings: Settings, *, max_delete: float = 1, yes: bool = False) -> Mended:
-    return stores_compared.repair(deps, settings, max_delete=max_delete, yes=yes)
+    return repairing.repair(deps, settings, max_delete=max_delete, yes=yes)
 
 
 def differences(deps: Deps) -> dict[str, int]:
@@ -189,7 +191,7 @@ def test_a_collection_that_another_model_made_is_replaced(deps: Deps, settings: 
     mended = repair(deps, settings, max_delete=0.5, yes=True)
 
     assert mended.after.work == 0
-    assert qdrant.active(deps.vectors).fingerprint == "colour1"
+    assert qdrant.active_collection(deps.vectors).fingerprint == "colour1"
 
 
 @pytest.mark.usefixtures("shop")
@@ -232,7 +234,7 @@ def test_a_lost_picture_is_fetched_again_or_said_to_be_lost(
 
 @pytest.mark.usefixtures("shop")
 def test_marks_of_a_retired_collection_promise_no_more_than_it_holds(deps: Deps, settings: Settings):
-    old = qdrant.create(deps.vectors, model="old", fingerprint="old", dim=3, filter_fields={})
+    old = qdrant.create_collection(deps.vectors, model="old", fingerprint="old", dim=3, filter_fields={})
     run(deps, "insert into models (fingerprint, name, dim, state) values ('old', 'old', 3, 'retired')")
     run(deps, f"insert into collections (name, fingerprint, state) values ('{old}', 'old', 'retired')")
     run(
@@ -255,8 +257,8 @@ def test_a_repair_does_not_begin_while_an_ingest_runs(deps: Deps, settings: Sett
 def test_more_records_than_a_page_are_compared_in_order(
     deps: Deps, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(stores_compared, "PAGE", 2)
-    monkeypatch.setattr(stores_compared, "CONFIRM", 1)
+    monkeypatch.setattr(comparison, "PAGE", 2)
+    monkeypatch.setattr(comparison, "CONFIRM", 1)
     monkeypatch.setattr(qdrant, "SCROLL_PAGE", 1)
     deps.vectors.delete(NAME, [id_of("red.png"), id_of("grey.png")])
 

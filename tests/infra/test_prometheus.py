@@ -26,7 +26,7 @@ from flows.config.settings import Settings
 from flows.datasets.test_sets import Question, chosen_set
 from flows.evaluation.evaluate import evaluate
 from flows.ingestion.pipeline import Request, TooManyRejects, ingest_source
-from flows.maintenance.repair import watch
+from flows.resources.comparison import watch
 from flows.resources.connections import Deps
 from flows.search.query import Query, search
 from flows.service.metrics import metrics_route

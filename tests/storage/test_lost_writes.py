@@ -6,7 +6,8 @@ import pytest
 
 from flows.config.settings import Settings
 from flows.ingestion.pipeline import Request, ingest_source
-from flows.maintenance.repair import reconcile, repair
+from flows.maintenance.repair import repair
+from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps, open_stores
 from storage import qdrant
 from tests.storage.test_embedded_life import kill
@@ -34,5 +35,5 @@ def test_writes_that_a_damaged_log_has_lost_are_named_and_repaired(home: Path, t
         [lost] = [one for one in found.examples if one.kind == "lost_writes"]
         assert "sightline reconcile --repair" in lost.id
         assert mended.after.work == 0
-        assert qdrant.fault_of(deps.vectors, NAME) is None
+        assert qdrant.optimizer_error(deps.vectors, NAME) is None
         assert qdrant.count(deps.vectors, NAME) == 2

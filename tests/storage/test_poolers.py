@@ -16,7 +16,7 @@ import storage.postgres.locks
 from flows.config.settings import Settings
 from flows.ingestion.pipeline import Request, ingest_source
 from flows.maintenance.delete import delete_items
-from flows.maintenance.repair import reconcile
+from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps
 from flows.search.query import Query, search
 from storage.postgres import migrate

@@ -8,7 +8,7 @@ from sqlalchemy import Engine, text
 from flows.config.settings import Settings
 from flows.ingestion.pipeline import Request, ingest_source
 from flows.maintenance.delete import delete_items
-from flows.maintenance.repair import reconcile
+from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps
 from flows.search.query import Query, search
 from storage.postgres.catalog import Selection

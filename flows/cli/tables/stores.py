@@ -14,8 +14,9 @@ if TYPE_CHECKING:  # a command need not wait for what it does not use
     from flows.maintenance.backup import Made
     from flows.maintenance.migrate_to_servers import Moved
     from flows.maintenance.purge import Purged
-    from flows.maintenance.repair import Mended, Report
+    from flows.maintenance.repair import Mended
     from flows.maintenance.restore import Restored
+    from flows.resources.comparison import Report
 
 
 MEANINGS = {

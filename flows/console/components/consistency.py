@@ -8,7 +8,8 @@ from qdrant_client import QdrantClient
 from sqlalchemy.orm import Session
 
 from flows.console.context import Desk
-from flows.maintenance.repair import DAMAGE, MAX_DELETE
+from flows.maintenance.repair import MAX_DELETE
+from flows.resources.comparison import DAMAGE
 from flows.service.pool import AWAY
 from flows.tracking.text import many
 from storage import qdrant
@@ -189,8 +190,8 @@ def collections(session: Session, client: QdrantClient) -> list[Held]:
     """Return all collections of ours that either store has, by name."""
     states = {one.name: one.state for one in model_registry.known_collections(session)}
     promised = model_registry.marks_by_collection(session)
-    there = set(qdrant.collections(client))
-    alias = qdrant.active(client)
+    there = set(qdrant.list_collections(client))
+    alias = qdrant.active_collection(client)
     return [
         Held(
             name,
