@@ -15,7 +15,7 @@ from uuid import UUID
 from embedding.encoders.sentence_encoder import Encoder
 from embedding.images.worker_pool import Workers
 from flows.config.settings import Settings
-from flows.reindexing.backfill import (
+from flows.ingestion.backfill import (
     PAUSE_S,
     Filling,
     NotVerified,

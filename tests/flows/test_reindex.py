@@ -271,7 +271,7 @@ def test_pictures_that_are_gone_hold_up_the_switch_until_they_are_let_go(
 def test_a_reindex_waits_for_whoever_has_the_stores_alone(
     shop: Deps, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
-    for module in ("filling", "rebuild"):
+    for module in ("ingestion.backfill", "reindexing.reindex"):
         monkeypatch.setattr(f"flows.{module}.PAUSE_S", 0.01)
     alone = lone_lock(shop.engine)
     alone.keep()
@@ -289,7 +289,7 @@ def test_a_reindex_waits_for_whoever_has_the_stores_alone(
 
 
 def test_the_switch_waits_for_an_ingest(shop: Deps, settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    for module in ("filling", "rebuild"):
+    for module in ("ingestion.backfill", "reindexing.reindex"):
         monkeypatch.setattr(f"flows.{module}.PAUSE_S", 0.01)
     ingest = source_lock(shop.engine, "another")
     ingest.keep()
