@@ -1,4 +1,4 @@
-"""The first line of each docstring is short and plain; `python tests/test_language.py PATHS` lists the rest."""
+"""First lines of docstrings are short and plain; `python tests/test_language.py PATHS` lists the others."""
 
 import ast
 import re
