@@ -70,24 +70,35 @@ class BadSettings(ValueError):
 class Qdrant(BaseModel, frozen=True, extra="forbid"):
     """Where the vectors are."""
 
-    url: str | None = Field(None, description="A Qdrant server; unset: an index in the home folder.")
-    api_key: SecretStr | None = Field(None, description="The server's key.")
-    timeout_s: int = Field(30, gt=0, description="Seconds to wait for one request.")
-    ca_file: Path | None = Field(None, description="Certificates that an https server is checked against.")
+    url: str | None = Field(
+        None, description="URL of a Qdrant server; unset: an embedded index in the data directory."
+    )
+    api_key: SecretStr | None = Field(None, description="API key of the Qdrant server.")
+    timeout_s: int = Field(30, gt=0, description="Seconds that one request to Qdrant may take.")
+    ca_file: Path | None = Field(
+        None, description="CA certificates for an https server; unset: those of the system."
+    )
     client_certificate: Path | None = Field(
-        None, description="What we show to a server that asks, with its key."
+        None, description="Client certificate with its private key, for servers that require one (mTLS)."
     )
     quantization: Quantization = Field(
-        "none", description="How vectors are packed for the first look: none, int8, turbo, product, binary."
+        "none",
+        description="Quantization of the first-stage search: none, int8, turbo, product or binary. May change at any time.",
     )
     short_dim: int | None = Field(
-        None, gt=0, description="Look first at so many dimensions; for models trained for it (Matryoshka)."
+        None,
+        gt=0,
+        description="Leading dimensions of the first-stage search, for Matryoshka models. Set before the first ingest.",
     )
     oversampling: float = Field(
-        OVERSAMPLING, ge=1, le=100, description="Candidates per hit that are scored anew after a first look."
+        OVERSAMPLING,
+        ge=1,
+        le=100,
+        description="Candidates per hit of the first-stage search that are rescored with whole vectors.",
     )
     filter_fields: dict[str, FieldType] = Field(
-        {}, description='Metadata fields that get an index, such as {"year": "integer"}.'
+        {},
+        description='Metadata fields with a payload index, such as {"year": "integer"}. Set before the first ingest.',
     )
 
 
@@ -98,31 +109,42 @@ class Gate(BaseModel, frozen=True, extra="forbid"):
         0.0,
         ge=0,
         lt=1,
-        description="The interval of its gain in recall@10 on what is held out is above this.",
+        description="Lower bound required of the 95% confidence interval of the recall@10 gain on held-out records.",
     )
     tolerance: float = Field(
-        0.02, ge=0, le=1, description="How much recall@10 may fall on the set from outside, or in a language."
+        0.02,
+        ge=0,
+        le=1,
+        description="Largest accepted loss of recall@10 in one language, or on the outside set.",
     )
-    least_queries: int = Field(50, ge=1, description="Languages with fewer queries decide nothing.")
+    least_queries: int = Field(50, ge=1, description="Languages with fewer queries are not compared.")
     outside: Path | None = Field(
-        None, description="A manifest of other records, on which a candidate must not have become worse."
+        None, description="Manifest of other records on which a candidate must not be worse."
     )
 
 
 class Schedules(BaseModel, frozen=True, extra="forbid"):
     """When each flow runs: five fields of cron, in UTC; None for never by itself."""
 
-    ingest: str | None = Field("0 * * * *", description="When every source that was ingested is read again.")
-    evaluate: str | None = Field("30 2 * * *", description="When the model in use is measured.")
-    reconcile: str | None = Field("30 3 * * *", description="When Postgres and Qdrant are compared.")
+    ingest: str | None = Field(
+        "0 * * * *", description="When every ingested source is read again: cron in UTC, or off."
+    )
+    evaluate: str | None = Field(
+        "30 2 * * *", description="When the active model is evaluated on held-out records."
+    )
+    reconcile: str | None = Field(
+        "30 3 * * *", description="When Postgres and Qdrant are compared; nothing is repaired."
+    )
     finetune: str | None = Field(
-        None, description="When a candidate is trained, and searches move to it if it passes the gate."
+        None, description="When a candidate is trained, and used by searches if it passes the promotion gate."
     )
-    backup: str | None = Field(None, description="When a backup is written; needs SIGHTLINE_BACKUP_URL.")
+    backup: str | None = Field(None, description="When a backup is written to SIGHTLINE_BACKUP_URL.")
     prove: str | None = Field(
-        None, description="When the latest backup is restored into throw-away stores and compared."
+        None, description="When the latest backup is restored into temporary stores and compared."
     )
-    purge: str | None = Field("30 4 * * *", description="When what nothing needs is removed.")
+    purge: str | None = Field(
+        "30 4 * * *", description="When unreferenced images and retired collections are removed."
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -133,19 +155,20 @@ class Schedules(BaseModel, frozen=True, extra="forbid"):
 class Console(BaseModel, frozen=True, extra="forbid"):
     """Where the console, the API and the metrics listen, and who may see them."""
 
-    host: str = Field("127.0.0.1", description="The address that `console` and `up` listen at.")
-    port: int = Field(8080, ge=1, le=65535, description="And the port.")
+    host: str = Field("127.0.0.1", description="Address of the console, the API and the metrics.")
+    port: int = Field(8080, ge=1, le=65535, description="Port of the console, the API and the metrics.")
     password: SecretStr | None = Field(
         None,
         min_length=8,
-        description="What the console asks for. Without it, on loopback, the console makes one; other "
-        "addresses need it.",
+        description="Console password, eight characters or more. Unset on loopback: generated in "
+        "console.password; other addresses need one.",
     )
     user_header: str | None = Field(
-        None, description="The header by which a proxy in front says who it is, such as X-Forwarded-User."
+        None, description="Header in which a proxy names the signed-in user, such as X-Forwarded-User."
     )
     proxies: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("127.0.0.1",), description="Addresses of such proxies; from anywhere else the header counts nothing."
+        ("127.0.0.1",),
+        description="Addresses of trusted proxies; the user header is ignored from all others.",
     )
 
     @property
@@ -162,15 +185,19 @@ class Api(BaseModel, frozen=True, extra="forbid"):
     """What one request over the API may cost, and how long its receipt is kept."""
 
     requests_per_minute: int = Field(
-        600, ge=1, description="Of each key, in each process; a burst may use up a minute's at once."
+        600,
+        ge=1,
+        description="Rate limit of each API key, per process; a burst may use a whole minute's requests at once.",
     )
-    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Larger requests are refused.")
-    max_records: int = Field(1000, ge=1, le=100_000, description="Records in one request.")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Size limit of a request body.")
+    max_records: int = Field(1000, ge=1, le=100_000, description="Most records in one request.")
     private_images: bool = Field(
-        False, description="Whether an image's URL may lead to this machine or into a private network."
+        False, description="Whether image URLs in API requests may lead to this machine or a private network."
     )
     keep_receipts_days: float = Field(
-        7, ge=0, description="How long `purge` leaves the receipts of requests that have ended."
+        7,
+        ge=0,
+        description="Days until `purge` removes the receipts and idempotency keys of finished requests.",
     )
 
 
@@ -184,45 +211,61 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
     )
 
-    home: Path = Field(Path(".sightline"), description="Where everything lives that has no place of its own.")
-    database_url: SecretStr | None = Field(
-        None, description="A Postgres server; unset: one of our own in the home folder."
+    home: Path = Field(
+        Path(".sightline"), description="Data directory: everything that no other setting places."
     )
-    database_timeout_s: int = Field(60, gt=0, description="Seconds that one statement may take.")
+    database_url: SecretStr | None = Field(
+        None,
+        description="URL of a Postgres server; unset: an embedded one. TLS as in libpq: ?sslmode=verify-full&sslrootcert=ca.pem",
+    )
+    database_timeout_s: int = Field(60, gt=0, description="Seconds that one SQL statement may take.")
     qdrant: Qdrant = Qdrant()
-    retry_for_s: float = Field(60, ge=0, description="Seconds to keep trying a store that does not answer.")
-    model: str = Field("starter", description="starter, a folder, or a model's name on the hub.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
+    retry_for_s: float = Field(
+        60, ge=0, description="Seconds to retry a store that does not answer, with exponential backoff."
+    )
+    model: str = Field("starter", description="starter, a model folder, or the name of a model on the hub.")
+    device: str = Field(
+        "auto",
+        description="Torch device: auto (CUDA with bfloat16 if available, else CPU), cpu, cuda, cuda:1.",
+    )
     gate: Gate = Gate()
     langs: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("en",), description="Languages whose texts are embedded beside those without a tag: en,de or all."
+        ("en",),
+        description="Languages of embedded texts, such as en,de or all; texts without a tag always are.",
     )
-    batch_size: int = Field(256, ge=1, le=4096, description="Records per step; of pictures fewer on a CPU.")
+    batch_size: int = Field(256, ge=1, le=4096, description="Records per batch; fewer images on a CPU.")
     decode_workers: int = Field(
         default_factory=lambda: min(MOST_WORKERS, os.cpu_count() or 1),
         ge=0,
         le=256,
-        description="Processes that decode images beside the model; 0: one of those that searches use.",
+        description="Processes that decode images. Default: number of cores, at most 16; 0: share those of searches.",
     )
     pictures_url: str | None = Field(
-        None, description="Where pictures are kept: a folder or an fsspec URL; unset: in the home folder."
+        None,
+        description="Store of image files: a folder or an fsspec URL such as s3://bucket/images; unset: data directory.",
     )
-    keep_pictures: bool = Field(True, description="Whether picture bytes are kept, or their URI alone.")
-    max_picture_bytes: int = Field(64 * 2**20, gt=0, description="Larger picture files are rejected.")
-    fetch_timeout_s: float = Field(30, gt=0, description="Seconds to wait for one picture behind a URL.")
+    keep_pictures: bool = Field(True, description="Whether image files are kept, or only their URIs.")
+    max_picture_bytes: int = Field(
+        64 * 2**20, gt=0, description="Size limit of an image file; larger ones are rejected."
+    )
+    fetch_timeout_s: float = Field(30, gt=0, description="Seconds that fetching one image may take.")
     private_redirects: bool = Field(
-        False, description="Whether a redirect may lead to this machine or into a private network."
+        False, description="Whether a redirect to another host may lead to this machine or a private network."
     )
     keep_retired_days: float = Field(
-        7, ge=0, description="How long `purge` leaves a collection that searches no longer use."
+        7,
+        ge=0,
+        description="Days until `purge` removes a retired collection; until then `rollback` can restore it.",
     )
-    max_reject_share: float = Field(0.5, ge=0, le=1, description="A run with more rejects than this fails.")
+    max_reject_share: float = Field(
+        0.5, ge=0, le=1, description="Largest share of rejected records of a successful run."
+    )
     backup_url: str | None = Field(
-        None, description="Where scheduled backups are written: a folder or an fsspec URL."
+        None, description="Target of scheduled backups: a folder or an fsspec URL."
     )
     schedules: Schedules = Schedules()
     secrets_dir: Path | None = Field(
-        None, description="A folder of files that each hold one setting and are named as its variable is."
+        None, description="Folder of files that each hold one setting, named like its variable in lower case."
     )
     console: Console = Console()
     api: Api = Api()

@@ -1,6 +1,6 @@
 """Search the stored items by text, image or item, and show the hits.
 
-Public: `open_search` keeps the stores and a model open, `Query` says what to search for, `search` returns hits.
+Public: `open_search` keeps the stores and a model open, `search` returns the hits of a `Query`.
 """
 
 from typing import TYPE_CHECKING, Any
