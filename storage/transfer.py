@@ -128,8 +128,8 @@ def copy_collection(
     """
     make_collection(source, target, name)
     with ThreadPoolExecutor(qdrant.STREAMS) as streams:
-        for page in _pages(qdrant.digests(source, name), PAGE):
-            there = dict(qdrant.digests(target, name, [id for id, _ in page]))
+        for page in _pages(qdrant.scroll_digests(source, name), PAGE):
+            there = dict(qdrant.scroll_digests(target, name, [id for id, _ in page]))
             lacking = [id for id, digest in page if digest is None or there.get(id) != digest]
             requests = _pages(lacking, qdrant.POINTS_A_REQUEST)
             list(streams.map(partial(copy_points, source, target, name), requests))
@@ -184,11 +184,11 @@ def _shape(client: QdrantClient, name: str) -> tuple[qdrant.Collection, object]:
 
 
 def _remove_others(source: QdrantClient, target: QdrantClient, name: str) -> None:
-    for page in _pages(qdrant.digests(target, name), PAGE):
+    for page in _pages(qdrant.scroll_digests(target, name), PAGE):
         ids = [id for id, _ in page]
-        kept = dict(qdrant.digests(source, name, ids))
+        kept = dict(qdrant.scroll_digests(source, name, ids))
         if gone := [id for id in ids if id not in kept]:
-            qdrant.remove(target, name, gone)
+            qdrant.delete_points(target, name, gone)
 
 
 def _sent(vector: Any) -> Any:

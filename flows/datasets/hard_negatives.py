@@ -70,7 +70,7 @@ def with_negatives(
         NoCollection: nothing has been ingested yet.
         ModelMismatch: another model than `encoder` made the collection.
     """
-    collection = qdrant.collection_of(stores.vectors, encoder.fingerprint, encoder.name)
+    collection = qdrant.require_collection(stores.vectors, encoder.fingerprint, encoder.name)
     while chunk := list(islice(pairs, ROWS_AT_ONCE)):
         rows = [row for part, row in chunk if part == "train"]
         texts = material.texts([row["text"] for row in rows])
@@ -90,12 +90,12 @@ def _mine(
 ) -> None:
     """Add negatives to these rows, in place."""
     queries = encoder.texts([text for _, text in asked])
-    found = qdrant.nearest_pictures(stores.vectors, collection, queries, CANDIDATES)
+    found = qdrant.nearest_images(stores.vectors, collection, queries, CANDIDATES)
     ids = sorted({id for hits in found for id, _ in hits})
     with stores.sessions() as session:
         items = {id: item for id, (item, _) in catalog.items_with_digests(session, ids).items()}
         own = catalog.embedded_twins(session, collection.name, [row["picture"] for row, _ in asked])
-    vectors = qdrant.picture_vectors(
+    vectors = qdrant.image_vectors_of(
         stores.vectors, collection.name, {twin.id: twin.content_hash for twin in own.values()}
     )
     for (row, _), query, hits in zip(asked, queries, found, strict=True):

@@ -90,7 +90,7 @@ class _Chunk:
         shots: Sequence[Shot],
     ) -> "_Chunk":
         wanted = {shot.id: shot.content_hash for shot in shots if shot.id and shot.content_hash}
-        known = {} if collection is None else qdrant.picture_vectors(stores.vectors, collection, wanted)
+        known = {} if collection is None else qdrant.image_vectors_of(stores.vectors, collection, wanted)
         decoding = {}
         for number, shot in enumerate(shots):
             if shot.id not in known:

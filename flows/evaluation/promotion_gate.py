@@ -112,7 +112,7 @@ def promote(
         ) as run,
     ):
         advance = told_as_well(advance, Told(stores.sessions, lock, run))
-        collection = qdrant.active(stores.vectors)
+        collection = qdrant.active_collection(stores.vectors)
         if collection is None:
             raise qdrant.NoCollection
         active, candidate = load(settings, collection.model), load(settings, name)

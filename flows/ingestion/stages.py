@@ -146,7 +146,7 @@ def write(job: Job, embedded: Embedded) -> BatchReport:
 def with_vectors(stores: Stores, collection: str, twins: Mapping[str, Twin]) -> dict[str, Shown]:
     """Return the images, by SHA-256, that have a vector already, at this item or at another."""
     wanted = {twin.id: twin.content_hash for twin in twins.values()}
-    vectors = qdrant.picture_vectors(stores.vectors, collection, wanted)
+    vectors = qdrant.image_vectors_of(stores.vectors, collection, wanted)
     return {
         sha256: Shown.with_vector(twin.picture, vectors[twin.id])
         for sha256, twin in twins.items()

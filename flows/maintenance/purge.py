@@ -122,7 +122,7 @@ def _count(stores: Stores, settings: Settings) -> Purged:
     with stores.sessions() as session:
         collections = model_registry.disused(session, settings.keep_retired_days)
         receipts = request_queue.old(session, settings.api.keep_receipts_days)
-    searched = qdrant.active(stores.vectors)
+    searched = qdrant.active_collection(stores.vectors)
     if stores.blobs is not None:
         for prefix in PREFIXES:
             names = stores.blobs.names(prefix)

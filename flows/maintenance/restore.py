@@ -38,7 +38,7 @@ from storage.embedded.qdrant.process.client import stop as stop_index
 from storage.postgres import dump, runs
 from storage.postgres.dump import NotEmpty
 from storage.postgres.locks import lone_lock
-from storage.qdrant.snapshots import load_points, make_collection
+from storage.qdrant.snapshots import load_points, load_snapshot, make_collection, server_kind
 
 MARKER = "restoring.json"
 PASSABLE = 0o711
@@ -184,10 +184,10 @@ def _fill_index(vectors: QdrantClient, manifest: Manifest, folder: Path, lock: H
         make_collection(vectors, one.name, one.shape)
         path = folder / one.file
         points[one.name] = lock.persist(partial(load_points, vectors, one.name, path))
-    if manifest.snapshots and manifest.index == qdrant.server_kind(vectors):
+    if manifest.snapshots and manifest.index == server_kind(vectors):
         for snapshot in manifest.snapshots:
             path = folder / snapshot.file
-            lock.persist(partial(qdrant.load_snapshot, vectors, snapshot.collection, path))
+            lock.persist(partial(load_snapshot, vectors, snapshot.collection, path))
             points[snapshot.collection] = qdrant.count(vectors, snapshot.collection)
     return points
 

@@ -19,12 +19,12 @@ def open_collection(deps: Deps, settings: Settings) -> qdrant.Collection:
         ModelMismatch: another model made the collection.
     """
     encoder = deps.encoder
-    if qdrant.active(deps.vectors) is None:
+    if qdrant.active_collection(deps.vectors) is None:
         with collection_lock(deps.engine):
-            if qdrant.active(deps.vectors) is None:  # another process may have made it meanwhile
+            if qdrant.active_collection(deps.vectors) is None:  # another process may have made it meanwhile
                 name = make_collection(deps.vectors, deps.sessions, settings, encoder)
                 qdrant.activate(deps.vectors, name)
-    collection = qdrant.collection_of(deps.vectors, encoder.fingerprint, encoder.name)
+    collection = qdrant.require_collection(deps.vectors, encoder.fingerprint, encoder.name)
     qdrant.quantize(deps.vectors, collection, settings.qdrant.quantization)
     with deps.sessions.begin() as session:
         model_registry.activate_collection(
@@ -57,7 +57,7 @@ def make_collection(
     if not client.collection_exists(name):
         with sessions.begin() as session:
             model_registry.forget_marks(session, name)
-    return qdrant.create(
+    return qdrant.create_collection(
         client,
         model=encoder.name,
         fingerprint=encoder.fingerprint,

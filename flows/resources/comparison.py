@@ -101,15 +101,15 @@ def reconcile(stores: Stores, *, advance: Advance = lambda _: None) -> Report:
     report = Report()
     with stores.sessions() as session:
         known = model_registry.known_collections(session)
-    alias = qdrant.active(stores.vectors)
+    alias = qdrant.active_collection(stores.vectors)
     searched = alias.name if alias else None
     active = next((one.name for one in known if one.state == "active"), searched)
     if active is not None and searched != active:
         report.add("no_alias", active, collection=active)
-    for name in sorted({one.name for one in known} | set(qdrant.collections(stores.vectors))):
+    for name in sorted({one.name for one in known} | set(qdrant.list_collections(stores.vectors))):
         if any(one.name == name and is_of_another_model(stores, one) for one in known):
             report.add("other_model", name, collection=name)
-        if fault := qdrant.fault_of(stores.vectors, name):
+        if fault := qdrant.optimizer_error(stores.vectors, name):
             report.add("lost_writes", fault, collection=name)
         for found in confirmed(stores, name, name == active, report, advance):
             report.add(found.kind, str(found.id), collection=name, kept=found.kept)
@@ -179,7 +179,7 @@ def confirmed(
             yield from page
 
     def counted_points() -> Iterator[Held]:
-        for point in qdrant.held(stores.vectors, collection):
+        for point in qdrant.scroll_entries(stores.vectors, collection):
             report.points += 1
             yield point
 
@@ -196,7 +196,7 @@ def second_look(
     ids = [one.id for one in suspects if isinstance(one.id, UUID)]
     with stores.sessions() as session:
         before = {one.id: one for one in catalog.kept(session, collection, ids=ids)}
-    points = {point.id: point for point in qdrant.held(stores.vectors, collection, ids)}
+    points = {point.id: point for point in qdrant.scroll_entries(stores.vectors, collection, ids)}
     with stores.sessions() as session:
         after = {one.id: one for one in catalog.kept(session, collection, ids=ids)}
     settled = (id for id in ids if before.get(id) == after.get(id))

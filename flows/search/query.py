@@ -165,7 +165,7 @@ def open_search(settings: Settings) -> Iterator[Searching]:
         OtherModel: a model is set that has never been used here.
     """
     with open_stores(settings) as stores:
-        collection = qdrant.active(stores.vectors)
+        collection = qdrant.active_collection(stores.vectors)
         if collection is None:
             raise qdrant.NoCollection
         active_model(stores.vectors, stores.sessions, settings)
@@ -197,7 +197,7 @@ def search(deps: Deps, query: Query) -> Results:
     about = {"query": query.asked, "find": query.find, "limit": query.limit}
     with deps.timed(query.asked, query.find), span("search", about) as note:
         while True:
-            collection = qdrant.active(deps.vectors)
+            collection = qdrant.active_collection(deps.vectors)
             if collection is None:
                 raise qdrant.NoCollection
             try:
@@ -224,7 +224,7 @@ def _search_in(deps: Deps, collection: qdrant.Collection, query: Query) -> Resul
         vector = _vector(deps, collection, encoder, query)
     encoded = perf_counter()
     with span("qdrant"):
-        hits = qdrant.search(
+        hits = qdrant.search_points(
             deps.vectors,
             collection,
             vector,
@@ -264,7 +264,7 @@ def _vector_of(
     """Return the vector of a record in the space that is searched, else in its other one."""
     with deps.sessions() as session:
         alive = id in catalog.items_with_digests(session, [id])
-    spaces = qdrant.vectors_of(deps.vectors, collection.name, id) if alive else {}
+    spaces = qdrant.record_vectors(deps.vectors, collection.name, id) if alive else {}
     if not spaces:
         raise NoSuchRecord(id)
     return fused([*(spaces[using] if using in spaces else next(iter(spaces.values())))])

@@ -99,7 +99,7 @@ def look_at_models(backend: Backend, *, decisions: int, before: int | None = Non
     points, problem = dict[str, int](), None
     try:
         with backend.vectors() as client:
-            there = set(qdrant.collections(client))
+            there = set(qdrant.list_collections(client))
             points = {one.name: qdrant.count(client, one.name) for one in collections if one.name in there}
     except AWAY as error:
         problem = str(error)

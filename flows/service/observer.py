@@ -92,7 +92,7 @@ def observe(backend: Backend) -> Observation:
         postgres_problem = str(error)
     try:
         with backend.vectors() as client:
-            collection = qdrant.active(client)
+            collection = qdrant.active_collection(client)
             indexed = Indexed(collection, 0 if collection is None else qdrant.count(client, collection.name))
     except AWAY as error:
         qdrant_problem = str(error)

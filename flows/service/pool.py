@@ -87,7 +87,7 @@ class Backend:
             ModelUnavailable: the model of the collection cannot be loaded.
         """
         with self.sessions() as sessions, self.vectors() as vectors:
-            collection = qdrant.active(vectors)
+            collection = qdrant.active_collection(vectors)
             if collection is None:
                 raise qdrant.NoCollection
             keep_freed_memory()
@@ -124,7 +124,7 @@ class Backend:
         """
         with self.stores() as stores:
             name = active_model(stores.vectors, stores.sessions, self.settings)
-            collection = qdrant.active(stores.vectors)
+            collection = qdrant.active_collection(stores.vectors)
             keep_freed_memory()
             wait_briefly()
             encoder = self._models.named(name) if collection is None else self._models.of(collection)

@@ -81,7 +81,7 @@ def read_status(settings: Settings) -> Status:
 def _look_at_index(settings: Settings) -> tuple[qdrant.Collection | None, int, str | None]:
     try:
         with open_index(settings) as client:
-            active = qdrant.active(client)
+            active = qdrant.active_collection(client)
             return active, 0 if active is None else qdrant.count(client, active.name), None
     except IndexUnavailable as error:
         return None, 0, str(error)

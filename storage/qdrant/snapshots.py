@@ -173,6 +173,19 @@ def load_points(client: QdrantClient, name: str, path: Path, *, advance: Advance
     return loaded
 
 
+def load_snapshot(client: QdrantClient, collection: str, path: Path) -> None:
+    """Make `collection` what the snapshot in `path` holds, whether or not it is there."""
+    with path.open("rb") as file:
+        client.http.snapshots_api.recover_from_uploaded_snapshot(
+            collection, wait=True, priority=models.SnapshotPriority.SNAPSHOT, snapshot=file
+        )
+
+
+def server_kind(client: QdrantClient) -> str:
+    """Return what kind of server answers: its snapshots fit no other kind."""
+    return client.info().title.split()[0]
+
+
 def _pages(client: QdrantClient, name: str, schema: pa.Schema) -> Iterator[pa.Table]:
     offset: Any = None
     while True:

@@ -61,7 +61,7 @@ def fill(
     client: QdrantClient, gallery: NDArray[np.float32], quantization: Quantization, short_dim: int | None
 ) -> qdrant.Collection:
     """Make the collection, and wait until its graph is built."""
-    name = qdrant.create(
+    name = qdrant.create_collection(
         client,
         model="starter",
         fingerprint="bench",
@@ -92,7 +92,9 @@ def measure(
     found_share, seconds = [], []
     for query, wanted in zip(queries, nearest, strict=True):
         start = time.perf_counter()
-        hits = qdrant.search(client, collection, query, using="image", limit=LIMIT, oversampling=oversampling)
+        hits = qdrant.search_points(
+            client, collection, query, using="image", limit=LIMIT, oversampling=oversampling
+        )
         seconds.append(time.perf_counter() - start)
         found = {int(hit.point.key) for hit in hits}
         found_share.append(len(found & set(wanted.tolist())) / LIMIT)

@@ -110,7 +110,7 @@ def test_a_delete_of_nothing_in_particular_is_wrong_usage():
 class TestReconcile:
     def lose_points(self, client: QdrantClient, many: int) -> None:
         points, _ = client.scroll(qdrant.ALIAS, limit=many)
-        client.delete(qdrant.active(client).name, [point.id for point in points], wait=True)
+        client.delete(qdrant.active_collection(client).name, [point.id for point in points], wait=True)
 
     @pytest.mark.usefixtures("shop")
     def test_stores_that_agree_exit_with_0(self):

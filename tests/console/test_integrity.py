@@ -31,7 +31,7 @@ def a_comparison(outcome: str = "completed", error: str | None = None, **counts:
 
 
 def test_what_differs_is_found_explained_and_mended(page: Page, vectors: QdrantClient):
-    [name] = qdrant.collections(vectors)
+    [name] = qdrant.list_collections(vectors)
     page.goto("/integrity")
     expect(page.get_by_role("status").first).to_contain_text("Postgres and Qdrant agree.")
     expect(page.get_by_role("row").filter(has_text=name)).to_contain_text("active")

@@ -38,7 +38,7 @@ def searched(running: Running) -> str:
     """The collection that searches go to, as Qdrant has it."""
     backend = Backend(running.settings)
     with backend.vectors() as client:
-        collection = qdrant.active(client)
+        collection = qdrant.active_collection(client)
     backend.close()
     assert collection is not None
     return collection.name

@@ -57,11 +57,11 @@ def test_the_same_bytes_under_several_keys_are_embedded_and_kept_once(
 def test_a_new_caption_does_not_embed_its_picture_again(deps: Deps, settings: Settings, tmp_path: Path):
     folder = a_folder(tmp_path / "shop", {"a.png": png("red"), "a.txt": "red"})
     ingest(deps, settings, folder)
-    before = dict(qdrant.image_vectors(deps.vectors, qdrant.ALIAS))
+    before = dict(qdrant.scroll_image_vectors(deps.vectors, qdrant.ALIAS))
 
     ingest(deps, settings, a_folder(folder, {"a.txt": "blue"}))
 
-    [(id, vector)] = qdrant.image_vectors(deps.vectors, qdrant.ALIAS)
+    [(id, vector)] = qdrant.scroll_image_vectors(deps.vectors, qdrant.ALIAS)
     assert deps.encoder.seen_images == 1
     assert np.allclose(vector, before[id], atol=1e-6)
 
@@ -69,7 +69,7 @@ def test_a_new_caption_does_not_embed_its_picture_again(deps: Deps, settings: Se
 def test_a_vector_of_other_bytes_is_never_taken_over(deps: Deps, settings: Settings, tmp_path: Path):
     folder = a_folder(tmp_path / "shop", {"a.png": png("red")})
     ingest(deps, settings, folder)
-    [(id, _)] = qdrant.image_vectors(deps.vectors, qdrant.ALIAS)
+    [(id, _)] = qdrant.scroll_image_vectors(deps.vectors, qdrant.ALIAS)
     deps.vectors.set_payload(qdrant.ALIAS, {"content_hash": "of something else"}, [str(id)])
 
     ingest(deps, settings, a_folder(folder, {"b.png": png("red")}))

@@ -187,7 +187,7 @@ def test_an_old_backup_of_another_kind_of_qdrant_brings_everything_but_points(
     assert restored.points == {}
     assert restored.report.counts["missing"] == 3
     with open_stores(elsewhere) as stores, pytest.raises(qdrant.NoCollection, match="reconcile --repair"):
-        qdrant.collection_of(stores.vectors, "colour1", "colour")
+        qdrant.require_collection(stores.vectors, "colour1", "colour")
 
 
 def test_no_statement_of_an_old_archive_is_run(shop: Deps, elsewhere: Settings, tmp_path: Path):
@@ -456,7 +456,7 @@ def test_rows_that_do_not_go_into_our_tables_are_refused_before_anything_is_writ
         restore(Settings(home=home), str(backups))
 
     with open_stores(Settings(home=home)) as stores:
-        assert qdrant.collections(stores.vectors) == []
+        assert qdrant.list_collections(stores.vectors) == []
         assert dump.first_filled(stores.engine) is None
     assert not (home / "pictures").exists()
 

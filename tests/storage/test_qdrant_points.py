@@ -26,7 +26,7 @@ def vectors(any_index: QdrantClient) -> QdrantClient:
 
 
 def a_collection(client: QdrantClient, points: list[Point], fingerprint: str = "f1") -> str:
-    name = qdrant.create(client, model="colour", fingerprint=fingerprint, dim=3, filter_fields={})
+    name = qdrant.create_collection(client, model="colour", fingerprint=fingerprint, dim=3, filter_fields={})
     qdrant.upsert(client, qdrant.describe(client, name), points)
     qdrant.activate(client, name)
     return name
@@ -38,28 +38,31 @@ def pictured(key: str, image: NDArray[np.float32], **metadata: object) -> Point:
 
 def found(client: QdrantClient, query: NDArray[np.float32], using: qdrant.Space = "image", **rest: object):
     return [
-        hit.id for hit in qdrant.search(client, qdrant.active(client), query, using=using, limit=10, **rest)
+        hit.id
+        for hit in qdrant.search_points(
+            client, qdrant.active_collection(client), query, using=using, limit=10, **rest
+        )
     ]
 
 
 def test_the_collection_says_which_model_made_it(vectors: QdrantClient):
     name = a_collection(vectors, [pictured("a", X)])
 
-    assert qdrant.active(vectors) == qdrant.Collection(name, "colour", "f1", dim=3)
+    assert qdrant.active_collection(vectors) == qdrant.Collection(name, "colour", "f1", dim=3)
     assert qdrant.count(vectors, name) == 1
 
 
 def test_before_the_first_ingest_there_is_no_collection_and_the_error_says_what_to_run(vectors: QdrantClient):
-    assert qdrant.active(vectors) is None
+    assert qdrant.active_collection(vectors) is None
     with pytest.raises(qdrant.NoCollection, match="sightline ingest SOURCE"):
-        qdrant.collection_of(vectors, "f1", "colour")
+        qdrant.require_collection(vectors, "f1", "colour")
 
 
 def test_a_query_by_another_model_is_an_error_never_a_wrong_ranking(vectors: QdrantClient):
     a_collection(vectors, [pictured("a", X)])
 
     with pytest.raises(qdrant.ModelMismatch, match=r"'colour' \(f1\), not of 'clip' \(f2\)"):
-        qdrant.collection_of(vectors, "f2", "clip")
+        qdrant.require_collection(vectors, "f2", "clip")
 
 
 def test_the_closest_comes_first_and_equals_are_in_the_order_of_their_ids(vectors: QdrantClient):
@@ -74,7 +77,7 @@ def test_an_item_is_as_close_as_its_best_text_and_the_hit_says_which_that_is(vec
     item = an_item("a", texts=("x", "y", "z"))
     a_collection(vectors, [Point(item, DIGEST, None, np.stack([X, Y, Z]))])
 
-    [hit] = qdrant.search(vectors, qdrant.active(vectors), Z, using="text", limit=1)
+    [hit] = qdrant.search_points(vectors, qdrant.active_collection(vectors), Z, using="text", limit=1)
 
     assert hit.score == pytest.approx(1)
     assert hit.best_text == 2
@@ -141,11 +144,11 @@ def test_a_new_payload_leaves_the_vectors_alone(vectors: QdrantClient):
 def test_a_delete_reaches_every_collection_of_ours_and_no_other(vectors: QdrantClient):
     old = a_collection(vectors, [pictured("a", X), pictured("b", Y)], "f1")
     new = a_collection(vectors, [pictured("a", X)], "f2")
-    dot = qdrant.models.VectorParams(size=1, distance=qdrant.models.Distance.DOT)
+    dot = models.VectorParams(size=1, distance=models.Distance.DOT)
     vectors.create_collection("theirs", vectors_config=dot)
-    vectors.upsert("theirs", [qdrant.models.PointStruct(id=str(an_item("a").id), vector=[1.0])])
+    vectors.upsert("theirs", [models.PointStruct(id=str(an_item("a").id), vector=[1.0])])
 
-    qdrant.delete(vectors, [an_item("a").id])
+    qdrant.delete_everywhere(vectors, [an_item("a").id])
 
     assert [vectors.count(name).count for name in (old, new, "theirs")] == [1, 0, 1]
 
@@ -207,7 +210,7 @@ def a_server(fault: str | None = None) -> QdrantClient:
 def two_collections(client: QdrantClient) -> tuple[str, str]:
     """Make two collections, of which the first is searched."""
     old = a_collection(client, [pictured("old", X)], "f1")
-    new = qdrant.create(client, model="colour", fingerprint="f2", dim=3, filter_fields={})
+    new = qdrant.create_collection(client, model="colour", fingerprint="f2", dim=3, filter_fields={})
     return old, new
 
 
@@ -292,7 +295,7 @@ def test_every_picture_vector_can_be_read_back_over_several_pages(vectors: Qdran
     points.append(Point(an_item("text only", texts=("x",)), DIGEST, None, Y[None]))
     name = a_collection(vectors, points)
 
-    read = dict(qdrant.image_vectors(vectors, name))
+    read = dict(qdrant.scroll_image_vectors(vectors, name))
 
     assert read.keys() == {point.item.id for point in points[:-1]}
     assert all((row == X).all() for row in read.values())
@@ -322,7 +325,7 @@ SIX = np.eye(6, dtype=np.float32)
 def test_packed_and_shortened_vectors_find_candidates_and_whole_ones_give_the_scores(
     served: QdrantClient, quantization: qdrant.Quantization, short_dim: int | None
 ):
-    name = qdrant.create(
+    name = qdrant.create_collection(
         served,
         model="m",
         fingerprint="f",
@@ -332,7 +335,7 @@ def test_packed_and_shortened_vectors_find_candidates_and_whole_ones_give_the_sc
         short_dim=short_dim,
     )
     qdrant.activate(served, name)
-    collection = qdrant.active(served)
+    collection = qdrant.active_collection(served)
     assert collection == qdrant.Collection(name, "m", "f", 6, quantization, short_dim)
     rows = [unit_rows(SIX[:1] + share * SIX[4:5])[0] for share in (0.0, 0.2, 0.4, 0.8)]
     points = [
@@ -343,13 +346,13 @@ def test_packed_and_shortened_vectors_find_candidates_and_whole_ones_give_the_sc
     query = unit_rows(SIX[:1] + 0.4 * SIX[4:5])[0]
 
     for using in ("image", "text"):
-        hits = qdrant.search(served, collection, query, using=using, limit=1, oversampling=4)
+        hits = qdrant.search_points(served, collection, query, using=using, limit=1, oversampling=4)
         assert [hit.id for hit in hits] == [points[2].item.id]  # by their beginnings alone all four are equal
         assert hits[0].score == pytest.approx(1, abs=1e-6)
 
 
 def test_a_collection_can_be_packed_in_another_way_at_any_time(served: QdrantClient):
-    qdrant.create(served, model="m", fingerprint="f", dim=3, filter_fields={})
+    qdrant.create_collection(served, model="m", fingerprint="f", dim=3, filter_fields={})
     name = qdrant.collection_name("f")
 
     for wanted in ("int8", "turbo", "product", "binary", "none", "none"):

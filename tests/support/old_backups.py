@@ -15,6 +15,7 @@ from storage import qdrant
 from storage.blobs import Blobs, copy_new
 from storage.embedded.postgres.server import find_binaries
 from storage.postgres import catalog, dump, migrate
+from storage.qdrant.snapshots import server_kind
 
 
 def an_old_backup(stores: Stores, target: Path, *, also: tuple[str, ...] = ()) -> Path:
@@ -32,7 +33,7 @@ def an_old_backup(stores: Stores, target: Path, *, also: tuple[str, ...] = ()) -
     options = ["--format=custom", "--no-owner", "--no-privileges", f"--file={folder / 'postgres.dump'}"]
     options += [f"--table={name}" for name in (*tables, "seen", "alembic_version", *also)]
     subprocess.run([find_binaries() / "pg_dump", f"--dbname={dsn}", *options], check=True)
-    snapshots = [_snapshot(stores, name, folder) for name in qdrant.collections(stores.vectors)]
+    snapshots = [_snapshot(stores, name, folder) for name in qdrant.list_collections(stores.vectors)]
     with stores.sessions() as session:
         items = catalog.counts(session)["items"]
         pictures = list(catalog.living_pictures(session))
@@ -43,7 +44,7 @@ def an_old_backup(stores: Stores, target: Path, *, also: tuple[str, ...] = ()) -
         "format": 1,
         "made": datetime(2026, 1, 1, tzinfo=UTC).isoformat(),
         "postgres": {"method": "pg_dump", "revision": revision, "server": 18, "files": ["postgres.dump"]},
-        "index": qdrant.server_kind(stores.vectors),
+        "index": server_kind(stores.vectors),
         "snapshots": snapshots,
         "active": snapshots[0]["collection"],
         "pictures": "copy",

@@ -18,11 +18,11 @@ SOME = 1000
 
 def a_store_of(deps: Stores, records: int, *, dim: int = 24) -> None:
     """Fill empty stores with records of images, texts, or both."""
-    name = qdrant.create(
+    name = qdrant.create_collection(
         deps.vectors, model="random", fingerprint="random1", dim=dim, filter_fields={"shelf": "integer"}
     )
     qdrant.activate(deps.vectors, name)
-    collection = qdrant.collection_of(deps.vectors, "random1", "random")
+    collection = qdrant.require_collection(deps.vectors, "random1", "random")
     with deps.sessions.begin() as session:
         model_registry.activate_collection(session, name=name, model="random", fingerprint="random1", dim=dim)
     rng = np.random.default_rng(1)
@@ -47,10 +47,10 @@ def contents(stores: Stores) -> dict[str, Any]:
                 rows = session.scalars(text(f"select t::text from {table.name} t"))
                 found[table.name] = _digest_of(sorted(rows))
         pictures = list(catalog.living_pictures(session))
-    for name in qdrant.collections(stores.vectors):
+    for name in qdrant.list_collections(stores.vectors):
         points, _ = stores.vectors.scroll(name, limit=100_000, with_vectors=True)
         found[name] = len(points), _digest_of([repr((p.id, p.payload, _exact(p.vector))) for p in points])
-    active = qdrant.active(stores.vectors)
+    active = qdrant.active_collection(stores.vectors)
     found["active"] = active and active.name
     found["pictures"] = [
         hashlib.sha256(stores.blobs.get(sha256)).hexdigest() for sha256 in pictures if stores.blobs

@@ -1,0 +1,177 @@
+"""Create and describe Qdrant collections: one per model, named after its fingerprint."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from qdrant_client import QdrantClient, models
+
+ALIAS = "items"
+Quantization = Literal["none", "int8", "turbo", "product", "binary"]
+PAYLOAD_FIELDS = {"source": models.PayloadSchemaType.KEYWORD, "key": models.PayloadSchemaType.KEYWORD}
+SHORT = "_short"
+"""What follows the name of a space in that of its vectors' beginnings."""
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
+QUANTIZED: dict[Quantization, models.QuantizationConfig | None] = {
+    "none": None,
+    "int8": models.ScalarQuantization(
+        scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
+    ),
+    "turbo": models.TurboQuantization(
+        turbo=models.TurboQuantQuantizationConfig(bits=models.TurboQuantBitSize.BITS4, always_ram=True)
+    ),
+    "product": models.ProductQuantization(
+        product=models.ProductQuantizationConfig(compression=models.CompressionRatio.X16, always_ram=True)
+    ),
+    "binary": models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """The collection behind the alias, the model that made its vectors, and how they are searched."""
+
+    name: str
+    model: str
+    fingerprint: str
+    dim: int
+    quantization: Quantization = "none"
+    """Of the copies that candidates are looked for among; the vectors themselves stay as they are."""
+
+    short_dim: int | None = None
+    """Length of the beginnings of vectors that candidates are looked for among; None for whole vectors."""
+
+
+class ModelMismatch(RuntimeError):
+    """A query or a record would be encoded by another model than the collection's."""
+
+
+def collection_name(fingerprint: str) -> str:
+    """Return the name of the collection that holds the vectors of the model with `fingerprint`."""
+    return f"{ALIAS}__{fingerprint}"
+
+
+def create_collection(
+    client: QdrantClient,
+    *,
+    model: str,
+    fingerprint: str,
+    dim: int,
+    filter_fields: Mapping[str, str],
+    quantization: Quantization = "none",
+    short_dim: int | None = None,
+) -> str:
+    """Create the collection of a model, and its payload indexes, unless they are there; return its name.
+
+    Args:
+        quantization: how vectors are packed for the first look: to a 4th (int8), 8th (turbo), 16th (product)
+            or 32nd (binary).
+        short_dim: keep the first so many dimensions of each vector as a vector of its own for the first
+            look, which only a model can bear that was trained for it (Matryoshka, Kusupati et al., 2022).
+        filter_fields: metadata fields that searches filter on, each with its type. The indexes are made
+            before the first upload, because Qdrant builds its graph with them in mind.
+    """
+    name = collection_name(fingerprint)
+    if not client.collection_exists(name):
+        cosine = models.Distance.COSINE
+        max_sim = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
+        sizes = {"": dim} if short_dim is None else {"": dim, SHORT: short_dim}
+        vectors = {
+            space + suffix: models.VectorParams(size=size, distance=cosine, multivector_config=rows)
+            for space, rows in (("image", None), ("text", max_sim))
+            for suffix, size in sizes.items()
+        }
+        client.create_collection(
+            name,
+            vectors_config=vectors,
+            quantization_config=QUANTIZED[quantization],
+            metadata={"model": model, "fingerprint": fingerprint, "dim": dim, "short_dim": short_dim},
+        )
+    own = {metadata_path(field): models.PayloadSchemaType(type) for field, type in filter_fields.items()}
+    for field, schema in (PAYLOAD_FIELDS | own).items():
+        client.create_payload_index(name, field, schema, wait=True)
+    return name
+
+
+def describe(client: QdrantClient, name: str) -> Collection:
+    """Return what the collection says of itself."""
+    info = client.get_collection(name)
+    made_by = info.config.metadata or {}
+    return Collection(
+        name,
+        model=str(made_by.get("model", "unknown")),
+        fingerprint=str(made_by.get("fingerprint", "unknown")),
+        dim=int(made_by.get("dim", 0)),
+        quantization=_quantization_of(info.config.quantization_config),
+        short_dim=made_by.get("short_dim"),
+    )
+
+
+def list_collections(client: QdrantClient) -> list[str]:
+    """Return the names of all collections of ours, whatever their state, in order."""
+    names = (known.name for known in client.get_collections().collections)
+    return sorted(name for name in names if name.startswith(f"{ALIAS}__"))
+
+
+def quantize(client: QdrantClient, collection: Collection, quantization: Quantization) -> None:
+    """Have vectors packed in another way from now on; the server does it while it goes on answering."""
+    if quantization != collection.quantization:
+        wanted = QUANTIZED[quantization] or models.Disabled.DISABLED
+        client.update_collection(collection.name, quantization_config=wanted)
+
+
+def require_model(collection: Collection, fingerprint: str, model: str) -> None:
+    """Make sure that the model with `fingerprint` made the collection.
+
+    Raises:
+        ModelMismatch: another one did, so its vectors and this one's cannot be compared.
+    """
+    if collection.fingerprint != fingerprint:
+        remedy = (
+            "the model has changed since it was ingested with: run sightline reindex --model"
+            if collection.model == model
+            else f"run: sightline reindex --model {model}"
+        )
+        raise ModelMismatch(
+            f"the collection holds vectors of model {collection.model!r} ({collection.fingerprint}), not of "
+            f"{model!r} ({fingerprint}); {remedy}"
+        )
+
+
+def metadata_path(field: str) -> str:
+    """Return the payload path of the metadata field `field`, quoted where it is no plain name."""
+    if PLAIN_NAME.fullmatch(field):
+        return f"metadata.{field}"
+    return 'metadata."' + field.replace('"', '\\"') + '"'
+
+
+def optimizer_error(client: QdrantClient, collection: str) -> str | None:
+    """Return what Qdrant says is wrong with a collection, in a sentence; None where nothing is."""
+    if not client.collection_exists(collection):
+        return None
+    status = client.get_collection(collection).optimizer_status
+    return status.error if isinstance(status, models.OptimizersStatusOneOf1) else None
+
+
+def restart_optimizer(client: QdrantClient, collection: str) -> None:
+    """Have Qdrant try again whatever `optimizer_error` tells of; the embedded index takes it for mended."""
+    client.update_collection(collection, optimizers_config=models.OptimizersConfigDiff())
+
+
+def is_settled(client: QdrantClient, collection: str) -> bool:
+    """Whether the server has nothing left to do on `collection` before it is as fast as it gets."""
+    return client.get_collection(collection).status == models.CollectionStatus.GREEN
+
+
+def _quantization_of(config: models.QuantizationConfig | None) -> Quantization:
+    match config:
+        case models.ScalarQuantization():
+            return "int8"
+        case models.TurboQuantization():
+            return "turbo"
+        case models.ProductQuantization():
+            return "product"
+        case models.BinaryQuantization():
+            return "binary"
+    return "none"

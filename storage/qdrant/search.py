@@ -1,0 +1,164 @@
+"""Search a collection by vectors."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import QdrantClient, models
+
+from storage.qdrant.collections import PAYLOAD_FIELDS, SHORT, Collection, metadata_path
+from storage.qdrant.points import Space, payload_digest
+from storage.records import Hit, Item, Text, readings
+
+
+def search_points(
+    client: QdrantClient,
+    collection: Collection,
+    query: NDArray[np.float32],
+    *,
+    using: Space,
+    limit: int,
+    min_score: float | None = None,
+    where: Mapping[str, str] | None = None,
+    without: Sequence[UUID] = (),
+    oversampling: float = 1.0,
+) -> list[Hit]:
+    """Return the `limit` points closest to `query` (shape (dim,)), best first, ties by id.
+
+    Scores are those of whole vectors: what was found among packed or shortened ones is scored anew.
+
+    Args:
+        collection: as `active_collection` returned it; it is searched by its name, because the alias may move
+            to another model's collection meanwhile.
+        using: `image` finds images, `text` finds texts; items without one are not found by it.
+        min_score: leave out what scores lower, a cosine in [-1, 1].
+        where: metadata (or `source`, or `key`) that a hit must have.
+        without: items that are no hits.
+        oversampling: how many candidates are scored anew for each hit, where vectors are packed or shortened.
+    """
+    condition = _filter(where or {}, without)
+    first_look = None
+    if collection.short_dim is not None:
+        first_look = models.Prefetch(
+            query=_rows(query[: collection.short_dim], using),
+            using=using + SHORT,
+            limit=ceil(limit * oversampling),
+            filter=condition,
+        )
+    found = client.query_points(
+        collection.name,
+        query=_rows(query, using),
+        using=using,
+        prefetch=first_look,
+        limit=limit,
+        score_threshold=min_score,
+        query_filter=condition,
+        search_params=_params(collection, oversampling),
+        with_vectors=["text"],
+        with_payload=True,
+    ).points
+    hits = [_hit(point, query) for point in found]
+    return sorted(hits, key=lambda hit: (-hit.score, hit.id))
+
+
+def _rows(query: NDArray[np.float32], using: Space) -> Any:
+    """Return `query` as its space wants it: a multivector is compared with a matrix, here of one row."""
+    return query.tolist() if using == "image" else [query.tolist()]
+
+
+def _params(collection: Collection, oversampling: float) -> models.SearchParams | None:
+    if collection.quantization == "none":
+        return None
+    quantization = models.QuantizationSearchParams(rescore=True, oversampling=oversampling)
+    return models.SearchParams(quantization=quantization)
+
+
+def nearest_images(
+    client: QdrantClient, collection: Collection, queries: NDArray[np.float32], limit: int
+) -> list[list[tuple[UUID, float]]]:
+    """Return for each query the ids and scores of the closest images, best first; in one request.
+
+    Args:
+        queries: shape (n, dim), unit rows.
+    """
+    asked = [
+        models.QueryRequest(
+            query=query, using="image", limit=limit, params=_params(collection, oversampling=1.0)
+        )
+        for query in queries.tolist()
+    ]
+    answers = client.query_batch_points(collection.name, asked)
+    return [[(UUID(str(point.id)), point.score) for point in answer.points] for answer in answers]
+
+
+def sampled_recall(client: QdrantClient, collection: str, ids: Sequence[UUID], limit: int) -> float | None:
+    """Return how much of the exact answer searches give: mean recall@`limit` of image searches, in [0, 1].
+
+    Args:
+        ids: points whose images are the queries; those without one are left out.
+
+    Returns:
+        None if there is no image among them.
+    """
+    points = client.retrieve(collection, [str(id) for id in ids], with_payload=False, with_vectors=["image"])
+    queries = [
+        point.vector["image"]
+        for point in points
+        if isinstance(point.vector, dict) and "image" in point.vector
+    ]
+    if not queries:
+        return None
+    answers = []
+    for params in (None, models.SearchParams(exact=True)):
+        asked: list[Any] = [
+            models.QueryRequest(query=query, using="image", limit=limit, params=params) for query in queries
+        ]
+        answers.append(client.query_batch_points(collection, asked))
+    shares = [
+        len({point.id for point in found.points} & {point.id for point in right.points}) / len(right.points)
+        for found, right in zip(*answers, strict=True)
+    ]
+    return sum(shares) / len(shares)
+
+
+def _hit(point: models.ScoredPoint, query: NDArray[np.float32]) -> Hit:
+    payload = point.payload or {}
+    text = str(payload.get("text", ""))
+    item = Item(
+        source=str(payload.get("source", "")),
+        key=str(payload.get("key", "")),
+        texts=(Text(text),) if text else (),
+        metadata=payload.get("metadata") or {},
+    )
+    best = _best_text(point.vector, query)
+    return Hit(UUID(str(point.id)), point.score, best, item, payload_digest(payload))
+
+
+def _best_text(vectors: object, query: NDArray[np.float32]) -> int | None:
+    rows = vectors.get("text") if isinstance(vectors, dict) else None
+    return int(np.argmax(np.asarray(rows, np.float32) @ query)) if rows else None
+
+
+def _filter(where: Mapping[str, str], without: Sequence[UUID]) -> models.Filter | None:
+    if not where and not without:
+        return None
+    others = models.HasIdCondition(has_id=[str(id) for id in without])
+    return models.Filter(
+        must=[_condition(field, value) for field, value in where.items()] or None,
+        must_not=[others] if without else None,
+    )
+
+
+def _condition(field: str, value: str) -> models.Filter:
+    """Match `value` as a string and, where it reads as one, as a number or a truth value."""
+    path = field if field in PAYLOAD_FIELDS or field.startswith("metadata.") else metadata_path(field)
+    ways: list[models.Condition] = []
+    for one in readings(value):
+        if not isinstance(one, float):
+            ways.append(models.FieldCondition(key=path, match=models.MatchValue(value=one)))
+        if isinstance(one, int | float) and not isinstance(one, bool):
+            ways.append(models.FieldCondition(key=path, range=models.Range(gte=one, lte=one)))
+    return models.Filter(should=ways)
