@@ -83,12 +83,14 @@ class Qdrant(BaseModel, frozen=True, extra="forbid"):
     )
     quantization: Quantization = Field(
         "none",
-        description="Quantization of the first-stage search: none, int8, turbo, product or binary. May change at any time.",
+        description="Quantization of the first-stage search: none, int8, turbo, product or binary. May "
+        "change at any time.",
     )
     short_dim: int | None = Field(
         None,
         gt=0,
-        description="Leading dimensions of the first-stage search, for Matryoshka models. Set before the first ingest.",
+        description="Leading dimensions of the first-stage search, for Matryoshka models. Set before the "
+        "first ingest.",
     )
     oversampling: float = Field(
         OVERSAMPLING,
@@ -98,7 +100,8 @@ class Qdrant(BaseModel, frozen=True, extra="forbid"):
     )
     filter_fields: dict[str, FieldType] = Field(
         {},
-        description='Metadata fields with a payload index, such as {"year": "integer"}. Set before the first ingest.',
+        description='Metadata fields with a payload index, such as {"year": "integer"}. '
+        "Set before the first ingest.",
     )
 
 
@@ -109,7 +112,8 @@ class Gate(BaseModel, frozen=True, extra="forbid"):
         0.0,
         ge=0,
         lt=1,
-        description="Lower bound required of the 95% confidence interval of the recall@10 gain on held-out records.",
+        description="Lower bound required of the 95% confidence interval of the recall@10 gain on "
+        "held-out records.",
     )
     tolerance: float = Field(
         0.02,
@@ -187,7 +191,8 @@ class Api(BaseModel, frozen=True, extra="forbid"):
     requests_per_minute: int = Field(
         600,
         ge=1,
-        description="Rate limit of each API key, per process; a burst may use a whole minute's requests at once.",
+        description="Rate limit of each API key, per process; a burst may use a whole minute's requests "
+        "at once.",
     )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Size limit of a request body.")
     max_records: int = Field(1000, ge=1, le=100_000, description="Most records in one request.")
@@ -216,7 +221,8 @@ class Settings(BaseSettings):
     )
     database_url: SecretStr | None = Field(
         None,
-        description="URL of a Postgres server; unset: an embedded one. TLS as in libpq: ?sslmode=verify-full&sslrootcert=ca.pem",
+        description="URL of a Postgres server; unset: an embedded one. TLS as in libpq: "
+        "?sslmode=verify-full&sslrootcert=ca.pem",
     )
     database_timeout_s: int = Field(60, gt=0, description="Seconds that one SQL statement may take.")
     qdrant: Qdrant = Qdrant()
@@ -238,11 +244,13 @@ class Settings(BaseSettings):
         default_factory=lambda: min(MOST_WORKERS, os.cpu_count() or 1),
         ge=0,
         le=256,
-        description="Processes that decode images. Default: number of cores, at most 16; 0: share those of searches.",
+        description="Processes that decode images. Default: number of cores, at most 16; 0: share those "
+        "of searches.",
     )
     pictures_url: str | None = Field(
         None,
-        description="Store of image files: a folder or an fsspec URL such as s3://bucket/images; unset: data directory.",
+        description="Store of image files: a folder or an fsspec URL such as s3://bucket/images; unset: "
+        "data directory.",
     )
     keep_pictures: bool = Field(True, description="Whether image files are kept, or only their URIs.")
     max_picture_bytes: int = Field(
