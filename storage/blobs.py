@@ -1,19 +1,18 @@
 """Picture bytes by their SHA-256: a folder, or whatever else fsspec reaches."""
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from storage.files import PART, atomic_write
+
 PREFIXES = tuple(f"{number:02x}" for number in range(256))
 """All that a SHA-256 can begin with."""
 
-PART = ".part"
 NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -35,7 +34,7 @@ class Blobs:
             return
         self._files.makedirs(self._files._parent(path), exist_ok=True)
         if isinstance(self._files, LocalFileSystem):
-            _write_atomically(Path(path), data)
+            atomic_write(Path(path), data)
         else:
             self._files.pipe_file(path, data)
 
@@ -86,11 +85,3 @@ def copy_new(source: Blobs, target: Blobs) -> Iterator[str]:
             except FileNotFoundError:
                 continue  # deleted meanwhile
             yield sha256
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=PART, delete=False) as part:
-        part.write(data)
-        part.flush()
-        os.fsync(part.fileno())
-    os.replace(part.name, path)

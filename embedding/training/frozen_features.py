@@ -1,7 +1,6 @@
 """What towers that are not trained make of texts and images, computed once, in files that grow."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from embedding.encoders.sentence_encoder import SentenceEncoder
+from embedding.files import atomic_write
 from embedding.training.batches import Frozen, Material
 
 AT_ONCE = 256
@@ -99,9 +99,7 @@ def _done(folder: Path) -> int:
 
 
 def _keep_done(folder: Path, many: int) -> None:
-    unfinished = folder / (DONE + ".part")
-    unfinished.write_text(json.dumps(many))
-    os.replace(unfinished, folder / DONE)
+    atomic_write(folder / DONE, json.dumps(many).encode())
 
 
 def _present(names: Sequence[str], rows: Rows) -> dict[str, int]:

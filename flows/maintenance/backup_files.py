@@ -2,10 +2,9 @@
 
 import filecmp
 import hashlib
-import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,7 +13,9 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from pydantic import BaseModel, NonNegativeInt, StringConstraints, ValidationError, model_validator
 
+from flows.tracking.progress import Steps
 from storage.blobs import Blobs
+from storage.files import durable_rename
 from storage.postgres.dump import Dump
 from storage.qdrant.snapshots import BadPointFile, Shape, check_points
 
@@ -28,7 +29,6 @@ BLOCK_BYTES = 1 << 20
 MODELS = "models"
 
 Mode = Literal["copy", "reference"]
-Advance = Callable[[int], None]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
 """One plain component of a path: nothing that leads elsewhere, and nothing hidden."""
 
@@ -155,7 +155,7 @@ def read_manifest(location: str) -> tuple[str, Manifest]:
         ) from error
 
 
-def fetch_checked(location: str, manifest: Manifest, folder: Path, *, advance: Advance) -> None:
+def fetch_checked(location: str, manifest: Manifest, folder: Path, *, advance: Steps) -> None:
     """Copy the files of a backup into `folder` and check their contents.
 
     Images are checked as well, but not copied.
@@ -241,7 +241,7 @@ def place_models(models: Path, names: Sequence[str], folder: Path) -> None:
     for name in names:
         if not (models / name).exists():
             models.mkdir(parents=True, exist_ok=True)
-            os.replace(folder / MODELS / name, models / name)
+            durable_rename(folder / MODELS / name, models / name)
 
 
 def model_file(name: str) -> str:

@@ -13,8 +13,9 @@ from uuid import UUID, uuid4
 
 from flows.resources.connections import Stores
 from flows.resources.deletion import DELETE_BATCH, DeletedItem, clear_deleted, finish_deletes
-from flows.tracking.retry_policy import Held, held, persist
-from flows.tracking.run_log import Account, recorded
+from flows.tracking.retry_policy import persist
+from flows.tracking.run_log import Totals, tracked_run
+from storage.files import durable_rename
 from storage.postgres import catalog, runs
 from storage.postgres.catalog import Selection
 from storage.postgres.locks import source_lock
@@ -102,8 +103,7 @@ def delete_items(stores: Stores, selection: Selection, folder: Path, *, for_s: f
     sources = persist(partial(_sources, stores, selection), for_s=for_s)
     with _receipt(folder, selection) as (receipt, add):
         for source in sources:
-            with held(source_lock(stores.engine, source), for_s=for_s) as lock:
-                _delete_in(stores, replace(selection, source=source), lock, receipt, add)
+            _delete_in(stores, replace(selection, source=source), for_s, receipt, add)
     return receipt
 
 
@@ -114,21 +114,22 @@ def _sources(stores: Stores, selection: Selection) -> list[str]:
         return sorted(sources | catalog.sources_with_uncleared(session, selection))
 
 
-def _delete_in(stores: Stores, selection: Selection, lock: Held, receipt: Receipt, add: Add) -> None:
+def _delete_in(stores: Stores, selection: Selection, for_s: float, receipt: Receipt, add: Add) -> None:
     """Delete what is selected of one source."""
-    before = receipt.items
-
-    def account() -> Account:
-        return Account({"deleted": receipt.items - before})
-
-    asked = _asked(selection)
-    with recorded(
-        stores.sessions, lock, "delete", account=account, source=selection.source, options=asked
-    ) as run_id:
-        while buried := lock.persist(partial(_bury, stores, selection, run_id)):
+    source, before = selection.source or "", receipt.items
+    with tracked_run(
+        stores.sessions,
+        source_lock(stores.engine, source),
+        "delete",
+        for_s=for_s,
+        source=source,
+        options=_asked(selection),
+        totals=lambda: Totals({"deleted": receipt.items - before}, {}),
+    ) as run:
+        while buried := run.persist(partial(_bury, stores, selection, run.id)):
             ids, rejects = buried
-            add(lock.persist(partial(clear_deleted, stores, ids)), rejects)
-        while unfinished := lock.persist(lambda: next(finish_deletes(stores, selection.source), [])):
+            add(run.persist(partial(clear_deleted, stores, ids)), rejects)
+        while unfinished := run.persist(lambda: next(finish_deletes(stores, source), [])):
             add(unfinished, 0)
 
 
@@ -162,7 +163,7 @@ def _receipt(folder: Path, selection: Selection) -> Iterator[tuple[Receipt, Add]
 
         yield receipt, add
         file.write(f'\n], "totals": {json.dumps(receipt.as_json())}}}\n')
-    unfinished.rename(path)
+    durable_rename(unfinished, path)
 
 
 def _append(file: TextIO, gone: list[DeletedItem], *, first: bool) -> None:

@@ -13,7 +13,6 @@ from sqlalchemy.orm import sessionmaker
 from flows.config.settings import Settings
 from flows.maintenance.backup import scratch_folder
 from flows.maintenance.backup_files import (
-    Advance,
     BadBackup,
     Manifest,
     Proof,
@@ -30,11 +29,12 @@ from flows.maintenance.backup_files import (
 from flows.resources.comparison import Report, reconcile
 from flows.resources.connections import Stores, open_blobs, open_database, open_index
 from flows.resources.model_loader import models_folder
-from flows.tracking.retry_policy import Held, held
+from flows.tracking.progress import Progress, no_progress, stage_steps
+from flows.tracking.retry_policy import HeldLock, hold
 from storage import qdrant
 from storage.embedded.postgres.server import stop_postgres
-from storage.embedded.qdrant.engine.state import write_atomically
 from storage.embedded.qdrant.process.client import stop as stop_index
+from storage.files import atomic_write
 from storage.postgres import dump, runs
 from storage.postgres.dump import NotEmpty
 from storage.postgres.locks import lone_lock
@@ -81,7 +81,7 @@ class Restored:
         }
 
 
-def restore(settings: Settings, location: str, *, advance: Advance = lambda _: None) -> Restored:
+def restore(settings: Settings, location: str, *, progress: Progress = no_progress) -> Restored:
     """Fill empty stores from a backup, and compare them.
 
     Everything is checked before anything is written, and the rows are tried on Postgres. Postgres comes last
@@ -96,10 +96,10 @@ def restore(settings: Settings, location: str, *, advance: Advance = lambda _: N
     """
     location, manifest = read_manifest(location)
     with scratch_folder(settings.home) as folder:
-        fetch_checked(location, manifest, folder, advance=advance)
+        fetch_checked(location, manifest, folder, advance=stage_steps(progress, "check images", 0))
         with (
             open_database(settings) as engine,
-            held(lone_lock(engine), for_s=settings.retry_for_s) as lock,
+            hold(lone_lock(engine), for_s=settings.retry_for_s) as lock,
             open_index(settings) as vectors,
         ):
             stores = Stores(engine, sessionmaker(engine), vectors, open_blobs(settings))
@@ -122,7 +122,7 @@ def restore(settings: Settings, location: str, *, advance: Advance = lambda _: N
             return Restored(location, manifest, points, reconcile(stores))
 
 
-def check(settings: Settings, location: str, *, advance: Advance = lambda _: None) -> Restored:
+def check(settings: Settings, location: str, *, progress: Progress = no_progress) -> Restored:
     """Restore a backup into temporary embedded stores, and compare them.
 
     The stores of `settings` stay as they are. The proof is kept beside the backup, so that the next backup
@@ -140,7 +140,7 @@ def check(settings: Settings, location: str, *, advance: Advance = lambda _: Non
             if manifest.pictures == "reference":
                 there = settings.pictures_url or str(settings.home.absolute() / "pictures")
                 changes = {"home": home, "pictures_url": there}
-            restored = restore(settings.embedded().model_copy(update=changes), location, advance=advance)
+            restored = restore(settings.embedded().model_copy(update=changes), location, progress=progress)
         finally:
             stop_postgres(home)
             stop_index(home)
@@ -174,7 +174,7 @@ def _require_empty(
         stores.vectors.delete_collection(name)
 
 
-def _fill_index(vectors: QdrantClient, manifest: Manifest, folder: Path, lock: Held) -> dict[str, int]:
+def _fill_index(vectors: QdrantClient, manifest: Manifest, folder: Path, lock: HeldLock) -> dict[str, int]:
     """Fill each collection; return its number of points by name.
 
     Collections whose snapshots are of another kind of server are left out.
@@ -205,7 +205,7 @@ def _begun(settings: Settings, manifest: Manifest) -> set[str]:
 
 def _begin(settings: Settings, manifest: Manifest) -> None:
     marker = Marker(backup=_digest(manifest), collections=tuple(manifest.points))
-    write_atomically(_marker_of(settings), marker.model_dump_json().encode())
+    atomic_write(_marker_of(settings), marker.model_dump_json().encode())
 
 
 def _marker_of(settings: Settings) -> Path:

@@ -33,6 +33,7 @@ from flows.orchestration.server_access import (
 )
 from flows.tracking.file_modes import PRIVATE
 from flows.tracking.signals import end, until_asked
+from storage.files import atomic_write
 
 HOST = "127.0.0.1"
 START_S = 120
@@ -115,7 +116,7 @@ def own_server(home: Path, port: int) -> Iterator[OwnServer]:
     server = OwnServer(process, f"http://{HOST}:{port}/api", password, password_file(home).absolute())
     try:
         _wait_until_healthy(server, log)
-        address_file(home).write_text(f"{server.url}\n")
+        atomic_write(address_file(home), f"{server.url}\n".encode())
         yield server
     finally:
         address_file(home).unlink(missing_ok=True)

@@ -21,8 +21,8 @@ from storage.data_directory import (
     kept_secret,
     make_private_folder,
     require_trusted,
-    write_private,
 )
+from storage.files import atomic_write
 
 USER = "sightline"
 PASSWORD_BYTES = 24
@@ -79,7 +79,7 @@ def password_of(home: Path) -> str:
 def keep_password(home: Path, password: str) -> None:
     """Write the password of the server that is started now, if it is another than before."""
     if password != password_of(home):
-        write_private(password_file(home), f"{password}\n", replace=True)
+        atomic_write(password_file(home), f"{password}\n".encode())
 
 
 def join_server(home: Path) -> bool:

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -52,10 +51,10 @@ from flows.datasets.training_pairs import (
 )
 from flows.resources.connections import Stores
 from flows.resources.model_loader import active_model, models_folder, open_model
-from flows.tracking.progress import Advance
-from flows.tracking.retry_policy import held
-from flows.tracking.run_log import Account, Told, recorded, told_as_well
+from flows.tracking.progress import Progress, no_progress, stage_steps
+from flows.tracking.run_log import tracked_run
 from flows.training.model_card import model_card
+from storage.files import atomic_write, durable_rename
 from storage.postgres import model_registry
 from storage.postgres.locks import flow_lock
 
@@ -137,7 +136,7 @@ def train_candidate(
     order: Order,
     *,
     prefect_run_id: UUID | None = None,
-    advance: Advance = lambda _what, _done, _of: None,
+    progress: Progress = no_progress,
 ) -> Candidate:
     """Fine-tune a model on what the stores hold, and keep the result as a candidate.
 
@@ -150,25 +149,25 @@ def train_candidate(
         ModelMismatch: negatives are to be mined, but another model made the collection.
         Busy: another training is running.
     """
-    account = Account()
-    with (
-        held(flow_lock(stores.engine, "training"), for_s=settings.retry_for_s) as lock,
-        recorded(
-            stores.sessions, lock, "finetune", account=lambda: account, prefect_run_id=prefect_run_id
-        ) as run,
-    ):
-        advance = told_as_well(advance, Told(stores.sessions, lock, run))
+    with tracked_run(
+        stores.sessions,
+        flow_lock(stores.engine, "training"),
+        "finetune",
+        for_s=settings.retry_for_s,
+        prefect_run_id=prefect_run_id,
+        progress=progress,
+    ) as run:
         encoder = open_model(settings, order.model or active_model(stores.vectors, stores.sessions, settings))
         work = settings.home / "training" / _digest(order, encoder.fingerprint)
         judgments = [] if order.judgments is None else list(read_judgments(order.judgments))
         with Workers(encoder.preparation, settings.decode_workers) as workers:
             material = StoredMaterial(stores, workers, settings.limits, pictures_of(judgments))
-            counts = _gather(stores, settings, order, judgments, encoder, material, work, advance)
-            account.counts = {"pairs": counts}
-            candidate = _train(order, encoder, material, work, settings, counts, advance)
-        account.counts |= {"candidate": candidate.name, "before": candidate.before, "after": candidate.after}
-        account.seconds = dict(candidate.seconds)
-        lock.persist(partial(_put_on_record, stores, encoder, order, candidate))
+            counts = _gather(stores, settings, order, judgments, encoder, material, work, run.progress)
+            run.counts = {"pairs": counts}
+            candidate = _train(order, encoder, material, work, settings, counts, run.progress)
+        run.counts |= {"candidate": candidate.name, "before": candidate.before, "after": candidate.after}
+        run.seconds = dict(candidate.seconds)
+        run.persist(partial(_put_on_record, stores, encoder, order, candidate))
         shutil.rmtree(work)
     return candidate
 
@@ -190,20 +189,20 @@ def _gather(
     encoder: SentenceEncoder,
     material: StoredMaterial,
     work: Path,
-    advance: Advance,
+    progress: Progress,
 ) -> dict[Part, int]:
     """Write the pairs of a training to its folder, unless an earlier attempt has; return how many."""
     known = work / COUNTS
     if known.exists():
         counts: dict[Part, int] = json.loads(known.read_text())
         return counts
-    advance("look at pictures", 0, 0)
+    progress("hash images", 0, 0)
     sides = divide(stores, settings.limits, order.split, judgments)
     pairs: Iterator[tuple[Part, Row]] = chain(
         pairs_of_records(stores, sides), pairs_of_judgments(stores, sides, judgments)
     )
     if order.hard_negatives:
-        advance("mine negatives", 0, 0)
+        progress("mine negatives", 0, 0)
         pairs = with_negatives(stores, encoder, sides, material, pairs, order.hard_negatives)
     counts = write_pairs(work, pairs)
     if counts["train"] < LEAST_PAIRS or not counts["validation"]:
@@ -213,9 +212,7 @@ def _gather(
             f"{counts['validation']} to tell when to stop; at least {LEAST_PAIRS} and 1 are needed: take in "
             "more captioned pictures, or hold out fewer"
         )
-    unfinished = work / f"{COUNTS}.part"
-    unfinished.write_text(json.dumps(counts))
-    os.replace(unfinished, known)
+    atomic_write(known, json.dumps(counts).encode())
     return counts
 
 
@@ -226,12 +223,12 @@ def _train(
     work: Path,
     settings: Settings,
     counts: dict[Part, int],
-    advance: Advance,
+    progress: Progress,
 ) -> Candidate:
     """Train on the pairs in `work`, and write the result to a folder of its own."""
     options, parent, base = order.options, encoder.fingerprint, encoder.name
     started = perf_counter()
-    with _prepared(options, encoder, material, work, advance) as (model, collate, rows):
+    with _prepared(options, encoder, material, work, progress) as (model, collate, rows):
         prepared = perf_counter()
         before = measure(model, rows["held-out"], collate, options.batch_size)
         trained = fine_tune(
@@ -241,7 +238,7 @@ def _train(
             collate,
             work,
             options,
-            advance=partial(advance, "train"),
+            advance=partial(progress, "train"),
         )
         after = measure(model, rows["held-out"], collate, options.batch_size)
     ended = perf_counter()
@@ -274,7 +271,7 @@ def candidate_stem(base: str) -> str:
 
 @contextmanager
 def _prepared(
-    options: Options, encoder: SentenceEncoder, material: StoredMaterial, work: Path, advance: Advance
+    options: Options, encoder: SentenceEncoder, material: StoredMaterial, work: Path, progress: Progress
 ) -> Iterator[tuple[SentenceTransformer, Collate, dict[Part, Dataset]]]:
     """Yield what is trained, what makes its batches and the pairs; afterwards `encoder` has been trained."""
     rows = {part: read_pairs(work, part) for part in get_args(Part)}
@@ -285,8 +282,8 @@ def _prepared(
             model.pop(-1)
         texts = sorted({name for part in rows.values() for name in part["text"]})
         pictures = sorted({sha256 for part in rows.values() for sha256 in _pictures_of(part)})
-        told = Added(partial(advance, "embed"), len(texts) + len(pictures))
-        frozen = freeze(encoder, texts, pictures, material, work / "frozen", advance=told)
+        advance = stage_steps(progress, "embed", len(texts) + len(pictures))
+        frozen = freeze(encoder, texts, pictures, material, work / "frozen", advance=advance)
         new = PictureHead(frozen.inputs.shape[1], frozen.texts.shape[1])
         head = own if isinstance(own, PictureHead) else new
         present = {part: _present(pairs, frozen) for part, pairs in rows.items()}
@@ -298,17 +295,6 @@ def _prepared(
     yield model, Fresh(encoder, material, CHUNK), rows
     if what == "lora":
         merge_lora(model)
-
-
-class Added:
-    """Adds up how much is done, for whoever shows it."""
-
-    def __init__(self, advance: Callable[[int, int], None], total: int) -> None:
-        self._advance, self._total, self._done = advance, total, 0
-
-    def __call__(self, many: int) -> None:
-        self._done += many
-        self._advance(self._done, self._total)
 
 
 def _pictures_of(pairs: Dataset) -> Iterator[str]:
@@ -335,7 +321,7 @@ def _write(encoder: SentenceEncoder, candidate: Candidate, card: str, logs: Path
     if read != candidate.fingerprint:
         raise RuntimeError(f"model {candidate.name} has fingerprint {read} once it is read back; a bug")
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
+    durable_rename(unfinished, folder)
 
 
 def _put_on_record(stores: Stores, encoder: SentenceEncoder, order: Order, candidate: Candidate) -> None:

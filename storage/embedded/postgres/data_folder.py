@@ -12,7 +12,7 @@ from pathlib import Path
 
 from storage.embedded.postgres.account import Account, PostgresUnavailable
 from storage.embedded.postgres.location import SOCKET, Place, trusted
-from storage.embedded.private_files import open_file
+from storage.files import open_file, sync
 
 CREATE_TIMEOUT_S = 60
 PID_TIMEOUT_S = 5
@@ -43,7 +43,8 @@ def create(place: Place, account: Account, binaries: Path, lock: int) -> None:
     )
     if status != 0:
         raise PostgresUnavailable(f"cannot make a database in {place.folder}: {output.strip()}")
-    unfinished.rename(place.data)
+    unfinished.rename(place.data)  # initdb has synced what is in it
+    sync(place.folder)
 
 
 def require_version(data: Path, binaries: Path) -> None:

@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL
 
 from storage.embedded.postgres.account import SERVER_USERS, Account, PostgresUnavailable
-from storage.embedded.private_files import open_file
+from storage.files import open_file
 
 PORT = 5432  # only part of the socket's name; always said, because PGPORT would change the default
 SOCKET = f".s.PGSQL.{PORT}"

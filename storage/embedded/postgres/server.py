@@ -28,8 +28,8 @@ from storage.embedded.postgres.location import (
     remove_sockets,
     trusted,
 )
-from storage.embedded.private_files import NotPrivate, open_file
 from storage.embedded.server_info import Server, disk_bytes
+from storage.files import NotPrivate, open_file
 
 START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 45

@@ -18,7 +18,7 @@ import qdrant_edge as edge
 
 from storage.embedded.qdrant.engine import write_ahead_log
 from storage.embedded.qdrant.engine.bindings import EngineFault, engine_errors
-from storage.embedded.qdrant.engine.state import write_atomically
+from storage.files import atomic_write
 
 LOG = "wal"
 UNREADABLE = "wal.unreadable"
@@ -132,7 +132,7 @@ def _kept(unreadable: Path, good: int, reason: str, aside: Path) -> Cut:
     number = stopped.number if stopped else before + 1
     file = aside.with_name(f"{aside.name}-from-{number}.log")
     aside.parent.mkdir(mode=0o700, exist_ok=True)
-    write_atomically(file, write_ahead_log.rest(unreadable, good))
+    atomic_write(file, write_ahead_log.rest(unreadable, good))
     return Cut(
         number=number,
         kind=stopped.kind if stopped else "of an unknown kind",

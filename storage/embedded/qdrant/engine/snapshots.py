@@ -31,13 +31,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.routing import Route
 
-from storage.embedded.private_files import NotPrivate, open_file
 from storage.embedded.qdrant.engine.collection import Collection
 from storage.embedded.qdrant.engine.graphs import BuildFailed, Outdated, replica
 from storage.embedded.qdrant.engine.state import Stored
 from storage.embedded.qdrant.engine.store import Store
 from storage.embedded.qdrant.protocol.errors import Conflict, NotFound, NotSupported, Refused, TooLarge
 from storage.embedded.qdrant.protocol.http import Door
+from storage.files import NotPrivate, durable_rename, open_file
 
 CHECKSUM = ".checksum"
 DESCRIPTION = "collection.json"
@@ -132,7 +132,7 @@ async def _recover_from(store: Store, name: str, snapshot: Path, checksum: str |
     try:
         stored = await asyncio.to_thread(_unpack, snapshot, checksum, unpacked)
         target = store.shards / stored.folder
-        (unpacked / SHARD).rename(target)
+        durable_rename(unpacked / SHARD, target)
         try:
             stored = _opened_once(name, stored, store.shards)
         except BaseException:
@@ -155,7 +155,7 @@ def _pack(shard: Path, stored: Stored, path: Path) -> None:
             tar.add(shard, SHARD)
         with unfinished.open("rb") as file:
             _checksum_file(path).write_text(hashlib.file_digest(file, "sha256").hexdigest())
-        unfinished.rename(path)
+        durable_rename(unfinished, path)
     finally:
         description.unlink(missing_ok=True)
         unfinished.unlink(missing_ok=True)

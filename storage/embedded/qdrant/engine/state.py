@@ -5,7 +5,6 @@ deleting and switching to a folder with a graph are one rename each, and what th
 left over from a process that was killed.
 """
 
-import os
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
@@ -13,6 +12,7 @@ from pydantic_core import PydanticSerializationError
 from qdrant_client import models
 
 from storage.embedded.qdrant.protocol.errors import Refused
+from storage.files import atomic_write
 
 FILE = "collections.json"
 SHARDS = "shards"
@@ -78,7 +78,7 @@ def write(folder: Path, state: State) -> None:
     Raises:
         Refused: it could not be read back; the old state stays.
     """
-    write_atomically(folder / FILE, _written(state))
+    atomic_write(folder / FILE, _written(state))
 
 
 def require_readable(stored: Stored) -> None:
@@ -97,22 +97,3 @@ def _written(state: State) -> bytes:
     except (ValidationError, PydanticSerializationError, UnicodeEncodeError) as error:
         raise Refused(f"the index could not read back this configuration: {error}") from error
     return content
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file at `path`, which only its owner may read: written, synced, renamed, synced."""
-    unfinished = path.with_name(f"{path.name}.new")
-    unfinished.unlink(missing_ok=True)
-    file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(file, "wb", closefd=False) as stream:
-            stream.write(content)
-        os.fsync(file)
-    finally:
-        os.close(file)
-    unfinished.replace(path)
-    parent = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)

@@ -13,10 +13,11 @@ from qdrant_client import models
 
 from storage.embedded.qdrant.engine import state
 from storage.embedded.qdrant.engine.bindings import EngineFault, engine_errors, to_engine
-from storage.embedded.qdrant.engine.collection import Collection
+from storage.embedded.qdrant.engine.collection import ASIDE, Collection
 from storage.embedded.qdrant.engine.state import SHARDS, Stored
 from storage.embedded.qdrant.protocol import config
 from storage.embedded.qdrant.protocol.errors import Conflict, NotFound, NotSupported, Refused
+from storage.files import unfinished_files
 
 MAX_NAME_CHARS = 255
 FORBIDDEN_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
@@ -236,6 +237,8 @@ class Store:
                 shutil.rmtree(self.shards / name)
         for folder in self.folder.glob("recover-*"):
             shutil.rmtree(folder)
+        for file in (*unfinished_files(self.folder), *unfinished_files(self.folder / ASIDE)):
+            file.unlink()
 
 
 def _require_name(name: str) -> None:

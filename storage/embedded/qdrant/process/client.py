@@ -17,7 +17,6 @@ from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from storage.data_directory import make_data_directory, require_trusted
-from storage.embedded.private_files import NotPrivate, make_folder, open_file, open_folder, private_folder
 from storage.embedded.qdrant.process.discovery import (
     OWNED_ELSEWHERE,
     SOCKET,
@@ -31,6 +30,7 @@ from storage.embedded.qdrant.process.discovery import (
 )
 from storage.embedded.qdrant.process.unix_http import UnixTransport, has_no_listener
 from storage.embedded.server_info import Server, disk_bytes
+from storage.files import NotPrivate, make_folder, open_file, open_folder, private_folder
 
 OWNER = "storage.embedded.qdrant.process.owner"
 START_TIMEOUT_S = 60

@@ -19,8 +19,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from storage.data_directory import make_data_directory
-from storage.embedded.private_files import NotPrivate, make_folder, open_file, private_folder, read_bytes
-from storage.embedded.qdrant.engine.state import write_atomically
+from storage.files import NotPrivate, atomic_write, make_folder, open_file, private_folder, read_bytes
 
 HOST = "127.0.0.1"
 OWNED_ELSEWHERE = 3
@@ -115,7 +114,7 @@ def new_key() -> str:
 def announce(home: Path, port: int, key: str) -> Access:
     """Tell the others where this process, which holds the lock, listens."""
     access = Access(url=f"http://{HOST}:{port}", key=key, pid=os.getpid(), since=datetime.now(UTC))
-    write_atomically(access_file(home), access.model_dump_json(indent=1).encode())
+    atomic_write(access_file(home), access.model_dump_json(indent=1).encode())
     return access
 
 
