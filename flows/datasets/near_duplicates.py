@@ -1,7 +1,9 @@
 """Which items show the same image, or nearly the same."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any
@@ -10,14 +12,14 @@ from PIL import Image
 
 from embedding.images.decode import BadImage
 from embedding.images.perceptual_hash import SEEN, near_groups, perceptual_hash
-from embedding.images.preparation import PIXELS
+from embedding.images.preparation import PIXELS, Prepared
 from embedding.images.worker_pool import Workers
 from flows.config.settings import Limits
 from flows.resources.connections import Stores
-from flows.resources.images import load_image
+from flows.resources.images import decode_many, load_image
+from flows.tracking.progress import Steps, no_steps
 from storage.postgres import catalog, perceptual_hashes
 from storage.postgres.perceptual_hashes import Copy
-from storage.redaction import redacted
 
 BATCH = 200
 
@@ -48,13 +50,13 @@ def same_bytes(stores: Stores) -> Groups:
     return Groups(False, tuple(tuple(group) for _, group in groupby(copies, key=lambda copy: copy.sha256)))
 
 
-def look_alikes(stores: Stores, limits: Limits, *, advance: Callable[[int], None] = lambda _: None) -> Groups:
+def look_alikes(stores: Stores, limits: Limits, *, advance: Steps = no_steps) -> Groups:
     """Return the items whose images look alike, those with the same bytes among them.
 
     What an image looks like is worked out once and kept, so that the next call costs little.
 
     Args:
-        advance: told how many images have been looked at.
+        advance: receives the number of images hashed since the last call.
     """
     unreadable = _hash_new(stores, limits, advance)
     with stores.sessions() as session:
@@ -79,7 +81,7 @@ def picture_groups(
     Args:
         others: perceptual hashes of images that no item has, and that are grouped as well.
     """
-    _hash_new(stores, limits, lambda _: None)
+    _hash_new(stores, limits, no_steps)
     with stores.sessions() as session:
         hashes = dict(sorted((dict(others) | perceptual_hashes.hashes(session)).items()))
         groups = {sha256: sha256 for sha256 in (*others, *catalog.living_pictures(session))}
@@ -90,38 +92,30 @@ def picture_groups(
     return groups
 
 
-def _hash_new(stores: Stores, limits: Limits, advance: Callable[[int], None]) -> int:
-    with Workers(SEEN, 0) as workers:
-        return _hash_with(workers, stores, limits, advance)
+def hash_of(decoded: Prepared) -> int:
+    """Return the perceptual hash of an image decoded to `SEEN`."""
+    return perceptual_hash(Image.fromarray(decoded.features[PIXELS]))
 
 
-def hash_of(workers: Workers, data: bytes, *, name: str) -> int:
-    """Return the perceptual hash of an image that workers decode to `SEEN`.
-
-    Raises:
-        BadImage: it cannot be decoded.
-    """
-    return perceptual_hash(Image.fromarray(workers.submit(data, name=name).result().features[PIXELS]))
-
-
-def _hash_with(workers: Workers, stores: Stores, limits: Limits, advance: Callable[[int], None]) -> int:
+def _hash_new(stores: Stores, limits: Limits, advance: Steps) -> int:
+    """Hash the images without a perceptual hash; return how many are missing or unreadable."""
     after, unreadable = "", 0
-    while True:
-        with stores.sessions() as session:
-            pictures = perceptual_hashes.unhashed(session, after, BATCH)
-        if not pictures:
-            return unreadable
-        hashes = {}
-        for sha256, origin in pictures.items():
-            data = load_image(stores, sha256, origin, limits)
-            try:
-                hashes[sha256] = hash_of(workers, data or b"", name=redacted(origin.uri))
-            except BadImage:
-                unreadable += 1  # also where it is gone: `reconcile` tells which those are
-        with stores.sessions.begin() as session:
-            perceptual_hashes.save_hashes(session, hashes)
-        advance(len(pictures))
-        after = max(pictures)
+    with Workers(SEEN, 0) as workers:
+        while True:
+            with stores.sessions() as session:
+                origins = perceptual_hashes.unhashed(session, after, BATCH)
+            if not origins:
+                return unreadable
+            hashes = {}
+            decoding = decode_many(workers, origins, partial(load_image, stores, limits=limits))
+            for sha256, future in decoding.items():
+                with suppress(BadImage):
+                    hashes[sha256] = hash_of(future.result())
+            unreadable += len(origins) - len(hashes)  # `reconcile` reports which of them are missing
+            with stores.sessions.begin() as session:
+                perceptual_hashes.save_hashes(session, hashes)
+            advance(len(origins))
+            after = max(origins)
 
 
 def _in_order(groups: Iterable[list[Copy]]) -> list[list[Copy]]:

@@ -14,7 +14,9 @@ from flows.config.settings import Limits
 from flows.datasets.near_duplicates import hash_of, picture_groups
 from flows.datasets.relevance_judgments import BadJudgments, Judgment, pictures_of, sha256_of
 from flows.resources.connections import Stores
+from flows.resources.images import decode_many
 from storage.postgres import catalog, perceptual_hashes
+from storage.records import Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +78,13 @@ def sides_of(stores: Stores, groups: Mapping[str, str], split: Split) -> Sides:
 
 def _hashes(judgments: Sequence[Judgment]) -> dict[str, int]:
     """Return what images that are queries look like, by SHA-256, as `perceptual_hash` has it."""
-    hashes = {}
+    origins = {sha256: Origin(path) for sha256, path in pictures_of(judgments).items()}
     with Workers(SEEN, 0) as workers:
-        for sha256, path in pictures_of(judgments).items():
-            try:
-                hashes[sha256] = hash_of(workers, Path(path).read_bytes(), name=path)
-            except BadImage as error:
-                raise BadJudgments(f"the picture of a judgment cannot be used: {error}") from error
-    return hashes
+        decoding = decode_many(workers, origins, lambda _, origin: Path(origin.uri).read_bytes())
+        try:
+            return {sha256: hash_of(future.result()) for sha256, future in decoding.items()}
+        except BadImage as error:
+            raise BadJudgments(f"the image of a judgment cannot be used: {error}") from error
 
 
 def number_of_name(name: str) -> int:

@@ -20,10 +20,9 @@ from flows.config.settings import Limits
 from flows.datasets.relevance_judgments import Judgment, sha256_of
 from flows.datasets.splits import Sides, number_of_name
 from flows.resources.connections import Stores
-from flows.resources.images import load_image
+from flows.resources.images import decode_many, load_image
 from storage.postgres import catalog
-from storage.records import Item
-from storage.redaction import redacted
+from storage.records import Item, Origin
 
 SCHEMA = pa.schema(
     [
@@ -175,23 +174,15 @@ class StoredMaterial:
     def pictures(self, shas: Sequence[str]) -> list[Features | None]:
         """Return each image as the model takes it; None for one that cannot be had."""
         with self._stores.sessions() as session:
-            origins = catalog.origins_of(session, set(shas))
-        shown: dict[str, Future[Prepared]] = {}
-        for sha256 in dict.fromkeys(shas):
-            if sha256 in origins:
-                data = load_image(self._stores, sha256, origins[sha256], self._limits)
-            else:
-                data = self._other(sha256)
-            if data is not None:
-                name = redacted(origins[sha256].uri) if sha256 in origins else sha256
-                shown[sha256] = self._workers.submit(data, name=name)
-        return [_features(shown.get(sha256)) for sha256 in shas]
+            stored = catalog.origins_of(session, set(shas))
+        files = {sha256: Origin(self._others[sha256]) for sha256 in shas if sha256 in self._others}
 
-    def _other(self, sha256: str) -> bytes | None:
-        try:
-            return Path(self._others[sha256]).read_bytes()
-        except (KeyError, FileNotFoundError):
-            return None
+        def load(sha256: str, origin: Origin) -> bytes | None:
+            or_origin = sha256 not in stored
+            return load_image(self._stores, sha256, origin, self._limits, or_origin=or_origin)
+
+        decoding = decode_many(self._workers, files | stored, load)
+        return [_features(decoding.get(sha256)) for sha256 in shas]
 
 
 def _text_of(name: str, items: Mapping[UUID, Item]) -> str | None:

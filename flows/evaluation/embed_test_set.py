@@ -17,11 +17,11 @@ from embedding.pipeline import ahead
 from flows.config.settings import Settings
 from flows.datasets.test_sets import Shot, TestSet
 from flows.resources.connections import Stores
-from flows.resources.images import fetch_image, load_image
-from flows.tracking.progress import Advance
+from flows.resources.images import decode_many, fetch_image, load_image
+from flows.tracking.progress import Progress
 from storage import qdrant
 from storage.postgres import model_registry
-from storage.sources import FetchError, redacted
+from storage.sources import FetchError
 
 CHUNK = 256
 
@@ -39,13 +39,13 @@ class Seen:
     """Which images it has been shown."""
 
 
-def show(stores: Stores, settings: Settings, encoder: Encoder, test_set: TestSet, advance: Advance) -> Seen:
+def show(stores: Stores, settings: Settings, encoder: Encoder, test_set: TestSet, progress: Progress) -> Seen:
     """Return the rows of a test set: texts encoded, images shown that the collection has no vector of."""
     texts, shots = test_set.texts, test_set.shots
     rows = [np.empty((0, encoder.dim), np.float32)]
     for start in range(0, len(texts), CHUNK):
         rows.append(encoder.texts(texts[start : start + CHUNK]))
-        advance(f"{encoder.name}: texts", start + len(rows[-1]), len(texts))
+        progress(f"{encoder.name}: texts", start + len(rows[-1]), len(texts))
     collection = _collection_of(stores, encoder)
     pictures, present = np.zeros((len(shots), encoder.dim), np.float32), np.zeros(len(shots), bool)
     with Workers(encoder.preparation, settings.decode_workers) as workers:
@@ -57,7 +57,7 @@ def show(stores: Stores, settings: Settings, encoder: Encoder, test_set: TestSet
             for chunk in ready:
                 for place, vector in chunk.vectors(encoder):
                     pictures[place], present[place] = vector, True
-                advance(f"{encoder.name}: pictures", chunk.start + len(chunk.shots), len(shots))
+                progress(f"{encoder.name}: pictures", chunk.start + len(chunk.shots), len(shots))
     sides: dict[Side, Vectors] = {"texts": np.concatenate(rows), "pictures": pictures}
     return Seen(encoder.name, encoder.fingerprint, encoder.dim, collection, sides, present)
 
@@ -91,12 +91,8 @@ class _Chunk:
     ) -> "_Chunk":
         wanted = {shot.id: shot.content_hash for shot in shots if shot.id and shot.content_hash}
         known = {} if collection is None else qdrant.image_vectors_of(stores.vectors, collection, wanted)
-        decoding = {}
-        for number, shot in enumerate(shots):
-            if shot.id not in known:
-                data = _bytes_of(stores, settings, shot)
-                if data is not None:
-                    decoding[number] = workers.submit(data, name=redacted(shot.origin.uri))
+        origins = {number: shot.origin for number, shot in enumerate(shots) if shot.id not in known}
+        decoding = decode_many(workers, origins, lambda number, _: _bytes_of(stores, settings, shots[number]))
         return cls(start, shots, known, decoding)
 
     def vectors(self, encoder: Encoder) -> Iterator[tuple[int, NDArray[np.float32]]]:

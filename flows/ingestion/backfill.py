@@ -18,9 +18,9 @@ from flows.ingestion.image_cache import Shown
 from flows.ingestion.stages import embed_all, refused, with_vectors
 from flows.resources.comparison import Report, confirmed, item_pages
 from flows.resources.connections import Stores
-from flows.resources.images import load_image
-from flows.tracking.progress import Advance
-from flows.tracking.retry_policy import Held
+from flows.resources.images import decode_many, load_image
+from flows.tracking.progress import Progress, no_steps
+from flows.tracking.retry_policy import HeldLock
 from storage import qdrant
 from storage.consistency.differences import Difference
 from storage.postgres import catalog
@@ -62,7 +62,7 @@ class Ready:
     missing: Mapping[UUID, str]
 
 
-def catch_up(filling: Filling, lock: Held, advance: Advance) -> None:
+def catch_up(filling: Filling, lock: HeldLock, progress: Progress) -> None:
     """Write what the collection lacks, beside others that write, until a pass finds nothing."""
     with filling.stores.sessions() as session:
         total = catalog.counts(session)["items"]
@@ -71,22 +71,22 @@ def catch_up(filling: Filling, lock: Held, advance: Advance) -> None:
         filling.missing.clear()
         with ahead(batches(filling)) as decoded:
             for ready in decoded:
-                with _when_free(writing_lock(filling.stores.engine), advance):
+                with _when_free(writing_lock(filling.stores.engine), progress):
                     lock.persist(partial(write, filling, ready))
-                advance("embed", filling.written, total)
+                progress("embed", filling.written, total)
         if filling.written == before:
             return
 
 
 @contextmanager
-def _when_free(lock: Lock, advance: Advance) -> Iterator[None]:
+def _when_free(lock: Lock, progress: Progress) -> Iterator[None]:
     """Hold `lock`, however long it takes until others give it back."""
     while True:
         try:
             lock.keep()
             break
         except Busy as error:
-            advance(f"wait: {error}", 0, 0)
+            progress(f"wait: {error}", 0, 0)
             time.sleep(PAUSE_S)
     try:
         yield
@@ -114,15 +114,15 @@ def _ready(filling: Filling, ids: Sequence[UUID]) -> Ready:
         wanted = {item.picture.sha256: item.picture for item, _ in found.values() if item.picture}
         twins = catalog.embedded_twins(session, name, wanted)
     pictures = with_vectors(stores, name, twins)
-    gone = {}
-    for sha256, picture in wanted.items():
-        if sha256 in pictures:
-            continue
-        data = load_image(stores, sha256, picture.origin, limits, or_origin=True)
-        if data is None:
-            gone[sha256] = f"its picture is gone, here and at {redacted(picture.uri)}"
-        else:
-            pictures[sha256] = Shown(filling.workers.submit(data, name=redacted(picture.uri)))
+    origins = {sha256: image.origin for sha256, image in wanted.items() if sha256 not in pictures}
+    load = partial(load_image, stores, limits=limits, or_origin=True)
+    decoding = decode_many(filling.workers, origins, load)
+    pictures |= {sha256: Shown(future) for sha256, future in decoding.items()}
+    gone = {
+        sha256: f"its picture is gone, here and at {redacted(origin.uri)}"
+        for sha256, origin in origins.items()
+        if sha256 not in decoding
+    }
     for sha256, error in refused(pictures).items():
         gone[sha256] = str(error)
         del pictures[sha256]
@@ -148,7 +148,7 @@ def write(filling: Filling, ready: Ready) -> None:
     filling.missing.update(ready.missing)
 
 
-def settle(filling: Filling, advance: Advance) -> None:
+def settle(filling: Filling, progress: Progress) -> None:
     """Wait until the server has optimised the collection."""
     stores, name = filling.stores, filling.collection.name
     until = time.monotonic() + SETTLE_S
@@ -158,13 +158,13 @@ def settle(filling: Filling, advance: Advance) -> None:
                 f"{name} is still being optimised after {SETTLE_S / 60:.0f} minutes; searches stay as they "
                 "are; run it again later"
             )
-        advance("wait for the index to be optimised", 0, 0)
+        progress("wait for the index to be optimised", 0, 0)
         time.sleep(PAUSE_S)
 
 
 def differences(filling: Filling) -> list[Difference]:
     """Return how the collection differs from what Postgres has, in id order."""
-    return list(confirmed(filling.stores, filling.collection.name, True, Report(), lambda _: None))
+    return list(confirmed(filling.stores, filling.collection.name, True, Report(), no_steps))
 
 
 def measured_recall(filling: Filling) -> float | None:
