@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from flows.config.settings import Schedules, longest_pause
-from flows.resources.comparison import DAMAGE
 from flows.service.observer import Catalogued, Indexed, Observation, Observer
+from storage.consistency.differences import DAMAGE
 from storage.postgres.run_totals import Totals
 from storage.postgres.statistics import Measured
 

@@ -1,1 +1,1 @@
-"""Decide what differs or has to change. Pure: no store is read here."""
+"""Compare states and plan changes; pure functions without I/O."""

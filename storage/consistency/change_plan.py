@@ -1,4 +1,4 @@
-"""Deciding what a batch needs. Pure: plain mappings in, a plan out."""
+"""Plan the changes of one batch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,23 +9,25 @@ from storage.records import Digest
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The work that turns what is stored into what is wanted; ids are sorted."""
+    """Partition the ids of a batch by the work that they need; each part is sorted."""
 
     embed: tuple[UUID, ...]
-    """New, or with other content: these cost the model."""
+    """New items, or items with other content: the model encodes these."""
 
     update: tuple[UUID, ...]
-    """Their vectors are right; the row and the payload are not."""
+    """Items whose vectors are current, but whose row and payload are not."""
 
     unchanged: tuple[UUID, ...]
 
 
 def plan_batch(wanted: Mapping[UUID, Digest], marked: Mapping[UUID, Digest]) -> Plan:
-    """Compare digests id by id, never by content: two items may swap their texts in one batch.
+    """Compare digests by id.
+
+    Content is never compared across ids: two items may swap their texts in one batch.
 
     Args:
-        wanted: what the source says now, by item id.
-        marked: what each stored point was made from, by item id; without a point, no entry.
+        wanted: the digest of each record of the source, by item id.
+        marked: the digest that each stored point was built from, by item id; no entry without a point.
     """
     embed, update, unchanged = [], [], []
     for id, digest in sorted(wanted.items()):

@@ -1,4 +1,4 @@
-"""Where Postgres and Qdrant disagree. Pure: two streams in id order in, differences out."""
+"""Compare Postgres and Qdrant: merge two streams in id order into differences."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,36 +8,51 @@ from uuid import UUID
 from storage.records import Digest
 
 PointId = UUID | int
-"""Qdrant allows both; ours are all UUIDs, so that a number is a stray."""
+"""Qdrant allows both; our ids are all UUIDs, so a number is a stray."""
 
 Kind = Literal["missing", "stray", "stale", "wrong_vectors", "pending"]
+"""Kinds of difference between one item and its point."""
+
+DAMAGE = (
+    "missing",
+    "stray",
+    "stale",
+    "wrong_vectors",
+    "missing_picture",
+    "other_model",
+    "no_alias",
+    "lost_writes",
+)
+"""Kinds of difference between the stores that need a repair; `pending` is work that an ingest has left."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A living item, as Postgres has it, and what it says of the item's point in one collection."""
+class CatalogEntry:
+    """Describe a living item in Postgres, and its embedding state in one collection."""
 
     id: UUID
     source: str
     key: str
     wanted: Digest
+    """The digest that the point should be built from."""
+
     mark: Digest | None
-    """What the point was made from, by its mark; None where no point is promised."""
+    """The digest that the point was built from, by the embedding state; None without a state."""
 
     image: bool
     """Whether the item has an image, and so its point the vector `image`."""
 
     text: bool
-    """Whether the item has texts that are embedded, and so its point the vector `text`."""
+    """Whether the item has embedded texts, and so its point the vector `text`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A point, as Qdrant has it."""
+class PointEntry:
+    """Describe a point in Qdrant."""
 
     id: PointId
     digest: Digest | None
-    """None where the payload has none, as with points that others wrote."""
+    """None where the payload has no digest, as with points of other programs."""
 
     image: bool
     text: bool
@@ -45,64 +60,68 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What is wrong with one point or item.
+    """Name the difference between one item and its point.
 
-    `missing`: a mark promises a point that isn't there. `stray`: a point without a living item. `stale`:
-    a point made from something else than the mark says. `wrong_vectors`: a vector for what the item hasn't,
-    or none for what it has. `pending`: an item that no ingest has finished; this is work, not damage.
+    `missing`: an embedding state without its point. `stray`: a point without a living item. `stale`: a point
+    built from another digest than the embedding state says. `wrong_vectors`: a vector that the item has no
+    content for, or the reverse. `pending`: an item that no ingest has finished; this is work, not damage.
     """
 
     kind: Kind
     id: PointId
-    kept: Kept | None
-    held: Held | None
+    entry: CatalogEntry | None
+    point: PointEntry | None
 
     @property
     def only_payload(self) -> bool:
-        """Whether the vectors are right, and no model is needed to mend it."""
-        if self.kind != "stale" or self.kept is None or self.held is None or self.held.digest is None:
+        """Whether the vectors are right, so that a repair needs no model."""
+        if self.kind != "stale" or self.entry is None or self.point is None or self.point.digest is None:
             return False
-        right = (self.held.image, self.held.text) == (self.kept.image, self.kept.text)
-        return right and self.held.digest.content == self.kept.wanted.content
+        right = (self.point.image, self.point.text) == (self.entry.image, self.entry.text)
+        return right and self.point.digest.content == self.entry.wanted.content
 
 
-def compare(kept: Iterable[Kept], held: Iterable[Held], *, complete: bool) -> Iterator[Difference]:
-    """Yield the differences of one collection, in id order; both streams are read once, in step.
+def compare(
+    entries: Iterable[CatalogEntry], points: Iterable[PointEntry], *, complete: bool
+) -> Iterator[Difference]:
+    """Yield the differences of one collection in id order; each stream is read once.
 
     Args:
-        kept: all living items, by id.
-        held: all points, by id: numbers first, then UUIDs, which is Qdrant's order.
-        complete: whether every living item belongs into the collection, as into the one that is searched.
+        entries: all living items, by id.
+        points: all points, by id: numbers first, then UUIDs, which is Qdrant's order.
+        complete: whether the collection should hold every living item, as the searched one should.
     """
-    items, points = iter(kept), iter(held)
-    item, point = next(items, None), next(points, None)
-    while item is not None or point is not None:
-        if point is None or (item is not None and order(item.id) < order(point.id)):
-            found, item = judge(item, None, complete=complete), next(items, None)
-        elif item is None or order(point.id) < order(item.id):
-            found, point = judge(None, point, complete=complete), next(points, None)
+    entries, points = iter(entries), iter(points)
+    entry, point = next(entries, None), next(points, None)
+    while entry is not None or point is not None:
+        if point is None or (entry is not None and id_order(entry.id) < id_order(point.id)):
+            found, entry = find_difference(entry, None, complete=complete), next(entries, None)
+        elif entry is None or id_order(point.id) < id_order(entry.id):
+            found, point = find_difference(None, point, complete=complete), next(points, None)
         else:
-            found = judge(item, point, complete=complete)
-            item, point = next(items, None), next(points, None)
+            found = find_difference(entry, point, complete=complete)
+            entry, point = next(entries, None), next(points, None)
         if found is not None:
             yield found
 
 
-def judge(kept: Kept | None, held: Held | None, *, complete: bool) -> Difference | None:
-    """Return what is wrong with one item and its point, or None."""
-    if kept is None:
-        return None if held is None else Difference("stray", held.id, None, held)
-    if kept.mark is None or (complete and kept.mark != kept.wanted):
-        return Difference("pending", kept.id, kept, held) if complete else None
-    if held is None:
-        return Difference("missing", kept.id, kept, None)
-    if held.digest != kept.mark:
-        return Difference("stale", kept.id, kept, held)
-    if kept.mark == kept.wanted and (held.image, held.text) != (kept.image, kept.text):
-        return Difference("wrong_vectors", kept.id, kept, held)
+def find_difference(
+    entry: CatalogEntry | None, point: PointEntry | None, *, complete: bool
+) -> Difference | None:
+    """Return the difference between one item and its point, or None."""
+    if entry is None:
+        return None if point is None else Difference("stray", point.id, None, point)
+    if entry.mark is None or (complete and entry.mark != entry.wanted):
+        return Difference("pending", entry.id, entry, point) if complete else None
+    if point is None:
+        return Difference("missing", entry.id, entry, None)
+    if point.digest != entry.mark:
+        return Difference("stale", entry.id, entry, point)
+    if entry.mark == entry.wanted and (point.image, point.text) != (entry.image, entry.text):
+        return Difference("wrong_vectors", entry.id, entry, point)
     return None
 
 
-def order(id: PointId) -> tuple[bool, int]:
-    """Return what to sort ids by: Postgres sorts UUIDs so as well."""
+def id_order(id: PointId) -> tuple[bool, int]:
+    """Return the sort key of an id; Postgres sorts UUIDs the same way."""
     return (True, id.int) if isinstance(id, UUID) else (False, id)

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, or_, se
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.orm import Session
 
-from storage.consistency.differences import Kept
+from storage.consistency.differences import CatalogEntry
 from storage.postgres.bulk import among, given
 from storage.postgres.schema import ItemRow, MarkRow, SeenRow
 from storage.records import Digest, Item, Origin, Picture, Text, readings
@@ -359,14 +359,14 @@ def origins_of(session: Session, shas: Iterable[str]) -> dict[str, Origin]:
     }
 
 
-def kept(
+def entries(
     session: Session,
     collection: str,
     *,
     after: UUID | None = None,
     limit: int | None = None,
     ids: Sequence[UUID] | None = None,
-) -> list[Kept]:
+) -> list[CatalogEntry]:
     """Return living items in id order, each with what its mark in `collection` says.
 
     Args:
@@ -396,7 +396,9 @@ def kept(
     if ids is not None:
         statement = statement.where(ItemRow.id.in_(ids))
     return [
-        Kept(id, source, key, Digest(content, record), Digest(mark, marked_record) if mark else None, *has)
+        CatalogEntry(
+            id, source, key, Digest(content, record), Digest(mark, marked_record) if mark else None, *has
+        )
         for id, source, key, content, record, mark, marked_record, *has in session.execute(statement)
     ]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
-from storage.consistency.differences import Held, PointId, order
+from storage.consistency.differences import PointEntry, PointId, id_order
 from storage.qdrant.collections import SHORT, Collection, list_collections
 from storage.records import Digest, Item
 
@@ -31,7 +31,7 @@ class Point:
 
     item: Item
     digest: Digest
-    """Kept in the payload, so that Postgres and Qdrant can be compared."""
+    """CatalogEntry in the payload, so that Postgres and Qdrant can be compared."""
 
     image: NDArray[np.float32] | None
     """Shape (dim,), unit length; None without an image."""
@@ -105,7 +105,7 @@ def count(client: QdrantClient, collection: str) -> int:
 
 def scroll_entries(
     client: QdrantClient, collection: str, ids: Sequence[UUID] | None = None
-) -> Iterator[Held]:
+) -> Iterator[PointEntry]:
     """Yield every point of `collection`, or those of `ids`, in id order; no vector is read.
 
     Args:
@@ -116,7 +116,9 @@ def scroll_entries(
     having = {space: _Ids(_scroll(client, collection, ids, having=space)) for space in ("image", "text")}
     for point in _scroll(client, collection, ids, payload=["content_hash", "record_hash"]):
         id = _point_id(point)
-        yield Held(id, payload_digest(point.payload or {}), having["image"].has(id), having["text"].has(id))
+        yield PointEntry(
+            id, payload_digest(point.payload or {}), having["image"].has(id), having["text"].has(id)
+        )
 
 
 def scroll_digests(
@@ -185,7 +187,7 @@ class _Ids:
         self._next = next(self._ids, None)
 
     def has(self, id: PointId) -> bool:
-        while self._next is not None and order(self._next) < order(id):
+        while self._next is not None and id_order(self._next) < id_order(id):
             self._next = next(self._ids, None)
         return self._next == id
 

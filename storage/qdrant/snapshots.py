@@ -21,7 +21,7 @@ from pyarrow.parquet import ParquetFile, ParquetWriter
 from pydantic import BaseModel
 from qdrant_client import QdrantClient, models
 
-from storage.consistency.differences import PointId, order
+from storage.consistency.differences import PointId, id_order
 from storage.qdrant import points
 
 PAGE = 2 * points.POINTS_A_REQUEST
@@ -273,7 +273,7 @@ def _require_size(path: Path, vectors: pa.Array, size: int) -> None:
 
 def _require_order(name: str, ids: list[PointId]) -> None:
     for first, second in pairwise(ids):
-        if order(first) >= order(second):
+        if id_order(first) >= id_order(second):
             raise IncompletePoints(f"{name}: Qdrant gave point {second} after {first}; try again")
 
 

@@ -34,7 +34,7 @@ def open_rejects(deps: Deps) -> dict[str, Reject]:
 def searchable(deps: Deps) -> set[str]:
     with deps.sessions() as session:
         collection = qdrant.collection_name(deps.encoder.fingerprint)
-        return {one.key for one in catalog.kept(session, collection) if one.mark}
+        return {one.key for one in catalog.entries(session, collection) if one.mark}
 
 
 def a_claim_of_600_megapixels() -> bytes:
