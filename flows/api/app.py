@@ -9,12 +9,12 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from flows.api import queries
-from flows.api.auth import Callers
+from flows.api.auth import KeyAuthenticator
 from flows.api.docs_page import add_page
-from flows.api.limits import MOST_BODIES, Bodies, BodyLimit
+from flows.api.limits import MOST_BODIES, BodyLimitMiddleware, ByteBudget
 from flows.api.problems import Problem, add_handlers, responses
 from flows.api.records import record_routes
-from flows.api.request_bodies import SEARCH_FORM, described, read_search
+from flows.api.request_bodies import SEARCH_FORM, read_search, request_body
 from flows.api.request_models import IngestRequest, SearchRequest
 from flows.api.response_models import SearchAnswer, StatusAnswer
 from flows.service.observer import Observer
@@ -56,48 +56,48 @@ def create_api(backend: Backend, observer: Observer) -> FastAPI:
     )
     add_handlers(app)
     max_bytes = backend.settings.api.max_body_bytes
-    bodies = Bodies(MOST_BODIES * max_bytes, most_of_one=MOST_BODIES * max_bytes // 2)
-    app.add_middleware(BodyLimit, max_bytes=max_bytes, bodies=bodies)
-    callers = Callers(backend)
-    app.include_router(search_routes(backend, callers))
-    app.include_router(record_routes(backend, callers))
-    app.include_router(status_routes(backend, observer, callers))
+    budget = ByteBudget(MOST_BODIES * max_bytes, most_per_caller=MOST_BODIES * max_bytes // 2)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=max_bytes, budget=budget)
+    authenticator = KeyAuthenticator(backend)
+    app.include_router(search_routes(backend, authenticator))
+    app.include_router(record_routes(backend, authenticator))
+    app.include_router(status_routes(backend, observer, authenticator))
     add_page(app)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]  # FastAPI's way to extend it
     return app
 
 
-def search_routes(backend: Backend, callers: Callers) -> APIRouter:
+def search_routes(backend: Backend, authenticator: KeyAuthenticator) -> APIRouter:
     """Return the search."""
     router = APIRouter(tags=["search"])
-    reader = Annotated[Key, Security(callers.require, scopes=["read"])]
+    reader = Annotated[Key, Security(authenticator.require, scopes=["read"])]
 
     @router.post(
         "/search",
         operation_id="search",
         responses=responses(400, 408, 409, 413, 415, 422),
-        openapi_extra=described(SearchRequest, form=SEARCH_FORM),
+        openapi_extra=request_body(SearchRequest, form=SEARCH_FORM),
     )
-    def search(_: reader, asked: Annotated[SearchRequest, Depends(read_search)]) -> SearchAnswer:
+    def search(_: reader, request: Annotated[SearchRequest, Depends(read_search)]) -> SearchAnswer:
         """Return the records that are closest to a text or an image, best first.
 
         An image goes in as base64 in the JSON document, or as the file `image` of a form. The first search
         of a server waits until its model is loaded.
         """
-        return queries.found(backend, asked)
+        return queries.search_answer(backend, request)
 
     return router
 
 
-def status_routes(backend: Backend, observer: Observer, callers: Callers) -> APIRouter:
+def status_routes(backend: Backend, observer: Observer, authenticator: KeyAuthenticator) -> APIRouter:
     """Return what watches the server."""
     router = APIRouter(tags=["status"])
-    reader = Annotated[Key, Security(callers.require, scopes=["read"])]
+    reader = Annotated[Key, Security(authenticator.require, scopes=["read"])]
 
     @router.get("/status", operation_id="get_status", responses=responses())
     def get_status(_: reader) -> StatusAnswer:
         """Return how many records there are, what runs, what has failed, and whether the stores answer."""
-        return queries.status(backend, observer.seen)
+        return queries.status_answer(backend, observer.seen)
 
     @router.get("/health", operation_id="get_health")
     def get_health() -> Health:

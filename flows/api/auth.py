@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
-from flows.api.limits import CALLER, Rates
-from flows.api.problems import Refusal
+from flows.api.limits import CALLER, RateLimiter
+from flows.api.problems import ApiError
 from flows.service.pool import Backend
 from storage.postgres import api_keys
 from storage.postgres.api_keys import Key
@@ -23,12 +23,12 @@ BEARER = HTTPBearer(
 )
 
 
-class Callers:
+class KeyAuthenticator:
     """Knows the callers at one door of a process by their keys, and counts their requests."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._rates = Rates(backend.settings.api.requests_per_minute)
+        self._rates = RateLimiter(backend.settings.api.requests_per_minute)
 
     def require(
         self,
@@ -42,23 +42,25 @@ class Callers:
             Refusal: 401, 403 or 429.
             AWAY: Postgres does not answer, which alone knows the keys.
         """
-        key = self.known(None if given is None else given.credentials)
+        key = self.authenticate(None if given is None else given.credentials)
         for scope in wanted.scopes:
             require_scope(key, scope)
         request.scope[CALLER] = key.id
         return key
 
-    def known(self, given: str | None) -> Key:
+    def authenticate(self, given: str | None) -> Key:
         """Return what is known of a key, and count a request of it; see `require`."""
         if given is None:
-            raise _unknown("this needs a key: Authorization: Bearer sl_…; see: sightline keys create", "")
+            raise _unauthorized(
+                "this needs a key: Authorization: Bearer sl_…; see: sightline keys create", ""
+            )
         with self._backend.sessions() as sessions, sessions.begin() as session:
             key = api_keys.find(session, given)
         if key is None:
-            raise _unknown("this key is unknown, revoked or expired", ', error="invalid_token"')
+            raise _unauthorized("this key is unknown, revoked or expired", ', error="invalid_token"')
         wait_s = self._rates.take(key.id)
         if wait_s:
-            raise Refusal(429, f"key {key.name!r} makes too many requests", retry_after_s=wait_s)
+            raise ApiError(429, f"key {key.name!r} makes too many requests", retry_after_s=wait_s)
         return key
 
 
@@ -70,9 +72,9 @@ def require_scope(key: Key, scope: str) -> None:
     """
     if not key.may(scope):
         why = f"key {key.name!r} has not the scope {scope!r}, which this needs"
-        asked = f'Bearer realm="sightline", error="insufficient_scope", scope="{scope}"'
-        raise Refusal(403, why, headers={"WWW-Authenticate": asked})
+        challenge = f'Bearer realm="sightline", error="insufficient_scope", scope="{scope}"'
+        raise ApiError(403, why, headers={"WWW-Authenticate": challenge})
 
 
-def _unknown(why: str, error: str) -> Refusal:
-    return Refusal(401, why, headers={"WWW-Authenticate": f'Bearer realm="sightline"{error}'})
+def _unauthorized(why: str, error: str) -> ApiError:
+    return ApiError(401, why, headers={"WWW-Authenticate": f'Bearer realm="sightline"{error}'})

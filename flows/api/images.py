@@ -11,8 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 from embedding.images.decode import MEDIA_TYPES
 from flows.api import limits, queries
-from flows.api.limits import MOST_BODIES, Bodies
-from flows.api.problems import Refusal
+from flows.api.limits import MOST_BODIES, ByteBudget
+from flows.api.problems import ApiError
 from flows.resources.images import load_image
 from flows.service.pool import Backend
 from storage.postgres import catalog
@@ -30,13 +30,13 @@ SAFELY = {
 """The bytes are a stranger's: a browser shows them as an image and as nothing else."""
 
 
-class Pictures:
+class ImageSender:
     """Sends images, of which a process holds a few at once: callers may take their time to read."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._most = backend.settings.max_picture_bytes
-        self._held = Bodies(MOST_BODIES * self._most, most_of_one=MOST_BODIES * self._most // 2)
+        self._held = ByteBudget(MOST_BODIES * self._most, most_per_caller=MOST_BODIES * self._most // 2)
 
     async def answer(self, id: UUID, known: str | None, caller: UUID) -> Response:
         """Return the answer of `picture`, which gives its room back once it is sent.
@@ -45,36 +45,36 @@ class Pictures:
             Refusal: as `picture`; 503, too many images are being sent.
         """
         await self._held.take(self._most, caller)
-        room = Room(self._held, self._most, caller)
+        reservation = Reservation(self._held, self._most, caller)
         try:
-            found = await run_in_threadpool(picture, self._backend, id, known)
-            room.shrink(len(found.body))
+            found = await run_in_threadpool(image_response, self._backend, id, known)
+            reservation.shrink(len(found.body))
         except BaseException:
-            room.shrink(0)
+            reservation.shrink(0)
             raise
-        return Sent(found, room)
+        return ImageResponse(found, reservation)
 
 
-class Room:
+class Reservation:
     """The room of one image."""
 
-    def __init__(self, bodies: Bodies, size: int, caller: UUID) -> None:
-        self._bodies, self._size, self._caller = bodies, size, caller
+    def __init__(self, budget: ByteBudget, size: int, caller: UUID) -> None:
+        self._budget, self._size, self._caller = budget, size, caller
 
     def shrink(self, size: int) -> None:
         """Give back all but `size` bytes."""
         spare = max(0, self._size - size)
-        self._bodies.give(spare, self._caller)
+        self._budget.give(spare, self._caller)
         self._size -= spare
 
 
-class Sent(Response):
+class ImageResponse(Response):
     """An answer that is sent in parts, for as long as its caller reads fast enough."""
 
-    def __init__(self, answer: Response, room: Room) -> None:
+    def __init__(self, answer: Response, reservation: Reservation) -> None:
         super().__init__(answer.body, answer.status_code)
         self.raw_headers = answer.raw_headers
-        self._room = room
+        self._reservation = reservation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         data = memoryview(self.body)
@@ -88,10 +88,10 @@ class Sent(Response):
                         await send({"type": "http.response.body", "body": part, "more_body": True})
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            self._room.shrink(0)
+            self._reservation.shrink(0)
 
 
-def picture(backend: Backend, id: UUID, known: str | None) -> Response:
+def image_response(backend: Backend, id: UUID, known: str | None) -> Response:
     """Return the bytes of an image, or that the caller has them.
 
     Raises:
@@ -99,9 +99,9 @@ def picture(backend: Backend, id: UUID, known: str | None) -> Response:
     """
     with backend.stores() as stores:
         with stores.sessions() as session:
-            item, _ = queries.living(catalog.items_with_digests(session, [id]), id)
+            item, _ = queries.living_item(catalog.items_with_digests(session, [id]), id)
         if item.picture is None:
-            raise Refusal(404, f"record {id} has no picture")
+            raise ApiError(404, f"record {id} has no picture")
         headers = SAFELY | {"ETag": f'"{item.picture.sha256}"'}
         if known is not None and headers["ETag"] in known:
             return Response(status_code=304, headers=headers)
@@ -109,13 +109,13 @@ def picture(backend: Backend, id: UUID, known: str | None) -> Response:
             data = load_image(stores, item.picture.sha256, item.picture.origin, backend.settings.limits)
         except OSError as error:
             why = f"pictures cannot be read now ({error.strerror or error}); see SIGHTLINE_PICTURES_URL"
-            raise Refusal(503, why, retry_after_s=RETRY_AFTER_S) from error
+            raise ApiError(503, why, retry_after_s=RETRY_AFTER_S) from error
     if data is None:
-        raise Refusal(404, f"the picture of record {id} is gone; see: sightline reconcile")
+        raise ApiError(404, f"the picture of record {id} is gone; see: sightline reconcile")
     return Response(data, headers=headers, media_type=MEDIA_TYPES[item.picture.format])
 
 
-def described_picture() -> dict[int | str, dict[str, Any]]:
+def image_responses() -> dict[int | str, dict[str, Any]]:
     """Return how the description tells of an image."""
     content = {"schema": {"type": "string", "format": "binary"}}
     etag = {"ETag": {"schema": {"type": "string"}, "description": "The SHA-256 of the bytes."}}

@@ -10,7 +10,7 @@ from uuid import UUID
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.api.problems import Refusal
+from flows.api.problems import ApiError
 
 MINUTE_S = 60.0
 MAX_QUEUED = 10_000
@@ -48,7 +48,7 @@ CALLER = "sightline.caller"
 """Where a request's scope has the id of its key."""
 
 
-class Rates:
+class RateLimiter:
     """A token bucket for each key: it holds a minute's requests, and fills up evenly.
 
     It counts in this process alone: with several of them a key may make so many requests of each.
@@ -78,7 +78,7 @@ class Rates:
             return 0.0
 
 
-class Bodies:
+class ByteBudget:
     """Count the bytes of bodies that a process holds at once.
 
     A body takes its room with its first byte, and gives it back with the answer.
@@ -88,9 +88,9 @@ class Bodies:
         most_of_one: bytes of the bodies of one caller; by default as many as of all.
     """
 
-    def __init__(self, most: int, most_of_one: int | None = None) -> None:
+    def __init__(self, most: int, most_per_caller: int | None = None) -> None:
         self._most = most
-        self._most_of_one = most if most_of_one is None else most_of_one
+        self._most_per_caller = most if most_per_caller is None else most_per_caller
         self._held: Counter[object] = Counter()
         self._turn = Lock()
 
@@ -101,10 +101,10 @@ class Bodies:
             Refusal: 503, there is none.
         """
         until = monotonic() + WAIT_S
-        while not self._taken(size, caller):
+        while not self._try_take(size, caller):
             if monotonic() > until:
                 why = "too many large requests at once; send them one after another"
-                raise Refusal(503, why, kind="too-many-bodies", retry_after_s=RETRY_AFTER_S)
+                raise ApiError(503, why, kind="too-many-bodies", retry_after_s=RETRY_AFTER_S)
             await asyncio.sleep(POLL_S)
 
     def give(self, size: int, caller: object) -> None:
@@ -114,16 +114,16 @@ class Bodies:
             if self._held[caller] <= 0:
                 del self._held[caller]
 
-    def _taken(self, size: int, caller: object) -> bool:
+    def _try_take(self, size: int, caller: object) -> bool:
         with self._turn:
             held = self._held[caller]
-            if held + size > self._most_of_one or self._held.total() + size > self._most:
+            if held + size > self._most_per_caller or self._held.total() + size > self._most:
                 return False
             self._held[caller] = held + size
             return True
 
 
-class Body:
+class BoundedBody:
     """Receive one body within limits of size and time, in its room.
 
     Args:
@@ -138,13 +138,13 @@ class Body:
         receive: Receive,
         expected: int,
         max_bytes: int,
-        bodies: Bodies,
+        budget: ByteBudget,
         *,
         caller: Callable[[], object] = lambda: None,
         remedy: str = "send less at once",
     ) -> None:
         self._receive, self._expected, self._max_bytes = receive, expected, max_bytes
-        self._bodies, self._find_caller, self._remedy = bodies, caller, remedy
+        self._budget, self._find_caller, self._remedy = budget, caller, remedy
         self._caller: object = None
         self._began: float | None = None
         self._read = self._held = 0
@@ -168,7 +168,7 @@ class Body:
                 message = await self._receive()
         except TimeoutError as error:
             why = f"the body came slower than {LEAST_RATE / 2**10:,.0f} KiB a second; send less at once"
-            raise Refusal(408, why, headers={"Connection": "close"}) from error
+            raise ApiError(408, why, headers={"Connection": "close"}) from error
         self._read += len(message.get("body", b""))
         self._refuse_large(self._read)
         self._is_whole = not message.get("more_body", False)
@@ -178,22 +178,22 @@ class Body:
     def release(self) -> None:
         """Give back the room that was taken."""
         if self._held:
-            self._bodies.give(self._held, self._caller)
+            self._budget.give(self._held, self._caller)
             self._held = 0
 
     def _refuse_large(self, size: int) -> None:
         if size > self._max_bytes:
-            raise Refusal(413, f"the request has more than {self._max_bytes:,} bytes; {self._remedy}")
+            raise ApiError(413, f"the request has more than {self._max_bytes:,} bytes; {self._remedy}")
 
     async def _hold(self, size: int) -> None:
         if size <= max(self._held, SMALL_BYTES):
             return
         more = min(max(size, self._held + STEP_BYTES if self._held else size), self._max_bytes) - self._held
-        await self._bodies.take(more, self._caller)
+        await self._budget.take(more, self._caller)
         self._held += more
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """Limit the body of each request once the application reads it.
 
     The key is checked before that.
@@ -202,18 +202,18 @@ class BodyLimit:
         bodies: shared by all that hold bodies at once.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, bodies: Bodies) -> None:
-        self._app, self._max_bytes, self._bodies = app, max_bytes, bodies
+    def __init__(self, app: ASGIApp, max_bytes: int, budget: ByteBudget) -> None:
+        self._app, self._max_bytes, self._budget = app, max_bytes, budget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = Body(
+        body = BoundedBody(
             receive,
             stated_size(scope),
             self._max_bytes,
-            self._bodies,
+            self._budget,
             caller=lambda: scope.get(CALLER),
             remedy=TOO_LARGE,
         )

@@ -19,9 +19,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows.api import queries
-from flows.api.auth import Callers, require_scope
-from flows.api.limits import MOST_BODIES, Bodies, Body, stated_size
-from flows.api.problems import TOLD, refusal_of, response_of
+from flows.api.auth import KeyAuthenticator, require_scope
+from flows.api.limits import MOST_BODIES, BoundedBody, ByteBudget, stated_size
+from flows.api.problems import HANDLED_ERRORS, api_error_of, problem_response
 from flows.api.request_bodies import refuse_bad_json
 from flows.api.request_models import SearchRequest, Where, Words
 from flows.api.response_models import RecordAnswer, SearchAnswer, StatusAnswer
@@ -37,7 +37,7 @@ INSTRUCTIONS = (
 MAX_BODY_BYTES = 2**20
 """Of a message: a text and its conditions are far smaller."""
 
-LOOKS = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
+READ_ONLY = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 Answer = TypeVar("Answer")
 
 
@@ -68,7 +68,7 @@ def mcp_app(backend: Backend, observer: Observer) -> McpApp:
     app = server.streamable_http_app(
         streamable_http_path=PATH, stateless_http=True, json_response=True, transport_security=no_check
     )
-    return McpApp(Route(PATH, endpoint=_WithKey(app, Callers(backend))), server)
+    return McpApp(Route(PATH, endpoint=_KeyGuard(app, KeyAuthenticator(backend))), server)
 
 
 def serve_on_stdio(backend: Backend) -> None:
@@ -76,7 +76,7 @@ def serve_on_stdio(backend: Backend) -> None:
     mcp_server(backend, lambda: observe(backend)).run("stdio")
 
 
-def mcp_server(backend: Backend, look: Callable[[], Observation]) -> MCPServer:
+def mcp_server(backend: Backend, read_observation: Callable[[], Observation]) -> MCPServer:
     """Return the server with its three tools, none of which changes anything.
 
     Args:
@@ -91,7 +91,7 @@ def mcp_server(backend: Backend, look: Callable[[], Observation]) -> MCPServer:
         subscriptions=False,
     )
 
-    @server.tool(annotations=LOOKS)
+    @server.tool(annotations=READ_ONLY)
     def search(
         text: Annotated[Words, Field(description="What to look for, in words.")],
         find: Annotated[
@@ -102,46 +102,46 @@ def mcp_server(backend: Backend, look: Callable[[], Observation]) -> MCPServer:
         where: Where | None = None,
     ) -> SearchAnswer:
         """Find the records that are closest to a text, best first."""
-        asked = {"text": text, "find": find, "limit": limit, "min_score": min_score, "where": where or {}}
-        return _told(lambda: queries.found(backend, SearchRequest.model_validate(asked)))
+        arguments = {"text": text, "find": find, "limit": limit, "min_score": min_score, "where": where or {}}
+        return _answer(lambda: queries.search_answer(backend, SearchRequest.model_validate(arguments)))
 
-    @server.tool(annotations=LOOKS)
+    @server.tool(annotations=READ_ONLY)
     def get(id: Annotated[UUID, Field(description="As a hit has it.")]) -> RecordAnswer:
         """Show one record: all its texts, its metadata, what is known of its image."""
-        return _told(lambda: queries.record(backend, id))
+        return _answer(lambda: queries.record_answer(backend, id))
 
-    @server.tool(annotations=LOOKS)
+    @server.tool(annotations=READ_ONLY)
     def status() -> StatusAnswer:
         """Tell how many records there are, what runs, what has failed, and whether the stores answer."""
-        return _told(lambda: queries.status(backend, look()))
+        return _answer(lambda: queries.status_answer(backend, read_observation()))
 
     return server
 
 
-def _told(work: Callable[[], Answer]) -> Answer:
+def _answer(work: Callable[[], Answer]) -> Answer:
     try:
         return work()
-    except TOLD as error:
-        raise ToolError(refusal_of(error).detail) from error
+    except HANDLED_ERRORS as error:
+        raise ToolError(api_error_of(error).detail) from error
 
 
-class _WithKey:
+class _KeyGuard:
     """Admit requests with a `read` key and a body that may be parsed."""
 
-    def __init__(self, app: ASGIApp, callers: Callers) -> None:
-        self._app, self._callers = app, callers
-        self._bodies = Bodies(MOST_BODIES * MAX_BODY_BYTES)
+    def __init__(self, app: ASGIApp, authenticator: KeyAuthenticator) -> None:
+        self._app, self._authenticator = app, authenticator
+        self._budget = ByteBudget(MOST_BODIES * MAX_BODY_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stated = Headers(scope=scope).get("authorization", "")
         scheme, _, key = stated.partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else None
         try:
-            caller = await run_in_threadpool(self._callers.known, given)
+            caller = await run_in_threadpool(self._authenticator.authenticate, given)
             require_scope(caller, "read")
             data = await self._read(scope, receive, caller.id)
-        except TOLD as error:
-            await response_of(refusal_of(error))(scope, receive, send)
+        except HANDLED_ERRORS as error:
+            await problem_response(api_error_of(error))(scope, receive, send)
             return
         await self._app(scope, _again(data, receive), send)
 
@@ -151,7 +151,7 @@ class _WithKey:
         Raises:
             Refusal: 408, 413, 422 or 503.
         """
-        body = Body(receive, stated_size(scope), MAX_BODY_BYTES, self._bodies, caller=lambda: caller)
+        body = BoundedBody(receive, stated_size(scope), MAX_BODY_BYTES, self._budget, caller=lambda: caller)
         data, is_whole = bytearray(), False
         try:
             while not is_whole:

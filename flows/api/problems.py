@@ -67,7 +67,7 @@ class Problem(BaseModel):
     errors: list[Flaw] | None = None
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """A request is not carried out; the caller is told why.
 
     Args:
@@ -108,11 +108,11 @@ def flaws(errors: Sequence[Any], *within: str) -> tuple[Flaw, ...]:
     )
 
 
-def unfit(found: Sequence[Flaw]) -> Refusal:
+def unprocessable(found: Sequence[Flaw]) -> ApiError:
     """Return the refusal of a request with these flaws."""
     many = f"{len(found)} fields cannot be used" if len(found) > 1 else "a field cannot be used"
     detail = f"{found[0].where}: {found[0].why}" if len(found) == 1 else f"{many}; errors lists them"
-    return Refusal(422, detail, errors=found)
+    return ApiError(422, detail, errors=found)
 
 
 def printable(text: str) -> str:
@@ -120,39 +120,39 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def refusal_of(error: Exception) -> Refusal:
+def api_error_of(error: Exception) -> ApiError:
     """Return what a caller is told of `error`, one of `TOLD`."""
     match error:
-        case Refusal():
+        case ApiError():
             return error
         case RequestValidationError():
-            return unfit(flaws(error.errors()))
+            return unprocessable(flaws(error.errors()))
         case HTTPException():
-            return Refusal(error.status_code, printable(str(error.detail)), headers=error.headers)
+            return ApiError(error.status_code, printable(str(error.detail)), headers=error.headers)
         case NoCollection():
-            return Refusal(409, str(error), kind="nothing-ingested")
+            return ApiError(409, str(error), kind="nothing-ingested")
         case KeyReused():
             # the IETF's draft on the header says 422; 409 is for a first request that still goes on, and
             # whoever repeats such a one gets its receipt
-            return Refusal(422, str(error), kind="idempotency-key-reused")
+            return ApiError(422, str(error), kind="idempotency-key-reused")
         case QueueFull():
-            return Refusal(503, str(error), kind="queue-full", retry_after_s=RETRY_FULL_S)
+            return ApiError(503, str(error), kind="queue-full", retry_after_s=RETRY_FULL_S)
         case BadImage():
-            return Refusal(422, str(error), kind=error.reason.replace("_", "-"))
+            return ApiError(422, str(error), kind=error.reason.replace("_", "-"))
         case WorkersFailed():
-            return Refusal(503, str(error), retry_after_s=RETRY_DECODING_S)
+            return ApiError(503, str(error), retry_after_s=RETRY_DECODING_S)
         case UnexpectedResponse(status_code=400):
-            return Refusal(422, explain(error))
+            return ApiError(422, explain(error))
         case ClientDisconnect():
-            return Refusal(400, "the connection ended before the request did")
+            return ApiError(400, "the connection ended before the request did")
         case NoConnectionFree():
-            return Refusal(503, "too many requests wait for Postgres; try again", retry_after_s=RETRY_AWAY_S)
+            return ApiError(503, "too many requests wait for Postgres; try again", retry_after_s=RETRY_AWAY_S)
     after_s = RETRY_MODEL_S if isinstance(error, NOT_READY) else RETRY_AWAY_S
-    return Refusal(503, explain(error), retry_after_s=after_s)
+    return ApiError(503, explain(error), retry_after_s=after_s)
 
 
-TOLD: tuple[type[Exception], ...] = (
-    Refusal,
+HANDLED_ERRORS: tuple[type[Exception], ...] = (
+    ApiError,
     RequestValidationError,
     HTTPException,
     NoCollection,
@@ -169,33 +169,33 @@ TOLD: tuple[type[Exception], ...] = (
 """What a caller is told of; everything else is a bug."""
 
 
-def response_of(refusal: Refusal) -> Response:
+def problem_response(error: ApiError) -> Response:
     """Return the answer that says why."""
     problem = Problem(
-        type="about:blank" if refusal.kind is None else OWN_TYPE + refusal.kind,
-        title=HTTPStatus(refusal.status).phrase,
-        status=refusal.status,
-        detail=refusal.detail,
-        errors=list(refusal.errors) or None,
+        type="about:blank" if error.kind is None else OWN_TYPE + error.kind,
+        title=HTTPStatus(error.status).phrase,
+        status=error.status,
+        detail=error.detail,
+        errors=list(error.errors) or None,
     )
     content = problem.model_dump_json(exclude_none=True)
-    return Response(content, refusal.status, refusal.headers, MEDIA_TYPE)
+    return Response(content, error.status, error.headers, MEDIA_TYPE)
 
 
 def add_handlers(app: FastAPI) -> None:
     """Have every error leave `app` as a problem."""
 
-    def tell(_: Request, error: Exception) -> Response:
-        return response_of(refusal_of(error))
+    def answer(_: Request, error: Exception) -> Response:
+        return problem_response(api_error_of(error))
 
-    def own_up(request: Request, _: Exception) -> Response:
+    def answer_bug(request: Request, _: Exception) -> Response:
         # Starlette raises it again once this is sent, so that the server's log has the traceback
         log.error("%s %s failed by a bug", request.method, request.scope["path"])
-        return response_of(Refusal(500, "an error on our side; the server's log has it"))
+        return problem_response(ApiError(500, "an error on our side; the server's log has it"))
 
-    for kind in TOLD:
-        app.add_exception_handler(kind, tell)
-    app.add_exception_handler(Exception, own_up)
+    for kind in HANDLED_ERRORS:
+        app.add_exception_handler(kind, answer)
+    app.add_exception_handler(Exception, answer_bug)
 
 
 MEANINGS = {
@@ -230,6 +230,6 @@ def responses(*more: int) -> dict[int | str, dict[str, Any]]:
             seconds = {"schema": {"type": "integer"}, "description": "Seconds to wait."}
             found[status]["headers"] = {"Retry-After": seconds}
         if status == 401:
-            asked = {"schema": {"type": "string"}, "description": "Bearer"}
-            found[status]["headers"] = {"WWW-Authenticate": asked}
+            challenge = {"schema": {"type": "string"}, "description": "Bearer"}
+            found[status]["headers"] = {"WWW-Authenticate": challenge}
     return found

@@ -5,7 +5,7 @@ from time import perf_counter
 from typing import Any
 from uuid import UUID
 
-from flows.api.problems import Refusal
+from flows.api.problems import ApiError
 from flows.api.request_models import SearchRequest
 from flows.api.response_models import (
     FailedAnswer,
@@ -32,7 +32,7 @@ from storage.records import Digest, Item
 from storage.redaction import redacted
 
 
-def found(backend: Backend, asked: SearchRequest) -> SearchAnswer:
+def search_answer(backend: Backend, request: SearchRequest) -> SearchAnswer:
     """Search.
 
     Raises:
@@ -42,13 +42,13 @@ def found(backend: Backend, asked: SearchRequest) -> SearchAnswer:
     """
     started = perf_counter()
     with backend.searching() as deps:
-        results = search(deps, asked.as_query(backend.settings.qdrant.oversampling))
+        results = search(deps, request.as_query(backend.settings.qdrant.oversampling))
     hits = [_hit(one) for one in results.found]
     took_ms = round((perf_counter() - started) * 1000, 1)
     return SearchAnswer(hits=hits, model=results.model, collection=results.collection, took_ms=took_ms)
 
 
-def record(backend: Backend, id: UUID) -> RecordAnswer:
+def record_answer(backend: Backend, id: UUID) -> RecordAnswer:
     """Return one record.
 
     Raises:
@@ -56,25 +56,25 @@ def record(backend: Backend, id: UUID) -> RecordAnswer:
         AWAY: Postgres does not answer.
     """
     with backend.sessions() as sessions, sessions() as session:
-        item, digest = living(catalog.items_with_digests(session, [id]), id)
+        item, digest = living_item(catalog.items_with_digests(session, [id]), id)
         collection = model_registry.active_collection(session)
-        kept = [] if collection is None else catalog.kept(session, collection, ids=[id])
+        entries = [] if collection is None else catalog.entries(session, collection, ids=[id])
     is_kept = backend.settings.keep_pictures
-    return _record(item, searchable=any(one.mark == digest for one in kept), is_kept=is_kept)
+    return _record(item, searchable=any(one.mark == digest for one in entries), is_kept=is_kept)
 
 
-def living(items: dict[UUID, tuple[Item, Digest]], id: UUID) -> tuple[Item, Digest]:
+def living_item(items: dict[UUID, tuple[Item, Digest]], id: UUID) -> tuple[Item, Digest]:
     """Return the record `id` of those that were found.
 
     Raises:
         Refusal: 404, it is not among them.
     """
     if id not in items:
-        raise Refusal(404, f"there is no record {id}")
+        raise ApiError(404, f"there is no record {id}")
     return items[id]
 
 
-def status(backend: Backend, seen: Observation) -> StatusAnswer:
+def status_answer(backend: Backend, seen: Observation) -> StatusAnswer:
     """Return what was seen last, and how much waits now."""
     catalogued, indexed = seen.catalogued, seen.indexed
     failed = () if catalogued is None else catalogued.failed

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response, Securi
 from pydantic import BaseModel, ValidationError
 
 from flows.api import limits, queries
-from flows.api.auth import Callers, require_scope
-from flows.api.images import Pictures, described_picture
-from flows.api.problems import Flaw, Refusal, flaws, responses, unfit
-from flows.api.request_bodies import described, read_json
+from flows.api.auth import KeyAuthenticator, require_scope
+from flows.api.images import ImageSender, image_responses
+from flows.api.problems import ApiError, Flaw, flaws, responses, unprocessable
+from flows.api.request_bodies import read_json, request_body
 from flows.api.request_models import MOST_KEYS, DeleteRequest, IngestRequest
 from flows.api.response_models import ReceiptAnswer, RecordAnswer
 from flows.service.pool import Backend
@@ -46,29 +46,29 @@ RECEIPT: dict[int | str, dict[str, Any]] = {
 }
 
 
-def record_routes(backend: Backend, callers: Callers) -> APIRouter:
+def record_routes(backend: Backend, authenticator: KeyAuthenticator) -> APIRouter:
     """Return the operations on records and receipts."""
     router = APIRouter(tags=["records"])
-    reader = Annotated[Key, Security(callers.require, scopes=["read"])]
-    writer = Annotated[Key, Security(callers.require, scopes=["write"])]
-    pictures = Pictures(backend)
+    reader = Annotated[Key, Security(authenticator.require, scopes=["read"])]
+    writer = Annotated[Key, Security(authenticator.require, scopes=["write"])]
+    images = ImageSender(backend)
 
     @router.get("/records/{id}", operation_id="get_record", responses=responses(404, 422))
     def get_record(_: reader, id: UUID) -> RecordAnswer:
         """Return a record: its texts, its metadata, its image, and whether searches find it."""
-        return queries.record(backend, id)
+        return queries.record_answer(backend, id)
 
     @router.get(
         "/records/{id}/picture",
         operation_id="get_picture",
         response_class=Response,
-        responses=responses(404, 422) | described_picture(),
+        responses=responses(404, 422) | image_responses(),
     )
     async def get_picture(
         caller: reader, id: UUID, if_none_match: Annotated[str | None, Header()] = None
     ) -> Response:
         """Return the bytes of a record's image, as they came in."""
-        return await pictures.answer(id, if_none_match, caller.id)
+        return await images.answer(id, if_none_match, caller.id)
 
     async def sent(request: Request) -> IngestRequest:
         return await read_json(request, IngestRequest)
@@ -78,13 +78,13 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
         operation_id="send_records",
         status_code=202,
         responses=RECEIPT | responses(400, 408, 413, 415, 422),
-        openapi_extra=described(IngestRequest),
+        openapi_extra=request_body(IngestRequest),
     )
     def send_records(
         request: Request,
         response: Response,
         caller: writer,
-        asked: Annotated[IngestRequest, Depends(sent)],
+        payload: Annotated[IngestRequest, Depends(sent)],
         idempotency_key: IdempotencyKey = None,
     ) -> ReceiptAnswer:
         """Take records in, or replace those with the same keys.
@@ -93,9 +93,9 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
         receipt says when it has been, and what could not be taken in. Sending a record again as it is
         changes nothing, with or without an idempotency key.
         """
-        _require_takeable(backend, asked)
+        _require_takeable(backend, payload)
         accept = _acceptor(backend, request, response, caller, idempotency_key)
-        return accept("ingest", asked.source, asked)
+        return accept("ingest", payload.source, payload)
 
     @router.delete(
         "/records", operation_id="delete_records", status_code=202, responses=RECEIPT | responses(422)
@@ -114,13 +114,13 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
         All that is given must hold. They stay deleted when they are sent again, until that says `revive`.
         A key without `admin` deletes no whole sources, and few records at once.
         """
-        asked = _deletion(key, source, where)
-        if asked.is_whole_source:
+        payload = _deletion(key, source, where)
+        if payload.is_whole_source:
             require_scope(caller, "admin")
         if not caller.may("admin"):
-            asked = _bounded(backend, asked)
+            payload = _bounded(backend, payload)
         accept = _acceptor(backend, request, response, caller, idempotency_key)
-        return accept("delete", asked.source, asked)
+        return accept("delete", payload.source, payload)
 
     @router.get("/receipts/{id}", operation_id="get_receipt", responses=responses(404, 422))
     def get_receipt(_: writer, id: UUID) -> ReceiptAnswer:
@@ -128,26 +128,26 @@ def record_routes(backend: Backend, callers: Callers) -> APIRouter:
         with backend.sessions() as sessions, sessions() as session:
             found = request_queue.receipt(session, id)
         if found is None:
-            raise Refusal(404, f"there is no receipt {id}; receipts are kept for some days")
+            raise ApiError(404, f"there is no receipt {id}; receipts are kept for some days")
         return queries.receipt_answer(found)
 
     return router
 
 
-def _require_takeable(backend: Backend, asked: IngestRequest) -> None:
+def _require_takeable(backend: Backend, payload: IngestRequest) -> None:
     """Refuse what could never be carried out as it is meant.
 
     Raises:
         Refusal: 413 or 422.
     """
     settings = backend.settings
-    if len(asked.records) > settings.api.max_records:
-        raise Refusal(
-            413, f"{len(asked.records):,} records in one request; send at most {settings.api.max_records:,}"
+    if len(payload.records) > settings.api.max_records:
+        raise ApiError(
+            413, f"{len(payload.records):,} records in one request; send at most {settings.api.max_records:,}"
         )
-    if not settings.keep_pictures and any(one.image_base64 is not None for one in asked.records):
+    if not settings.keep_pictures and any(one.image_base64 is not None for one in payload.records):
         why = "pictures are not kept here (SIGHTLINE_KEEP_PICTURES); give the URL of each as image"
-        raise unfit([Flaw(where="body.records", why=why)])
+        raise unprocessable([Flaw(where="body.records", why=why)])
 
 
 def _deletion(keys: list[str], source: str | None, where: list[str]) -> DeleteRequest:
@@ -155,15 +155,15 @@ def _deletion(keys: list[str], source: str | None, where: list[str]) -> DeleteRe
     for one in where:
         name, equals, value = one.partition("=")
         if not equals or not name:
-            raise unfit([Flaw(where="query.where", why="write K=V, such as kind=fruit")])
+            raise unprocessable([Flaw(where="query.where", why="write K=V, such as kind=fruit")])
         pairs[name] = value
     try:
         return DeleteRequest.model_validate({"keys": keys, "source": source, "where": pairs})
     except ValidationError as error:
-        raise unfit(flaws(error.errors(), "query")) from error
+        raise unprocessable(flaws(error.errors(), "query")) from error
 
 
-def _bounded(backend: Backend, asked: DeleteRequest) -> DeleteRequest:
+def _bounded(backend: Backend, payload: DeleteRequest) -> DeleteRequest:
     """Return what a key without `admin` may have deleted; its bound holds when it is carried out as well.
 
     Raises:
@@ -171,14 +171,14 @@ def _bounded(backend: Backend, asked: DeleteRequest) -> DeleteRequest:
     """
     at_most = limits.MAX_DELETES
     with backend.sessions() as sessions, sessions() as session:
-        count = sum(catalog.sources_of(session, asked.as_selection()).values())
+        count = sum(catalog.sources_of(session, payload.as_selection()).values())
     if count > at_most:
-        raise Refusal(
+        raise ApiError(
             403,
             f"this would delete {count:,} records; a key without the scope 'admin' deletes at most "
             f"{at_most:,} with one request",
         )
-    return asked.model_copy(update={"at_most": at_most})
+    return payload.model_copy(update={"at_most": at_most})
 
 
 Accept = Callable[[Kind, str | None, BaseModel], ReceiptAnswer]
@@ -189,8 +189,8 @@ def _acceptor(
 ) -> Accept:
     """Return what puts a request into the queue, and says in `response` where its receipt is."""
 
-    def accept(kind: Kind, source: str | None, asked: BaseModel) -> ReceiptAnswer:
-        body = asked.model_dump_json().encode()
+    def accept(kind: Kind, source: str | None, payload: BaseModel) -> ReceiptAnswer:
+        body = payload.model_dump_json().encode()
         with backend.sessions() as sessions, sessions.begin() as session:
             receipt, _ = request_queue.accept(
                 session,

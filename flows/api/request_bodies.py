@@ -9,7 +9,7 @@ from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from flows.api.problems import Flaw, Refusal, flaws, unfit
+from flows.api.problems import ApiError, Flaw, flaws, unprocessable
 from flows.api.request_models import SearchRequest
 
 JSON = "application/json"
@@ -46,7 +46,7 @@ def parse_json(data: bytes | bytearray, model: type[Model]) -> Model:
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        raise unfit(flaws(error.errors(), "body")) from error
+        raise unprocessable(flaws(error.errors(), "body")) from error
 
 
 def refuse_bad_json(data: bytes | bytearray) -> None:
@@ -56,9 +56,9 @@ def refuse_bad_json(data: bytes | bytearray) -> None:
         Refusal: 413 or 422.
     """
     if sum(map(data.count, (b"{", b"[", b","))) > MAX_VALUES:
-        raise Refusal(413, f"the request has more than {MAX_VALUES:,} values; send fewer records at once")
+        raise ApiError(413, f"the request has more than {MAX_VALUES:,} values; send fewer records at once")
     if (b"NaN" in data or b"Infinity" in data) and _is_json(data) and not _is_json(data, strictly=True):
-        raise unfit([Flaw(where="body", why=NOT_JSON)])
+        raise unprocessable([Flaw(where="body", why=NOT_JSON)])
 
 
 def _is_json(data: bytes | bytearray, *, strictly: bool = False) -> bool:
@@ -80,33 +80,33 @@ async def read_search(request: Request) -> SearchRequest:
         return await read_json(request, SearchRequest)
     async with request.form(max_files=1, max_fields=MOST_FIELDS) as form:
         given: dict[str, Any] = dict(form)
-        picture = given.pop("image", None)
-        if not isinstance(picture, UploadFile):
-            raise unfit([Flaw(where="body.image", why="give the picture as a file")])
-        given["image_base64"] = await picture.read()
+        image = given.pop("image", None)
+        if not isinstance(image, UploadFile):
+            raise unprocessable([Flaw(where="body.image", why="give the picture as a file")])
+        given["image_base64"] = await image.read()
     if "where" in given:
         given["where"] = _conditions(given["where"])
     try:
         return SearchRequest.model_validate(given)
     except ValidationError as error:
-        raise unfit(flaws(error.errors(), "body")) from error
+        raise unprocessable(flaws(error.errors(), "body")) from error
 
 
 def _conditions(value: object) -> Any:
     try:
         return json.loads(str(value))
     except (ValueError, RecursionError) as error:
-        raise unfit([Flaw(where="body.where", why=f"no JSON object ({error})")]) from error
+        raise unprocessable([Flaw(where="body.where", why=f"no JSON object ({error})")]) from error
 
 
 def _require_type(request: Request, *taken: str) -> str:
     stated = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if stated not in taken:
-        raise Refusal(415, f"the body has to be {' or '.join(taken)}, not {stated or 'without a type'}")
+        raise ApiError(415, f"the body has to be {' or '.join(taken)}, not {stated or 'without a type'}")
     return stated
 
 
-def described(model: type[BaseModel], *, form: dict[str, Any] | None = None) -> dict[str, Any]:
+def request_body(model: type[BaseModel], *, form: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return how the description tells of a body that `read_json` or `read_search` reads."""
     content: dict[str, Any] = {JSON: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
     if form is not None:

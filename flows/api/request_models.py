@@ -46,7 +46,7 @@ def storable(text: str) -> str:
     return text
 
 
-def bytes_of(value: Any) -> Any:
+def decode_base64(value: Any) -> Any:
     """Return the bytes that base64 stands for.
 
     Raises:
@@ -106,22 +106,22 @@ Where = Annotated[
         examples=[{"kind": "fruit", "year": 2026}],
     ),
 ]
-PictureBytes = Annotated[
+ImageBytes = Annotated[
     bytes,
-    BeforeValidator(bytes_of),
+    BeforeValidator(decode_base64),
     PlainSerializer(lambda data: base64.b64encode(data).decode(), when_used="json"),
     WithJsonSchema({"type": "string", "contentEncoding": "base64", "minLength": 1}),
     Field(min_length=1),
 ]
 
 
-class Asked(BaseModel):
+class RequestModel(BaseModel):
     """Whatever comes from outside: frozen, and without fields that nobody reads."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SearchRequest(Asked):
+class SearchRequest(RequestModel):
     """What is looked for: a text or an image, one of the two."""
 
     model_config = ConfigDict(
@@ -129,7 +129,7 @@ class SearchRequest(Asked):
     )
 
     text: Words | None = Field(None, description="What to look for, in words.")
-    image_base64: PictureBytes | None = Field(None, description="What to look for, as a picture.")
+    image_base64: ImageBytes | None = Field(None, description="What to look for, as a picture.")
     find: Find | None = Field(
         None, description="What to find; by default images for a text, and texts for a picture."
     )
@@ -167,14 +167,14 @@ def as_typed(where: Mapping[str, Any]) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in where.items()}
 
 
-class SentText(Asked):
+class SentText(RequestModel):
     """A text with its language."""
 
     text: str
     lang: str | None = Field(None, description="Such as `de` or `pt_BR`.")
 
 
-class SentRecord(Asked):
+class SentRecord(RequestModel):
     """A record: texts, an image, or both."""
 
     key: Annotated[Key, Marked] = Field(
@@ -184,7 +184,7 @@ class SentRecord(Asked):
     image: (
         Annotated[str, StringConstraints(pattern="^https?://", max_length=MAX_URI_CHARS), Storable] | None
     ) = Field(None, description="Where the picture is: an http or https URL that the server can read.")
-    image_base64: PictureBytes | None = Field(None, description="The picture itself.")
+    image_base64: ImageBytes | None = Field(None, description="The picture itself.")
     metadata: Annotated[dict[str, JsonValue], AfterValidator(finite)] = Field(
         {}, description="Whatever else; searches can filter on it."
     )
@@ -216,7 +216,7 @@ class SentRecord(Asked):
             return rejected(place, bad, raw=self.model_dump_json(exclude={"image_base64"}))
 
 
-class IngestRequest(Asked):
+class IngestRequest(RequestModel):
     """Records to be taken in, new ones or in place of those with the same keys."""
 
     model_config = ConfigDict(
@@ -258,7 +258,7 @@ class IngestRequest(Asked):
         return self
 
 
-class DeleteRequest(Asked):
+class DeleteRequest(RequestModel):
     """Which records are to go: those for which all holds that is given, of which there is something."""
 
     keys: list[Key] = Field([], max_length=MOST_KEYS)

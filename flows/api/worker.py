@@ -42,7 +42,7 @@ BAD_REQUEST = 400
 MOST_ATTEMPTS = 5
 """A request that ends whoever carries it out is not begun more often."""
 
-TO_WAIT_FOR = (
+RETRYABLE = (
     *(Busy, RunClosed, SessionNotKept, *AWAY),
     *(ModelUnavailable, ModelMismatch, OtherModel, BadSettings, WorkersFailed, OSError),
 )
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Outcome:
     """What a request has done."""
 
     counts: Mapping[str, Any]
@@ -62,7 +62,7 @@ class Done:
 
 
 @dataclass(slots=True)
-class Blocked:
+class BlockedSources:
     """What has to wait, because something earlier does."""
 
     sources: set[str] = field(default_factory=set)
@@ -79,7 +79,7 @@ class Blocked:
 
 
 @contextmanager
-def queue_at_work(backend: Backend) -> Iterator[None]:
+def queue_worker(backend: Backend) -> Iterator[None]:
     """Carry out what is accepted for as long as this is open; what is left, the next process takes up.
 
     At the end it waits a while for the request at hand. One that takes longer is begun again later, as
@@ -131,7 +131,7 @@ def drain(backend: Backend, ended: Event | None = None) -> int:
         while True:
             with stores.sessions() as session:
                 found = request_queue.pending(session)
-            blocked, left = Blocked(), 0
+            blocked, left = BlockedSources(), 0
             for waiting in found:
                 if ended is not None and ended.is_set():
                     return len(found)
@@ -158,7 +158,7 @@ def _carry_out(backend: Backend, waiting: Waiting) -> bool:
         _in_transaction(backend, partial(request_queue.fail, id=taken.id, problem=str(error)))
         return True
     except Exception as error:
-        if has_to_wait(error):
+        if is_retryable(error):
             _in_transaction(backend, partial(request_queue.put_back, taken=taken, problem=explain(error)))
             return False
         log.exception("request %s failed by a bug", taken.id)  # and the queue must go on
@@ -168,11 +168,11 @@ def _carry_out(backend: Backend, waiting: Waiting) -> bool:
     return True
 
 
-def has_to_wait(error: Exception) -> bool:
+def is_retryable(error: Exception) -> bool:
     """Whether something is wrong with the surroundings, and not with the request or with us."""
     if isinstance(error, UnexpectedResponse):
         return error.status_code != BAD_REQUEST  # Qdrant wants another key, for example
-    return isinstance(error, TO_WAIT_FOR)
+    return isinstance(error, RETRYABLE)
 
 
 def _after_a_bug(backend: Backend, taken: Taken, error: Exception) -> bool:
@@ -185,26 +185,28 @@ def _after_a_bug(backend: Backend, taken: Taken, error: Exception) -> bool:
     return False
 
 
-def _ingest(backend: Backend, taken: Taken) -> Done:
-    asked = IngestRequest.model_validate_json(taken.body)
-    rows = tuple(record.as_row() for record in asked.records)
+def _ingest(backend: Backend, taken: Taken) -> Outcome:
+    request = IngestRequest.model_validate_json(taken.body)
+    rows = tuple(record.as_row() for record in request.records)
     # starting processes that decode takes longer than the images of one request need in those there are
     settings = backend.settings.model_copy(update={"decode_workers": 0})
     with backend.writing() as deps:
-        report = ingest_source(deps, settings, Request(None, asked.source, revive=asked.revive, sent=rows))
+        report = ingest_source(
+            deps, settings, Request(None, request.source, revive=request.revive, sent=rows)
+        )
         with deps.sessions() as session:
             rejects = runs.rejects_of(session, report.run)
-    return Done({name: getattr(report, name) for name in COUNTS}, rejects, report.run)
+    return Outcome({name: getattr(report, name) for name in COUNTS}, rejects, report.run)
 
 
-def _delete(backend: Backend, taken: Taken) -> Done:
-    asked = DeleteRequest.model_validate_json(taken.body)
-    settings, selection = backend.settings, asked.as_selection()
+def _delete(backend: Backend, taken: Taken) -> Outcome:
+    request = DeleteRequest.model_validate_json(taken.body)
+    settings, selection = backend.settings, request.as_selection()
     with backend.stores() as stores:
-        if asked.at_most is not None:
-            require_few(stores, selection, asked.at_most)
+        if request.at_most is not None:
+            require_few(stores, selection, request.at_most)
         receipt = delete_items(stores, selection, settings.home / "receipts", for_s=settings.retry_for_s)
-    return Done(receipt.as_json())
+    return Outcome(receipt.as_json())
 
 
 def _in_transaction(backend: Backend, write: Callable[[Session], Result]) -> Result:

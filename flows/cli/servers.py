@@ -76,14 +76,14 @@ def up(host: str | None, port: int | None, prefect_port: int, log_format: str) -
     from flows.cli.supervisor import up as run_everything
     from flows.cli.tables.format import show
     from flows.cli.tables.servers import of_running
-    from flows.console.auth import how_to_sign_in
+    from flows.console.auth import sign_in_hint
 
     def say(line: Line) -> None:
         click.echo(line.as_json() if log_format == "json" else line.as_text(), err=True)
 
     def tell(running: Running) -> None:
         show(of_running(running))
-        if way_in := how_to_sign_in(settings, on_terminal=sys.stdout.isatty()):
+        if way_in := sign_in_hint(settings, on_terminal=sys.stdout.isatty()):
             click.echo(way_in)
 
     run_everything(settings, prefect_port, say, tell)
@@ -103,12 +103,12 @@ def console(debug: bool, host: str | None, port: int | None) -> None:
     """
     settings = load_settings().listening_at(host, port)
     prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
-    from flows.console.auth import how_to_sign_in
+    from flows.console.auth import sign_in_hint
     from flows.console.server import serve as serve_console
 
     def tell() -> None:
         click.echo(f"The console is at {settings.console.url}", err=True)
-        if way_in := how_to_sign_in(settings, on_terminal=sys.stderr.isatty()):
+        if way_in := sign_in_hint(settings, on_terminal=sys.stderr.isatty()):
             click.echo(way_in, err=True)
 
     serve_console(settings, tell)

@@ -17,7 +17,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 
 from flows.config.settings import Settings
-from flows.console.auth import refuse_open
+from flows.console.auth import require_protection
 from flows.orchestration.schedule import Served
 from flows.tracking.signals import end, until_asked
 from storage.embedded.postgres.server import postgres_url, stop_postgres
@@ -101,7 +101,7 @@ def up(settings: Settings, prefect_port: int, say: Say, tell: Callable[[Running]
         NotProtected: the console would be open to anyone.
         PartEnded: one of the parts did not start, or has ended.
     """
-    refuse_open(settings.console)
+    require_protection(settings.console)
     turn = threading.Lock()
 
     def say_in_turn(line: Line) -> None:

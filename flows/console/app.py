@@ -11,10 +11,10 @@ from starlette.responses import JSONResponse
 
 from flows.api.app import create_api
 from flows.api.mcp import mcp_app
-from flows.api.worker import queue_at_work
+from flows.api.worker import queue_worker
 from flows.config.settings import Settings
-from flows.console.auth import Guard, Sessions, add_login, refuse_open
-from flows.console.context import Desk
+from flows.console.auth import Guard, Sessions, add_login, require_protection
+from flows.console.context import ConsoleContext
 from flows.console.pages import integrity, models, overview, record, rejects, runs, search
 from flows.service.metrics import metrics_route
 from flows.service.observer import Observer
@@ -38,7 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
         NotProtected: it would listen at an address where anyone could use it.
     """
     console = settings.console
-    refuse_open(console)
+    require_protection(console)
     make_data_directory(settings.home)
     backend = Backend(settings)
     observer = Observer(backend)
@@ -49,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         get_running_loop().set_default_executor(ThreadPoolExecutor(MOST_WAITING, "page"))
-        with closing(backend), observer.at_work(), queue_at_work(backend):
+        with closing(backend), observer.at_work(), queue_worker(backend):
             async with mcp.at_work():
                 yield
 
@@ -64,9 +64,9 @@ def create_app(settings: Settings) -> FastAPI:
     if sessions is not None:
         add_login(app, sessions)
 
-    desk = Desk(backend, observer, protected=sessions is not None)
+    context = ConsoleContext(backend, observer, protected=sessions is not None)
     for page in (overview, runs, rejects, models, search, integrity, record):
-        page.add_page(desk)
+        page.add_page(context)
     ui.run_with(app, title="Sightline", favicon=ICON, dark=None, language="en-US", show_welcome_message=False)
     app.add_middleware(Guard, console=console, sessions=sessions)
     return app

@@ -38,10 +38,10 @@ PASSWORD_BYTES = 24
 MAX_FORM_BYTES = 16 * 2**10
 """Of the form with the password, which anyone may send: a form may have files, and thousands of fields."""
 
-KEYED = ("/api/", "/mcp")
+KEY_PROTECTED = ("/api/", "/mcp")
 """What has keys of its own."""
 
-OPEN = ("/healthz", "/login", "/favicon.ico")
+PUBLIC = ("/healthz", "/login", "/favicon.ico")
 SAFE = ("GET", "HEAD", "OPTIONS")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -68,7 +68,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def refuse_open(console: Console) -> None:
+def require_protection(console: Console) -> None:
     """Raise `NotProtected` if others than this machine would see the console unasked."""
     if is_loopback(console.host) or console.password or console.user_header:
         return
@@ -78,7 +78,7 @@ def refuse_open(console: Console) -> None:
     )
 
 
-def makes_password(console: Console) -> bool:
+def generates_password(console: Console) -> bool:
     """Tell whether the console makes its password, as nothing is set that signs users in."""
     return console.password is None and console.user_header is None
 
@@ -88,7 +88,7 @@ def password_file(home: Path) -> Path:
     return home.absolute() / "console.password"
 
 
-def made_password(home: Path) -> str:
+def generated_password(home: Path) -> str:
     """Return the password of the console of `home`, made when it is first needed.
 
     Raises:
@@ -105,16 +105,16 @@ def made_password(home: Path) -> str:
     return password
 
 
-def how_to_sign_in(settings: Settings, *, on_terminal: bool) -> str | None:
+def sign_in_hint(settings: Settings, *, on_terminal: bool) -> str | None:
     """Say how to sign in with the made password; None if none is made.
 
     Args:
         on_terminal: whether this is for the user's eyes alone. A log has other readers, and gets no link.
     """
-    if not makes_password(settings.console):
+    if not generates_password(settings.console):
         return None
     if on_terminal:
-        return f"Sign in by {settings.console.url}/login?token={made_password(settings.home)}"
+        return f"Sign in by {settings.console.url}/login?token={generated_password(settings.home)}"
     return f"The console asks for a password: the line in {password_file(settings.home)}"
 
 
@@ -130,7 +130,7 @@ class Sessions:
         self._password, self.cookie, self.file = password, cookie, file
         salt = hashlib.sha256(password.encode()).hexdigest()
         self._signer = URLSafeTimedSerializer(_key_of(home), salt=salt)
-        self._ended = Ended(home / "console.ended")
+        self._ended = EndedSessions(home / "console.ended")
         self._guesses = Guesses()
 
     @classmethod
@@ -139,11 +139,11 @@ class Sessions:
         console, home = settings.console, settings.home
         if console.password is not None:
             return cls(console.password.get_secret_value(), home)
-        if not makes_password(console):
+        if not generates_password(console):
             return None
         # a cookie is good at all ports of a host, where another home may have its console
         cookie = f"{COOKIE}_{console.port}"
-        return cls(made_password(home), home, cookie=cookie, file=password_file(home))
+        return cls(generated_password(home), home, cookie=cookie, file=password_file(home))
 
     def wait_s(self, password: str, address: str) -> int:
         """Return in how many seconds `address` may try a password; 0 for now.
@@ -180,7 +180,7 @@ class Sessions:
         return str(known["session"]) if isinstance(known, dict) and "session" in known else None
 
 
-class Ended:
+class EndedSessions:
     """The sessions that were signed out, on disk: every console of a home reads the same file.
 
     A line holds an id and is appended whole; whoever adds one has had a session, so that they stay few.
@@ -227,8 +227,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         if scope["path"] == "/login":
-            receive = _at_most(MAX_FORM_BYTES, receive)
-        refusal = None if _starts_with(scope["path"], KEYED) else self._refusal(HTTPConnection(scope))
+            receive = _limited(MAX_FORM_BYTES, receive)
+        refusal = None if _starts_with(scope["path"], KEY_PROTECTED) else self._refusal(HTTPConnection(scope))
         if refusal is None:
             await self._app(scope, receive, _with_headers(send))
         elif scope["type"] == "websocket":
@@ -236,43 +236,45 @@ class Guard:
         else:
             await refusal(scope, receive, send)
 
-    def _refusal(self, asked: HTTPConnection) -> Response | None:
+    def _refusal(self, connection: HTTPConnection) -> Response | None:
         """Return what a request is refused with, or None if it is not."""
         # of the scope, as the router has it: a URL is made up of the Host header as well
-        path, headers = asked.scope["path"], asked.headers
-        if is_foreign(asked.scope.get("method", "WEBSOCKET"), headers, by_proxy=self._is_by_proxy(asked)):
+        path, headers = connection.scope["path"], connection.headers
+        if is_foreign(
+            connection.scope.get("method", "WEBSOCKET"), headers, by_proxy=self._is_by_proxy(connection)
+        ):
             return PlainTextResponse("this request comes from another site's page\n", 403)
-        is_local = makes_password(self._console) and path != "/healthz"
+        is_local = generates_password(self._console) and path != "/healthz"
         if is_local and not is_loopback(host_of(headers.get("host", ""))):
             # another site's name that leads to this machine: its pages could read ours
             return PlainTextResponse("the console answers to localhost and 127.0.0.1 alone\n", 421)
-        if _starts_with(path, OPEN):
+        if _starts_with(path, PUBLIC):
             return None
-        if self._console.user_header is not None and self._is_named(asked):
+        if self._console.user_header is not None and self._is_named(connection):
             return None
         if self._sessions is not None:
-            return self._without_session(self._sessions, asked)
+            return self._without_session(self._sessions, connection)
         return PlainTextResponse("come by the proxy that signs you in\n", 403)
 
-    def _is_named(self, asked: HTTPConnection) -> bool:
-        return self._is_by_proxy(asked) and bool(asked.headers.get(self._console.user_header or ""))
+    def _is_named(self, connection: HTTPConnection) -> bool:
+        return self._is_by_proxy(connection) and bool(connection.headers.get(self._console.user_header or ""))
 
-    def _is_by_proxy(self, asked: HTTPConnection) -> bool:
-        return asked.client is not None and asked.client.host in self._console.proxies
+    def _is_by_proxy(self, connection: HTTPConnection) -> bool:
+        return connection.client is not None and connection.client.host in self._console.proxies
 
-    def _without_session(self, sessions: Sessions, asked: HTTPConnection) -> Response | None:
-        if sessions.has(asked.cookies.get(sessions.cookie)):
+    def _without_session(self, sessions: Sessions, connection: HTTPConnection) -> Response | None:
+        if sessions.has(connection.cookies.get(sessions.cookie)):
             return None
-        if asked.scope["path"] == "/metrics":  # asked by a program, which has a password but no cookie
-            given, address = _basic_password(asked.headers), address_of(asked)
+        if connection.scope["path"] == "/metrics":  # asked by a program, which has a password but no cookie
+            given, address = _basic_password(connection.headers), address_of(connection)
             if given is not None and (wait_s := sessions.wait_s(given, address)):
-                return too_many(wait_s)
+                return too_many_attempts(wait_s)
             if given is not None and sessions.knows(given):
                 return None
             if given is not None:
                 sessions.count_wrong(address)
             return PlainTextResponse("unauthorized\n", 401, {"WWW-Authenticate": 'Basic realm="Sightline"'})
-        if asked.scope["type"] == "http" and asked.scope["method"] == "GET":
+        if connection.scope["type"] == "http" and connection.scope["method"] == "GET":
             return RedirectResponse("/login", 303)
         return PlainTextResponse("sign in first\n", 401)
 
@@ -320,7 +322,7 @@ def add_login(app: FastAPI, sessions: Sessions) -> None:
     async def sign_in(request: Request, password: str) -> Response:
         address = address_of(request)
         if wait_s := sessions.wait_s(password, address):
-            return too_many(wait_s)
+            return too_many_attempts(wait_s)
         if not sessions.knows(password):
             sessions.count_wrong(address)
             await asyncio.sleep(FAILED_LOGIN_S)
@@ -338,12 +340,12 @@ def add_login(app: FastAPI, sessions: Sessions) -> None:
         return gone
 
 
-def address_of(asked: HTTPConnection) -> str:
+def address_of(connection: HTTPConnection) -> str:
     """Return the address that a request comes from; of a proxy its own, for that is all we know."""
-    return "" if asked.client is None else asked.client.host
+    return "" if connection.client is None else connection.client.host
 
 
-def too_many(wait_s: int) -> Response:
+def too_many_attempts(wait_s: int) -> Response:
     """Return the answer to an address that has given too many wrong passwords."""
     why = f"too many wrong passwords from your address; try again in {wait_s} s\n"
     return PlainTextResponse(why, 429, {"Retry-After": str(wait_s)})
@@ -363,7 +365,7 @@ def _basic_password(headers: Headers) -> str | None:
         return None
 
 
-def _at_most(max_bytes: int, receive: Receive) -> Receive:
+def _limited(max_bytes: int, receive: Receive) -> Receive:
     """Return a receiver that raises `ValueError` beyond `max_bytes`; FastAPI answers 400."""
     read = 0
 

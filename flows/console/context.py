@@ -10,7 +10,7 @@ from flows.service.pool import Backend
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class ConsoleContext:
     """The stores, what was seen of them last, and Prefect."""
 
     backend: Backend
@@ -18,7 +18,7 @@ class Desk:
     protected: bool
     """Whether somebody signed in with a password, and can sign out."""
 
-    async def first_look(self) -> None:
+    async def first_observation(self) -> None:
         """Return once everything has been looked at; a store that is slow to answer holds nobody else up."""
         await to_thread(lambda: self.observer.seen)
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
-def lasting(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
     """Return how long something takes, in the two largest units that matter.
 
     >>> lasting(0.042), lasting(3.14159), lasting(75), lasting(3 * HOUR + 60), lasting(2 * DAY + HOUR)
@@ -42,7 +42,7 @@ def ago(then: datetime | None, now: datetime) -> str:
     if then is None:
         return "never"
     seconds = (now - then).total_seconds()
-    return "just now" if seconds < 1 else f"{lasting(seconds)} ago"
+    return "just now" if seconds < 1 else f"{duration(seconds)} ago"
 
 
 def moment(then: datetime) -> str:

@@ -12,19 +12,19 @@ Child = tuple[Key, Hashable, Callable[[], ui.element]]
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class RenderedChild:
     """One child of a `Kept`, and what it shows."""
 
     element: ui.element
     state: Hashable
 
 
-class Kept(Generic[Key]):
+class KeyedList(Generic[Key]):
     """The children of an element, each under a key; those that show the same as before stay on the page."""
 
     def __init__(self, within: ui.element) -> None:
         self._within = within
-        self._shown: dict[Key, Shown] = {}
+        self._shown: dict[Key, RenderedChild] = {}
 
     def show(self, wanted: Sequence[Child[Key]]) -> None:
         """Have the element show these, in this order.
@@ -42,7 +42,7 @@ class Kept(Generic[Key]):
                 if known is not None:
                     known.element.delete()
                 with self._within:
-                    known = self._shown[key] = Shown(make(), state)
+                    known = self._shown[key] = RenderedChild(make(), state)
             if self._within.default_slot.children[place] is not known.element:
                 known.element.move(target_index=place)
 

@@ -9,7 +9,7 @@ from nicegui import ui
 from nicegui.events import KeyEventArguments
 from starlette.requests import Request
 
-from flows.console.context import Desk
+from flows.console.context import ConsoleContext
 
 PAGES = (
     ("Overview", "/", "o"),
@@ -30,7 +30,7 @@ KEEP_THEME = "document.cookie = 'theme={}; path=/; max-age=31536000; samesite=st
 
 
 @contextmanager
-def frame(desk: Desk, request: Request, title: str) -> Iterator[ui.element]:
+def frame(context: ConsoleContext, request: Request, title: str) -> Iterator[ui.element]:
     """Show a page of that title; what is made inside is its content."""
     ui.add_css(STYLE)
     ui.colors(primary="#2457c5", positive="#1b7f4b", warning="#9a6200", negative="#b3261e")
@@ -46,7 +46,7 @@ def frame(desk: Desk, request: Request, title: str) -> Iterator[ui.element]:
             ui.button(icon="contrast", on_click=lambda: _next_theme(theme)).props(
                 'flat round dense color=grey aria-label="Dark or light"'
             )
-            if desk.protected:
+            if context.protected:
                 ui.button(icon="logout", on_click=lambda: ui.navigate.to("/logout")).props(
                     'flat round dense color=grey aria-label="Sign out"'
                 )
@@ -56,13 +56,13 @@ def frame(desk: Desk, request: Request, title: str) -> Iterator[ui.element]:
     _listen_to_keys(title)
 
 
-def with_query(path: str, asked: Mapping[str, object]) -> str:
+def with_query(path: str, params: Mapping[str, object]) -> str:
     """Return the address of a page that is asked for these; what is None is left out.
 
     >>> with_query("/runs", {"source": "a&b", "flow": None}), with_query("/runs", {})
     ('/runs?source=a%26b', '/runs')
     """
-    query = urlencode({name: value for name, value in asked.items() if value is not None})
+    query = urlencode({name: value for name, value in params.items() if value is not None})
     return f"{path}?{query}" if query else path
 
 

@@ -89,7 +89,7 @@ class Thumbnails:
                 self._kept.move_to_end(place)
                 return self._kept[place]
         data = original.read()
-        small = None if data is None else made_small(data, side)
+        small = None if data is None else make_thumbnail(data, side)
         if small is not None:
             with self._turn:
                 self._kept[place] = small
@@ -98,7 +98,7 @@ class Thumbnails:
         return small
 
 
-def made_small(data: bytes, side: int) -> bytes | None:
+def make_thumbnail(data: bytes, side: int) -> bytes | None:
     """Return an image as WebP, at most `side` pixels wide and high; None if it cannot be shown.
 
     Raises:
@@ -118,16 +118,16 @@ def add_routes(backend: Backend, thumbnails: Thumbnails) -> None:
     """Add `/thumbnails/{id}` and the larger `/pictures/{id}`: images of records that are not deleted."""
 
     async def small(request: Request, id: UUID) -> Response:
-        return await thumbnails.answer(request, lambda: stored(backend, id), SMALL_SIDE)
+        return await thumbnails.answer(request, lambda: stored_image(backend, id), SMALL_SIDE)
 
     async def large(request: Request, id: UUID) -> Response:
-        return await thumbnails.answer(request, lambda: stored(backend, id), LARGE_SIDE)
+        return await thumbnails.answer(request, lambda: stored_image(backend, id), LARGE_SIDE)
 
     app.get("/thumbnails/{id}", include_in_schema=False)(small)
     app.get("/pictures/{id}", include_in_schema=False)(large)
 
 
-def stored(backend: Backend, id: UUID) -> Original | None:
+def stored_image(backend: Backend, id: UUID) -> Original | None:
     """Return the image of a living record, if it has one.
 
     Raises:

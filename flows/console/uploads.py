@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from embedding.images.decode import BadImage
 from embedding.images.preparation import Shrink
 from embedding.images.worker_pool import WorkersFailed, prepare_soon
-from flows.api.limits import Bodies, Body, stated_size
-from flows.api.problems import Refusal
+from flows.api.limits import BoundedBody, ByteBudget, stated_size
+from flows.api.problems import ApiError
 from flows.console.thumbnails import SMALL_SIDE, Original, Thumbnails
 
 TOO_LARGE = 413
@@ -24,7 +24,7 @@ MOST_AT_ONCE = 2
 """How many images of the largest size are handed in at once; of smaller ones more."""
 
 
-class Gone(LookupError):
+class UploadExpired(LookupError):
     """A search is by an image that is no longer kept."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Uploads:
         with self._turn:
             self._forget_old()
             if token not in self._kept:
-                raise Gone
+                raise UploadExpired
             data = self._kept[token][1]
             self._touch(token, data)
             return data
@@ -86,37 +86,37 @@ class Uploads:
 
 def add_routes(uploads: Uploads, thumbnails: Thumbnails, max_bytes: int) -> None:
     """Add where a page hands an image in, `/search/pictures`, and where it shows it again."""
-    bodies = Bodies(MOST_AT_ONCE * max_bytes)
+    budget = ByteBudget(MOST_AT_ONCE * max_bytes)
 
     async def take(request: Request) -> Response:
         """Answer with a token, or with what is wrong; both with status 200, for the page shows both."""
         name = request.query_params.get("name") or "the picture"
-        body = Body(request.receive, stated_size(request.scope), max_bytes, bodies)
+        body = BoundedBody(request.receive, stated_size(request.scope), max_bytes, budget)
         try:
             data = b"".join([part async for part in Request(request.scope, body.receive).stream()])
             await to_thread(prepare_soon, Shrink(SMALL_SIDE), data, name=name)
             return JSONResponse({"token": uploads.keep(data)})
         except (BadImage, WorkersFailed) as error:
             return JSONResponse({"problem": str(error)})
-        except Refusal as refusal:
-            if refusal.status != TOO_LARGE:
-                return PlainTextResponse(refusal.detail, refusal.status, refusal.headers)
+        except ApiError as error:
+            if error.status != TOO_LARGE:
+                return PlainTextResponse(error.detail, error.status, error.headers)
             problem = f"{name}: larger than {max_bytes / 2**20:,.0f} MiB; supply a smaller picture"
             return JSONResponse({"problem": problem}, headers={"Connection": "close"})
         finally:
             body.release()
 
     async def show(request: Request, token: str) -> Response:
-        return await thumbnails.answer(request, lambda: kept(uploads, token), SMALL_SIDE)
+        return await thumbnails.answer(request, lambda: uploaded_image(uploads, token), SMALL_SIDE)
 
     app.post("/search/pictures", include_in_schema=False)(take)
     app.get("/search/pictures/{token}", include_in_schema=False)(show)
 
 
-def kept(uploads: Uploads, token: str) -> Original | None:
+def uploaded_image(uploads: Uploads, token: str) -> Original | None:
     """Return an image that was handed in, as far as it is still kept."""
     try:
         data = uploads.get(token)
-    except Gone:
+    except UploadExpired:
         return None
     return Original(token, lambda: data)

@@ -7,7 +7,7 @@ from typing import Any
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
-from flows.console.context import Desk
+from flows.console.context import ConsoleContext
 from flows.orchestration.prefect_client import NothingServes
 from flows.service.pool import AWAY
 
@@ -50,12 +50,12 @@ def table(columns: Sequence[str], rows: Sequence[Row], numbers: int = 0) -> None
     Args:
         numbers: how many of the last columns are figures.
     """
-    with columns_of(columns, numbers):
+    with table_body(columns, numbers):
         for row in rows:
-            cells(row, numbers)
+            table_row(row, numbers)
 
 
-def columns_of(columns: Sequence[str], numbers: int = 0) -> ui.element:
+def table_body(columns: Sequence[str], numbers: int = 0) -> ui.element:
     """Show the heads of columns; return the element that rows belong into."""
     with ui.element("div").classes("sl-scroll"), ui.element("table").classes("sl-table"):
         with ui.element("thead"), ui.element("tr"):
@@ -65,7 +65,7 @@ def columns_of(columns: Sequence[str], numbers: int = 0) -> ui.element:
         return ui.element("tbody")
 
 
-def cells(row: Row, numbers: int = 0) -> ui.element:
+def table_row(row: Row, numbers: int = 0) -> ui.element:
     """Show a row of a table."""
     with ui.element("tr") as shown:
         for place, cell in enumerate(row):
@@ -83,7 +83,7 @@ def heading(text: str) -> None:
     ui.label(text).props("role=heading aria-level=2").style("font-weight: 650")
 
 
-def spoken_title(text: str) -> None:
+def hidden_title(text: str) -> None:
     """Have a page begin with its title for whoever hears it; others see it among the links."""
     ui.label(text).props("role=heading aria-level=1").classes("sr-only")
 
@@ -93,7 +93,7 @@ def outcome(name: str) -> None:
     ui.label(name).classes(OUTCOMES.get(name, ""))
 
 
-async def confirmed(title: str, what_happens: str, yes: str, no: str = "Cancel") -> bool:
+async def confirm(title: str, what_happens: str, yes: str, no: str = "Cancel") -> bool:
     """Ask whether to go on, and say what will happen; Escape says no."""
     with ui.dialog() as dialog, ui.card():
         ui.label(title).style("font-weight: 650; font-size: 1.1rem")
@@ -106,28 +106,28 @@ async def confirmed(title: str, what_happens: str, yes: str, no: str = "Cancel")
     return agreed
 
 
-async def start(desk: Desk, flow: str, **parameters: Any) -> bool:
+async def start_flow(context: ConsoleContext, flow: str, **parameters: Any) -> bool:
     """Have a flow run, and say so; or say what keeps it from running."""
 
     def begin() -> None:
-        with desk.prefect() as prefect:
+        with context.prefect() as prefect:
             prefect.start(flow, **parameters)
 
-    return await acting(desk, begin, f"{flow} starts within seconds; see Runs")
+    return await run_action(context, begin, f"{flow} starts within seconds; see Runs")
 
 
-def refused(error: Exception) -> None:
+def show_error(error: Exception) -> None:
     """Say what keeps something from being done, until somebody has read it."""
     ui.notify(str(error), type="negative", timeout=0, close_button="Close", multi_line=True)
 
 
-async def acting(desk: Desk, act: Callable[[], object], done: str) -> bool:
+async def run_action(context: ConsoleContext, act: Callable[[], object], done: str) -> bool:
     """Do what a person asked for in a thread, and say that it is done, or what keeps it from being done."""
     try:
         await to_thread(act)
     except (NothingServes, ValueError, *AWAY) as error:
-        refused(error)
+        show_error(error)
         return False
-    desk.observer.look_again()
+    context.observer.look_again()
     ui.notify(done, type="positive")
     return True

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from flows.api.app import create_api
-from flows.api.limits import Rates
+from flows.api.limits import RateLimiter
 from flows.config.settings import Qdrant
 from flows.service.observer import Observer
 from flows.service.pool import Backend
@@ -273,7 +273,7 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_again(backend: Backend):
 
 def test_requests_come_back_evenly_over_a_minute():
     now = [0.0]
-    rates, key = Rates(60, clock=lambda: now[0]), uuid4()
+    rates, key = RateLimiter(60, clock=lambda: now[0]), uuid4()
 
     assert [rates.take(key) for _ in range(60)] == [0] * 60
     assert rates.take(key) == 1

@@ -12,9 +12,9 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Receive
 
 from flows.api import images, limits, request_bodies
-from flows.api.images import Pictures
-from flows.api.limits import SMALL_BYTES, Bodies, Body
-from flows.api.problems import Refusal
+from flows.api.images import ImageSender
+from flows.api.limits import SMALL_BYTES, BoundedBody, ByteBudget
+from flows.api.problems import ApiError
 from flows.api.worker import drain
 from flows.service.pool import Backend
 from storage.records import item_id
@@ -39,7 +39,7 @@ def arriving(*parts: bytes, pause_s: float = 0.0) -> Receive:
     return receive
 
 
-async def whole(body: Body) -> None:
+async def whole(body: BoundedBody) -> None:
     while (await body.receive())["more_body"]:
         pass
 
@@ -148,14 +148,14 @@ def test_large_bodies_have_room_for_a_few_and_the_others_come_again(monkeypatch:
     monkeypatch.setattr(limits, "WAIT_S", 0.1)
 
     async def send() -> None:
-        room = Bodies(2 * LARGE)
-        first, second, third = (Body(arriving(b"x"), LARGE, LARGE, room) for _ in range(3))
+        room = ByteBudget(2 * LARGE)
+        first, second, third = (BoundedBody(arriving(b"x"), LARGE, LARGE, room) for _ in range(3))
         await first.receive()
         await second.receive()
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(ApiError) as refused:
             await third.receive()
         assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "5"})
-        await Body(arriving(b"x"), SMALL_BYTES, LARGE, room).receive()  # a text is found meanwhile
+        await BoundedBody(arriving(b"x"), SMALL_BYTES, LARGE, room).receive()  # a text is found meanwhile
 
         first.release()
         await third.receive()
@@ -165,8 +165,8 @@ def test_large_bodies_have_room_for_a_few_and_the_others_come_again(monkeypatch:
 
 def test_a_large_body_waits_a_little_for_room():
     async def send() -> None:
-        room = Bodies(LARGE)
-        first, second = (Body(arriving(b"x"), LARGE, LARGE, room) for _ in range(2))
+        room = ByteBudget(LARGE)
+        first, second = (BoundedBody(arriving(b"x"), LARGE, LARGE, room) for _ in range(2))
         await first.receive()
         asyncio.get_running_loop().call_later(0.1, first.release)
 
@@ -179,13 +179,13 @@ def test_a_body_that_states_no_size_takes_room_as_it_comes(monkeypatch: pytest.M
     monkeypatch.setattr(limits, "WAIT_S", 0.1)
 
     async def send() -> None:
-        room = Bodies(LARGE)
-        first = Body(arriving(b"x" * LARGE), LARGE, LARGE, room)
-        second = Body(arriving(b"x" * SMALL_BYTES, b"x"), 0, LARGE, room)
+        room = ByteBudget(LARGE)
+        first = BoundedBody(arriving(b"x" * LARGE), LARGE, LARGE, room)
+        second = BoundedBody(arriving(b"x" * SMALL_BYTES, b"x"), 0, LARGE, room)
         await first.receive()
         await second.receive()
 
-        with pytest.raises(Refusal, match="too many large requests"):
+        with pytest.raises(ApiError, match="too many large requests"):
             await second.receive()
 
     asyncio.run(send())
@@ -195,13 +195,13 @@ def test_one_caller_leaves_room_to_others(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(limits, "WAIT_S", 0.1)
 
     async def send() -> None:
-        room = Bodies(2 * LARGE, most_of_one=LARGE)
+        room = ByteBudget(2 * LARGE, most_per_caller=LARGE)
         mine, more, others = (
-            Body(arriving(b"x"), LARGE, LARGE, room, caller=lambda name=name: name)
+            BoundedBody(arriving(b"x"), LARGE, LARGE, room, caller=lambda name=name: name)
             for name in ("me", "me", "another")
         )
         await mine.receive()
-        with pytest.raises(Refusal):
+        with pytest.raises(ApiError):
             await more.receive()
 
         await others.receive()
@@ -212,14 +212,14 @@ def test_one_caller_leaves_room_to_others(monkeypatch: pytest.MonkeyPatch):
 def test_the_room_of_a_body_is_its_keys_and_free_once_it_is_answered(
     narrow: Backend, writer: TestClient, monkeypatch: pytest.MonkeyPatch
 ):
-    rooms: dict[Bodies, set[object]] = {}
-    take = Bodies.take
+    rooms: dict[ByteBudget, set[object]] = {}
+    take = ByteBudget.take
 
-    async def noted(self: Bodies, size: int, caller: object) -> None:
+    async def noted(self: ByteBudget, size: int, caller: object) -> None:
         rooms.setdefault(self, set()).add(caller)
         await take(self, size, caller)
 
-    monkeypatch.setattr(Bodies, "take", noted)
+    monkeypatch.setattr(ByteBudget, "take", noted)
     large = {"key": "large", "texts": ["x" * 30_000] * 5}
     sent(writer, large)
     with a_caller(narrow, "write") as other:
@@ -238,7 +238,7 @@ def test_an_image_is_sent_in_parts_and_a_caller_that_does_not_read_it_is_left(
     image = png()
     with a_caller(narrow, "admin") as admin:
         taken_in(narrow, admin, {"key": "rose", "image_base64": base64.b64encode(image).decode()})
-    sender = Pictures(narrow)
+    sender = ImageSender(narrow)
     id, caller = item_id("shop", "rose"), uuid4()
     parts: list[Message] = []
 
@@ -263,15 +263,15 @@ def test_an_image_is_sent_in_parts_and_a_caller_that_does_not_read_it_is_left(
 
 def test_images_that_are_sent_have_room_for_a_few(narrow: Backend, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(limits, "WAIT_S", 0.1)
-    sender, caller = Pictures(narrow), uuid4()
+    sender, caller = ImageSender(narrow), uuid4()
 
     async def ask() -> None:
         for _ in range(2):
             await sender._held.take(narrow.settings.max_picture_bytes, caller)
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(ApiError) as refused:
             await sender.answer(item_id("shop", "rose"), None, caller)
         assert refused.value.status == 503
-        with pytest.raises(Refusal) as missing:
+        with pytest.raises(ApiError) as missing:
             await sender.answer(item_id("shop", "rose"), None, uuid4())
         assert missing.value.status == 404
         assert sender._held._held.keys() == {caller}
@@ -285,10 +285,10 @@ def test_a_body_that_comes_too_slowly_gives_its_room_back(pause_s: float, monkey
     monkeypatch.setattr(limits, "LEAST_RATE", 1000)
 
     async def send() -> None:
-        room = Bodies(LARGE)
-        body = Body(arriving(*[b"x"] * 1000, pause_s=pause_s), LARGE, LARGE, room)
+        room = ByteBudget(LARGE)
+        body = BoundedBody(arriving(*[b"x"] * 1000, pause_s=pause_s), LARGE, LARGE, room)
         began = time.monotonic()
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(ApiError) as refused:
             await whole(body)
         body.release()
 

@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 
 from flows.cli import main
 from flows.cli.supervisor import Line, PartEnded, _answer, _refuse_ended, part
-from flows.console.auth import made_password
+from flows.console.auth import generated_password
 from flows.console.auth import password_file as console_password_file
 from flows.console.server import Server
 from flows.orchestration.prefect_client import open_prefect
@@ -105,7 +105,7 @@ def test_it_runs_everything_says_where_and_ends_all_of_it(tmp_path: Path, home_a
     logs = log.read_text() + (home / "prefect" / "server.log").read_text()
     assert password_of(home).partition(":")[2] not in shown + logs
     assert str(console_password_file(home)) in logs
-    assert made_password(home) not in logs
+    assert generated_password(home) not in logs
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {line["part"] for line in lines} == {"postgres", "qdrant", "schedules", "console"}
     assert len(parts) >= 2

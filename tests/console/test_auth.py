@@ -26,11 +26,11 @@ from flows.console.auth import (
     NotProtected,
     Sessions,
     add_login,
-    how_to_sign_in,
+    generated_password,
     is_foreign,
-    made_password,
     password_file,
-    refuse_open,
+    require_protection,
+    sign_in_hint,
 )
 from flows.console.login_guesses import BURST, EVERY_S, Guesses
 from storage.data_directory import SecretUnusable
@@ -65,7 +65,7 @@ def an_app(home: Path, console: Console) -> FastAPI:
 
 def link_of(home: Path, console: Console | None = None) -> str:
     """The address that `sightline console` prints on a terminal."""
-    said = how_to_sign_in(Settings(home=home, console=console or Console()), on_terminal=True)
+    said = sign_in_hint(Settings(home=home, console=console or Console()), on_terminal=True)
     assert said is not None
     return said.removeprefix("Sign in by ")
 
@@ -134,7 +134,7 @@ def test_wrong_tokens_are_counted_and_keep_nobody_with_the_right_one_out(
     local: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(auth, "FAILED_LOGIN_S", 0)
-    given = made_password(tmp_path)
+    given = generated_password(tmp_path)
 
     answers = [local.get(f"/login?token=guess-{number}").status_code for number in range(BURST + 10)]
 
@@ -151,8 +151,8 @@ def test_the_form_says_where_the_password_is_and_not_which(local: TestClient, tm
 
     assert str(password_file(tmp_path)) in page
     assert str(password_file(tmp_path)) in wrong.text
-    assert made_password(tmp_path) not in page + wrong.text
-    assert local.post("/login", data={"password": made_password(tmp_path)}).status_code == 303
+    assert generated_password(tmp_path) not in page + wrong.text
+    assert local.post("/login", data={"password": generated_password(tmp_path)}).status_code == 303
     assert local.get("/").text == '"shown"'
 
 
@@ -173,10 +173,10 @@ def test_the_password_is_the_users_alone_and_kept_over_a_restart(local: TestClie
     again.cookies = local.cookies
 
     assert file.stat().st_mode & 0o777 == 0o600
-    assert file.read_text().strip() == made_password(tmp_path)
+    assert file.read_text().strip() == generated_password(tmp_path)
     assert link_of(tmp_path) == link
     assert again.get("/").text == '"shown"'
-    assert made_password(tmp_path / "another") != made_password(tmp_path)
+    assert generated_password(tmp_path / "another") != generated_password(tmp_path)
 
 
 def test_another_password_in_the_file_ends_the_sessions(local: TestClient, tmp_path: Path):
@@ -189,26 +189,26 @@ def test_another_password_in_the_file_ends_the_sessions(local: TestClient, tmp_p
 
 
 def test_a_short_password_is_not_used_as_one_that_nobody_guesses(tmp_path: Path):
-    made_password(tmp_path)
+    generated_password(tmp_path)
     password_file(tmp_path).write_text("hunter2")
 
     with pytest.raises(SecretUnusable, match="too short"):
-        made_password(tmp_path)
+        generated_password(tmp_path)
 
 
 def test_a_program_reads_the_metrics_of_loopback_with_the_made_password(local: TestClient, tmp_path: Path):
     assert local.get("/metrics", headers=basic("wrong")).status_code == 401
-    assert local.get("/metrics", headers=basic(made_password(tmp_path))).status_code == 200
+    assert local.get("/metrics", headers=basic(generated_password(tmp_path))).status_code == 200
 
 
 def test_the_link_is_for_a_terminal_and_a_log_gets_the_path_alone(tmp_path: Path):
     settings = Settings(home=tmp_path)
 
-    said = how_to_sign_in(settings, on_terminal=False)
+    said = sign_in_hint(settings, on_terminal=False)
 
     assert said is not None
     assert str(password_file(tmp_path)) in said
-    assert made_password(tmp_path) not in said
+    assert generated_password(tmp_path) not in said
 
 
 def test_two_consoles_of_one_machine_keep_their_sessions_in_one_browser(tmp_path: Path):
@@ -234,7 +234,7 @@ def test_two_consoles_of_one_machine_keep_their_sessions_in_one_browser(tmp_path
 def test_where_a_password_or_a_header_is_set_none_is_made(tmp_path: Path, console: Console):
     client = guarded(tmp_path, console)
 
-    assert how_to_sign_in(Settings(home=tmp_path, console=console), on_terminal=True) is None
+    assert sign_in_hint(Settings(home=tmp_path, console=console), on_terminal=True) is None
     assert not password_file(tmp_path).exists()
     assert client.get(f"/login?token={PASSWORD}").status_code in (200, 404)
     assert not client.cookies
@@ -345,15 +345,15 @@ def test_pages_cannot_be_framed(local: TestClient, tmp_path: Path):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "example.org"])
 def test_at_any_other_address_it_does_not_start_unprotected(host: str):
     with pytest.raises(NotProtected, match="SIGHTLINE_CONSOLE__PASSWORD"):
-        refuse_open(Console(host=host))
+        require_protection(Console(host=host))
 
-    refuse_open(Console(host=host, password=SecretStr(PASSWORD)))
-    refuse_open(Console(host=host, user_header="X-User"))
+    require_protection(Console(host=host, password=SecretStr(PASSWORD)))
+    require_protection(Console(host=host, user_header="X-User"))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.0.0.9"])
 def test_on_loopback_it_starts_as_it_is(host: str):
-    refuse_open(Console(host=host))
+    require_protection(Console(host=host))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from qdrant_client import QdrantClient
 
-from flows.console.components.consistency import found_in_words, judge, repair_in_words
+from flows.console.components.consistency import findings_text, repair_text, verdict_of
 from flows.resources.connections import open_stores
 from storage import qdrant
 from storage.postgres.runs import Run
@@ -55,14 +55,14 @@ def test_what_differs_is_found_explained_and_mended(page: Page, vectors: QdrantC
 def test_a_repair_leaves_what_it_left():
     repair = a_comparison("failed", "the stores differ: 1 missing", missing=3, still={"missing": 1})
 
-    assert judge([repair]).differences == {"missing": 1}
-    assert found_in_words(repair) == "mended 2, 1 missing"
+    assert verdict_of([repair]).differences == {"missing": 1}
+    assert findings_text(repair) == "mended 2, 1 missing"
 
 
 def test_a_comparison_that_was_cut_off_hides_no_difference():
     crashed, differed = a_comparison("crashed"), a_comparison("failed", "the stores differ: 2 stray", stray=2)
 
-    verdict = judge([a_comparison("cancelled"), crashed, differed])
+    verdict = verdict_of([a_comparison("cancelled"), crashed, differed])
 
     assert verdict.last == differed
     assert verdict.differences == {"stray": 2}
@@ -72,7 +72,7 @@ def test_a_comparison_that_was_cut_off_hides_no_difference():
 def test_what_was_refused_is_told_in_plain_words():
     why = "TooManyDeletes: a repair would delete 9 of 10 points, more than 5%; nothing was changed"
 
-    verdict = judge([a_comparison("failed", why, stray=9), a_comparison()])
+    verdict = verdict_of([a_comparison("failed", why, stray=9), a_comparison()])
 
     assert verdict.problem == (
         "The last one did not get to its end: a repair would delete 9 of 10 points, more than 5%; "
@@ -81,12 +81,12 @@ def test_what_was_refused_is_told_in_plain_words():
 
 
 def test_nothing_is_said_of_stores_that_were_never_compared():
-    assert judge([a_comparison("failed", "Busy: a repair runs")]).last is None
-    assert judge([]).problem is None
+    assert verdict_of([a_comparison("failed", "Busy: a repair runs")]).last is None
+    assert verdict_of([]).problem is None
 
 
 def test_a_repair_that_would_be_refused_says_so_beforehand():
-    assert "refuses" not in repair_in_words({"missing": 9}, 10)
-    assert "refuses to delete more than 5% of the 100 points" in repair_in_words({"stray": 5}, 100)
-    assert "it would delete 6 of 100 points, and refuses" in repair_in_words({"stray": 6}, 100)
-    assert "it would delete 100 of 100 points" in repair_in_words({"other_model": 1}, 100)
+    assert "refuses" not in repair_text({"missing": 9}, 10)
+    assert "refuses to delete more than 5% of the 100 points" in repair_text({"stray": 5}, 100)
+    assert "it would delete 6 of 100 points, and refuses" in repair_text({"stray": 6}, 100)
+    assert "it would delete 100 of 100 points" in repair_text({"other_model": 1}, 100)

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 from pydantic import SecretStr
 
 from flows.config.settings import Qdrant, Settings
-from flows.console.context import Desk
+from flows.console.context import ConsoleContext
 from flows.console.pages import models, rejects
 from flows.service.model_overview import Lineage, look_at_models
 from flows.service.observer import Observer
@@ -100,9 +100,12 @@ def test_without_postgres_it_says_what_to_do(tmp_path: Path):
     nowhere = "127.0.0.1:1"
     url = SecretStr(f"postgresql+psycopg://nobody@{nowhere}/none")
     backend = Backend(Settings(home=tmp_path, database_url=url, qdrant=Qdrant(url=f"http://{nowhere}")))
-    desk = Desk(backend, Observer(backend), protected=False)
+    context = ConsoleContext(backend, Observer(backend), protected=False)
 
-    said = models.look(desk, models.Wanted()), rejects.look(desk, rejects.Wanted())
+    said = (
+        models.read_models(context, models.ModelsParams()),
+        rejects.read_rejects(context, rejects.RejectFilter()),
+    )
 
     backend.close()
     for sentence in said:

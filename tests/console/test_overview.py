@@ -4,7 +4,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from flows.console.auth import made_password
+from flows.console.auth import generated_password
 from tests.console.conftest import SHOTS, Running, sign_in
 from tests.support.signed_in import link_to
 
@@ -77,7 +77,7 @@ def test_the_link_opens_it_for_its_user_and_nobody_else_sees_more_than_the_form(
     expect(page.get_by_text("Last 30 days")).to_be_visible()
     page.reload()
     expect(page.get_by_text("Last 30 days")).to_be_visible()
-    assert made_password(running.home) not in (running.folder / "console.log").read_text()
+    assert generated_password(running.home) not in (running.folder / "console.log").read_text()
     page.close()
 
 

@@ -15,9 +15,9 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from flows.console.components.consistency import look_at_comparisons
-from flows.console.components.run_history import PAGE, Wanted, find
-from flows.console.context import Desk
+from flows.console.components.consistency import read_comparisons
+from flows.console.components.run_history import PAGE, RunFilter, read_runs
+from flows.console.context import ConsoleContext
 from flows.orchestration.prefect_client import Deployed, open_prefect
 from flows.orchestration.server import address_file
 from flows.orchestration.server_access import password_file
@@ -25,8 +25,8 @@ from flows.resources.comparison import watch
 from flows.resources.connections import open_stores
 from flows.service.observer import Observer
 from flows.service.pool import Backend
-from flows.tracking.retry_policy import held
-from flows.tracking.run_log import Account, Told, recorded
+from flows.tracking.retry_policy import hold
+from flows.tracking.run_log import tracked_run
 from storage.embedded.postgres.server import postgres_url
 from storage.postgres.locks import flow_lock
 from storage.postgres.runs import Run, failed_runs, recent_runs
@@ -128,7 +128,7 @@ def test_a_run_that_hangs_is_seen_on_both_pages_and_cancelled(page: Page, postgr
 @pytest.mark.full  # tests/flows/test_schedules.py has it without a browser
 def test_a_run_that_finds_another_process_at_its_work_is_told_of(page: Page, postgres: Engine):
     page.goto("/runs")
-    with held(flow_lock(postgres, "reconcile"), for_s=0):
+    with hold(flow_lock(postgres, "reconcile"), for_s=0):
         page.get_by_role("button", name="Start reconcile").click()
 
         expect(page.get_by_text(re.compile("^reconcile was skipped .* ago: "))).to_be_visible()
@@ -200,11 +200,11 @@ def test_a_schedule_is_paused_and_resumed_by_the_keyboard_and_the_focus_stays(pa
 
 def test_a_run_at_a_terminal_tells_how_far_it_is_and_cannot_be_cancelled_here(page: Page, postgres: Engine):
     sessions = sessionmaker(postgres)
-    with held(flow_lock(postgres, "ingest"), for_s=0) as lock:
-        with recorded(sessions, lock, "ingest", source="attic") as run:
-            taken = Account({"read": 1200, "embedded": 1180, "rejected": 20}, {"decode": 10.0, "embed": 30.0})
-            told = Told(sessions, lock, run)
-            told("embed", 1200, 4000, account=lambda: taken)
+    with hold(flow_lock(postgres, "ingest"), for_s=0) as lock:
+        with tracked_run(sessions, lock, "ingest", source="attic") as run:
+            run.counts = {"read": 1200, "embedded": 1180, "rejected": 20}
+            run.seconds = {"decode": 10.0, "embed": 30.0}
+            run.progress("embed", 1200, 4000)
             page.goto("/runs")
 
             shown = card(page, "ingest of attic")
@@ -304,17 +304,17 @@ def test_they_fit_a_phone(browser: Browser, running: Running, postgres: Engine, 
 
 
 def test_an_address_is_read_as_it_was_written():
-    wanted = Wanted("ingest", "a & b", "failed", (datetime(2026, 1, 1, tzinfo=UTC), UUID(int=1)))
+    wanted = RunFilter("ingest", "a & b", "failed", (datetime(2026, 1, 1, tzinfo=UTC), UUID(int=1)))
     query = dict(parse_qsl(urlsplit(wanted.url()).query))
 
-    assert Wanted.of_query(query) == wanted
-    assert Wanted.of_query({"outcome": "odd", "before": "2026-01-01_x"}) == Wanted()
+    assert RunFilter.of_query(query) == wanted
+    assert RunFilter.of_query({"outcome": "odd", "before": "2026-01-01_x"}) == RunFilter()
 
 
 def test_a_postgres_that_is_away_is_named_with_the_remedy(running: Running):
     away = SecretStr("postgresql+psycopg://nobody@127.0.0.1:1/none")
     backend = Backend(running.settings.model_copy(update={"database_url": away}))
-    desk = Desk(backend, Observer(backend), protected=False)
+    context = ConsoleContext(backend, Observer(backend), protected=False)
 
-    for problem in (find(desk, Wanted()).problem, look_at_comparisons(desk).problem):
+    for problem in (read_runs(context, RunFilter()).problem, read_comparisons(context).problem):
         assert "is the server of SIGHTLINE_DATABASE_URL running?" in str(problem)

@@ -7,9 +7,9 @@ from PIL import Image
 from starlette.datastructures import QueryParams
 
 from flows.console import uploads as module
-from flows.console.components.search_params import Asked, asked_by
-from flows.console.thumbnails import made_small
-from flows.console.uploads import Gone, Uploads
+from flows.console.components.search_params import SearchParams, parse_params
+from flows.console.thumbnails import make_thumbnail
+from flows.console.uploads import UploadExpired, Uploads
 from storage.records import item_id
 from tests.console.conftest import Running
 from tests.support.builders import encoded, noise, png
@@ -22,7 +22,7 @@ def test_the_same_picture_has_one_token_and_is_there_again():
 
     assert uploads.keep(png("red")) == token
     assert uploads.get(token) == png("red")
-    with pytest.raises(Gone, match="choose it again"):
+    with pytest.raises(UploadExpired, match="choose it again"):
         uploads.get("0" * 64)
 
 
@@ -37,7 +37,7 @@ def test_a_picture_goes_an_hour_after_it_was_last_asked_for(monkeypatch: pytest.
     clock[0] += 2
 
     assert uploads.get(asked) == b"asked"
-    with pytest.raises(Gone):
+    with pytest.raises(UploadExpired):
         uploads.get(forgotten)
 
 
@@ -57,14 +57,14 @@ def test_what_was_not_asked_for_the_longest_makes_room(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "asked",
     [
-        Asked(),
-        Asked("a & b = c?", find="texts", where=(("source", "a=b"), ("kind", "ü"))),
-        Asked(picture="0" * 64, like=item_id("shop", "a"), min_score=-0.25, limit=48),
-        Asked("all", min_score=0.0),
+        SearchParams(),
+        SearchParams("a & b = c?", find="texts", where=(("source", "a=b"), ("kind", "ü"))),
+        SearchParams(picture="0" * 64, like=item_id("shop", "a"), min_score=-0.25, limit=48),
+        SearchParams("all", min_score=0.0),
     ],
 )
-def test_an_address_asks_for_what_it_was_made_from(asked: Asked):
-    assert asked_by(QueryParams(asked.address.partition("?")[2])) == asked
+def test_an_address_asks_for_what_it_was_made_from(asked: SearchParams):
+    assert parse_params(QueryParams(asked.address.partition("?")[2])) == asked
 
 
 @pytest.mark.parametrize(
@@ -81,16 +81,16 @@ def test_an_address_asks_for_what_it_was_made_from(asked: Asked):
 )
 def test_an_address_that_asks_for_what_cannot_be_says_what_it_takes(query: str, says: str):
     with pytest.raises(ValueError, match=says):
-        asked_by(QueryParams(query))
+        parse_params(QueryParams(query))
 
 
 def test_a_picture_is_made_small_over_white_and_keeps_its_shape():
-    seen = made_small(encoded(Image.new("RGBA", (800, 400), (0, 0, 0, 0)), "PNG"), 320)
+    seen = make_thumbnail(encoded(Image.new("RGBA", (800, 400), (0, 0, 0, 0)), "PNG"), 320)
 
     image = Image.open(BytesIO(seen or b""))
     assert (image.format, image.mode, image.size) == ("WEBP", "RGB", (320, 160))
     assert image.getpixel((5, 5)) == (255, 255, 255)
-    assert made_small(b"<svg/>", 320) is None
+    assert make_thumbnail(b"<svg/>", 320) is None
 
 
 def test_a_picture_that_is_too_large_is_refused_before_all_of_it_is_read(running: Running):

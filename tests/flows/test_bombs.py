@@ -12,7 +12,7 @@ from embedding.images.decode import DECODE_BYTES, MAX_SCANS, BadImage, decode_im
 from embedding.images.preparation import Shrink
 from embedding.images.worker_pool import MOST_WAITING, SHARED, Workers, WorkersBusy, prepare_soon
 from embedding.images.worker_process import CPU_S
-from flows.console.thumbnails import made_small
+from flows.console.thumbnails import make_thumbnail
 from flows.ingestion.reject_preview import drawn_anew
 from tests.support import bombs
 from tests.support.builders import encoded, noise, png
@@ -131,7 +131,7 @@ def test_no_image_waits_for_a_worker_longer_than_it_may(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", ["flat.webp", "more-scans.jpg", "tile.tiff"])
 def test_a_page_shows_no_bomb(name: str):
     with watched() as most:
-        assert made_small(bombs.images()[name], 320) is None
+        assert make_thumbnail(bombs.images()[name], 320) is None
         with pytest.raises(BadImage):
             drawn_anew(bombs.images()[name], name=name)
 

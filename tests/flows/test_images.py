@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 from starlette.testclient import TestClient
 
 from embedding.images.worker_pool import Workers
-from flows.console.thumbnails import stored
+from flows.console.thumbnails import stored_image
 from flows.datasets.near_duplicates import look_alikes
 from flows.datasets.training_pairs import StoredMaterial
 from flows.ingestion.pipeline import Request, ingest_source
@@ -112,7 +112,7 @@ def readers_that_get(backend: Backend, caller: TestClient, id: UUID) -> set[str]
     with backend.stores() as stores, Workers(ColourEncoder().preparation, 0) as workers:
         with stores.sessions() as session:
             item, _ = catalog.items_with_digests(session, [id])[id]
-        original, own = stored(backend, id), item.picture
+        original, own = stored_image(backend, id), item.picture
         assert original is not None
         assert own is not None
         got = {

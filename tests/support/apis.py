@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from flows.api.app import create_api
 from flows.api.mcp import mcp_app
-from flows.api.worker import drain, queue_at_work
+from flows.api.worker import drain, queue_worker
 from flows.config.settings import Settings
 from flows.service.observer import Observer
 from flows.service.pool import Backend
@@ -27,7 +27,7 @@ def an_application(backend: Backend) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with assistants.at_work():
-            with queue_at_work(backend):
+            with queue_worker(backend):
                 yield
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import httpx
 
-from flows.console.auth import made_password
+from flows.console.auth import generated_password
 
 
 def link_to(url: str, home: Path) -> str:
     """The link of the console of `home` at `url`."""
-    return f"{url}/login?token={made_password(home)}"
+    return f"{url}/login?token={generated_password(home)}"
 
 
 @contextmanager

@@ -5,63 +5,65 @@ from functools import partial
 
 from nicegui import ui
 
-from flows.console.components.run_card import Card, ask_to_cancel
-from flows.console.components.run_snapshot import Going, Watch, name_of
-from flows.console.context import Desk
+from flows.console.components.run_card import RunCard, confirm_cancel
+from flows.console.components.run_snapshot import RunSnapshot, RunWatcher, name_of
+from flows.console.context import ConsoleContext
 from flows.console.format import ago
-from flows.console.keyed_list import Child, Kept
+from flows.console.keyed_list import Child, KeyedList
 from storage.postgres.runs import Run
 
 
-class Live:
+class ActiveRuns:
     """The runs that go on, and those that are about to, within one element of a page."""
 
-    def __init__(self, desk: Desk, watch: Watch, flows: Sequence[str] | None = None, idle: str = "") -> None:
+    def __init__(
+        self, context: ConsoleContext, watch: RunWatcher, flows: Sequence[str] | None = None, idle: str = ""
+    ) -> None:
         """Show them where this is made.
 
         Args:
             flows: only those of these; None for all.
             idle: what to say when there are none.
         """
-        self._desk, self._watch, self._flows, self._idle = desk, watch, flows, idle
+        self._context, self._watch, self._flows, self._idle = context, watch, flows, idle
         with ui.element("div").classes("sl-column") as self._where:
             self._cards, self._lines = (
-                Kept[object](ui.element("div").classes("sl-column")) for _ in range(2)
+                KeyedList[object](ui.element("div").classes("sl-column")) for _ in range(2)
             )
-        self._shown: dict[object, Card] = {}
+        self._shown: dict[object, RunCard] = {}
 
-    def show(self, going: Going) -> None:
+    def show(self, snapshot: RunSnapshot) -> None:
         """Show what goes on."""
-        own = [run for run in going.runs if self._is_wanted(name_of(run))]
+        own = [run for run in snapshot.runs if self._is_wanted(name_of(run))]
         self._cards.show([(run.id, None, partial(self._card, run)) for run in own])
         for run in own:
-            self._shown[run.id].show(run, going)
-        self._lines.show(self._told(going, is_idle=not own and going.postgres_problem is None))
+            self._shown[run.id].show(run, snapshot)
+        self._lines.show(self._lines_of(snapshot, is_idle=not own and snapshot.postgres_problem is None))
 
-    def _told(self, going: Going, *, is_idle: bool) -> list[Child[object]]:
+    def _lines_of(self, snapshot: RunSnapshot, *, is_idle: bool) -> list[Child[object]]:
         lines: list[tuple[object, str]] = [
             (one.id, f"{one.flow} starts soon ({one.state.lower()})")
-            for one in going.soon
+            for one in snapshot.soon
             if self._is_wanted(one.flow)
         ]
         if is_idle and not lines and self._idle:
             lines.append(("idle", self._idle))
-        for one in going.skipped:
+        for one in snapshot.skipped:
             if self._is_wanted(one.flow):
-                lines.append((one.id, f"{one.flow} was skipped {ago(one.at, going.at)}: {one.why}"))
+                lines.append((one.id, f"{one.flow} was skipped {ago(one.at, snapshot.at)}: {one.why}"))
         return [(key, text, partial(_line, text)) for key, text in lines]
 
     def _is_wanted(self, flow: str) -> bool:
         return self._flows is None or flow in self._flows
 
     def _card(self, run: Run) -> ui.element:
-        card = self._shown[run.id] = Card(run, partial(self._cancel, run))
+        card = self._shown[run.id] = RunCard(run, partial(self._cancel, run))
         return card.element
 
     async def _cancel(self, run: Run) -> None:
         with self._where:  # the card may be gone by the time that somebody has decided
-            if await ask_to_cancel(self._desk, run):
-                self.show(await self._watch.look_again())
+            if await confirm_cancel(self._context, run):
+                self.show(await self._watch.refresh())
 
 
 def _line(text: str) -> ui.element:

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from qdrant_client import QdrantClient
 from sqlalchemy.orm import Session
 
-from flows.console.context import Desk
+from flows.console.context import ConsoleContext
 from flows.maintenance.repair import MAX_DELETE
-from flows.resources.comparison import DAMAGE
 from flows.service.pool import AWAY
 from flows.tracking.text import many
 from storage import qdrant
+from storage.consistency.differences import DAMAGE
 from storage.postgres import model_registry, runs
 from storage.postgres.run_totals import COMPARISON, STILL
 from storage.postgres.runs import Run
 
 COMPARISONS = 10
-MEANS = {
+MEANINGS = {
     "missing": "Postgres says that they can be found, but Qdrant has no point of them: searches miss them.",
     "stray": "Qdrant has points that no living record belongs to: searches may show what is gone.",
     "stale": "The point was made from an older state of its record.",
@@ -28,7 +28,7 @@ MEANS = {
     "no_alias": "Searches do not go to the collection that Postgres calls active.",
     "lost_writes": "The index could not read back all that was written to the collection.",
 }
-MENDS = {
+REPAIRS = {
     "missing": "embeds {} again",
     "stray": "removes {} from Qdrant",
     "stale": "writes {} again",
@@ -65,15 +65,15 @@ class Verdict:
     """Why a later one did not get to its end."""
 
 
-def judge(comparisons: Sequence[Run]) -> Verdict:
+def verdict_of(comparisons: Sequence[Run]) -> Verdict:
     """Return what comparisons, newest first, say; those that go on or were cancelled say nothing."""
     ended = [run for run in comparisons if run.outcome not in ("running", "cancelled")]
     last = next((run for run in ended if run.outcome == "completed" or run.counts), None)
     problem = problem_of(ended[0]) if ended else None
-    return Verdict(last, {} if last is None else still_differs(last), problem)
+    return Verdict(last, {} if last is None else remaining_differences(last), problem)
 
 
-def still_differs(run: Run) -> dict[str, int]:
+def remaining_differences(run: Run) -> dict[str, int]:
     """Return what differed when a comparison, or a repair, was at its end."""
     found = run.counts.get(STILL, run.counts)
     return {kind: found[kind] for kind in DAMAGE if found.get(kind)}
@@ -88,9 +88,9 @@ def problem_of(run: Run) -> str | None:
     return f"The last one did not get to its end: {CLASS_NAME.sub('', run.error)}"
 
 
-def found_in_words(run: Run) -> str:
+def findings_text(run: Run) -> str:
     """Return what a comparison found, or what a repair mended and left."""
-    still = still_differs(run)
+    still = remaining_differences(run)
     mended = sum(run.counts[kind] for kind in DAMAGE if run.counts.get(kind)) - sum(still.values())
     parts = [f"mended {mended:,}"] if STILL in run.counts and mended > 0 else []
     parts += [f"{number:,} {kind.replace('_', ' ')}" for kind, number in still.items()]
@@ -99,13 +99,13 @@ def found_in_words(run: Run) -> str:
     return ", ".join(parts) or CLASS_NAME.sub("", run.error or "")
 
 
-def repair_in_words(differences: Mapping[str, int], points: int) -> str:
+def repair_text(differences: Mapping[str, int], points: int) -> str:
     """Return what a repair will do, with figures.
 
     >>> repair_in_words({"missing": 2}, 100)
     'It compares the stores again and embeds 2 records again. Other runs wait meanwhile.'
     """
-    steps = [MENDS[kind].format(many(number, NOUNS[kind])) for kind, number in differences.items()]
+    steps = [REPAIRS[kind].format(many(number, NOUNS[kind])) for kind, number in differences.items()]
     does = f"It compares the stores again and {', '.join(steps)}. Other runs wait meanwhile."
     deletes = points if differences.get("other_model") else differences.get("stray", 0)
     if deletes > MAX_DELETE * points:
@@ -120,7 +120,7 @@ def repair_in_words(differences: Mapping[str, int], points: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class CollectionState:
     """One collection, as either store has it."""
 
     name: str
@@ -149,7 +149,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class Comparisons:
     """What Postgres says of comparisons; where it is away the problem."""
 
     comparisons: tuple[Run, ...] = ()
@@ -157,43 +157,43 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class Collections:
     """The collections; where a store is away the problem."""
 
-    collections: tuple[Held, ...] = ()
+    collections: tuple[CollectionState, ...] = ()
     problem: str | None = None
 
 
-def look_at_comparisons(desk: Desk) -> Compared:
+def read_comparisons(context: ConsoleContext) -> Comparisons:
     """Return the last ones, newest first."""
     try:
-        with desk.backend.sessions() as sessions, sessions() as session:
-            return Compared(tuple(runs.recent_runs(session, COMPARISONS, flow=COMPARISON)))
+        with context.backend.sessions() as sessions, sessions() as session:
+            return Comparisons(tuple(runs.recent_runs(session, COMPARISONS, flow=COMPARISON)))
     except AWAY as error:
-        return Compared(problem=str(error))
+        return Comparisons(problem=str(error))
 
 
-def look_at_collections(desk: Desk) -> Stored:
+def read_collections(context: ConsoleContext) -> Collections:
     """Return what both stores say of them."""
     try:
         with (
-            desk.backend.sessions() as sessions,
-            desk.backend.vectors() as client,
+            context.backend.sessions() as sessions,
+            context.backend.vectors() as client,
             sessions() as session,
         ):
-            return Stored(tuple(collections(session, client)))
+            return Collections(tuple(collections(session, client)))
     except AWAY as error:
-        return Stored(problem=str(error))
+        return Collections(problem=str(error))
 
 
-def collections(session: Session, client: QdrantClient) -> list[Held]:
+def collections(session: Session, client: QdrantClient) -> list[CollectionState]:
     """Return all collections of ours that either store has, by name."""
     states = {one.name: one.state for one in model_registry.known_collections(session)}
     promised = model_registry.marks_by_collection(session)
     there = set(qdrant.list_collections(client))
     alias = qdrant.active_collection(client)
     return [
-        Held(
+        CollectionState(
             name,
             states.get(name),
             promised.get(name, 0),

@@ -7,18 +7,18 @@ from functools import partial
 
 from nicegui import ui
 
-from flows.console.components.active_runs import Live
-from flows.console.components.run_snapshot import Going, Watch
-from flows.console.context import Desk
-from flows.console.format import lasting
-from flows.console.keyed_list import Kept, box
-from flows.console.widgets import acting, confirmed, heading, note, start
+from flows.console.components.active_runs import ActiveRuns
+from flows.console.components.run_snapshot import RunSnapshot, RunWatcher
+from flows.console.context import ConsoleContext
+from flows.console.format import duration
+from flows.console.keyed_list import KeyedList, box
+from flows.console.widgets import confirm, heading, note, run_action, start_flow
 from flows.maintenance.purge import USUAL_SHARE
 from flows.orchestration.prefect_client import Deployed
 from flows.tracking.text import many
 from storage.postgres import model_registry
 
-DOES = {
+DESCRIPTIONS = {
     "ingest": "reads every known source again",
     "evaluate": "measures the model in use",
     "reconcile": "compares Postgres and Qdrant; changes nothing",
@@ -39,18 +39,18 @@ class FlowRow:
         with ui.element("li").classes("sl-flow"):
             with ui.element("div").classes("sl-flow-name"):
                 ui.label(flow).classes("sl-strong")
-                ui.label(DOES[flow]).classes("sl-faint")
+                ui.label(DESCRIPTIONS[flow]).classes("sl-faint")
             with ui.element("div").classes("sl-flow-when"):
                 self._next = ui.label()
                 self._when = ui.label().classes("sl-faint")
             with ui.element("div").classes("sl-flow-acts"):
                 self._pause = ui.button("Pause", on_click=partial(pause, flow)).props("flat no-caps")
-                begin = ui.button("Start", on_click=partial(start, flow)).props("outline no-caps")
-                begin.props["aria-label"] = f"Start {flow}"
+                button = ui.button("Start", on_click=partial(start, flow)).props("outline no-caps")
+                button.props["aria-label"] = f"Start {flow}"
         self._cron = cron
-        self.show_unserved()
+        self.show_default()
 
-    def show_unserved(self) -> None:
+    def show_default(self) -> None:
         """Show what the settings say; while nothing runs the flows it does not run then either."""
         self._show(self._cron, None, datetime.now(UTC), paused=False)
 
@@ -66,83 +66,83 @@ class FlowRow:
         elif cron is None:
             self._next.text = "by hand only"
         else:
-            self._next.text = "" if next is None else f"{next:%H:%M} UTC, in {coming(next, now)}"
+            self._next.text = "" if next is None else f"{next:%H:%M} UTC, in {time_until(next, now)}"
         self._next.classes(replace="sl-warn" if self.is_paused else "" if cron else "sl-faint")
         self._pause.visible = cron is not None
         self._pause.text = "Resume" if self.is_paused else "Pause"
         self._pause.props["aria-label"] = f"{self._pause.text} {self._flow}"
 
 
-def coming(then: datetime, now: datetime) -> str:
+def time_until(then: datetime, now: datetime) -> str:
     """Return how long it is until then.
 
     >>> coming(datetime(2026, 1, 1, 12), datetime(2026, 1, 1, 11, 58, 30, 5))
     '2 min'
     """
     minutes = -(-max(0.0, (then - now).total_seconds()) // 60)
-    return lasting(minutes * 60) if minutes else "moments"
+    return duration(minutes * 60) if minutes else "moments"
 
 
-class Startable:
+class FlowControls:
     """The table of them, where it is made."""
 
-    def __init__(self, desk: Desk, watch: Watch, live: Live) -> None:
-        self._desk, self._watch, self._live = desk, watch, live
-        settings = desk.backend.settings
+    def __init__(self, context: ConsoleContext, watch: RunWatcher, live: ActiveRuns) -> None:
+        self._context, self._watch, self._live = context, watch, live
+        settings = context.backend.settings
         crons: dict[str, str | None] = settings.schedules.model_dump()
-        flows = [flow for flow in DOES if flow != "backup" or settings.backup_url is not None]
+        flows = [flow for flow in DESCRIPTIONS if flow != "backup" or settings.backup_url is not None]
         with ui.element("section").classes("sl-sheet") as self._where:
             heading("Flows")
-            self._problem = Kept[str](ui.element("div").classes("sl-column"))
+            self._problem = KeyedList[str](ui.element("div").classes("sl-column"))
             with ui.element("ul").classes("sl-flows"):
                 self._rows = {flow: FlowRow(flow, crons[flow], self._begin, self._pause) for flow in flows}
 
-    def show(self, going: Going) -> None:
+    def show(self, snapshot: RunSnapshot) -> None:
         """Show when each runs next, and what is paused."""
-        for one in going.deployed:
+        for one in snapshot.deployed:
             if one.scheduled and one.flow in self._rows:
-                self._rows[one.flow].show(one, going.at)
-        if going.prefect_problem:
+                self._rows[one.flow].show(one, snapshot.at)
+        if snapshot.prefect_problem:
             for row in self._rows.values():
-                row.show_unserved()
-        away = [going.prefect_problem] if going.prefect_problem else []
+                row.show_default()
+        away = [snapshot.prefect_problem] if snapshot.prefect_problem else []
         self._problem.show([(one, None, partial(box, note, one)) for one in away])
 
     async def _begin(self, flow: str) -> None:
         with self._where:
-            if await begin(self._desk, self._watch, flow, await self._what_happens(flow)):
-                self._live.show(await self._watch.look_again())
+            if await start_if_idle(self._context, self._watch, flow, await self._consequences(flow)):
+                self._live.show(await self._watch.refresh())
 
     async def _pause(self, flow: str) -> None:
         paused = not self._rows[flow].is_paused
 
         def pause() -> None:
-            with self._desk.prefect() as prefect:
+            with self._context.prefect() as prefect:
                 prefect.pause(flow, paused=paused)
 
         with self._where:
             done = f"{flow} is paused; it still runs when somebody starts it" if paused else f"{flow} goes on"
-            if await acting(self._desk, pause, done):
-                self.show(await self._watch.look_again())
+            if await run_action(self._context, pause, done):
+                self.show(await self._watch.refresh())
 
-    async def _what_happens(self, flow: str) -> str | None:
+    async def _consequences(self, flow: str) -> str | None:
         """Return what a person should know before it starts; None where it changes little."""
         if flow == "finetune":
-            seen = self._desk.observer.seen.catalogued
+            seen = self._context.observer.seen.catalogued
             stored = "the stored records" if seen is None else many(seen.figures.items, "stored record")
             return (
                 f"It trains a candidate from {stored}. If that passes the gate, all of them are embedded "
                 "again in a collection of its own, and searches move to it; rollback moves them back."
             )
         if flow == "purge":
-            return await to_thread(purge_in_words, self._desk)
+            return await to_thread(purge_text, self._context)
         return None
 
 
-def purge_in_words(desk: Desk) -> str:
+def purge_text(context: ConsoleContext) -> str:
     """Return what a purge will do."""
-    days = desk.backend.settings.keep_retired_days
-    with desk.backend.sessions() as sessions, sessions() as session:
+    days = context.backend.settings.keep_retired_days
+    with context.backend.sessions() as sessions, sessions() as session:
         disused = len(model_registry.disused(session, days))
     return (
         f"It removes pictures that no record needs, and {many(disused, 'collection')} that searches left "
@@ -150,11 +150,13 @@ def purge_in_words(desk: Desk) -> str:
     )
 
 
-async def begin(desk: Desk, watch: Watch, flow: str, what_happens: str | None) -> bool:
+async def start_if_idle(
+    context: ConsoleContext, watch: RunWatcher, flow: str, what_happens: str | None
+) -> bool:
     """Start a flow, if it is not at work and whoever asked for it agrees to what happens; say so."""
-    if (await watch.look()).is_at_work(flow):
+    if (await watch.read()).is_active(flow):
         ui.notify(f"{flow} is at work already: see Now", type="warning")
         return False
-    if what_happens is not None and not await confirmed(f"Start {flow} now?", what_happens, f"Start {flow}"):
+    if what_happens is not None and not await confirm(f"Start {flow} now?", what_happens, f"Start {flow}"):
         return False
-    return await start(desk, flow)
+    return await start_flow(context, flow)

@@ -5,7 +5,7 @@ from typing import Any
 
 from nicegui import ui
 
-from flows.console.components.search_params import Asked
+from flows.console.components.search_params import SearchParams
 from flows.search.query import Found, Results
 from flows.tracking.text import many
 
@@ -32,7 +32,7 @@ def card(one: Found, best: float, similar: str, more_like: Callable[[], Any]) ->
             if item.picture is None:
                 ui.label(one.text).classes("sl-card-words").props("dir=auto")
             else:
-                picture(f"/thumbnails/{item.id}?v={item.picture.sha256[:12]}", one.text or item.key)
+                image(f"/thumbnails/{item.id}?v={item.picture.sha256[:12]}", one.text or item.key)
         with ui.element("div").classes("sl-meter").props("aria-hidden=true"):
             share = max(0.0, one.hit.score / best) if best > 0 else 0.0
             ui.element("div").style(f"width: {min(1.0, share):.1%}")
@@ -47,17 +47,17 @@ def card(one: Found, best: float, similar: str, more_like: Callable[[], Any]) ->
             link.on("click", more_like, js_handler=PLAIN_CLICK)
 
 
-def picture(source: str, says: str) -> None:
+def image(source: str, says: str) -> None:
     """Show an image of ours, loaded once it comes into view; `says` is what it shows."""
     shown = ui.element("img").props("loading=lazy decoding=async")
     shown.props["src"], shown.props["alt"] = source, says
 
 
-def example(source: str | None, says: str, leave_out: Callable[[], Any]) -> None:
+def query_example(source: str | None, says: str, leave_out: Callable[[], Any]) -> None:
     """Show an image or a record that is searched by, and how to leave it out."""
     with ui.element("div").classes("sl-example"):
         if source is not None:
-            picture(source, "")
+            image(source, "")
         ui.label(says).props("dir=auto")
         leave = ui.button(icon="close", on_click=leave_out).props("type=button flat round dense size=sm")
         leave.props["aria-label"] = f"Leave out: {says}"
@@ -73,11 +73,11 @@ def summary(results: Results) -> str:
     return f"{hits} · model {results.model} · collection {results.collection} · {whole}"
 
 
-def nothing(asked: Asked) -> str:
+def no_hits_text(params: SearchParams) -> str:
     """Say why nothing may have been found."""
-    if asked.where or asked.min_score is not None:
+    if params.where or params.min_score is not None:
         return "Nothing found. Leave out a filter, or lower the least score."
-    return f"Nothing found: there is no record with a {NOUNS[asked.find]} beside it that searches know."
+    return f"Nothing found: there is no record with a {NOUNS[params.find]} beside it that searches know."
 
 
 def _which(one: Found) -> str:

@@ -4,9 +4,9 @@ from asyncio import to_thread
 
 from nicegui import ui
 
-from flows.console.context import Desk
-from flows.console.format import lasting
-from flows.console.widgets import confirmed, refused, start
+from flows.console.context import ConsoleContext
+from flows.console.format import duration
+from flows.console.widgets import confirm, show_error, start_flow
 from flows.service.model_overview import Effort, Lineage, effort_of
 from flows.service.pool import AWAY
 from flows.tracking.text import many
@@ -16,9 +16,9 @@ from storage.qdrant import collection_name
 FORCE = "Promote it whatever the comparison says; that is put on record"
 
 
-async def ask_to_promote(desk: Desk, life: Life, active: Life) -> None:
+async def confirm_promotion(context: ConsoleContext, life: Life, active: Life) -> None:
     """Have the gate decide on a model, once somebody has read what that means."""
-    gate = desk.backend.settings.gate
+    gate = context.backend.settings.gate
     outside = f", nor on {gate.outside}" if gate.outside is not None else ""
     with ui.dialog() as dialog, ui.card():
         ui.label("Promote this model?").style("font-weight: 650; font-size: 1.1rem")
@@ -36,26 +36,26 @@ async def ask_to_promote(desk: Desk, life: Life, active: Life) -> None:
     forced = await dialog
     dialog.delete()
     if forced is not None:
-        await start(desk, "promote", model=life.name, force=forced)
+        await start_flow(context, "promote", model=life.name, force=forced)
 
 
-async def reindex(desk: Desk, life: Life, active: Life) -> None:
+async def confirm_reindex(context: ConsoleContext, life: Life, active: Life) -> None:
     """Have searches move to a promoted model, once somebody has read what that takes."""
-    effort = await _effort(desk, life.fingerprint)
+    effort = await _effort(context, life.fingerprint)
     if effort is None:
         return
     happens = (
         f"{life.name} embeds {_embedded(effort)}. Meanwhile searches go on with {active.name}; they switch "
         "in one step at the end, when the new collection is complete and was verified. The old one stays for "
-        f"{desk.backend.settings.keep_retired_days:g} days, so that you can roll back."
+        f"{context.backend.settings.keep_retired_days:g} days, so that you can roll back."
     )
-    if await confirmed("Have searches use this model?", happens, "Re-index"):
-        await start(desk, "reindex", model=life.name)
+    if await confirm("Have searches use this model?", happens, "Re-index"):
+        await start_flow(context, "reindex", model=life.name)
 
 
-async def roll_back(desk: Desk, seen: Lineage, active: Life, back: Kept) -> None:
+async def confirm_rollback(context: ConsoleContext, seen: Lineage, active: Life, back: Kept) -> None:
     """Have searches go back to the collection before, once somebody has read which that is."""
-    effort = await _effort(desk, back.fingerprint)
+    effort = await _effort(context, back.fingerprint)
     if effort is None:
         return
     now = next((one.name for one in seen.collections if one.state == "active"), "none")
@@ -63,24 +63,24 @@ async def roll_back(desk: Desk, seen: Lineage, active: Life, back: Kept) -> None
         f"Searches move at once from {active.name} (collection {now}) to "
         f"{seen.names.get(back.fingerprint, back.fingerprint)} (collection {back.name}). Then what it lacks "
         f"is embedded: {_embedded(effort)}. The collection that they leave stays for "
-        f"{desk.backend.settings.keep_retired_days:g} days."
+        f"{context.backend.settings.keep_retired_days:g} days."
     )
-    if await confirmed("Have searches go back?", happens, "Roll back"):
-        await start(desk, "rollback")
+    if await confirm("Have searches go back?", happens, "Roll back"):
+        await start_flow(context, "rollback")
 
 
-async def _effort(desk: Desk, fingerprint: str) -> Effort | None:
+async def _effort(context: ConsoleContext, fingerprint: str) -> Effort | None:
     """Return what filling a model's collection takes; None where Postgres is away, which is said."""
     try:
-        return await to_thread(look_at_effort, desk, fingerprint)
+        return await to_thread(read_effort, context, fingerprint)
     except AWAY as error:
-        refused(error)
+        show_error(error)
         return None
 
 
-def look_at_effort(desk: Desk, fingerprint: str) -> Effort:
+def read_effort(context: ConsoleContext, fingerprint: str) -> Effort:
     """Return what filling a model's collection takes."""
-    with desk.backend.sessions() as sessions, sessions() as session:
+    with context.backend.sessions() as sessions, sessions() as session:
         return effort_of(session, collection_name(fingerprint))
 
 
@@ -91,4 +91,4 @@ def _embedded(effort: Effort) -> str:
         return what
     if effort.seconds is None:
         return f"{what}; how long that takes, no run has told yet"
-    return f"{what}, in about {lasting(effort.seconds)} at the pace of a recent {effort.by}"
+    return f"{what}, in about {duration(effort.seconds)} at the pace of a recent {effort.by}"

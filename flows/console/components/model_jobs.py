@@ -6,29 +6,29 @@ from functools import partial
 
 from nicegui import ui
 
-from flows.console.format import lasting, moment
+from flows.console.format import duration, moment
 from flows.console.widgets import Row, heading, outcome, table
 from storage.postgres.runs import Run
 
 
-def progress(one: Run, now: datetime) -> None:
+def show_progress(one: Run, now: datetime) -> None:
     """Show how far a run is."""
     with ui.element("section").classes("sl-sheet sl-note").props('role="status"'):
-        told = one.progress
-        if told is None:
+        progress = one.progress
+        if progress is None:
             ui.label(f"{one.flow} has begun")
             return
-        parts = [f"{one.flow}: {told.stage}"]
-        if told.total:
-            parts.append(f"{told.done:,} of {told.total:,}")
-        if (left := told.remaining_s(now)) is not None and told.total:
-            parts.append(f"about {lasting(left)} left")
+        parts = [f"{one.flow}: {progress.stage}"]
+        if progress.total:
+            parts.append(f"{progress.done:,} of {progress.total:,}")
+        if (left := progress.remaining_s(now)) is not None and progress.total:
+            parts.append(f"about {duration(left)} left")
         ui.label(", ".join(parts))
-        if told.total:
-            ui.linear_progress(min(1.0, told.done / told.total), show_value=False).props("rounded")
+        if progress.total:
+            ui.linear_progress(min(1.0, progress.done / progress.total), show_value=False).props("rounded")
 
 
-def last_work(last_runs: Sequence[Run]) -> None:
+def show_last_jobs(last_runs: Sequence[Run]) -> None:
     """Show how the last training, promotion, re-index and rollback went."""
     if not last_runs:
         return
@@ -39,7 +39,7 @@ def last_work(last_runs: Sequence[Run]) -> None:
                 one.flow,
                 partial(outcome, one.outcome),
                 moment(one.started),
-                lasting(one.took_s),
+                duration(one.took_s),
                 one.error or "",
             ]
             for one in last_runs

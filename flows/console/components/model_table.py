@@ -13,19 +13,19 @@ from storage.postgres.model_history import Checked, Decision, Life
 from storage.postgres.statistics import HEADLINE
 
 
-def name_of(depth: int, life: Life) -> None:
+def model_name(depth: int, life: Life) -> None:
     """Show its name, indented below that of its parent."""
     label = ui.label(("└ " if depth else "") + short(life.name, life.fingerprint))
     label.style(f"padding-left: {max(0, depth - 1) * 1.2}rem; white-space: nowrap")
     label.props["title"] = f"{life.name}, {life.fingerprint}, since {moment(life.created)}"
 
 
-def state_of(state: str) -> None:
+def model_state(state: str) -> None:
     """Show whether searches use a model."""
     ui.label(state).classes("sl-good" if state == "active" else "sl-faint")
 
 
-def collections_of(seen: Lineage, life: Life) -> None:
+def model_collections(seen: Lineage, life: Life) -> None:
     """Show the collections that a model made."""
     own = [one for one in seen.collections if one.fingerprint == life.fingerprint]
     for one in own:
@@ -45,7 +45,7 @@ def collections_of(seen: Lineage, life: Life) -> None:
         ui.label("–")
 
 
-def before_and_after(life: Life, direction: str) -> str:
+def recall_change(life: Life, direction: str) -> str:
     """Return recall@10 of the held-out pairs before and after the training."""
     before, after = (figures.get(direction, {}).get(HEADLINE) for figures in (life.before, life.figures))
     return "–" if after is None else f"{share(before)} → {share(after)}"

@@ -18,7 +18,7 @@ GREY = {"color": "#8a94a0"}
 THICK = 0.008
 """Half of how high a value is drawn, so that it is seen between its whiskers."""
 
-TOLD = """point => {
+TOOLTIP = """point => {
   const [, low, , value, , high] = point.value.map(one => `${(100 * one).toFixed(1)}%`);
   return `${point.seriesName}: ${value} (${low} to ${high})`;
 }"""
@@ -69,7 +69,7 @@ def recall(measured: Sequence[Measured], names: Mapping[str, str]) -> None:
                 any_one = next(iter(own.values()))
                 figures = [partial(_figure, own.get(metric)) for metric in METRICS]
                 sizes = [f"{any_one.queries:,}", f"{any_one.gallery:,}"]
-                judged = partial(_judged, short(name, model), any_one)
+                judged = partial(_measured_model, short(name, model), any_one)
                 rows.append([direction.replace("_", " "), judged, *figures, *sizes])
     head = ("", "model", "recall@1", "recall@5", "recall@10", "MRR", "nDCG@10", "queries", "gallery")
     table(head, rows, numbers=7)
@@ -79,7 +79,7 @@ def recall(measured: Sequence[Measured], names: Mapping[str, str]) -> None:
         ).classes("sl-warn")
 
 
-def _judged(model: str, any_one: Measured) -> None:
+def _measured_model(model: str, any_one: Measured) -> None:
     """Show which model was judged, and when."""
     ui.label(model).style("white-space: nowrap")
     ui.label(moment(any_one.at)).classes("sl-faint").style("white-space: nowrap")
@@ -105,7 +105,7 @@ def _chart(direction: str, measured: Sequence[Measured], names: Mapping[str, str
         {
             "title": {"text": title, "textStyle": {"fontSize": 13, "fontWeight": 550, **GREY}},
             "legend": {"bottom": 0, "textStyle": GREY, "type": "scroll"},
-            "tooltip": {"trigger": "item", "renderMode": "richText", "confine": True, ":formatter": TOLD},
+            "tooltip": {"trigger": "item", "renderMode": "richText", "confine": True, ":formatter": TOOLTIP},
             "grid": {"left": 44, "right": 12, "top": 36, "bottom": 56},
             "xAxis": {"type": "category", "data": [f"@{k}" for k in CUTOFFS], "axisLabel": GREY},
             "yAxis": {

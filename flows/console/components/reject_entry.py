@@ -7,35 +7,40 @@ from datetime import datetime
 
 from nicegui import ui
 
-from flows.console.context import Desk
+from flows.console.context import ConsoleContext
 from flows.console.format import ago, moment
-from flows.console.widgets import start
+from flows.console.widgets import start_flow
 from flows.ingestion.reject_preview import NoPicture, picture_of_reject
 from flows.ingestion.reject_reasons import REASONS
 from flows.service.pool import AWAY
 from storage.postgres.runs import Reject
 
 SHORT_CHARS = 120
-ASKED = "It is tried again within seconds."
-STILL = "It was tried again, and is still not taken in."
+RETRY_STARTED = "It is tried again within seconds."
+STILL_REJECTED = "It was tried again, and is still not taken in."
 
 
-class Entry:
+class RejectEntry:
     """The elements of one reject."""
 
     def __init__(
-        self, desk: Desk, reject: Reject, now: datetime, chosen: Callable[[], None], note: str = ""
+        self,
+        context: ConsoleContext,
+        reject: Reject,
+        now: datetime,
+        chosen: Callable[[], None],
+        note: str = "",
     ) -> None:
         """Make them where the caller is.
 
         Args:
             chosen: called when the box is ticked or cleared.
         """
-        self.reject, self._desk = reject, desk
-        self.is_asked = False
+        self.reject, self._context = reject, context
+        self.is_retried = False
         """Whether a person just had it tried again."""
 
-        self._picture: ui.element | None = None
+        self._image: ui.element | None = None
         self._is_busy = False
         with ui.element("li").classes("sl-sheet sl-reject") as self.root:
             with ui.element("div").classes("sl-row"):
@@ -52,22 +57,22 @@ class Entry:
             _row_as_text(reject)
             reason = REASONS.get(reject.reason)
             if reason is not None and reason.of_picture:
-                self._place_of_picture()
+                self._image_button()
 
-    def tell_time(self, now: datetime) -> None:
+    def update_age(self, now: datetime) -> None:
         """Say how long ago it was seen."""
         self._seen.set_text(_seen(self.reject, now))
 
-    def asked(self) -> None:
+    def show_retried(self) -> None:
         """Say that it is tried again."""
-        self.is_asked = True
-        self._note.set_text(ASKED)
+        self.is_retried = True
+        self._note.set_text(RETRY_STARTED)
 
     async def _retry(self) -> None:
-        if await start(self._desk, "retry", rejects=[str(self.reject.id)]):
-            self.asked()
+        if await start_flow(self._context, "retry", rejects=[str(self.reject.id)]):
+            self.show_retried()
 
-    def _place_of_picture(self) -> None:
+    def _image_button(self) -> None:
         self._button = ui.button("Show picture", on_click=self._show_or_hide)
         self._button.props('flat padding="0 8px"').classes("self-start")
         self._button.props["aria-label"] = f"Show picture of {self.reject.place}"
@@ -76,33 +81,33 @@ class Entry:
     async def _show_or_hide(self) -> None:
         if self._is_busy:
             return
-        if self._picture is not None:
-            self._picture = None
+        if self._image is not None:
+            self._image = None
             self._shown.clear()
             self._button.set_text("Show picture")
             return
         self._is_busy = True
         self._button.set_text("Looking for it…")
-        found = await to_thread(look_for_picture, self._desk, self.reject)
+        found = await to_thread(read_image, self._context, self.reject)
         self._is_busy = False
         if self._shown.is_deleted:
             return
         self._button.set_text("Hide picture")
-        picture, problem = found
+        image, problem = found
         with self._shown:
-            if picture is None:
-                self._picture = ui.label(problem).classes("sl-bad")
+            if image is None:
+                self._image = ui.label(problem).classes("sl-bad")
                 return
-            self._picture = ui.element("img").classes("sl-picture")
-            self._picture.props["src"] = f"data:image/jpeg;base64,{b64encode(picture).decode('ascii')}"
-            self._picture.props["alt"] = f"The picture of {self.reject.place}"
+            self._image = ui.element("img").classes("sl-picture")
+            self._image.props["src"] = f"data:image/jpeg;base64,{b64encode(image).decode('ascii')}"
+            self._image.props["alt"] = f"The picture of {self.reject.place}"
 
 
-def look_for_picture(desk: Desk, reject: Reject) -> tuple[bytes | None, str]:
+def read_image(context: ConsoleContext, reject: Reject) -> tuple[bytes | None, str]:
     """Return the image of a reject, or why it cannot be shown."""
     try:
-        with desk.backend.sessions() as sessions:
-            return picture_of_reject(sessions, desk.backend.settings.limits, reject.id), ""
+        with context.backend.sessions() as sessions:
+            return picture_of_reject(sessions, context.backend.settings.limits, reject.id), ""
     except (NoPicture, *AWAY) as error:
         return None, str(error).removeprefix(f"{reject.place}: ")
 

@@ -11,12 +11,12 @@ from uuid import UUID
 from nicegui import ui
 
 from flows.console.components.run_snapshot import name_of
-from flows.console.components.stage_bar import a_second, bar, stages_of
-from flows.console.context import Desk
-from flows.console.format import lasting
-from flows.console.keyed_list import Kept, box
+from flows.console.components.stage_bar import bar, records_per_second, stages_of
+from flows.console.context import ConsoleContext
+from flows.console.format import duration
+from flows.console.keyed_list import KeyedList, box
 from flows.console.layout import with_query
-from flows.console.widgets import OUTCOMES, cells, columns_of, heading, outcome, problem
+from flows.console.widgets import OUTCOMES, heading, outcome, problem, table_body, table_row
 from flows.service.pool import AWAY
 from storage.postgres import runs
 from storage.postgres.runs import Run
@@ -36,28 +36,28 @@ COLUMNS = (
 )
 NUMBERS = 5
 
-Place = tuple[datetime, UUID]
+Cursor = tuple[datetime, UUID]
 """The run after which a page begins: when it started, and its id."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RunFilter:
     """Which runs are looked at, as the address of the page says it."""
 
     flow: str | None = None
     source: str | None = None
     outcome: str | None = None
-    before: Place | None = None
+    before: Cursor | None = None
 
     @classmethod
-    def of_query(cls, query: Mapping[str, str]) -> "Wanted":
+    def of_query(cls, query: Mapping[str, str]) -> "RunFilter":
         """Read what `url` wrote; what cannot be read is left out."""
         outcome = query.get("outcome")
         return cls(
             query.get("flow") or None,
             query.get("source") or None,
             outcome if outcome in OUTCOMES else None,
-            _place(query.get("before", "")),
+            _cursor(query.get("before", "")),
         )
 
     def url(self) -> str:
@@ -73,7 +73,7 @@ class Wanted:
         return with_query("/runs", given)
 
 
-def _place(text: str) -> Place | None:
+def _cursor(text: str) -> Cursor | None:
     started, _, id = text.partition("_")
     try:
         place = datetime.fromisoformat(started), UUID(id)
@@ -83,7 +83,7 @@ def _place(text: str) -> Place | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RunPage:
     """A page of runs, and what they can be narrowed by."""
 
     runs: tuple[Run, ...] = ()
@@ -93,10 +93,10 @@ class Found:
     problem: str | None = None
 
 
-def find(desk: Desk, wanted: Wanted) -> Found:
+def read_runs(context: ConsoleContext, wanted: RunFilter) -> RunPage:
     """Read one page."""
     try:
-        with desk.backend.sessions() as sessions, sessions() as session:
+        with context.backend.sessions() as sessions, sessions() as session:
             flows, sources = runs.flows_and_sources(session)
             found = runs.recent_runs(
                 session,
@@ -107,25 +107,25 @@ def find(desk: Desk, wanted: Wanted) -> Found:
                 before=wanted.before,
             )
     except AWAY as error:
-        return Found(problem=str(error))
-    return Found(tuple(found[:PAGE]), len(found) > PAGE, tuple(flows), tuple(sources))
+        return RunPage(problem=str(error))
+    return RunPage(tuple(found[:PAGE]), len(found) > PAGE, tuple(flows), tuple(sources))
 
 
 class History:
     """The table, where it is made; narrowing and paging happen in place, and the address follows."""
 
-    def __init__(self, desk: Desk, wanted: Wanted, found: Found) -> None:
-        self._desk, self._wanted = desk, wanted
-        self._pages: list[Place | None] = [None] if wanted.before is None else [None, wanted.before]
+    def __init__(self, context: ConsoleContext, wanted: RunFilter, found: RunPage) -> None:
+        self._context, self._wanted = context, wanted
+        self._pages: list[Cursor | None] = [None] if wanted.before is None else [None, wanted.before]
         with ui.element("section").classes("sl-sheet"):
             heading("History")
             with ui.element("div").classes("sl-row"):
                 self._choice("flow", found.flows)
                 self._choice("source", found.sources)
                 self._choice("outcome", tuple(OUTCOMES))
-            self._rows = Kept[UUID](columns_of(COLUMNS, NUMBERS))
+            self._rows = KeyedList[UUID](table_body(COLUMNS, NUMBERS))
             self._none = ui.label("There is no such run.").classes("sl-faint")
-            self._problem = Kept[str](ui.element("div").classes("sl-column"))
+            self._problem = KeyedList[str](ui.element("div").classes("sl-column"))
             with ui.element("div").classes("sl-row") as self._pager:
                 self._newer = ui.button("Newer", on_click=self._go_back).props("flat no-caps")
                 self._older = ui.button("Older", on_click=self._go_on).props("flat no-caps")
@@ -135,7 +135,7 @@ class History:
         """Show the newest page as it is now; an older one stays as it was."""
         wanted = self._wanted
         if wanted.before is None:
-            found = await to_thread(find, self._desk, wanted)
+            found = await to_thread(read_runs, self._context, wanted)
             if wanted == self._wanted:  # else somebody has chosen others meanwhile
                 self._show(found)
 
@@ -145,27 +145,27 @@ class History:
 
         async def choose(event: Any) -> None:
             self._pages = [None]
-            await self._look(replace(self._wanted, before=None, **{name: event.value}))
+            await self._apply(replace(self._wanted, before=None, **{name: event.value}))
 
         select = ui.select(options, label=name, value=chosen, clearable=True, on_change=choose)
         select.props("dense outlined options-dense").classes("sl-choice")
 
     async def _go_on(self) -> None:
         self._pages.append((self._last.started, self._last.id))
-        await self._look(replace(self._wanted, before=self._pages[-1]))
+        await self._apply(replace(self._wanted, before=self._pages[-1]))
 
     async def _go_back(self) -> None:
         self._pages.pop()
-        await self._look(replace(self._wanted, before=self._pages[-1]))
+        await self._apply(replace(self._wanted, before=self._pages[-1]))
 
-    async def _look(self, wanted: Wanted) -> None:
+    async def _apply(self, wanted: RunFilter) -> None:
         self._wanted = wanted
         ui.navigate.history.replace(wanted.url())
-        found = await to_thread(find, self._desk, wanted)
+        found = await to_thread(read_runs, self._context, wanted)
         if wanted == self._wanted:
             self._show(found)
 
-    def _show(self, found: Found) -> None:
+    def _show(self, found: RunPage) -> None:
         self._rows.show([(run.id, (run.outcome, run.ended), partial(_row, run)) for run in found.runs])
         self._none.visible = not found.runs and found.problem is None
         away = [found.problem] if found.problem else []
@@ -184,11 +184,11 @@ def _row(run: Run) -> ui.element:
         run.source or "",
         partial(outcome, run.outcome),
         partial(bar, stages, slim=True) if stages else "",
-        lasting(run.took_s),
+        duration(run.took_s),
         *(count(run, name) for name in ("read", "embedded", "rejected")),
-        "–" if run.ended is None else a_second(run, run.ended),
+        "–" if run.ended is None else records_per_second(run, run.ended),
     ]
-    return cells(row, NUMBERS)
+    return table_row(row, NUMBERS)
 
 
 def link_to(run: Run) -> None:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from nicegui import ui
 
-from flows.console.context import Desk
+from flows.console.context import ConsoleContext
 from flows.console.widgets import heading
 from flows.orchestration.prefect_client import MOST_LOGS, Line, NothingServes
 from storage.postgres.runs import Run
@@ -21,7 +21,7 @@ NOT_KNOWN = "This Prefect server does not know the run: it was started at a term
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class LogPage:
     """Some lines, or why there are none."""
 
     lines: tuple[Line, ...] = ()
@@ -37,23 +37,23 @@ class Told:
     why_not: str | None = None
 
 
-def read(desk: Desk, run: UUID, after: int) -> Told:
+def read_log(context: ConsoleContext, run: UUID, after: int) -> LogPage:
     """Return the lines after the first `after` ones, a page at most."""
     try:
-        with desk.prefect() as prefect:
+        with context.prefect() as prefect:
             if not prefect.knows(run):
-                return Told(why_not=NOT_KNOWN)
+                return LogPage(why_not=NOT_KNOWN)
             lines = tuple(prefect.log(run, after=after))
-            return Told(lines, prefect.page_of(run), prefect.login_of(run), prefect.password_file)
+            return LogPage(lines, prefect.page_of(run), prefect.login_of(run), prefect.password_file)
     except NothingServes as error:
-        return Told(why_not=f"Prefect keeps the log: {error}")
+        return LogPage(why_not=f"Prefect keeps the log: {error}")
 
 
-class Log:
+class RunLog:
     """The lines, where this is made."""
 
-    def __init__(self, desk: Desk, run: Run) -> None:
-        self._desk, self._run = desk, run.prefect_run_id
+    def __init__(self, context: ConsoleContext, run: Run) -> None:
+        self._context, self._run = context, run.prefect_run_id
         self._many, self._most = 0, AT_ONCE
         with ui.element("section").classes("sl-sheet"):
             with ui.element("div").classes("sl-row sl-between"):
@@ -76,15 +76,15 @@ class Log:
     async def read(self) -> None:
         """Show what has come since, as far as it is not too much at once."""
         while self._run is not None:
-            told = await to_thread(read, self._desk, self._run, self._many)
-            self._why_not.text = told.why_not or ("" if self._many or told.lines else "It has no lines yet.")
-            if told.page is not None:
-                self._page.props["href"], self._page.visible = told.page, True
-            if told.login is not None:
-                self._login.props["href"], self._password.visible = told.login, True
-                self._file.text = f" first, with its password: the line in {told.password_file}"
-            self._add(told.lines)
-            is_whole_page = len(told.lines) == MOST_LOGS
+            page = await to_thread(read_log, self._context, self._run, self._many)
+            self._why_not.text = page.why_not or ("" if self._many or page.lines else "It has no lines yet.")
+            if page.page is not None:
+                self._page.props["href"], self._page.visible = page.page, True
+            if page.login is not None:
+                self._login.props["href"], self._password.visible = page.login, True
+                self._file.text = f" first, with its password: the line in {page.password_file}"
+            self._add(page.lines)
+            is_whole_page = len(page.lines) == MOST_LOGS
             self._more.visible = is_whole_page and self._many >= self._most
             if not is_whole_page or self._many >= self._most:
                 return

@@ -8,7 +8,7 @@ from threading import Lock
 from time import monotonic
 from uuid import UUID
 
-from flows.console.context import Desk
+from flows.console.context import ConsoleContext
 from flows.orchestration.prefect_client import Begun, Deployed, NothingServes, Skipped
 from flows.service.pool import AWAY
 from storage.postgres import runs
@@ -21,7 +21,7 @@ SKIPPED_FOR = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
-class Going:
+class RunSnapshot:
     """One look."""
 
     at: datetime
@@ -47,11 +47,11 @@ class Going:
         """What Prefect has accepted, and of which there is nothing on record yet."""
         return [one for id, one in self.begun.items() if id not in self.recorded]
 
-    def begun_as(self, run: Run) -> Begun | None:
+    def prefect_run(self, run: Run) -> Begun | None:
         """Return what Prefect says of a run; None where it did not begin it, and cannot end it."""
         return None if run.prefect_run_id is None else self.begun.get(run.prefect_run_id)
 
-    def is_at_work(self, flow: str) -> bool:
+    def is_active(self, flow: str) -> bool:
         """Whether a run of a flow goes on or is about to, so that a second one would have nothing to do."""
         on_record = any(name_of(run) == flow and run.source is None for run in self.runs)
         return on_record or any(one.flow == flow for one in self.begun.values())
@@ -62,56 +62,56 @@ def name_of(run: Run) -> str:
     return "repair" if run.flow == COMPARISON and run.options.get("repair") else run.flow
 
 
-class Watch:
+class RunWatcher:
     """Looks when somebody asks, unless it did just now."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, context: ConsoleContext) -> None:
+        self._context = context
         self._turn = Lock()
-        self._seen: Going | None = None
+        self._seen: RunSnapshot | None = None
         self._until = 0.0
 
-    async def look(self) -> Going:
+    async def read(self) -> RunSnapshot:
         """Return what goes on, at most a second old."""
-        return await to_thread(self._look)
+        return await to_thread(self._read)
 
-    async def look_again(self) -> Going:
+    async def refresh(self) -> RunSnapshot:
         """Return what goes on now: something was just done that shows."""
         self._until = 0.0
-        return await self.look()
+        return await self.read()
 
-    def _look(self) -> Going:
+    def _read(self) -> RunSnapshot:
         with self._turn:
             seen = self._seen
             if seen is None or monotonic() >= self._until:
-                seen = self._seen = look(self._desk)
+                seen = self._seen = read_snapshot(self._context)
                 self._until = monotonic() + FRESH_S
             return seen
 
 
-def look(desk: Desk) -> Going:
+def read_snapshot(context: ConsoleContext) -> RunSnapshot:
     """Return what goes on now; of a store that is away, or of Prefect, there is a problem instead."""
     at = datetime.now(UTC)
     try:
-        with desk.backend.sessions() as sessions:
+        with context.backend.sessions() as sessions:
             with sessions() as session:
-                going = tuple(runs.running(session))
-            told = ask_prefect(desk, at, going)
+                snapshot = tuple(runs.running(session))
+            told = read_prefect(context, at, snapshot)
             with sessions() as session:
                 recorded = frozenset(runs.on_record(session, told.begun.keys()))
     except AWAY as error:
-        return replace(ask_prefect(desk, at, ()), postgres_problem=str(error))
-    return replace(told, runs=going, recorded=recorded)
+        return replace(read_prefect(context, at, ()), postgres_problem=str(error))
+    return replace(told, runs=snapshot, recorded=recorded)
 
 
-def ask_prefect(desk: Desk, at: datetime, going: tuple[Run, ...]) -> Going:
+def read_prefect(context: ConsoleContext, at: datetime, snapshot: tuple[Run, ...]) -> RunSnapshot:
     """Return what Prefect says of the runs that go on, and of those that are about to."""
     try:
-        with desk.prefect() as prefect:
+        with context.prefect() as prefect:
             begun = {one.id: one for one in prefect.begun()}
-            other = {one.prefect_run_id for one in going if one.prefect_run_id} - begun.keys()
+            other = {one.prefect_run_id for one in snapshot if one.prefect_run_id} - begun.keys()
             ending = frozenset(prefect.ours(other)) if other else frozenset[UUID]()
             deployed, skipped = tuple(prefect.deployed()), tuple(prefect.skipped(at - SKIPPED_FOR))
     except NothingServes as error:
-        return Going(at, prefect_problem=str(error))
-    return Going(at, begun=begun, ending=ending, skipped=skipped, deployed=deployed)
+        return RunSnapshot(at, prefect_problem=str(error))
+    return RunSnapshot(at, begun=begun, ending=ending, skipped=skipped, deployed=deployed)

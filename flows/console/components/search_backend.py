@@ -7,20 +7,28 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from embedding.encoders.sentence_encoder import ModelUnavailable
 from embedding.images.decode import BadImage
 from embedding.images.worker_pool import WorkersFailed
-from flows.console.components.search_params import Asked
-from flows.console.uploads import Gone, Uploads
+from flows.console.components.search_params import SearchParams
+from flows.console.uploads import UploadExpired, Uploads
 from flows.search.query import BadText, NoSuchRecord, Query, Results, search
 from flows.service.pool import AWAY, Backend
 from storage.postgres import catalog, facets
 from storage.qdrant import ModelMismatch
 from storage.records import Item
 
-UNUSABLE = BadText, BadImage, WorkersFailed
-REFUSED = (*AWAY, ModelUnavailable, ModelMismatch, NoSuchRecord, Gone, UnexpectedResponse, *UNUSABLE)
+UNUSABLE_QUERY = BadText, BadImage, WorkersFailed
+SEARCH_ERRORS = (
+    *AWAY,
+    ModelUnavailable,
+    ModelMismatch,
+    NoSuchRecord,
+    UploadExpired,
+    UnexpectedResponse,
+    *UNUSABLE_QUERY,
+)
 """What keeps a search from being answered; `explain` says what to do."""
 
 
-class Warming:
+class ModelWarmup:
     """Loads the model when somebody opens the page, so that their first search need not; once."""
 
     def __init__(self, backend: Backend) -> None:
@@ -46,7 +54,7 @@ class Warming:
             pass
 
 
-def find(backend: Backend, uploads: Uploads, asked: Asked) -> tuple[Results, Item | None]:
+def run_search(backend: Backend, uploads: Uploads, params: SearchParams) -> tuple[Results, Item | None]:
     """Return what is found, and the record that others are to be like, if one is meant.
 
     Raises:
@@ -54,22 +62,22 @@ def find(backend: Backend, uploads: Uploads, asked: Asked) -> tuple[Results, Ite
         NoCollection: nothing has been ingested yet.
     """
     query = Query(
-        text=asked.text or None,
-        find=asked.find,
-        limit=asked.limit,
-        min_score=asked.min_score,
-        where=dict(asked.where),
+        text=params.text or None,
+        find=params.find,
+        limit=params.limit,
+        min_score=params.min_score,
+        where=dict(params.where),
         oversampling=backend.settings.qdrant.oversampling,
-        picture=None if asked.picture is None else uploads.get(asked.picture),
-        like=asked.like,
+        picture=None if params.picture is None else uploads.get(params.picture),
+        like=params.like,
     )
     with backend.searching() as deps:
         results = search(deps, query)
-        if asked.like is None:
+        if params.like is None:
             return results, None
         with deps.sessions() as session:
-            known = catalog.items_with_digests(session, [asked.like])
-    return results, known[asked.like][0] if asked.like in known else None
+            known = catalog.items_with_digests(session, [params.like])
+    return results, known[params.like][0] if params.like in known else None
 
 
 def suggestions(backend: Backend) -> list[str]:

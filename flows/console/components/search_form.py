@@ -6,9 +6,9 @@ from dataclasses import replace
 from nicegui import ui
 
 from embedding.images.decode import MEDIA_TYPES
-from flows.console.components.search_params import LONGEST_TEXT, Asked, pairs
+from flows.console.components.search_params import LONGEST_TEXT, SearchParams, parse_filters
 
-PICTURES = ",".join(MEDIA_TYPES.values())
+IMAGE_TYPES = ",".join(MEDIA_TYPES.values())
 OPEN_CHOOSER = '() => document.getElementById("sl-chooser").click()'
 
 
@@ -33,7 +33,7 @@ class Form:
                 choose.tooltip("Choose a picture; you can drop or paste one as well")
                 ui.button("Search").props("type=submit unelevated")
             chooser = ui.element("input").props("id=sl-chooser type=file hidden aria-hidden=true tabindex=-1")
-            chooser.props(f"accept={PICTURES} data-most={max_bytes}")
+            chooser.props(f"accept={IMAGE_TYPES} data-most={max_bytes}")
             self.examples = ui.element("div").classes("sl-row")
             with ui.element("div").classes("sl-row"):
                 self._narrowing()
@@ -47,15 +47,15 @@ class Form:
     def words(self, words: str) -> None:
         self._box.value = words
 
-    def fill(self, asked: Asked) -> None:
+    def fill(self, params: SearchParams) -> None:
         """Have it say what is asked for; that is no reason to search."""
         self._is_filling = True
-        self._box.value, self._find.value, self._least.value = asked.text, asked.find, asked.min_score
-        filters = [f"{field}={value}" for field, value in asked.where]
+        self._box.value, self._find.value, self._least.value = params.text, params.find, params.min_score
+        filters = [f"{field}={value}" for field, value in params.where]
         self._filters.set_options([*dict.fromkeys([*filters, *self._filters.options])], value=filters)
         self._is_filling = False
 
-    def read(self, before: Asked) -> Asked:
+    def read(self, before: SearchParams) -> SearchParams:
         """Return `before` with what it says now.
 
         Raises:
@@ -65,7 +65,7 @@ class Form:
             before,
             text=self.words[:LONGEST_TEXT],  # a browser keeps to that, other clients need not
             find=self._find.value,
-            where=pairs(self._filters.value),
+            where=parse_filters(self._filters.value),
             min_score=self._least.value,
         )
 

@@ -19,7 +19,7 @@ KINDS: tuple[Find, ...] = get_args(Find)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SearchParams:
     """One search."""
 
     text: str = ""
@@ -59,7 +59,7 @@ class Asked:
         return f"/search?{query}" if query else "/search"
 
 
-def asked_by(params: QueryParams) -> Asked:
+def parse_params(params: QueryParams) -> SearchParams:
     """Return what the query of an address asks for.
 
     Raises:
@@ -68,18 +68,18 @@ def asked_by(params: QueryParams) -> Asked:
     find = next((kind for kind in KINDS if kind == params.get("find", "images")), None)
     if find is None:
         raise ValueError(f"the address asks for find={params['find']}; it takes {' or '.join(KINDS)}")
-    return Asked(
+    return SearchParams(
         text=params.get("q", "").strip()[:LONGEST_TEXT],
         picture=params.get("picture") or None,
         like=_like(params.get("like")),
         find=find,
-        where=pairs(params.getlist("where")),
+        where=parse_filters(params.getlist("where")),
         min_score=_number("min", params.get("min"), -1, 1),
         limit=int(_number("limit", params.get("limit"), 1, MOST) or PAGE),
     )
 
 
-def pairs(filters: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def parse_filters(filters: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Return filters as people write them as fields and values; of those with the same field the last.
 
     Raises:

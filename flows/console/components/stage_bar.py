@@ -7,7 +7,7 @@ from typing import Any
 
 from nicegui import ui
 
-from flows.console.format import lasting
+from flows.console.format import duration
 from storage.postgres.runs import Run
 
 TOTAL = "total"
@@ -32,18 +32,18 @@ def stages_of(run: Run) -> list[tuple[str, float]]:
     return sorted(taken, key=lambda stage: order.index(stage[0]) if stage[0] in order else len(order))
 
 
-def in_words(stages: Sequence[tuple[str, float]]) -> str:
+def stages_text(stages: Sequence[tuple[str, float]]) -> str:
     """Return what a bar shows, for whoever does not see it.
 
     >>> in_words([("read", 0.5), ("embed", 90.0)])
     'Seconds per stage: read 500 ms, embed 1 min 30 s'
     """
-    return "Seconds per stage: " + ", ".join(f"{name} {lasting(seconds)}" for name, seconds in stages)
+    return "Seconds per stage: " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in stages)
 
 
 def bar(stages: Sequence[tuple[str, float]], *, slim: bool = False) -> None:
     """Draw one bar: the wider a stage, the longer it was at work."""
-    words = in_words(stages)
+    words = stages_text(stages)
     drawn = ui.element("div").classes("sl-bar" + (" sl-slim" if slim else ""))
     drawn.props["role"], drawn.props["aria-label"], drawn.props["title"] = "img", words, words
     drawn.style(f"background: {_gradient(stages)}")
@@ -69,28 +69,28 @@ def legend(stages: Sequence[tuple[str, float]]) -> None:
         for place, (name, seconds) in enumerate(stages):
             with ui.element("span").classes("sl-key"):
                 ui.element("span").classes("sl-dot").style(f"background: {_colour(name, place)}")
-                ui.label(f"{name} {lasting(seconds)}")
+                ui.label(f"{name} {duration(seconds)}")
 
 
-def took_s(run: Run, now: datetime) -> float:
+def duration_s(run: Run, now: datetime) -> float:
     """Return for how many seconds a run went on, or has until now."""
     return ((run.ended or now) - run.started).total_seconds()
 
 
-def a_second(run: Run, now: datetime) -> str:
+def records_per_second(run: Run, now: datetime) -> str:
     """Return how many records a second a run has read; a dash for one that reads none."""
-    read, seconds = run.counts.get("read"), run.seconds.get(TOTAL) or took_s(run, now)
+    read, seconds = run.counts.get("read"), run.seconds.get(TOTAL) or duration_s(run, now)
     return f"{read / seconds:,.1f}" if read and seconds else "–"
 
 
-def flat(counts: Mapping[str, Any], within: str = "") -> list[tuple[str, Any]]:
+def flattened(counts: Mapping[str, Any], within: str = "") -> list[tuple[str, Any]]:
     """Return counts that have others inside as one list.
 
     >>> flat({"read": 3, "reasons": {"bad_image": 1}})
     [('read', 3), ('reasons: bad_image', 1)]
     """
     each = (
-        flat(value, f"{within}{name}: ") if isinstance(value, Mapping) else [(f"{within}{name}", value)]
+        flattened(value, f"{within}{name}: ") if isinstance(value, Mapping) else [(f"{within}{name}", value)]
         for name, value in counts.items()
     )
     return list(chain.from_iterable(each))

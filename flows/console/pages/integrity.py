@@ -8,28 +8,28 @@ from functools import partial
 from nicegui import ui
 from starlette.requests import Request
 
-from flows.console.components.active_runs import Live
+from flows.console.components.active_runs import ActiveRuns
 from flows.console.components.consistency import (
-    MEANS,
+    MEANINGS,
     NOUNS,
-    Compared,
-    Held,
-    Stored,
+    Collections,
+    CollectionState,
+    Comparisons,
     Verdict,
-    found_in_words,
-    judge,
-    look_at_collections,
-    look_at_comparisons,
-    repair_in_words,
+    findings_text,
+    read_collections,
+    read_comparisons,
+    repair_text,
+    verdict_of,
 )
-from flows.console.components.flow_controls import begin
-from flows.console.components.run_snapshot import Watch, name_of
-from flows.console.components.stage_bar import took_s
-from flows.console.context import Desk
-from flows.console.format import ago, lasting
-from flows.console.keyed_list import Child, Kept, box
+from flows.console.components.flow_controls import start_if_idle
+from flows.console.components.run_snapshot import RunWatcher, name_of
+from flows.console.components.stage_bar import duration_s
+from flows.console.context import ConsoleContext
+from flows.console.format import ago, duration
+from flows.console.keyed_list import Child, KeyedList, box
 from flows.console.layout import PATIENCE_S, frame
-from flows.console.widgets import Row, heading, note, outcome, problem, spoken_title, table
+from flows.console.widgets import Row, heading, hidden_title, note, outcome, problem, table
 from flows.tracking.text import many
 from storage.postgres.runs import Run
 from storage.postgres.statistics import Figures
@@ -38,50 +38,52 @@ REFRESH_S = 3.0
 OWN = ("reconcile", "repair")
 
 
-def add_page(desk: Desk) -> None:
+def add_page(context: ConsoleContext) -> None:
     """Add the page at `/integrity`."""
-    watch = Watch(desk)
+    watch = RunWatcher(context)
 
     @ui.page("/integrity", response_timeout=PATIENCE_S)
     async def integrity(request: Request) -> None:
         compared, stored = await gather(
-            to_thread(look_at_comparisons, desk), to_thread(look_at_collections, desk)
+            to_thread(read_comparisons, context), to_thread(read_collections, context)
         )
-        with frame(desk, request, "Integrity"):
-            spoken_title("Integrity")
-            Page(desk, watch, compared, stored)
+        with frame(context, request, "Integrity"):
+            hidden_title("Integrity")
+            Page(context, watch, compared, stored)
 
 
 class Page:
     """What is on the page; while a comparison runs, only what has changed is shown anew."""
 
-    def __init__(self, desk: Desk, watch: Watch, compared: Compared, stored: Stored) -> None:
-        self._desk, self._watch, self._compared, self._stored = desk, watch, compared, stored
+    def __init__(
+        self, context: ConsoleContext, watch: RunWatcher, compared: Comparisons, stored: Collections
+    ) -> None:
+        self._context, self._watch, self._compared, self._stored = context, watch, compared, stored
         with ui.element("div").classes("sl-column") as self._where:
-            self._away = Kept[str](ui.element("div").classes("sl-column"))
+            self._away = KeyedList[str](ui.element("div").classes("sl-column"))
             with ui.element("div").classes("sl-sheet") as self._sheet, ui.element("div").classes("sl-row"):
                 self._verdict = ui.label().props("role=status")
-                self._repair = ui.button("Repair…", on_click=self._ask_to_repair).props("unelevated no-caps")
+                self._repair = ui.button("Repair…", on_click=self._confirm_repair).props("unelevated no-caps")
                 ui.button("Compare now", on_click=self._compare).props("outline no-caps")
-            self._live = Live(desk, watch, OWN)
-            self._findings = Kept[str](ui.element("div").classes("sl-column"))
-            self._rest = Kept[str](ui.element("div").classes("sl-column"))
-        self._show(desk.observer.seen.at)
+            self._live = ActiveRuns(context, watch, OWN)
+            self._findings = KeyedList[str](ui.element("div").classes("sl-column"))
+            self._rest = KeyedList[str](ui.element("div").classes("sl-column"))
+        self._show(context.observer.seen.at)
         ui.timer(REFRESH_S, self._refresh)
 
     async def _refresh(self) -> None:
-        going = await self._watch.look()
-        self._live.show(going)
-        before, self._compared = self._compared, await to_thread(look_at_comparisons, self._desk)
+        snapshot = await self._watch.read()
+        self._live.show(snapshot)
+        before, self._compared = self._compared, await to_thread(read_comparisons, self._context)
         if before != self._compared or self._stored.problem is not None:
-            self._stored = await to_thread(look_at_collections, self._desk)
-        self._show(going.at)
+            self._stored = await to_thread(read_collections, self._context)
+        self._show(snapshot.at)
 
     def _show(self, now: datetime) -> None:
-        verdict = judge(self._compared.comparisons)
+        verdict = verdict_of(self._compared.comparisons)
         differ = tuple(verdict.differences.items())
         agree = verdict.last is not None and not differ
-        self._verdict.text = in_words(verdict, now)
+        self._verdict.text = verdict_text(verdict, now)
         self._verdict.classes(replace="sl-strong sl-grow" + (" sl-good" if agree else ""))
         self._sheet.classes(replace="sl-sheet" + (" sl-problem" if differ else ""))
         self._sheet.visible = self._compared.problem is None
@@ -93,9 +95,9 @@ class Page:
             findings.append(("problem", verdict.problem, partial(box, problem, verdict.problem)))
         if differ:
             findings.append(("differences", differ, partial(_differences, differ)))
-        catalogued = self._desk.observer.seen.catalogued
+        catalogued = self._context.observer.seen.catalogued
         if catalogued is not None and catalogued.figures.pending:
-            behind = pending_in_words(catalogued.figures, now)
+            behind = pending_text(catalogued.figures, now)
             findings.append(("behind", behind, partial(box, note, behind)))
         self._findings.show(findings)
         ended = tuple(run for run in self._compared.comparisons if run.ended is not None)
@@ -109,35 +111,35 @@ class Page:
 
     async def _compare(self) -> None:
         with self._where:
-            if await begin(self._desk, self._watch, "reconcile", None):
-                self._live.show(await self._watch.look_again())
+            if await start_if_idle(self._context, self._watch, "reconcile", None):
+                self._live.show(await self._watch.refresh())
 
-    async def _ask_to_repair(self) -> None:
-        differences = judge(self._compared.comparisons).differences
+    async def _confirm_repair(self) -> None:
+        differences = verdict_of(self._compared.comparisons).differences
         points = sum(one.points or 0 for one in self._stored.collections)
         with self._where:
-            if await begin(self._desk, self._watch, "repair", repair_in_words(differences, points)):
-                self._live.show(await self._watch.look_again())
+            if await start_if_idle(self._context, self._watch, "repair", repair_text(differences, points)):
+                self._live.show(await self._watch.refresh())
 
 
-def in_words(verdict: Verdict, now: datetime) -> str:
+def verdict_text(verdict: Verdict, now: datetime) -> str:
     """Return whether the stores agree, as far as anybody has looked."""
     if verdict.last is None:
         return "Postgres and Qdrant have not been compared yet."
     when = ago(verdict.last.ended, now)
     if verdict.differences:
         return f"Postgres and Qdrant differ, as of {when}. Postgres is the truth; a repair mends Qdrant."
-    return f"Postgres and Qdrant agree. Compared {when}; that took {lasting(took_s(verdict.last, now))}."
+    return f"Postgres and Qdrant agree. Compared {when}; that took {duration(duration_s(verdict.last, now))}."
 
 
-def pending_in_words(waiting: Figures, now: datetime) -> str:
+def pending_text(waiting: Figures, now: datetime) -> str:
     """Return how far the index is behind.
 
     >>> pending_in_words(Figures(9, 2, 0, datetime(2026, 1, 1, 11), None), datetime(2026, 1, 1, 12))
     'The index is behind: 2 records wait for the next ingest, the oldest for 1 h.'
     """
     wait = "waits" if waiting.pending == 1 else "wait"
-    oldest = lasting(waiting.age_s(now))
+    oldest = duration(waiting.age_s(now))
     return (
         f"The index is behind: {many(waiting.pending, 'record')} {wait} for the next ingest, the oldest for "
         f"{oldest}."
@@ -147,13 +149,15 @@ def pending_in_words(waiting: Figures, now: datetime) -> str:
 def _differences(differ: Sequence[tuple[str, int]]) -> ui.element:
     with ui.element("section").classes("sl-sheet") as sheet:
         heading("What differs")
-        rows = [[kind.replace("_", " "), many(number, NOUNS[kind]), MEANS[kind]] for kind, number in differ]
+        rows = [
+            [kind.replace("_", " "), many(number, NOUNS[kind]), MEANINGS[kind]] for kind, number in differ
+        ]
         table(("kind", "how many", "what it means"), rows)
         ui.label("Which ones: run sightline reconcile").classes("sl-faint")
     return sheet
 
 
-def _collections(collections: Sequence[Held]) -> ui.element:
+def _collections(collections: Sequence[CollectionState]) -> ui.element:
     with ui.element("section").classes("sl-sheet") as sheet:
         heading("Collections")
         if not collections:
@@ -189,8 +193,8 @@ def _history(comparisons: Sequence[Run]) -> ui.element:
                 partial(ui.link, f"{run.started:%d %b %Y %H:%M:%S}", f"/runs/{run.id}"),
                 "repair" if name_of(run) == "repair" else "comparison",
                 partial(outcome, run.outcome),
-                found_in_words(run),
-                lasting(run.took_s),
+                findings_text(run),
+                duration(run.took_s),
             ]
             for run in comparisons
         ]

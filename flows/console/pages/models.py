@@ -9,21 +9,21 @@ from functools import partial
 from nicegui import ui
 from starlette.requests import Request
 
-from flows.console.components.model_actions import ask_to_promote, reindex, roll_back
-from flows.console.components.model_jobs import last_work, progress
+from flows.console.components.model_actions import confirm_promotion, confirm_reindex, confirm_rollback
+from flows.console.components.model_jobs import show_last_jobs, show_progress
 from flows.console.components.model_table import (
-    before_and_after,
-    collections_of,
     last_decision,
-    name_of,
+    model_collections,
+    model_name,
+    model_state,
+    recall_change,
     show_decision,
-    state_of,
 )
 from flows.console.components.recall_chart import data_set_of, data_sets, recall, short
-from flows.console.context import Desk
+from flows.console.context import ConsoleContext
 from flows.console.format import moment
 from flows.console.layout import PATIENCE_S, frame, with_query
-from flows.console.widgets import Row, heading, problem, spoken_title, table, tile
+from flows.console.widgets import Row, heading, hidden_title, problem, table, tile
 from flows.service.model_overview import WORK, Lineage, look_at_models
 from flows.service.pool import AWAY
 from storage.postgres import runs
@@ -35,7 +35,7 @@ DECISIONS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ModelsParams:
     """What the address asks for."""
 
     dataset: str | None = None
@@ -47,44 +47,44 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ModelsSnapshot:
     """What was found."""
 
     lineage: Lineage
     running: tuple[Run, ...]
 
 
-def add_page(desk: Desk) -> None:
+def add_page(context: ConsoleContext) -> None:
     """Add the page at `/models`."""
 
     @ui.page("/models", response_timeout=PATIENCE_S)
     async def models(request: Request, dataset: str | None = None, before: int | None = None) -> None:
-        with frame(desk, request, "Models"):
-            spoken_title("Models and indexes")
-            page = Page(desk, Wanted(dataset or None, before))
+        with frame(context, request, "Models"):
+            hidden_title("Models and indexes")
+            page = Page(context, ModelsParams(dataset or None, before))
             await page.refresh()
             ui.timer(REFRESH_S, page.refresh, immediate=False)
 
 
-def look(desk: Desk, wanted: Wanted) -> Look | str:
+def read_models(context: ConsoleContext, wanted: ModelsParams) -> ModelsSnapshot | str:
     """Return what is known of models, or why that cannot be told."""
-    seen = desk.observer.seen
+    seen = context.observer.seen
     if seen.catalogued is None:
         return seen.postgres_problem or ""
     try:
-        lineage = look_at_models(desk.backend, decisions=DECISIONS + 1, before=wanted.before)
-        with desk.backend.sessions() as sessions, sessions() as session:
+        lineage = look_at_models(context.backend, decisions=DECISIONS + 1, before=wanted.before)
+        with context.backend.sessions() as sessions, sessions() as session:
             running = tuple(one for one in runs.running(session) if one.flow in WORK)
     except AWAY as error:
         return str(error)
-    return Look(lineage, running)
+    return ModelsSnapshot(lineage, running)
 
 
 class Page:
     """The elements of the page; all but what runs is made anew only when something has changed."""
 
-    def __init__(self, desk: Desk, wanted: Wanted) -> None:
-        self._desk, self._wanted = desk, wanted
+    def __init__(self, context: ConsoleContext, wanted: ModelsParams) -> None:
+        self._context, self._wanted = context, wanted
         self._running = ui.element("div").classes("contents")
         self._rest = ui.element("div").classes("contents")
         self._shown: Lineage | str | None = None
@@ -92,15 +92,15 @@ class Page:
 
     async def refresh(self) -> None:
         """Look again, and show what has changed."""
-        found = await to_thread(look, self._desk, self._wanted)
+        found = await to_thread(read_models, self._context, self._wanted)
         if self._rest.is_deleted:
             return
         self._running.clear()
-        if isinstance(found, Look):
+        if isinstance(found, ModelsSnapshot):
             with self._running:
                 for one in found.running:
-                    progress(one, datetime.now(UTC))
-        lineage = found.lineage if isinstance(found, Look) else found
+                    show_progress(one, datetime.now(UTC))
+        lineage = found.lineage if isinstance(found, ModelsSnapshot) else found
         if lineage == self._shown:
             return
         self._shown = lineage
@@ -124,7 +124,7 @@ class Page:
         self._lineage(seen)
         self._recall(seen)
         self._decisions(seen)
-        last_work(seen.last_runs)
+        show_last_jobs(seen.last_runs)
 
     def _in_use(self, seen: Lineage) -> None:
         active = seen.active
@@ -142,7 +142,7 @@ class Page:
             with ui.element("div").classes("sl-row"):
                 ui.button(
                     f"Roll back to {short(name, back.fingerprint)}…",
-                    on_click=partial(self._act, partial(roll_back, self._desk, seen, active, back)),
+                    on_click=partial(self._act, partial(confirm_rollback, self._context, seen, active, back)),
                 ).props("outline")
 
     def _lineage(self, seen: Lineage) -> None:
@@ -150,12 +150,12 @@ class Page:
             heading("Models")
             rows: list[Row] = [
                 [
-                    partial(name_of, depth, life),
-                    partial(state_of, life.state),
+                    partial(model_name, depth, life),
+                    partial(model_state, life.state),
                     partial(self._actions, seen, life),
-                    partial(collections_of, seen, life),
-                    before_and_after(life, "text_to_image"),
-                    before_and_after(life, "image_to_text"),
+                    partial(model_collections, seen, life),
+                    recall_change(life, "text_to_image"),
+                    recall_change(life, "image_to_text"),
                     last_decision(life),
                 ]
                 for depth, life in seen.models
@@ -174,10 +174,10 @@ class Page:
             return
         with ui.element("div").classes("sl-row no-wrap"):
             if seen.is_promoted(life):
-                act = partial(self._act, partial(reindex, self._desk, life, active))
+                act = partial(self._act, partial(confirm_reindex, self._context, life, active))
                 ui.button("Re-index…", on_click=act).props('unelevated no-wrap padding="2px 12px"')
             else:
-                act = partial(self._act, partial(ask_to_promote, self._desk, life, active))
+                act = partial(self._act, partial(confirm_promotion, self._context, life, active))
                 ui.button("Promote…", on_click=act).props('outline no-wrap padding="2px 12px"')
 
     async def _act(self, ask: Callable[[], Awaitable[None]]) -> None:

@@ -6,11 +6,11 @@ from functools import partial
 from nicegui import ui
 from starlette.requests import Request
 
-from flows.console.components.stage_bar import a_second
-from flows.console.context import Desk
-from flows.console.format import ago, lasting, share
+from flows.console.components.stage_bar import records_per_second
+from flows.console.context import ConsoleContext
+from flows.console.format import ago, duration, share
 from flows.console.layout import PATIENCE_S, frame
-from flows.console.widgets import Row, heading, outcome, problem, spoken_title, table, tile
+from flows.console.widgets import Row, heading, hidden_title, outcome, problem, table, tile
 from flows.service.observer import Catalogued, Observation
 from flows.tracking.text import many
 from storage.postgres.runs import Run
@@ -21,15 +21,15 @@ STALE_S = 3600
 LITTLE_DISK = 0.1
 
 
-def add_page(desk: Desk) -> None:
+def add_page(context: ConsoleContext) -> None:
     """Add the page at `/`."""
 
     @ui.page("/", response_timeout=PATIENCE_S)
     async def overview(request: Request) -> None:
-        await desk.first_look()
-        with frame(desk, request, "Overview"):
-            spoken_title("Overview")
-            shown = ui.refreshable(lambda: show(desk.observer.seen, datetime.now(UTC)))
+        await context.first_observation()
+        with frame(context, request, "Overview"):
+            hidden_title("Overview")
+            shown = ui.refreshable(lambda: show(context.observer.seen, datetime.now(UTC)))
             shown()
             ui.timer(REFRESH_S, shown.refresh)
 
@@ -65,9 +65,9 @@ def _records(catalogued: Catalogued, at: datetime) -> None:
     if figures.waiting_since is None or figures.newest_waiting is None:
         tile("Freshness", "fresh", "no record waits", "sl-good")
     else:
-        newest = lasting((at - figures.newest_waiting).total_seconds())
+        newest = duration((at - figures.newest_waiting).total_seconds())
         kind = "sl-bad" if figures.age_s(at) > STALE_S else "sl-warn"
-        tile("Freshness", lasting(figures.age_s(at)), f"the oldest waits; the newest {newest}", kind)
+        tile("Freshness", duration(figures.age_s(at)), f"the oldest waits; the newest {newest}", kind)
     tile("Rejected", f"{catalogued.open_rejects:,}", kind="sl-warn" if catalogued.open_rejects else "")
     tile("Deleted", f"{figures.deleted:,}")
 
@@ -110,8 +110,8 @@ def _last_runs(last_runs: tuple[Run, ...], now: datetime) -> None:
                 run.flow,
                 partial(outcome, run.outcome),
                 ago(run.started, now),
-                lasting(run.took_s),
-                a_second(run, now),
+                duration(run.took_s),
+                records_per_second(run, now),
             ]
             for run in last_runs
         ]

@@ -13,9 +13,9 @@ from nicegui import ui
 from starlette.requests import Request
 
 from embedding.images.perceptual_hash import LEAST_BITS, NEAR
-from flows.console.components.hit_cards import picture
-from flows.console.components.search_params import Asked
-from flows.console.context import Desk
+from flows.console.components.hit_cards import image
+from flows.console.components.search_params import SearchParams
+from flows.console.context import ConsoleContext
 from flows.console.format import ago
 from flows.console.layout import PATIENCE_S, frame
 from flows.console.widgets import Row, heading, note, problem, table
@@ -31,7 +31,7 @@ MOST_COPIES = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class RecordSnapshot:
     """A record and its surroundings."""
 
     collection: str | None
@@ -40,23 +40,23 @@ class Seen:
     """Others with the same image or one that looks like it; None where its look is not known."""
 
 
-def add_page(desk: Desk) -> None:
+def add_page(context: ConsoleContext) -> None:
     """Add the page at `/records/{id}`."""
 
     @ui.page("/records/{id}", response_timeout=PATIENCE_S)
     async def record_page(request: Request, id: str) -> None:
         try:
             known = UUID(id)
-            seen = await to_thread(look, desk.backend, known)
+            seen = await to_thread(read_record, context.backend, known)
         except (ValueError, *AWAY) as error:
-            with frame(desk, request, "Record"):
+            with frame(context, request, "Record"):
                 problem(f"{id!r} is no record's id" if isinstance(error, ValueError) else str(error))
             return
-        with frame(desk, request, "Record"):
+        with frame(context, request, "Record"):
             show(known, seen, datetime.now(UTC))
 
 
-def look(backend: Backend, id: UUID) -> Seen:
+def read_record(backend: Backend, id: UUID) -> RecordSnapshot:
     """Return what Postgres knows of a record.
 
     Raises:
@@ -67,13 +67,15 @@ def look(backend: Backend, id: UUID) -> Seen:
         found = details(session, id, collection)
         item = None if found is None else found.item
         if item is None or item.picture is None:
-            return Seen(collection, found, ())
+            return RecordSnapshot(collection, found, ())
         sha256 = item.picture.sha256
         copies = perceptual_hashes.near(session, sha256, bits=NEAR, least_bits=LEAST_BITS, limit=MOST_COPIES)
-    return Seen(collection, found, None if copies is None else [one for one in copies if one.id != id])
+    return RecordSnapshot(
+        collection, found, None if copies is None else [one for one in copies if one.id != id]
+    )
 
 
-def show(id: UUID, seen: Seen, now: datetime) -> None:
+def show(id: UUID, seen: RecordSnapshot, now: datetime) -> None:
     """Show a record."""
     found = seen.details
     if found is None:
@@ -87,16 +89,16 @@ def show(id: UUID, seen: Seen, now: datetime) -> None:
     item = found.item
     with ui.element("div").classes("sl-row"):
         if item.picture is not None:
-            ui.link("Pictures like this", Asked(like=id).address)
-            ui.link("Texts like this", Asked(like=id, find="texts").address)
+            ui.link("Pictures like this", SearchParams(like=id).address)
+            ui.link("Texts like this", SearchParams(like=id, find="texts").address)
         elif item.embedded_texts:
-            ui.link("Texts like this", Asked(like=id, find="texts").address)
-            ui.link("Pictures like this", Asked(like=id).address)
+            ui.link("Texts like this", SearchParams(like=id, find="texts").address)
+            ui.link("Pictures like this", SearchParams(like=id).address)
     with ui.element("div").classes("sl-two"):
         with ui.element("div").classes("sl-column"):
             if item.picture is not None:
                 with ui.element("div").classes("sl-sheet sl-picture"):
-                    picture(f"/pictures/{id}?v={item.picture.sha256[:12]}", item.short_text or item.key)
+                    image(f"/pictures/{id}?v={item.picture.sha256[:12]}", item.short_text or item.key)
             _texts(item)
         with ui.element("div").classes("sl-column"):
             _facts(id, found, item, seen.collection, now)

@@ -11,10 +11,10 @@ from nicegui import ui
 from starlette.requests import Request
 
 from flows.console.components.filter_chips import Chips
-from flows.console.components.reject_entry import STILL, Entry
-from flows.console.context import Desk
+from flows.console.components.reject_entry import STILL_REJECTED, RejectEntry
+from flows.console.context import ConsoleContext
 from flows.console.layout import PATIENCE_S, frame, with_query
-from flows.console.widgets import confirmed, problem, spoken_title, start
+from flows.console.widgets import confirm, hidden_title, problem, start_flow
 from flows.ingestion.reject_reasons import REASONS
 from flows.service.pool import AWAY
 from flows.tracking.text import many
@@ -27,7 +27,7 @@ PAGE = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RejectFilter:
     """Which rejects are shown."""
 
     reason: str | None = None
@@ -38,27 +38,27 @@ class Wanted:
     @property
     def address(self) -> str:
         after_source, after_place = self.after or (None, None)
-        asked = {
+        params = {
             "reason": self.reason,
             "source": self.source,
             "after_source": after_source,
             "after_place": after_place,
         }
-        return with_query("/rejects", asked)
+        return with_query("/rejects", params)
 
     def has(self, one: RejectCount) -> bool:
         return self.reason in (None, one.reason) and self.source in (None, one.source)
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class RejectPage:
     """What was found, with one reject more than a page has if there is a next page."""
 
     counts: tuple[RejectCount, ...]
     rejects: Sequence[Reject]
 
 
-def add_page(desk: Desk) -> None:
+def add_page(context: ConsoleContext) -> None:
     """Add the page at `/rejects`."""
 
     @ui.page("/rejects", response_timeout=PATIENCE_S)
@@ -70,40 +70,40 @@ def add_page(desk: Desk) -> None:
         after_place: str | None = None,
     ) -> None:
         after = None if after_source is None or after_place is None else (after_source, after_place)
-        with frame(desk, request, "Rejects"):
-            spoken_title("Rejects")
-            listing = Listing(desk, Wanted(reason or None, source or None, after))
+        with frame(context, request, "Rejects"):
+            hidden_title("Rejects")
+            listing = Listing(context, RejectFilter(reason or None, source or None, after))
             await listing.refresh()
             ui.timer(REFRESH_S, listing.refresh, immediate=False)
 
 
-def look(desk: Desk, wanted: Wanted) -> Look | str:
+def read_rejects(context: ConsoleContext, wanted: RejectFilter) -> RejectPage | str:
     """Return what is open, or why that cannot be told."""
-    seen = desk.observer.seen
+    seen = context.observer.seen
     if seen.catalogued is None:
         return seen.postgres_problem or ""
     try:
-        with desk.backend.sessions() as sessions, sessions() as session:
+        with context.backend.sessions() as sessions, sessions() as session:
             found = runs.open_rejects(
                 session, reason=wanted.reason, source=wanted.source, after=wanted.after, limit=PAGE + 1
             )
     except AWAY as error:
         return str(error)
-    return Look(seen.catalogued.rejects, found)
+    return RejectPage(seen.catalogued.rejects, found)
 
 
-def count_open(desk: Desk, wanted: Wanted) -> int:
+def count_open(context: ConsoleContext, wanted: RejectFilter) -> int:
     """Return how many are open right now, on all pages."""
-    with desk.backend.sessions() as sessions, sessions() as session:
+    with context.backend.sessions() as sessions, sessions() as session:
         return sum(one.many for one in statistics.rejects(session) if wanted.has(one))
 
 
 class Listing:
     """The elements of the page; what stays the same on it is left alone when it is looked at again."""
 
-    def __init__(self, desk: Desk, wanted: Wanted) -> None:
-        self._desk, self._wanted = desk, wanted
-        self._entries: dict[UUID, Entry] = {}
+    def __init__(self, context: ConsoleContext, wanted: RejectFilter) -> None:
+        self._context, self._wanted = context, wanted
+        self._entries: dict[UUID, RejectEntry] = {}
         self._away = ui.element("div").classes("contents")
         with ui.element("div").classes("contents") as self._content:
             with ui.element("section").classes("sl-sheet"):
@@ -125,7 +125,7 @@ class Listing:
 
     async def refresh(self) -> None:
         """Look again, and show what has changed."""
-        found = await to_thread(look, self._desk, self._wanted)
+        found = await to_thread(read_rejects, self._context, self._wanted)
         if self._content.is_deleted:
             return
         self._away.clear()
@@ -168,7 +168,7 @@ class Listing:
     def _show_entries(self, rejects: Sequence[Reject]) -> None:
         now = datetime.now(UTC)
         wanted = {reject.id: reject for reject in rejects}
-        again: dict[UUID, Entry] = {}
+        again: dict[UUID, RejectEntry] = {}
         for id, entry in list(self._entries.items()):
             if wanted.get(id) != entry.reject:
                 again[id] = self._entries.pop(id)
@@ -176,18 +176,18 @@ class Listing:
         with self._list:
             for place, reject in enumerate(rejects):
                 if reject.id in self._entries:
-                    self._entries[reject.id].tell_time(now)
+                    self._entries[reject.id].update_age(now)
                     continue
                 was = again.get(reject.id)
-                note = STILL if was is not None and was.is_asked else ""
-                made = Entry(self._desk, reject, now, self._count_chosen, note)
+                note = STILL_REJECTED if was is not None and was.is_retried else ""
+                made = RejectEntry(self._context, reject, now, self._count_chosen, note)
                 made.box.value = was is not None and was.box.value
                 if place < len(self._entries):
                     made.root.move(self._list, place)
                 self._entries[reject.id] = made
         self._count_chosen()
 
-    def _chosen(self) -> list[Entry]:
+    def _chosen(self) -> list[RejectEntry]:
         return [entry for entry in self._entries.values() if entry.box.value]
 
     def _count_chosen(self) -> None:
@@ -201,15 +201,15 @@ class Listing:
 
     async def _retry_chosen(self) -> None:
         chosen = self._chosen()
-        if await start(self._desk, "retry", rejects=[str(entry.reject.id) for entry in chosen]):
+        if await start_flow(self._context, "retry", rejects=[str(entry.reject.id) for entry in chosen]):
             for entry in chosen:
-                entry.asked()
+                entry.show_retried()
                 entry.box.value = False
 
     async def _retry_all(self) -> None:
         reason, source = self._wanted.reason, self._wanted.source
         try:
-            total = await to_thread(count_open, self._desk, self._wanted)
+            total = await to_thread(count_open, self._context, self._wanted)
         except AWAY as error:
             ui.notify(str(error), type="negative")
             return
@@ -218,8 +218,8 @@ class Listing:
             f"{many(total, 'row')}{which} will be read again at the source and tried. What passes is found "
             "by searches at once and leaves this list; the rest stays here, with what is wrong with it now."
         )
-        if await confirmed("Retry all of them?", happens, f"Retry {total:,}") and await start(
-            self._desk, "retry", reason=reason, source=source
+        if await confirm("Retry all of them?", happens, f"Retry {total:,}") and await start_flow(
+            self._context, "retry", reason=reason, source=source
         ):
             for entry in self._entries.values():
-                entry.asked()
+                entry.show_retried()

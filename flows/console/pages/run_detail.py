@@ -9,15 +9,22 @@ from uuid import UUID
 from nicegui import ui
 from starlette.requests import Request
 
-from flows.console.components.run_card import Card, ask_to_cancel, title_of
-from flows.console.components.run_log_view import Log
-from flows.console.components.run_snapshot import Watch, name_of
-from flows.console.components.stage_bar import a_second, bar, flat, legend, stages_of, took_s
-from flows.console.context import Desk
-from flows.console.format import lasting, share
-from flows.console.keyed_list import Kept
+from flows.console.components.run_card import RunCard, confirm_cancel, title_of
+from flows.console.components.run_log_view import RunLog
+from flows.console.components.run_snapshot import RunWatcher, name_of
+from flows.console.components.stage_bar import (
+    bar,
+    duration_s,
+    flattened,
+    legend,
+    records_per_second,
+    stages_of,
+)
+from flows.console.context import ConsoleContext
+from flows.console.format import duration, share
+from flows.console.keyed_list import KeyedList
 from flows.console.layout import PATIENCE_S, frame
-from flows.console.pages.rejects import Wanted
+from flows.console.pages.rejects import RejectFilter
 from flows.console.widgets import Row, heading, outcome, problem, table
 from flows.ingestion.report import COUNTS
 from flows.service.pool import AWAY
@@ -31,13 +38,13 @@ SETTLES = timedelta(seconds=30)
 """After its end Prefect tells a run's last lines, and that it did not fail but was cancelled."""
 
 
-def add_page(desk: Desk, watch: Watch) -> None:
+def add_page(context: ConsoleContext, watch: RunWatcher) -> None:
     """Add the page of each run, at `/runs/{id}`."""
 
     @ui.page("/runs/{id}", response_timeout=PATIENCE_S)
     async def one_run(request: Request, id: str) -> None:
-        found = await to_thread(find, desk, id)
-        with frame(desk, request, "Runs"):
+        found = await to_thread(find, context, id)
+        with frame(context, request, "Runs"):
             ui.link("All runs", "/runs").classes("sl-faint")
             if isinstance(found, str):
                 problem(found)
@@ -45,17 +52,17 @@ def add_page(desk: Desk, watch: Watch) -> None:
             ui.page_title(f"{title_of(found)} · Sightline")
             ui.label(title_of(found)).props("role=heading aria-level=1").classes("sl-title")
             if found.ended is None:
-                _while_it_goes_on(desk, watch, found)
+                _while_it_goes_on(context, watch, found)
                 return
             show(found)
-            log = Log(desk, found)
+            log = RunLog(context, found)
             ui.timer(0, log.read, once=True)
 
 
-def find(desk: Desk, id: str) -> Run | str:
+def find(context: ConsoleContext, id: str) -> Run | str:
     """Return the run of that id, or why it cannot be shown."""
     try:
-        with desk.backend.sessions() as sessions, sessions() as session:
+        with context.backend.sessions() as sessions, sessions() as session:
             found = runs.run_of(session, UUID(id))
     except AWAY as error:
         return str(error)
@@ -64,28 +71,28 @@ def find(desk: Desk, id: str) -> Run | str:
     return f"There is no run {id} on record." if found is None else found
 
 
-def _while_it_goes_on(desk: Desk, watch: Watch, run: Run) -> None:
+def _while_it_goes_on(context: ConsoleContext, watch: RunWatcher, run: Run) -> None:
     """Show how far it is, until it ends; then everything."""
     with ui.element("div").classes("sl-column") as shown:
 
         async def cancel() -> None:
             with shown:
-                if await ask_to_cancel(desk, run):
-                    card.show(run, await watch.look_again())
+                if await confirm_cancel(context, run):
+                    card.show(run, await watch.refresh())
 
-        card = Card(run, cancel)
-    ended = Kept[str](ui.element("div").classes("sl-column"))
-    log = Log(desk, run)
+        card = RunCard(run, cancel)
+    ended = KeyedList[str](ui.element("div").classes("sl-column"))
+    log = RunLog(context, run)
 
     async def refresh() -> None:
-        going, found = await watch.look(), await to_thread(find, desk, str(run.id))
+        snapshot, found = await watch.read(), await to_thread(find, context, str(run.id))
         if isinstance(found, Run):
             goes_on = found.ended is None
             shown.visible = goes_on
             if goes_on:
-                card.show(found, going)
+                card.show(found, snapshot)
             ended.show([] if goes_on else [("ended", found.outcome, partial(_shown, found))])
-            if found.ended is not None and going.at - found.ended > SETTLES:
+            if found.ended is not None and snapshot.at - found.ended > SETTLES:
                 timer.deactivate()
         await log.read()
 
@@ -114,7 +121,8 @@ def show(run: Run) -> None:
             if run.source is not None and run.counts.get("rejected"):
                 rejected = many(run.counts["rejected"], "record")
                 ui.link(
-                    f"{rejected} rejected: see the rejects of {run.source}", Wanted(source=run.source).address
+                    f"{rejected} rejected: see the rejects of {run.source}",
+                    RejectFilter(source=run.source).address,
                 )
         _counts(run)
     _stages(run)
@@ -131,16 +139,16 @@ def facts(run: Run, now: datetime) -> list[Row]:
         ["outcome", partial(outcome, run.outcome)],
         ["started", f"{run.started:%d %b %Y %H:%M:%S} UTC"],
         ["ended", "–" if run.ended is None else f"{run.ended:%d %b %Y %H:%M:%S} UTC"],
-        ["took", lasting(took_s(run, now))],
-        ["records/s", a_second(run, now)],
-        *([f"option {name}", in_words(value)] for name, value in run.options.items()),
+        ["took", duration(duration_s(run, now))],
+        ["records/s", records_per_second(run, now)],
+        *([f"option {name}", option_text(value)] for name, value in run.options.items()),
         ["id", str(run.id)],
         ["id in Prefect", "none: it ran without" if run.prefect_run_id is None else str(run.prefect_run_id)],
     ]
     return rows
 
 
-def in_words(value: object) -> str:
+def option_text(value: object) -> str:
     """Return a value that is on record as a person writes it.
 
     >>> in_words(12000), in_words(["en", "de"]), in_words(True), in_words(None)
@@ -156,7 +164,7 @@ def in_words(value: object) -> str:
         case float():
             return f"{value:,.3f}".rstrip("0").rstrip(".")
         case list() | tuple():
-            return ", ".join(map(in_words, value)) or "–"
+            return ", ".join(map(option_text, value)) or "–"
     return str(value)
 
 
@@ -164,7 +172,7 @@ def counted(run: Run) -> list[tuple[str, Any]]:
     """Return the counts of a run, those of an ingest in the order of the work; without its speed."""
     order = {name: place for place, name in enumerate(COUNTS)}
     ordered = sorted(run.counts.items(), key=lambda count: order.get(count[0], len(order)))
-    return flat({name: value for name, value in ordered if name != SPEED})
+    return flattened({name: value for name, value in ordered if name != SPEED})
 
 
 def _counts(run: Run) -> None:
@@ -172,7 +180,9 @@ def _counts(run: Run) -> None:
         heading("Counts")
         found = counted(run)
         if found:
-            table(("", ""), [[name.replace("_", " "), in_words(value)] for name, value in found], numbers=1)
+            table(
+                ("", ""), [[name.replace("_", " "), option_text(value)] for name, value in found], numbers=1
+            )
         else:
             ui.label("There was nothing to count.").classes("sl-faint")
 
@@ -188,7 +198,8 @@ def _stages(run: Run) -> None:
         bar(taken)
         legend(taken)
         rows = [
-            [name, lasting(seconds), share(seconds / whole), share(busy.get(name))] for name, seconds in taken
+            [name, duration(seconds), share(seconds / whole), share(busy.get(name))]
+            for name, seconds in taken
         ]
         table(("stage", "at work", "of all work", "of the time"), rows, numbers=3)
         ui.label("Stages work at the same time: together they may take longer than the run.").classes(

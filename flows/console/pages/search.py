@@ -12,17 +12,17 @@ from nicegui.events import GenericEventArguments
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from flows.console import thumbnails as small_pictures
-from flows.console import uploads as handed_in
-from flows.console.components.hit_cards import card, example, nothing, summary
-from flows.console.components.search_backend import REFUSED, Warming, find, suggestions
+from flows.console import thumbnails as thumbnail_routes
+from flows.console import uploads as upload_routes
+from flows.console.components.hit_cards import card, no_hits_text, query_example, summary
+from flows.console.components.search_backend import SEARCH_ERRORS, ModelWarmup, run_search, suggestions
 from flows.console.components.search_form import Form
-from flows.console.components.search_params import MOST, PAGE, Asked, asked_by
-from flows.console.context import Desk
+from flows.console.components.search_params import MOST, PAGE, SearchParams, parse_params
+from flows.console.context import ConsoleContext
 from flows.console.layout import PATIENCE_S, frame
 from flows.console.thumbnails import Thumbnails
 from flows.console.uploads import Uploads
-from flows.console.widgets import note, problem, spoken_title
+from flows.console.widgets import hidden_title, note, problem
 from flows.search.query import Results
 from flows.service.pool import AWAY, Backend
 from flows.tracking.errors import explain
@@ -34,31 +34,31 @@ EMPTY = "Nothing has been ingested yet. Begin with: sightline ingest FOLDER"
 HINT = "Type words, or choose, drop or paste a picture; words and a picture are looked for together."
 
 
-def add_page(desk: Desk) -> None:
+def add_page(context: ConsoleContext) -> None:
     """Add the page at `/search`, and the images that it shows."""
-    uploads, thumbnails, warming = Uploads(), Thumbnails(), Warming(desk.backend)
-    small_pictures.add_routes(desk.backend, thumbnails)
-    handed_in.add_routes(uploads, thumbnails, desk.backend.settings.limits.max_picture_bytes)
+    uploads, thumbnails, warmup = Uploads(), Thumbnails(), ModelWarmup(context.backend)
+    thumbnail_routes.add_routes(context.backend, thumbnails)
+    upload_routes.add_routes(uploads, thumbnails, context.backend.settings.limits.max_picture_bytes)
 
     @ui.page("/search", response_timeout=PATIENCE_S)
     def search_page(request: Request) -> None:
-        with frame(desk, request, "Search"):
+        with frame(context, request, "Search"):
             ui.add_body_html(f"<script>{SCRIPT}</script>")
-            spoken_title("Search")
-            SearchPage(desk.backend, uploads, warming).open(request.query_params)
+            hidden_title("Search")
+            SearchPage(context.backend, uploads, warmup).open(request.query_params)
 
 
 class SearchPage:
     """One open page: the form, what it was asked for last, and what was found."""
 
-    def __init__(self, backend: Backend, uploads: Uploads, warming: Warming) -> None:
-        self._backend, self._uploads, self._warming = backend, uploads, warming
-        self._asked = Asked()
+    def __init__(self, backend: Backend, uploads: Uploads, warmup: ModelWarmup) -> None:
+        self._backend, self._uploads, self._warmup = backend, uploads, warmup
+        self._params = SearchParams()
         self._shown: set[UUID] = set()
         self._turn = 0
         """Of the search that was asked for last; an answer to one before it is not shown."""
 
-    def open(self, params: QueryParams) -> None:
+    def open(self, url_params: QueryParams) -> None:
         """Show the form and, once the browser is connected, what the address asks for."""
         max_bytes = self._backend.settings.limits.max_picture_bytes
         self._form = Form(self._search, self._clear, max_bytes)
@@ -70,9 +70,9 @@ class SearchPage:
         self._grid = ui.element("div").classes("sl-cards").props('role=list aria-label="Hits"')
         self._more = ui.button("Show more", on_click=self._show_more).props("outline").classes("self-center")
         self._more.set_visibility(False)
-        ui.on("sl_picture", self._take_picture)
+        ui.on("sl_picture", self._take_image)
         ui.on("sl_went", lambda event: self._go(QueryParams(str(event.args).lstrip("?"))))
-        ui.timer(0, partial(self._go, params), once=True)
+        ui.timer(0, partial(self._go, url_params), once=True)
         ui.timer(0, self._suggest, once=True)
 
     async def _suggest(self) -> None:
@@ -83,70 +83,70 @@ class SearchPage:
             return  # the search says so
         self._form.offer(known)
 
-    async def _go(self, params: QueryParams) -> None:
+    async def _go(self, url_params: QueryParams) -> None:
         """Show what an address asks for."""
         try:
-            asked = asked_by(params)
+            params = parse_params(url_params)
         except ValueError as error:
-            self._tell(problem, str(error))
+            self._show_message(problem, str(error))
             return
-        self._form.fill(asked)
-        await self._ask(asked, is_new=False)
+        self._form.fill(params)
+        await self._submit(params, is_new=False)
 
-    async def _rest(self) -> None:
+    async def _show_idle(self) -> None:
         """Show that nothing is asked for, and have the model ready for when something is."""
         self._turn += 1
-        self._forget()
-        self._status.text = HINT if self._warming.is_done else f"{HINT} The model is being loaded meanwhile."
-        self._waits.set_visibility(not self._warming.is_done)
+        self._reset()
+        self._status.text = HINT if self._warmup.is_done else f"{HINT} The model is being loaded meanwhile."
+        self._waits.set_visibility(not self._warmup.is_done)
         try:
-            await self._warming()
+            await self._warmup()
         except NoCollection:
-            self._tell(note, EMPTY)
-        except REFUSED as error:
-            self._tell(problem, explain(error))
+            self._show_message(note, EMPTY)
+        except SEARCH_ERRORS as error:
+            self._show_message(problem, explain(error))
         else:
-            if not self._status.is_deleted and not self._asked.is_query:
+            if not self._status.is_deleted and not self._params.is_query:
                 self._status.text = HINT
                 self._waits.set_visibility(False)
 
     async def _search(self, **changed: object) -> None:
         """Search for what the form says, and have the address say it."""
         try:
-            asked = self._form.read(self._asked)
+            params = self._form.read(self._params)
         except ValueError as error:
             ui.notify(str(error), type="negative")
-            self._form.fill(replace(self._asked, text=self._form.words))
+            self._form.fill(replace(self._params, text=self._form.words))
             return
-        await self._ask(replace(asked, limit=PAGE, **changed))  # type: ignore[arg-type]
+        await self._submit(replace(params, limit=PAGE, **changed))  # type: ignore[arg-type]
 
-    async def _ask(self, asked: Asked, *, is_new: bool = True) -> None:
+    async def _submit(self, params: SearchParams, *, is_new: bool = True) -> None:
         """Search; what the address does not say yet, it says from now on."""
-        if is_new and asked.address != self._asked.address:
-            ui.navigate.history.push(asked.address)
-        self._asked = asked
+        if is_new and params.address != self._params.address:
+            ui.navigate.history.push(params.address)
+        self._params = params
         self._show_examples(None)
-        if asked.is_query:
+        if params.is_query:
             await self._answer()
         else:
-            await self._rest()
+            await self._show_idle()
 
     async def _clear(self) -> None:
         """Look for nothing; what narrows a search stays."""
         self._form.words = ""
         await self._search(text="", picture=None, like=None)
 
-    async def _take_picture(self, event: GenericEventArguments) -> None:
+    async def _take_image(self, event: GenericEventArguments) -> None:
         """Search by an image that was handed in, beside the words."""
-        told = event.args
-        if "problem" in told:
+        event_data = event.args
+        if "problem" in event_data:
             self._turn += 1
-            self._forget()
-            self._tell(problem, str(told["problem"]))
-        elif "coming" in told:
-            self._status.text = f"Sending {told['coming']} …"
+            self._reset()
+            self._show_message(problem, str(event_data["problem"]))
+        elif "coming" in event_data:
+            self._status.text = f"Sending {event_data['coming']} …"
         else:
-            await self._search(picture=str(told["token"]), like=None)
+            await self._search(picture=str(event_data["token"]), like=None)
 
     async def _more_like(self, id: UUID) -> None:
         self._form.words = ""
@@ -154,8 +154,8 @@ class SearchPage:
         await self._search(text="", picture=None, like=id)
 
     async def _show_more(self) -> None:
-        self._asked = replace(self._asked, limit=min(MOST, self._asked.limit + PAGE))
-        ui.navigate.history.replace(self._asked.address)
+        self._params = replace(self._params, limit=min(MOST, self._params.limit + PAGE))
+        ui.navigate.history.replace(self._params.address)
         await self._answer(goes_on=True)
 
     async def _answer(self, *, goes_on: bool = False) -> None:
@@ -165,28 +165,26 @@ class SearchPage:
             goes_on: it is the same search with more hits, which are added to those that are shown.
         """
         self._turn += 1
-        turn, asked = self._turn, self._asked
-        self._status.text = (
-            "Searching …" if self._warming.is_done else "Loading the model: it takes seconds …"
-        )
+        turn, params = self._turn, self._params
+        self._status.text = "Searching …" if self._warmup.is_done else "Loading the model: it takes seconds …"
         self._grid.classes(add="sl-waiting")
         self._waits.set_visibility(True)
         try:
-            await self._warming()
-            answer = await to_thread(find, self._backend, self._uploads, asked)
+            await self._warmup()
+            answer = await to_thread(run_search, self._backend, self._uploads, params)
         except NoCollection:
             if turn == self._turn:
-                self._tell(note, EMPTY)
-        except REFUSED as error:
+                self._show_message(note, EMPTY)
+        except SEARCH_ERRORS as error:
             if turn == self._turn:
-                self._tell(problem, explain(error))
+                self._show_message(problem, explain(error))
         else:
             if turn == self._turn and not self._grid.is_deleted:
-                self._show(asked, *answer, goes_on=goes_on)
+                self._show(params, *answer, goes_on=goes_on)
 
-    def _show(self, asked: Asked, results: Results, like: Item | None, *, goes_on: bool) -> None:
+    def _show(self, params: SearchParams, results: Results, like: Item | None, *, goes_on: bool) -> None:
         if not goes_on:
-            self._forget()
+            self._reset()
         self._grid.classes(remove="sl-waiting")
         self._waits.set_visibility(False)
         self._status.text = summary(results)
@@ -195,27 +193,27 @@ class SearchPage:
         with self._grid:
             for one in results.found:
                 if one.item.id not in self._shown:
-                    similar = replace(asked, text="", picture=None, like=one.item.id, limit=PAGE)
+                    similar = replace(params, text="", picture=None, like=one.item.id, limit=PAGE)
                     card(one, best, similar.address, partial(self._more_like, one.item.id))
         self._shown |= {one.item.id for one in results.found}
         if not results.found:
-            self._tell(note, nothing(asked))
-        self._more.set_visibility(len(results.found) >= asked.limit and asked.limit < MOST)
+            self._show_message(note, no_hits_text(params))
+        self._more.set_visibility(len(results.found) >= params.limit and params.limit < MOST)
 
     def _show_examples(self, like: Item | None) -> None:
         """Show the image, or the record, that is searched by."""
-        asked = self._asked
+        params = self._params
         self._form.examples.clear()
         with self._form.examples:
-            if asked.picture is not None:
-                picture = f"/search/pictures/{asked.picture}" if asked.picture in self._uploads else None
-                example(picture, "your picture", lambda: self._search(picture=None))
-            if asked.like is not None:
+            if params.picture is not None:
+                image = f"/search/pictures/{params.picture}" if params.picture in self._uploads else None
+                query_example(image, "your picture", lambda: self._search(picture=None))
+            if params.like is not None:
                 shown = "a record" if like is None else (like.key if like.picture else like.short_text)
-                source = f"/thumbnails/{asked.like}" if like is not None and like.picture else None
-                example(source, f"like {shown}", lambda: self._search(like=None))
+                source = f"/thumbnails/{params.like}" if like is not None and like.picture else None
+                query_example(source, f"like {shown}", lambda: self._search(like=None))
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         """Show no hits and no message."""
         self._waits.set_visibility(False)
         self._grid.clear()
@@ -225,10 +223,10 @@ class SearchPage:
         self._more.set_visibility(False)
         self._status.text = ""
 
-    def _tell(self, part: Callable[[str], None], sentence: str) -> None:
+    def _show_message(self, part: Callable[[str], None], sentence: str) -> None:
         """Show a message instead of hits."""
         if self._messages.is_deleted:
             return
-        self._forget()
+        self._reset()
         with self._messages:
             part(sentence)
