@@ -17,11 +17,10 @@ from flows.config.settings import Settings
 from flows.datasets.test_sets import NothingToEvaluate, of_records
 from flows.evaluation.evaluate import evaluate
 from flows.ingestion.pipeline import Request, ingest_source
-from flows.orchestration.jobs import expected_rows
 from flows.resources.connections import Deps, open_deps
 from flows.search.gallery import render
 from flows.search.query import Query, gallery_page, search
-from flows.tracking.progress import progress_bar, stages
+from flows.tracking.progress import stage_bars
 
 PACKAGE = "tuxpaint-stamps-default"
 STAMPS = "usr/share/tuxpaint/stamps"
@@ -40,8 +39,8 @@ def run(settings: Settings, own: Path | None) -> None:
     source = own or fetch_stamps(settings.home / "demo")
     say(f"Ingesting {source}", f"sightline ingest {shlex.quote(str(source))}")
     with open_deps(settings) as deps:
-        with progress_bar(f"ingest {source.name}", expected_rows(source, None)) as advance:
-            report = ingest_source(deps, settings, Request(source), advance=advance)
+        with stage_bars(f"ingest {source.name}") as progress:
+            report = ingest_source(deps, settings, Request(source), progress=progress)
         show(of_ingest(report))
         queries = searches(deps) if own else stamp_searches(source)
         for query in queries:
@@ -116,10 +115,10 @@ def searches(deps: Deps) -> list[Query]:
 def measured(deps: Deps, settings: Settings) -> RenderableType:
     """Return the evaluation, or why there is none: people's own images may have no captions."""
     everything = of_records(deps, "all", None, None)
-    with stages("evaluate") as advance:
+    with stage_bars("evaluate") as progress:
         try:
             evaluation = evaluate(
-                deps, settings, (), everything, load=lambda *_: deps.encoder, advance=advance
+                deps, settings, (), everything, load=lambda *_: deps.encoder, progress=progress
             )
         except NothingToEvaluate as error:
             return Text(str(error))

@@ -45,10 +45,10 @@ def promote(ctx: click.Context, model: str, outside: Path | None, force: bool, a
     from flows.cli.tables.models import of_decision
     from flows.evaluation.promotion_gate import promote as decide
     from flows.resources.connections import open_stores
-    from flows.tracking.progress import stages
+    from flows.tracking.progress import stage_bars
 
-    with open_stores(settings) as stores, stages("promote") as advance:
-        decision = decide(stores, settings, model, outside=outside, force=force, advance=advance)
+    with open_stores(settings) as stores, stage_bars("promote") as progress:
+        decision = decide(stores, settings, model, outside=outside, force=force, progress=progress)
     print_out(decision.as_json(), as_json, lambda: of_decision(decision))
     ctx.exit(0 if decision.promoted else 1)
 
@@ -99,8 +99,8 @@ def rollback(as_json: bool) -> None:
     from flows.cli.tables.models import of_switched
     from flows.reindexing.reindex import rollback as go_back
     from flows.resources.connections import open_stores
-    from flows.tracking.progress import stages
+    from flows.tracking.progress import stage_bars
 
-    with open_stores(settings) as stores, stages("rollback") as advance:
-        switched = go_back(stores, settings, advance=advance)
+    with open_stores(settings) as stores, stage_bars("rollback") as progress:
+        switched = go_back(stores, settings, progress=progress)
     print_out(switched.as_json(), as_json, lambda: of_switched(switched))

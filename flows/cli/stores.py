@@ -30,22 +30,18 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
     from flows.maintenance import repair as repairing
     from flows.resources.comparison import watch
     from flows.resources.connections import open_stores, with_model
-    from flows.tracking.progress import progress_bar
-    from storage.postgres import catalog
+    from flows.tracking.progress import stage_bars
 
-    with open_stores(settings) as stores:
-        with stores.sessions() as session:
-            total = catalog.counts(session)["items"]
-        with progress_bar("compare", total) as advance:
-            if repair:
-                deps = with_model(stores, settings)
-                mended = repairing.repair(deps, settings, max_delete=max_delete, yes=yes, advance=advance)
-                print_out(mended.as_json(), as_json, lambda: of_mended(mended))
-                damage = mended.after.damage
-            else:
-                report = watch(stores, settings, advance=advance)
-                print_out(report.as_json(), as_json, lambda: of_differences(report))
-                damage = report.damage
+    with open_stores(settings) as stores, stage_bars("reconcile") as progress:
+        if repair:
+            deps = with_model(stores, settings)
+            mended = repairing.repair(deps, settings, max_delete=max_delete, yes=yes, progress=progress)
+            print_out(mended.as_json(), as_json, lambda: of_mended(mended))
+            damage = mended.after.damage
+        else:
+            report = watch(stores, settings, progress=progress)
+            print_out(report.as_json(), as_json, lambda: of_differences(report))
+            damage = report.damage
     ctx.exit(1 if damage else 0)
 
 
@@ -70,9 +66,9 @@ def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -
     from flows.maintenance.backup import backup as write_backup
     from flows.resources.connections import open_stores
     from flows.resources.model_loader import models_folder
-    from flows.tracking.progress import progress_bar
+    from flows.tracking.progress import stage_bars
 
-    with open_stores(settings.with_time()) as stores, progress_bar("copy pictures") as advance:
+    with open_stores(settings.with_time()) as stores, stage_bars("backup") as progress:
         made = write_backup(
             stores,
             target,
@@ -80,7 +76,7 @@ def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -
             models=models_folder(settings),
             pictures=pictures,
             for_s=settings.retry_for_s,
-            advance=advance,
+            progress=progress,
         )
     print_out(made.as_json(), as_json, lambda: of_backup(made))
 
@@ -100,11 +96,11 @@ def restore(ctx: click.Context, location: str, check: bool, as_json: bool) -> No
     settings = load_settings()
     from flows.cli.tables.stores import of_restored
     from flows.maintenance import restore as restoring
-    from flows.tracking.progress import progress_bar
+    from flows.tracking.progress import stage_bars
 
     fill = restoring.check if check else restoring.restore
-    with progress_bar("check pictures") as advance:
-        restored = fill(settings.with_time(), location, advance=advance)
+    with stage_bars("restore") as progress:
+        restored = fill(settings.with_time(), location, progress=progress)
     print_out(restored.as_json(), as_json, lambda: of_restored(restored))
     differs = restored.proof is None if check else bool(restored.report.damage)
     ctx.exit(1 if differs else 0)
@@ -126,10 +122,10 @@ def move(ctx: click.Context, to_servers: bool, as_json: bool) -> None:  # noqa: 
     settings = load_settings()
     from flows.cli.tables.stores import of_moved
     from flows.maintenance.migrate_to_servers import move_to_servers
-    from flows.tracking.progress import stages
+    from flows.tracking.progress import stage_bars
 
-    with stages("move") as advance:
-        moved = move_to_servers(settings, advance=advance)
+    with stage_bars("move") as progress:
+        moved = move_to_servers(settings, progress=progress)
     print_out(moved.as_json(), as_json, lambda: of_moved(moved))
     ctx.exit(1 if moved.report.damage else 0)
 

@@ -71,13 +71,13 @@ def evaluate(
     from flows.datasets.test_sets import Question, chosen_set
     from flows.evaluation.evaluate import evaluate as measure
     from flows.resources.connections import open_stores
-    from flows.tracking.progress import stages
+    from flows.tracking.progress import stage_bars
 
     chosen = None if langs is None else split_list(langs)
     question = Question(keys, held_out, manifest, judgments, chosen)
-    with open_stores(settings) as stores, stages("evaluate") as advance:
+    with open_stores(settings) as stores, stage_bars("evaluate") as progress:
         test_set = chosen_set(stores, settings, question, models)
-        result = measure(stores, settings, models, test_set, by=by, advance=advance)
+        result = measure(stores, settings, models, test_set, by=by, progress=progress)
     if plot is not None:
         from flows.evaluation.recall_plot import write_plot
 

@@ -16,7 +16,7 @@ from flows.datasets.test_sets import TestSet, directions_of
 from flows.evaluation.embed_test_set import Seen, show
 from flows.resources.connections import Stores
 from flows.resources.model_loader import Load, open_evaluated, open_model
-from flows.tracking.progress import Advance
+from flows.tracking.progress import Progress, no_progress
 from storage.postgres import model_registry
 
 LONGEST_CURVE = 100
@@ -98,7 +98,7 @@ def evaluate(
     *,
     by: Sequence[str] = (),
     load: Load = open_model,
-    advance: Advance = lambda _what, _done, _of: None,
+    progress: Progress = no_progress,
 ) -> Evaluation:
     """Rank the test set's galleries for all its queries, by each model, and keep the figures in Postgres.
 
@@ -119,7 +119,7 @@ def evaluate(
     encoders = (
         open_evaluated(stores.vectors, stores.sessions, settings, name, load) for name in names or (None,)
     )
-    seen, judged = judge(stores, settings, encoders, test_set, by=by, advance=advance)
+    seen, judged = judge(stores, settings, encoders, test_set, by=by, progress=progress)
     models = tuple(map(_figures, seen, judged))
     first = seen[0].model
     result = Evaluation(
@@ -143,10 +143,10 @@ def judge(
     test_set: TestSet,
     *,
     by: Sequence[str] = (),
-    advance: Advance = lambda _what, _done, _of: None,
+    progress: Progress = no_progress,
 ) -> tuple[list[Seen], list[list[Judged]]]:
     """Return what each model has seen, and how it answered, direction by direction; see `evaluate`."""
-    seen = [show(stores, settings, encoder, test_set, advance) for encoder in encoders]
+    seen = [show(stores, settings, encoder, test_set, progress) for encoder in encoders]
     directions = directions_of(test_set, present_to_all(seen), by)
     judged = []
     for one in seen:

@@ -24,9 +24,8 @@ from flows.datasets.test_sets import (
 from flows.evaluation.evaluate import Judged, judge
 from flows.resources.connections import Stores
 from flows.resources.model_loader import Load, open_model
-from flows.tracking.progress import Advance
-from flows.tracking.retry_policy import held
-from flows.tracking.run_log import Account, Told, recorded, told_as_well
+from flows.tracking.progress import Progress, no_progress
+from flows.tracking.run_log import tracked_run
 from storage import qdrant
 from storage.postgres import model_registry
 from storage.postgres.locks import flow_lock
@@ -83,7 +82,7 @@ def promote(
     force: bool = False,
     load: Load = open_model,
     prefect_run_id: UUID | None = None,
-    advance: Advance = lambda _what, _done, _of: None,
+    progress: Progress = no_progress,
 ) -> Decision:
     """Compare a candidate with the active model, decide, and put the decision on record with its figures.
 
@@ -99,19 +98,15 @@ def promote(
         ModelMismatch: the active model is another one now, so it cannot be compared.
         Busy: another decision is being made.
     """
-    account = Account()
-    with (
-        held(flow_lock(stores.engine, "promotion"), for_s=settings.retry_for_s) as lock,
-        recorded(
-            stores.sessions,
-            lock,
-            "promote",
-            account=lambda: account,
-            options={"model": name},
-            prefect_run_id=prefect_run_id,
-        ) as run,
-    ):
-        advance = told_as_well(advance, Told(stores.sessions, lock, run))
+    with tracked_run(
+        stores.sessions,
+        flow_lock(stores.engine, "promotion"),
+        "promote",
+        for_s=settings.retry_for_s,
+        options={"model": name},
+        prefect_run_id=prefect_run_id,
+        progress=progress,
+    ) as run:
         collection = qdrant.active_collection(stores.vectors)
         if collection is None:
             raise qdrant.NoCollection
@@ -120,13 +115,13 @@ def promote(
             raise AlreadyActive(f"searches use {name!r} already")
         qdrant.require_model(collection, active.fingerprint, active.name)
         where = settings.gate.outside if outside is None else outside
-        checks, remarks = _checks(stores, settings, (active, candidate), where, force, advance)
+        checks, remarks = _checks(stores, settings, (active, candidate), where, force, run.progress)
         passed = bool(checks) and all(check.passed for check in checks)
         decision = Decision(
             candidate.name, active.name, passed or force, force and not passed, checks, remarks
         )
-        account.counts = {"promoted": decision.promoted, "forced": decision.forced}
-        lock.persist(partial(_put_on_record, stores, candidate, active, decision))
+        run.counts = {"promoted": decision.promoted, "forced": decision.forced}
+        run.persist(partial(_put_on_record, stores, candidate, active, decision))
     return decision
 
 
@@ -195,12 +190,12 @@ def _checks(
     encoders: tuple[Encoder, Encoder],
     outside: Path | None,
     force: bool,
-    advance: Advance,
+    progress: Progress,
 ) -> tuple[tuple[Check, ...], tuple[str, ...]]:
     """Return the checks of the second model against the first, and what could not be checked."""
 
     def judged(test_set: TestSet) -> tuple[Sequence[Judged], Sequence[Judged]]:
-        _, (active, candidate) = judge(stores, settings, encoders, test_set, advance=advance)
+        _, (active, candidate) = judge(stores, settings, encoders, test_set, progress=progress)
         return active, candidate
 
     remarks = []

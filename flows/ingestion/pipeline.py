@@ -35,8 +35,9 @@ from flows.ingestion.throughput import speed_of
 from flows.resources.collections import open_collection
 from flows.resources.connections import Deps
 from flows.resources.deletion import delete_missing, finish_deletes
-from flows.tracking.retry_policy import Held, held, persist
-from flows.tracking.run_log import Account, Told, recorded
+from flows.tracking.progress import Progress, no_progress
+from flows.tracking.retry_policy import HeldLock, hold, persist
+from flows.tracking.run_log import Totals, tracked_run
 from flows.tracking.tracing import stepping
 from storage import qdrant
 from storage.postgres import catalog, model_registry, runs
@@ -151,7 +152,7 @@ def ingest_source(
     *,
     step: Step = lambda work: work(),
     prefect_run_id: UUID | None = None,
-    advance: Callable[[int], None] = lambda _: None,
+    progress: Progress = no_progress,
 ) -> IngestReport:
     """Take in every record of a source; run it again to pick up changes.
 
@@ -160,7 +161,7 @@ def ingest_source(
 
     Args:
         step: what has the model see some batches, in the thread that called this.
-        advance: told how many rows each batch had, as soon as it is in both stores.
+        progress: receives the rows read, once their batch is in both stores.
 
     Raises:
         BadSource: the location is no folder of images and no manifest.
@@ -176,22 +177,22 @@ def ingest_source(
     """
     rows = rows_of(request)
     source = persist(partial(_name_of, deps, request), for_s=settings.retry_for_s)
-    with held(source_lock(deps.engine, source), for_s=settings.retry_for_s) as lock:
+    with hold(source_lock(deps.engine, source), for_s=settings.retry_for_s) as lock:
         collection = lock.persist(partial(open_collection, deps, settings))
         run = new_run(source, collection, settings, request)
         record = RunRecord(run, workers=settings.decode_workers)
-        with recorded(
+        with tracked_run(
             deps.sessions,
             lock,
             request.flow,
-            account=record.account,
             run_id=run.id,
             source=run.source,
             location=None if request.location is None else str(request.location.resolve()),
             options=options_of(run, request),
             prefect_run_id=prefect_run_id,
-        ):
-            told = Told(deps.sessions, lock, run.id)
+            progress=progress,
+            totals=record.totals,
+        ) as tracked:
             expected = lock.persist(partial(expected_of, deps, source, request))
             read = records_of(rows, record.besides, record.reading, request.only)
             wanted = islice(read, request.limit)
@@ -202,8 +203,7 @@ def ingest_source(
                     record.done += report
                     record.clock.seconds["decode"] = workers.seconds
                     record.peak_device_mib = deps.encoder.peak_device_mib
-                    advance(report.counts["read"])
-                    told("embed", record.done.counts["read"], expected, account=record.account)
+                    tracked.progress("embed", record.done.counts["read"], expected)
 
                 take_in(job, lock, wanted, sizes(deps.encoder, settings), step, tell)
             if request.is_whole:
@@ -218,7 +218,7 @@ def ingest_source(
 
 def take_in(
     job: Job,
-    lock: Held,
+    lock: HeldLock,
     rows: Iterable[Row],
     sizes: Sizes,
     step: Step,
@@ -439,13 +439,13 @@ class RunRecord:
             not_deleted_because=self.verdict.why,
         )
 
-    def account(self) -> Account:
+    def totals(self) -> Totals:
         report = self.report("running")
         counts = report.as_json()
         shown = {name: counts[name] for name in (*COUNTS, "reasons", "speed")}
         if self.verdict.why is not None:
             shown["not_deleted_because"] = self.verdict.why
-        return Account(shown, dict(report.stages))
+        return Totals(shown, dict(report.stages))
 
 
 def records_of(

@@ -21,7 +21,6 @@ from flows.maintenance.backup_files import (
     MANIFEST_SUM,
     PICTURE_LIST,
     PICTURES,
-    Advance,
     Manifest,
     Mode,
     Proof,
@@ -32,8 +31,9 @@ from flows.maintenance.backup_files import (
     pack_models,
 )
 from flows.resources.connections import Stores
-from flows.tracking.retry_policy import Held, held
-from flows.tracking.run_log import Account, recorded
+from flows.tracking.progress import Progress, no_progress, stage_steps
+from flows.tracking.retry_policy import HeldLock
+from flows.tracking.run_log import tracked_run
 from storage.blobs import Blobs, copy_new
 from storage.postgres import catalog, dump, model_registry
 from storage.postgres.locks import lone_lock
@@ -67,7 +67,7 @@ def backup(
     pictures: Mode = "copy",
     for_s: float = 0,
     prefect_run_id: UUID | None = None,
-    advance: Advance = lambda _: None,
+    progress: Progress = no_progress,
 ) -> Made:
     """Write a backup into a new folder below `target`; no earlier one is changed.
 
@@ -80,25 +80,28 @@ def backup(
         models: the folder of fine-tuned models; those that collections need are taken along.
         images: `reference` leaves them where they are.
         for_s: how long a store that does not answer is asked again.
-        advance: told how many images have been copied.
+        progress: receives how many images have been copied.
 
     Raises:
         Busy: another process writes.
         IncompletePoints: a collection gave fewer points than it holds, as a part of a cluster may.
     """
     if pictures == "copy":
-        _copy_pictures(stores, target, advance)
-    account = Account()
-    with (
-        held(lone_lock(stores.engine), for_s=for_s) as lock,
-        recorded(stores.sessions, lock, "backup", account=lambda: account, prefect_run_id=prefect_run_id),
-    ):
+        _copy_pictures(stores, target, progress)
+    with tracked_run(
+        stores.sessions,
+        lone_lock(stores.engine),
+        "backup",
+        for_s=for_s,
+        prefect_run_id=prefect_run_id,
+        progress=progress,
+    ) as run:
         now = datetime.now(UTC)
         name = f"{now:%Y-%m-%dT%H-%M-%SZ}-{uuid4().hex[:4]}"
         if pictures == "copy":
-            _copy_pictures(stores, target, advance)
+            _copy_pictures(stores, target, run.progress)
         with scratch_folder(scratch) as folder:
-            manifest = _write(stores, folder, now, models, pictures, lock)
+            manifest = _write(stores, folder, now, models, pictures, run.lock)
             files, root = url_to_fs(target)
             files.makedirs(f"{root}/{name}", exist_ok=False)
             for one in manifest.files:
@@ -107,7 +110,7 @@ def backup(
             files.pipe_file(f"{root}/{name}/{MANIFEST_SUM}", hashlib.sha256(content).hexdigest().encode())
             files.pipe_file(f"{root}/{name}/{MANIFEST}", content)
         proved = last_proof(target)
-        account.counts = {
+        run.counts = {
             "items": manifest.items,
             "points": sum(manifest.points.values()),
             "lost_pictures": manifest.lost_pictures,
@@ -118,7 +121,7 @@ def backup(
 
 
 def _write(
-    stores: Stores, folder: Path, now: datetime, models: Path | None, pictures: Mode, lock: Held
+    stores: Stores, folder: Path, now: datetime, models: Path | None, pictures: Mode, lock: HeldLock
 ) -> Manifest:
     made = dump.dump(stores.engine, folder)
     lost = 0
@@ -161,10 +164,11 @@ def _save_collection(stores: Stores, name: str, folder: Path) -> SavedCollection
     return SavedCollection(name=name, file=file, points=points, shape=shape_of(stores.vectors, name))
 
 
-def _copy_pictures(stores: Stores, target: str, advance: Advance) -> None:
+def _copy_pictures(stores: Stores, target: str, progress: Progress) -> None:
     """Copy the images that are not below `target` yet."""
     if stores.blobs is None:
         return
+    advance = stage_steps(progress, "copy images", 0)
     for _ in copy_new(stores.blobs, Blobs(f"{target.rstrip('/')}/{PICTURES}")):
         advance(1)  # what is missing in the end, the manifest counts
 

@@ -1,6 +1,5 @@
 """Moving what a home holds into servers: nothing is embedded again, and the home stays as it is."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,9 +10,9 @@ from uuid import UUID
 from flows.config.settings import PREFIX, Settings
 from flows.resources.comparison import Report, damage_of, reconcile
 from flows.resources.connections import Stores, open_stores
-from flows.tracking.progress import Advance
-from flows.tracking.retry_policy import Held, held
-from flows.tracking.run_log import Account, recorded
+from flows.tracking.progress import Progress, no_progress, stage_steps
+from flows.tracking.retry_policy import HeldLock, hold
+from flows.tracking.run_log import tracked_run
 from storage import qdrant, transfer
 from storage.blobs import copy_new
 from storage.embedded.postgres.server import has_postgres
@@ -63,7 +62,7 @@ class Moved:
         }
 
 
-def move_to_servers(settings: Settings, *, advance: Advance = lambda *_: None) -> Moved:
+def move_to_servers(settings: Settings, *, progress: Progress = no_progress) -> Moved:
     """Copy what the embedded stores of the home hold into the servers that `settings` name.
 
     A move that was interrupted goes on when it is run again. Fine-tuned models and receipts stay in the
@@ -85,30 +84,28 @@ def move_to_servers(settings: Settings, *, advance: Advance = lambda *_: None) -
         )
     slow = settings.with_time()
     with open_stores(slow.embedded()) as source, open_stores(slow, wait_s=settings.retry_for_s) as target:
-        return move(source, target, slow, advance=advance)
+        return move(source, target, slow, progress=progress)
 
 
-def move(source: Stores, target: Stores, settings: Settings, *, advance: Advance = lambda *_: None) -> Moved:
+def move(source: Stores, target: Stores, settings: Settings, *, progress: Progress = no_progress) -> Moved:
     """Copy what `source` holds to `target`, and compare; see `move_to_servers`.
 
     Images and points come before the rows that promise them, and the alias that searches go through comes
     last, so that half a move is never taken for a whole one.
     """
     moved = Moved(settings.home.absolute(), _stays(settings))
-    account = Account()
     with ExitStack() as within:
-        within.enter_context(held(lone_lock(source.engine), for_s=settings.retry_for_s))
-        lock = within.enter_context(held(lone_lock(target.engine), for_s=settings.retry_for_s))
+        within.enter_context(hold(lone_lock(source.engine), for_s=settings.retry_for_s))
+        lock = within.enter_context(hold(lone_lock(target.engine), for_s=settings.retry_for_s))
         home = transfer.identity_of(source.engine)
         transfer.require_target(source.engine, target.engine, target.vectors, home)
-        run = recorded(target.sessions, lock, MOVE, account=lambda: account, options={"home": home})
-        run_id = within.enter_context(run)
-        moved.pictures = lock.persist(partial(_copy_pictures, source, target, settings, advance))
-        moved.points = _copy_points(source, target, lock, advance)
-        moved.rows = lock.persist(partial(_copy_rows, source, target, run_id, advance))
-        lock.persist(partial(transfer.copy_aliases, source.vectors, target.vectors))
-        moved.report = lock.persist(partial(_compare, target, moved.rows["items"], advance))
-        account.counts = {
+        run = within.enter_context(tracked_run(target.sessions, lock, MOVE, options={"home": home}))
+        moved.pictures = run.persist(partial(_copy_pictures, source, target, settings, progress))
+        moved.points = _copy_points(source, target, lock, progress)
+        moved.rows = run.persist(partial(_copy_rows, source, target, run.id, progress))
+        run.persist(partial(transfer.copy_aliases, source.vectors, target.vectors))
+        moved.report = run.persist(partial(_compare, target, moved.rows["items"], progress))
+        run.counts = {
             "pictures": moved.pictures,
             "points": sum(moved.points.values()),
             "rows": sum(moved.rows.values()),
@@ -125,49 +122,37 @@ def _stays(settings: Settings) -> tuple[Path, ...]:
     return tuple(folder for folder in folders if folder.exists())
 
 
-def _copy_pictures(source: Stores, target: Stores, settings: Settings, advance: Advance) -> int:
+def _copy_pictures(source: Stores, target: Stores, settings: Settings, progress: Progress) -> int:
     if source.blobs is None or target.blobs is None or settings.pictures_url is None:
         return 0
     copied = 0
     for _ in copy_new(source.blobs, target.blobs):
         copied += 1
-        advance("pictures", copied, 0)
+        progress("images", copied, 0)
     return copied
 
 
-def _copy_points(source: Stores, target: Stores, lock: Held, advance: Advance) -> dict[str, int]:
+def _copy_points(source: Stores, target: Stores, lock: HeldLock, progress: Progress) -> dict[str, int]:
     """Copy every collection; return how many points each has."""
     lock.persist(partial(transfer.drop_others, source.vectors, target.vectors))
     return {
-        name: lock.persist(partial(_copy_collection, source, target, name, advance))
+        name: lock.persist(partial(_copy_collection, source, target, name, progress))
         for name in transfer.names(source.vectors)
     }
 
 
-def _copy_collection(source: Stores, target: Stores, name: str, advance: Advance) -> int:
-    step = _steps(advance, f"points of {name}", qdrant.count(source.vectors, name))
+def _copy_collection(source: Stores, target: Stores, name: str, progress: Progress) -> int:
+    step = stage_steps(progress, f"points of {name}", qdrant.count(source.vectors, name))
     return transfer.copy_collection(source.vectors, target.vectors, name, advance=step)
 
 
-def _copy_rows(source: Stores, target: Stores, run_id: UUID, advance: Advance) -> dict[str, int]:
-    step = _steps(advance, "rows", transfer.count_rows(source.engine))
+def _copy_rows(source: Stores, target: Stores, run_id: UUID, progress: Progress) -> dict[str, int]:
+    step = stage_steps(progress, "rows", transfer.count_rows(source.engine))
     with target.sessions.begin() as session:
         copied = transfer.copy_rows(source.engine, session.connection(), run_id, advance=step)
         runs.close_all(session, but=run_id)
     return copied
 
 
-def _compare(target: Stores, items: int, advance: Advance) -> Report:
-    return reconcile(target, advance=_steps(advance, "compare", items))
-
-
-def _steps(advance: Advance, stage: str, total: int) -> Callable[[int], None]:
-    """Return what is told of steps, one after another, and tells `advance` how many they are by now."""
-    done = 0
-
-    def step(many: int) -> None:
-        nonlocal done
-        done += many
-        advance(stage, done, total)
-
-    return step
+def _compare(target: Stores, items: int, progress: Progress) -> Report:
+    return reconcile(target, advance=stage_steps(progress, "compare", items))

@@ -9,8 +9,8 @@ from flows.config.settings import Settings
 from flows.maintenance.backup import left_scratch
 from flows.resources.connections import Stores
 from flows.resources.deletion import finish_deletes
-from flows.tracking.retry_policy import held
-from flows.tracking.run_log import Account, recorded
+from flows.tracking.retry_policy import hold
+from flows.tracking.run_log import tracked_run
 from storage import qdrant
 from storage.blobs import PREFIXES
 from storage.postgres import catalog, model_registry, request_queue
@@ -68,16 +68,15 @@ def purge(
         TooManyOrphans: more would go.
         Busy: another process writes.
     """
-    account = Account()
     with (
         flow_lock(stores.engine, "re-index"),
-        held(lone_lock(stores.engine), for_s=settings.retry_for_s) as own,
+        hold(lone_lock(stores.engine), for_s=settings.retry_for_s) as own,
     ):
         if dry_run:
             return _count(stores, settings)
-        with recorded(stores.sessions, own, "purge", account=lambda: account, prefect_run_id=prefect_run_id):
+        with tracked_run(stores.sessions, own, "purge", prefect_run_id=prefect_run_id) as run:
             found = _count(stores, settings)
-            account.counts = found.as_json()
+            run.counts = found.as_json()
             _refuse_many_orphans(found, max_delete, yes=yes)
             _remove(stores, settings, found, own.lock)
     return found

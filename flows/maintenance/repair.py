@@ -13,7 +13,6 @@ from flows.ingestion.image_cache import Shown
 from flows.ingestion.stages import embed_all
 from flows.resources.collections import open_collection
 from flows.resources.comparison import (
-    Advance,
     Report,
     compared,
     confirmed,
@@ -24,9 +23,9 @@ from flows.resources.comparison import (
 )
 from flows.resources.connections import Deps, Stores
 from flows.resources.deletion import finish_deletes
-from flows.resources.images import fetch_again, load_image
-from flows.tracking.retry_policy import held
-from flows.tracking.run_log import Account, Told, recorded
+from flows.resources.images import load_image
+from flows.tracking.progress import Progress, no_progress, no_steps
+from flows.tracking.run_log import tracked_run
 from storage import qdrant
 from storage.consistency.differences import Difference
 from storage.postgres import catalog, model_registry
@@ -65,7 +64,7 @@ def repair(
     max_delete: float,
     yes: bool,
     prefect_run_id: UUID | None = None,
-    advance: Advance = lambda _: None,
+    progress: Progress = no_progress,
 ) -> Mended:
     """Mend what differs, and compare again, until nothing does or nothing gets better.
 
@@ -78,34 +77,32 @@ def repair(
         Busy: another process writes, or compares.
         ModelMismatch: the collection that searches go to was made by another model than the one that is set.
     """
-    account = Account()
     with (
         flow_lock(deps.engine, COMPARISON),
-        held(lone_lock(deps.engine), for_s=settings.retry_for_s) as lock,
-        recorded(
+        tracked_run(
             deps.sessions,
-            lock,
+            lone_lock(deps.engine),
             COMPARISON,
-            account=lambda: account,
+            for_s=settings.retry_for_s,
             options={"repair": True},
             prefect_run_id=prefect_run_id,
+            progress=progress,
         ) as run,
     ):
-        told = Told(deps.sessions, lock, run)
-        before = after = lock.persist(partial(compared, deps, told, advance))
-        account.counts = dict(before.counts)
+        before = after = run.persist(partial(compared, deps, run.progress))
+        run.counts = dict(before.counts)
         _refuse_many_deletes(before, max_delete, yes=yes)
         rounds, unmended = 0, set[str]()
         while after.work and rounds < MAX_ROUNDS:
-            told("mend", rounds, MAX_ROUNDS)
-            unmended = lock.persist(partial(_mend, deps, settings))
+            run.progress("repair", rounds, MAX_ROUNDS)
+            unmended = run.persist(partial(_mend, deps, settings))
             rounds, last = rounds + 1, after.work
-            after = lock.persist(partial(reconcile, deps))
+            after = run.persist(partial(reconcile, deps))
             if after.work >= last:
                 break
-        account.counts[STILL] = dict(after.counts)
+        run.counts[STILL] = dict(after.counts)
         if after.damage:
-            account.outcome, account.error = "failed", damage_of(after)
+            run.error = damage_of(after)
     return Mended(before, after, rounds, tuple(sorted(unmended)))
 
 
@@ -132,15 +129,15 @@ def _mend(deps: Deps, settings: Settings) -> set[str]:
     with deps.sessions() as session:
         names = {one.name for one in model_registry.known_collections(session)}
     for name in sorted(names | set(qdrant.list_collections(deps.vectors))):
-        differences = confirmed(deps, name, name == active.name, Report(), lambda _: None)
+        differences = confirmed(deps, name, name == active.name, Report(), no_steps)
         while chunk := list(islice(differences, settings.batch_size)):
             strays = [one.id for one in chunk if one.kind == "stray"]
             if strays:
                 qdrant.delete_points(deps.vectors, name, strays)
             if name == active.name:
-                unmended |= _write_again(deps, active, [one for one in chunk if one.kept], settings.limits)
+                unmended |= _write_again(deps, active, [one for one in chunk if one.entry], settings.limits)
             else:
-                _take_back(deps, name, [one.kept.id for one in chunk if one.kept])
+                _take_back(deps, name, [one.entry.id for one in chunk if one.entry])
         if qdrant.optimizer_error(deps.vectors, name):
             qdrant.restart_optimizer(deps.vectors, name)
     return unmended
@@ -174,7 +171,7 @@ def _write_again(
     if not differences:
         return set()
     with deps.sessions() as session:
-        items = catalog.items_with_digests(session, [one.kept.id for one in differences if one.kept])
+        items = catalog.items_with_digests(session, [one.entry.id for one in differences if one.entry])
     payloads = {
         one.id: items[one.id]
         for one in differences
@@ -223,7 +220,7 @@ def _mend_pictures(stores: Stores, limits: Limits) -> set[str]:
         return set()
     unmended = set()
     for picture in missing_images(stores, Report()):
-        data = fetch_again(picture.sha256, picture.origin, limits)
+        data = load_image(stores, picture.sha256, picture.origin, limits, or_origin=True)
         if data is not None:
             stores.blobs.put(picture.sha256, data)
         else:

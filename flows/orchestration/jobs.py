@@ -3,7 +3,6 @@
 A command runs them in its own process, or as flows where there is a Prefect server.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -15,8 +14,7 @@ from flows.ingestion.report import IngestReport
 from flows.reindexing.reindex import Order, Switched, free_disk
 from flows.reindexing.reindex import reindex as rebuild
 from flows.resources.connections import open_deps, open_stores
-from flows.tracking.progress import progress_bar, stages
-from storage.sources import BadSource, count_rows
+from flows.tracking.progress import stage_bars
 
 if TYPE_CHECKING:
     from flows.training.finetune import Candidate
@@ -41,19 +39,11 @@ def ingest(
     """Ingest every record of the source at `location`; see `flows.ingestion.pipeline.ingest_source`."""
     with (
         open_deps(settings, wait_s=settings.retry_for_s) as deps,
-        progress_bar(f"ingest {location.name}", expected_rows(location, request.limit)) as advance,
+        stage_bars(f"ingest {location.name}") as progress,
     ):
         return ingest_source(
-            deps, settings, request, step=step, prefect_run_id=prefect_run_id, advance=advance
+            deps, settings, request, step=step, prefect_run_id=prefect_run_id, progress=progress
         )
-
-
-def expected_rows(location: Path, limit: int | None) -> int | None:
-    """Return how long the progress bar is; None where the rows cannot be counted, as the run will say."""
-    try:
-        return min(count_rows(location), limit or sys.maxsize)
-    except BadSource:
-        return None
 
 
 def reindex(
@@ -64,7 +54,7 @@ def reindex(
     prefect_run_id: UUID | None = None,
 ) -> Switched:
     """Fill the collection of a model and switch searches to it; see `flows.reindexing.reindex.reindex`."""
-    with open_stores(settings, wait_s=settings.retry_for_s) as stores, stages("reindex") as advance:
+    with open_stores(settings, wait_s=settings.retry_for_s) as stores, stage_bars("reindex") as progress:
         return step(
             lambda: rebuild(
                 stores,
@@ -72,7 +62,7 @@ def reindex(
                 order,
                 free_bytes=free_disk(settings),
                 prefect_run_id=prefect_run_id,
-                advance=advance,
+                progress=progress,
             )
         )
 
@@ -89,7 +79,7 @@ def finetune(
         train_candidate,  # and with it libraries that take ten seconds to import
     )
 
-    with open_stores(settings, wait_s=settings.retry_for_s) as stores, stages("finetune") as advance:
+    with open_stores(settings, wait_s=settings.retry_for_s) as stores, stage_bars("finetune") as progress:
         return step(
-            lambda: train_candidate(stores, settings, order, prefect_run_id=prefect_run_id, advance=advance)
+            lambda: train_candidate(stores, settings, order, prefect_run_id=prefect_run_id, progress=progress)
         )

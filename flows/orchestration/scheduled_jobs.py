@@ -18,9 +18,8 @@ from flows.maintenance.restore import check as check_backup
 from flows.resources.comparison import damage_of, watch
 from flows.resources.connections import Deps, Stores, open_stores, with_model
 from flows.resources.model_loader import models_folder
-from flows.tracking.progress import Advance
-from flows.tracking.retry_policy import held
-from flows.tracking.run_log import Account, Told, recorded
+from flows.tracking.progress import Progress
+from flows.tracking.run_log import tracked_run
 from storage.postgres import runs
 from storage.postgres.locks import Busy, flow_lock
 from storage.postgres.runs import Read
@@ -47,30 +46,31 @@ def ingest(settings: Settings, prefect_run_id: UUID | None) -> Counts:
         SourcesFailed: for each of them, why; the others have been read.
         Busy: another run reads all sources.
     """
-    account = Account()
     with (
         open_stores(settings, wait_s=settings.retry_for_s) as stores,
-        held(flow_lock(stores.engine, "ingest"), for_s=settings.retry_for_s) as lock,
-        recorded(
-            stores.sessions, lock, "ingest", account=lambda: account, prefect_run_id=prefect_run_id
+        tracked_run(
+            stores.sessions,
+            flow_lock(stores.engine, "ingest"),
+            "ingest",
+            for_s=settings.retry_for_s,
+            prefect_run_id=prefect_run_id,
         ) as run,
     ):
-        told = Told(stores.sessions, lock, run)
         with stores.sessions() as session:
             sources = runs.known_sources(session)
         counts, failed = Counter[str](), dict[str, str]()
-        account.counts = {"sources": len(sources), "failed": failed}
+        run.counts = {"sources": len(sources), "failed": failed}
         if sources:
             deps = with_model(stores, settings)
             for done, read in enumerate(sources):
-                lock.lock.keep()
-                told("sources", done, len(sources))
+                run.lock.lock.keep()
+                run.progress("sources", done, len(sources))
                 counts += ingest_again(deps, settings, read, prefect_run_id, failed)
-                account.counts |= counts
+                run.counts |= counts
         if failed:
             why = "; ".join(f"{source}: {problem}" for source, problem in failed.items())
             raise SourcesFailed(f"{len(failed):,} of {len(sources):,} sources failed: {why}")
-    return account.counts
+    return run.counts
 
 
 def ingest_again(
@@ -104,23 +104,25 @@ def evaluate(settings: Settings, prefect_run_id: UUID | None) -> Counts:
     Raises:
         Busy: another scheduled evaluation is running.
     """
-    account = Account()
     with (
         open_stores(settings, wait_s=settings.retry_for_s) as stores,
-        held(flow_lock(stores.engine, "evaluate"), for_s=settings.retry_for_s) as lock,
-        recorded(
-            stores.sessions, lock, "evaluate", account=lambda: account, prefect_run_id=prefect_run_id
+        tracked_run(
+            stores.sessions,
+            flow_lock(stores.engine, "evaluate"),
+            "evaluate",
+            for_s=settings.retry_for_s,
+            prefect_run_id=prefect_run_id,
         ) as run,
     ):
-        account.counts = figures(stores, settings, Told(stores.sessions, lock, run))
-    return account.counts
+        run.counts = figures(stores, settings, run.progress)
+    return run.counts
 
 
-def figures(stores: Stores, settings: Settings, advance: Advance) -> Counts:
+def figures(stores: Stores, settings: Settings, progress: Progress) -> Counts:
     """Return what an evaluation found; where there is nothing to evaluate yet, that."""
     try:
         held_out = chosen_set(stores, settings, Question(held_out=True), (), at_most=MOST_JUDGED)
-        return summary(measure(stores, settings, (), held_out, advance=advance))
+        return summary(measure(stores, settings, (), held_out, progress=progress))
     except (NothingToEvaluate, NoCollection) as error:
         return {"nothing": str(error)}
 
@@ -177,21 +179,25 @@ def prove(settings: Settings, prefect_run_id: UUID | None) -> Counts:
         Busy: another proof is running.
     """
     target = _backup_url(settings)
-    account = Account()
     with (
         open_stores(settings, wait_s=settings.retry_for_s) as stores,
-        held(flow_lock(stores.engine, "prove"), for_s=settings.retry_for_s) as lock,
-        recorded(stores.sessions, lock, "prove", account=lambda: account, prefect_run_id=prefect_run_id),
+        tracked_run(
+            stores.sessions,
+            flow_lock(stores.engine, "prove"),
+            "prove",
+            for_s=settings.retry_for_s,
+            prefect_run_id=prefect_run_id,
+        ) as run,
     ):
         checked = check_backup(settings.with_time(), target)
-        account.counts = {
+        run.counts = {
             "location": checked.location,
             "items": checked.report.items,
             "points": sum(checked.points.values()),
         }
         if checked.proof is None:
             raise BadBackup(f"{checked.location} comes back as something else: {damage_of(checked.report)}")
-    return account.counts
+    return run.counts
 
 
 def _backup_url(settings: Settings) -> str:

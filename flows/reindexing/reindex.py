@@ -29,9 +29,9 @@ from flows.ingestion.backfill import (
 from flows.resources.collections import make_collection
 from flows.resources.connections import Stores
 from flows.resources.model_loader import Load, open_model
-from flows.tracking.progress import Advance
-from flows.tracking.retry_policy import Held, held
-from flows.tracking.run_log import Account, Told, recorded, told_as_well
+from flows.tracking.progress import Progress, no_progress
+from flows.tracking.retry_policy import HeldLock
+from flows.tracking.run_log import tracked_run
 from storage import qdrant
 from storage.postgres import catalog, model_registry
 from storage.postgres.locks import Busy, Lock, flow_lock, lone_lock
@@ -105,7 +105,7 @@ def reindex(
     load: Load = open_model,
     free_bytes: int | None = None,
     prefect_run_id: UUID | None = None,
-    advance: Advance = lambda _what, _done, _of: None,
+    progress: Progress = no_progress,
 ) -> Switched:
     """Fill a collection of a model, and have searches go to it; run it again to take up a killed one.
 
@@ -124,29 +124,27 @@ def reindex(
         Busy: another re-index is running.
     """
     encoder = load(settings, order.model)
-    account = Account()
     with (
-        held(flow_lock(stores.engine, "re-index"), for_s=settings.retry_for_s) as lock,
-        recorded(
+        tracked_run(
             stores.sessions,
-            lock,
+            flow_lock(stores.engine, "re-index"),
             "reindex",
-            account=lambda: account,
+            for_s=settings.retry_for_s,
             options={"model": encoder.name},
             prefect_run_id=prefect_run_id,
+            progress=progress,
         ) as run,
         Workers(encoder.preparation, settings.decode_workers) as workers,
     ):
-        advance = told_as_well(advance, Told(stores.sessions, lock, run))
         before = qdrant.active_collection(stores.vectors)
         if before is None:
             raise qdrant.NoCollection
         if before.fingerprint != encoder.fingerprint:
             _refuse(stores, encoder, before, order, free_bytes)
-        collection = lock.persist(partial(_begin, stores, settings, encoder, order, before))
+        collection = run.persist(partial(_begin, stores, settings, encoder, order, before))
         filling = Filling(stores, encoder, collection, workers, settings, 0, {})
-        recall = _fill_and_switch(filling, lock, order, advance)
-        account.counts = {"written": filling.written, "missing": len(filling.missing)}
+        recall = _fill_and_switch(filling, run.lock, order, run.progress)
+        run.counts = {"written": filling.written, "missing": len(filling.missing)}
     old = None if before.name == collection.name else before.name
     why = tuple(filling.missing[id] for id in sorted(filling.missing))
     return Switched(collection.name, encoder.name, old, filling.written, why, recall)
@@ -158,7 +156,7 @@ def rollback(
     *,
     load: Load = open_model,
     prefect_run_id: UUID | None = None,
-    advance: Advance = lambda _what, _done, _of: None,
+    progress: Progress = no_progress,
 ) -> Switched:
     """Have searches go to the collection that they went to before, at once; then fill in what it lacks.
 
@@ -167,23 +165,23 @@ def rollback(
         Busy: a re-index is running.
         ModelUnavailable: its model cannot be loaded, by which queries are encoded; nothing was changed.
     """
-    account = Account()
-    with (
-        held(flow_lock(stores.engine, "re-index"), for_s=settings.retry_for_s) as lock,
-        recorded(
-            stores.sessions, lock, "rollback", account=lambda: account, prefect_run_id=prefect_run_id
-        ) as run,
-    ):
-        advance = told_as_well(advance, Told(stores.sessions, lock, run))
+    with tracked_run(
+        stores.sessions,
+        flow_lock(stores.engine, "re-index"),
+        "rollback",
+        for_s=settings.retry_for_s,
+        prefect_run_id=prefect_run_id,
+        progress=progress,
+    ) as run:
         before = qdrant.active_collection(stores.vectors)
         collection = _last_retired(stores)
         encoder = load(settings, collection.model)
         qdrant.require_model(collection, encoder.fingerprint, encoder.name)
-        lock.persist(partial(_switch, stores, encoder, collection))
+        run.persist(partial(_switch, stores, encoder, collection))
         with Workers(encoder.preparation, settings.decode_workers) as workers:
             filling = Filling(stores, encoder, collection, workers, settings, 0, {})
-            catch_up(filling, lock, advance)
-        account.counts = {"written": filling.written, "missing": len(filling.missing)}
+            catch_up(filling, run.lock, run.progress)
+        run.counts = {"written": filling.written, "missing": len(filling.missing)}
     why = tuple(filling.missing[id] for id in sorted(filling.missing))
     return Switched(
         collection.name, encoder.name, before.name if before else None, filling.written, why, None
@@ -242,26 +240,26 @@ def _begin(
     return qdrant.describe(stores.vectors, name)
 
 
-def _fill_and_switch(filling: Filling, lock: Held, order: Order, advance: Advance) -> float | None:
+def _fill_and_switch(filling: Filling, lock: HeldLock, order: Order, progress: Progress) -> float | None:
     """Catch up with whoever writes, then do the last of it alone; return the recall of the sample."""
     while True:
-        catch_up(filling, lock, advance)
+        catch_up(filling, lock, progress)
         _refuse_missing(filling, order)
-        settle(filling, advance)
+        settle(filling, progress)
         alone = lone_lock(filling.stores.engine)
         try:
             alone.keep()
         except Busy as error:
-            advance(f"wait: {error}", 0, 0)
+            progress(f"wait: {error}", 0, 0)
             time.sleep(PAUSE_S)
             continue
         try:
-            return lock.persist(partial(_finish, filling, order, alone, advance))
+            return lock.persist(partial(_finish, filling, order, alone, progress))
         finally:
             alone.release()
 
 
-def _finish(filling: Filling, order: Order, alone: Lock, advance: Advance) -> float | None:
+def _finish(filling: Filling, order: Order, alone: Lock, progress: Progress) -> float | None:
     """Fill in the rest, verify, and switch; nobody else writes meanwhile. Safe to repeat.
 
     Raises:
@@ -273,13 +271,13 @@ def _finish(filling: Filling, order: Order, alone: Lock, advance: Advance) -> fl
         alone.keep()
         write(filling, ready)
     _refuse_missing(filling, order)
-    advance("verify", 0, 0)
-    settle(filling, advance)
+    progress("verify", 0, 0)
+    settle(filling, progress)
     strays = [one.id for one in differences(filling) if one.kind == "stray"]
     if strays:
         qdrant.delete_points(stores.vectors, name, strays)
     if left := [
-        one for one in differences(filling) if one.kept is None or one.kept.id not in filling.missing
+        one for one in differences(filling) if one.entry is None or one.entry.id not in filling.missing
     ]:
         raise NotVerified(
             f"{len(left):,} points of {name} are not what Postgres has, the first of them {left[0].id} "

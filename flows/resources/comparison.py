@@ -1,7 +1,7 @@
 """Compare Postgres and Qdrant record by record; Postgres is the truth."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -10,11 +10,19 @@ from uuid import UUID
 
 from flows.config.settings import Settings
 from flows.resources.connections import Stores
-from flows.tracking.retry_policy import held
-from flows.tracking.run_log import Account, Told, recorded
+from flows.tracking.progress import Progress, Steps, no_progress, no_steps, stage_steps
+from flows.tracking.run_log import tracked_run
 from storage import qdrant
 from storage.blobs import PREFIXES
-from storage.consistency.differences import Difference, Held, Kept, compare, judge, order
+from storage.consistency.differences import (
+    DAMAGE,
+    CatalogEntry,
+    Difference,
+    PointEntry,
+    compare,
+    find_difference,
+    id_order,
+)
 from storage.postgres import catalog, model_registry
 from storage.postgres.locks import flow_lock
 from storage.postgres.model_registry import Known
@@ -24,20 +32,6 @@ from storage.records import Picture
 PAGE = 2000
 CONFIRM = 500
 EXAMPLES = 20
-
-DAMAGE = (
-    "missing",
-    "stray",
-    "stale",
-    "wrong_vectors",
-    "missing_picture",
-    "other_model",
-    "no_alias",
-    "lost_writes",
-)
-"""What makes two stores disagree; `pending` is work that an ingest has left."""
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +76,23 @@ class Report:
         compared = {"items": self.items, "points": self.points, "pictures": self.pictures}
         return {"compared": compared, "differences": counts, "examples": [asdict(e) for e in self.examples]}
 
-    def add(self, kind: str, id: str, *, collection: str | None = None, kept: Kept | None = None) -> None:
+    def add(
+        self, kind: str, id: str, *, collection: str | None = None, entry: CatalogEntry | None = None
+    ) -> None:
         self.counts[kind] += 1
         if self.counts[kind] <= EXAMPLES:
-            source, key = (kept.source, kept.key) if kept else (None, None)
+            source, key = (entry.source, entry.key) if entry else (None, None)
             self.examples.append(Example(kind, collection, id, source, key))
 
 
-def reconcile(stores: Stores, *, advance: Advance = lambda _: None) -> Report:
+def reconcile(stores: Stores, *, advance: Steps = no_steps) -> Report:
     """Compare the stores record by record, and change nothing; an ingest may run meanwhile.
 
     Both are read in id order, a page at a time. What differs is looked at a second time, so that a record
     that was just being written is not reported.
 
     Args:
-        advance: told how many items have been compared.
+        advance: receives the number of items compared since the last call.
     """
     report = Report()
     with stores.sessions() as session:
@@ -112,7 +108,7 @@ def reconcile(stores: Stores, *, advance: Advance = lambda _: None) -> Report:
         if fault := qdrant.optimizer_error(stores.vectors, name):
             report.add("lost_writes", fault, collection=name)
         for found in confirmed(stores, name, name == active, report, advance):
-            report.add(found.kind, str(found.id), collection=name, kept=found.kept)
+            report.add(found.kind, str(found.id), collection=name, entry=found.entry)
     for picture in missing_images(stores, report):
         report.add("missing_picture", picture.sha256)
     return report
@@ -123,25 +119,25 @@ def watch(
     settings: Settings,
     *,
     prefect_run_id: UUID | None = None,
-    advance: Advance = lambda _: None,
+    progress: Progress = no_progress,
 ) -> Report:
     """Compare the stores as `reconcile` does, and keep on record whether they agree.
 
     Raises:
         Busy: another comparison or a repair is running.
     """
-    account = Account()
-    with (
-        held(flow_lock(stores.engine, COMPARISON), for_s=settings.retry_for_s) as lock,
-        recorded(
-            stores.sessions, lock, COMPARISON, account=lambda: account, prefect_run_id=prefect_run_id
-        ) as run,
-    ):
-        told = Told(stores.sessions, lock, run)
-        report = lock.persist(partial(compared, stores, told, advance))
-        account.counts = dict(report.counts)
+    with tracked_run(
+        stores.sessions,
+        flow_lock(stores.engine, COMPARISON),
+        COMPARISON,
+        for_s=settings.retry_for_s,
+        prefect_run_id=prefect_run_id,
+        progress=progress,
+    ) as run:
+        report = run.persist(partial(compared, stores, run.progress))
+        run.counts = dict(report.counts)
         if report.damage:
-            account.outcome, account.error = "failed", damage_of(report)
+            run.error = damage_of(report)
     return report
 
 
@@ -151,34 +147,26 @@ def damage_of(report: Report) -> str:
     return f"the stores differ: {', '.join(found)}; mend that with: sightline reconcile --repair"
 
 
-def compared(stores: Stores, told: Told, advance: Advance) -> Report:
-    """Return what differs; whoever watches is told how far the comparison is."""
+def compared(stores: Stores, progress: Progress) -> Report:
+    """Compare the stores and report how many items have been compared."""
     with stores.sessions() as session:
         total = catalog.counts(session)["items"]
-    done = 0
-
-    def tell(many: int) -> None:
-        nonlocal done
-        done += many
-        advance(many)
-        told("compare", done, total)
-
-    return reconcile(stores, advance=tell)
+    return reconcile(stores, advance=stage_steps(progress, "compare", total))
 
 
 def confirmed(
-    stores: Stores, collection: str, complete: bool, report: Report, advance: Advance
+    stores: Stores, collection: str, complete: bool, report: Report, advance: Steps
 ) -> Iterator[Difference]:
     """Yield the differences of one collection that are there at a second look as well, in id order."""
 
-    def counted_items() -> Iterator[Kept]:
+    def counted_items() -> Iterator[CatalogEntry]:
         for page in item_pages(stores, collection):
             if complete:
                 report.items += len(page)
                 advance(len(page))
             yield from page
 
-    def counted_points() -> Iterator[Held]:
+    def counted_points() -> Iterator[PointEntry]:
         for point in qdrant.scroll_entries(stores.vectors, collection):
             report.points += 1
             yield point
@@ -195,13 +183,13 @@ def second_look(
     foreign = [one for one in suspects if isinstance(one.id, int)]
     ids = [one.id for one in suspects if isinstance(one.id, UUID)]
     with stores.sessions() as session:
-        before = {one.id: one for one in catalog.kept(session, collection, ids=ids)}
+        before = {one.id: one for one in catalog.entries(session, collection, ids=ids)}
     points = {point.id: point for point in qdrant.scroll_entries(stores.vectors, collection, ids)}
     with stores.sessions() as session:
-        after = {one.id: one for one in catalog.kept(session, collection, ids=ids)}
+        after = {one.id: one for one in catalog.entries(session, collection, ids=ids)}
     settled = (id for id in ids if before.get(id) == after.get(id))
-    found = (judge(after.get(id), points.get(id), complete=complete) for id in settled)
-    return sorted([*foreign, *(one for one in found if one is not None)], key=lambda one: order(one.id))
+    found = (find_difference(after.get(id), points.get(id), complete=complete) for id in settled)
+    return sorted([*foreign, *(one for one in found if one is not None)], key=lambda one: id_order(one.id))
 
 
 def missing_images(stores: Stores, report: Report) -> Iterator[Picture]:
@@ -216,12 +204,12 @@ def missing_images(stores: Stores, report: Report) -> Iterator[Picture]:
         yield from (wanted[sha256] for sha256 in sorted(lost))
 
 
-def item_pages(stores: Stores, collection: str) -> Iterator[list[Kept]]:
+def item_pages(stores: Stores, collection: str) -> Iterator[list[CatalogEntry]]:
     """Yield all living items, each page in a transaction of its own: nothing is held open for long."""
     after = None
     while True:
         with stores.sessions() as session:
-            page = catalog.kept(session, collection, after=after, limit=PAGE)
+            page = catalog.entries(session, collection, after=after, limit=PAGE)
         if not page:
             return
         yield page

@@ -1,4 +1,4 @@
-"""The one place that tries again: when a store did not answer, never when a record is wrong."""
+"""Retry store requests that went unanswered, with exponential backoff."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def persist(work: Callable[[], Result], *, for_s: float) -> Result:
-    """Return what `work` returns; while a store does not answer, try again with growing pauses.
+    """Return the result of `work`; retry with exponential backoff while a store is unavailable.
 
     Args:
         work: safe to repeat.
@@ -32,35 +32,38 @@ def persist(work: Callable[[], Result], *, for_s: float) -> Result:
         retry=retry_if_exception(is_transient),
         stop=stop_before_delay(for_s),
         wait=wait_exponential_jitter(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S, jitter=FIRST_PAUSE_S),
-        before_sleep=_tell,
+        before_sleep=_log_retry,
         reraise=True,
     )
     return attempts(work)
 
 
 @contextmanager
-def held(lock: Lock, *, for_s: float) -> "Iterator[Held]":
-    """Take `lock`, and give it back in the end; work under it is tried again for `for_s` seconds.
+def hold(lock: Lock, *, for_s: float) -> "Iterator[HeldLock]":
+    """Take a lock, release it at the end, and retry work under it.
+
+    Args:
+        for_s: how long work is retried while a store does not answer.
 
     Raises:
         Busy: another process holds it.
     """
     try:
         persist(lock.keep, for_s=for_s)
-        yield Held(lock, for_s)
+        yield HeldLock(lock, for_s)
     finally:
         lock.release()
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A lock that is held, and how long a store that does not answer is asked again under it."""
+class HeldLock:
+    """Represent a lock in use, with the retry time of the work under it."""
 
     lock: Lock
     for_s: float
 
     def persist(self, work: Callable[[], Result]) -> Result:
-        """Return what `work`, which is safe to repeat, returns; each attempt makes sure of the lock first.
+        """Return the result of `work`, which is safe to repeat; each attempt verifies the lock first.
 
         Raises:
             Busy: the lock was lost with its connection, and another process holds it now.
@@ -73,7 +76,7 @@ class Held:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a store could not be reached, or had too much to do."""
+    """Return whether a store was unreachable or overloaded."""
     match error:
         case OperationalError() | ResponseHandlingException():
             return True
@@ -84,13 +87,13 @@ def is_transient(error: BaseException) -> bool:
     return False
 
 
-def _tell(state: RetryCallState) -> None:
+def _log_retry(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     pause = state.next_action.sleep if state.next_action else 0
-    log.warning("a store did not answer (%s); trying again in %.1f s", first_line(error), pause)
+    log.warning("a store did not answer (%s); retrying in %.1f s", first_line(error), pause)
 
 
 def first_line(error: BaseException | None) -> str:
-    """Return what `error` says, on one line."""
+    """Return the first line of an error's message."""
     origin = error.orig if isinstance(error, DBAPIError) else error
     return (str(origin).strip().splitlines() or [type(origin).__name__])[0]

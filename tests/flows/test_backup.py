@@ -101,10 +101,12 @@ def test_everything_comes_back_and_the_stores_agree(deps: Deps, elsewhere: Setti
 @pytest.mark.usefixtures("shop")
 def test_a_second_backup_copies_new_pictures_only(deps: Deps, settings: Settings, shop: Path, tmp_path: Path):
     copied: list[int] = []
-    backup(deps, str(tmp_path / "backups"), tmp_path / "scratch", advance=copied.append)
+    backup(deps, str(tmp_path / "backups"), tmp_path / "scratch", progress=lambda *_: copied.append(1))
     ingest_source(deps, settings, Request(a_folder(shop, {"new.png": png("grey")})))
 
-    second = backup(deps, str(tmp_path / "backups"), tmp_path / "scratch", advance=copied.append)
+    second = backup(
+        deps, str(tmp_path / "backups"), tmp_path / "scratch", progress=lambda *_: copied.append(1)
+    )
 
     assert sum(copied) == 3
     assert second.manifest.items == 3

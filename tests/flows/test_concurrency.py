@@ -56,7 +56,7 @@ def test_of_two_ingests_of_one_source_the_second_is_refused_and_nothing_is_inter
             ingest_source(deps, settings, Request(folder))
         refused.append(str(error.value))
 
-    ingest_source(deps, settings, Request(folder), advance=meanwhile)
+    ingest_source(deps, settings, Request(folder), progress=meanwhile)
 
     assert len(refused) == 2
     assert deps.vectors.count("items").count == 6
@@ -78,15 +78,15 @@ def test_a_run_that_lost_its_lock_to_another_writes_nothing_more(
             )
         ingest_source(replace(deps, encoder=ColourEncoder()), settings, Request(folder))
 
-    def lose_the_lock_to_another(rows: int) -> None:
-        lost.append(rows)
+    def lose_the_lock_to_another(_stage: str, done: int, _total: int) -> None:
+        lost.append(done)
         while len(lost) == 1:
             with suppress(Busy):  # a thread of the first run was quicker, and has it again
                 take_the_lock()
                 return
 
     with pytest.raises((RunClosed, Busy)):  # Busy: a thread of the first run asked during the other run
-        ingest_source(deps, settings, Request(folder), advance=lose_the_lock_to_another)
+        ingest_source(deps, settings, Request(folder), progress=lose_the_lock_to_another)
 
     assert reconcile(deps).work == 0
     with deps.sessions() as session:

@@ -246,7 +246,7 @@ def test_a_held_out_picture_is_nobodys_negative(stores: Stores, trainable: Setti
             [work] = (trainable.home / "training").iterdir()
             mined.extend(read_pairs(work, "train"))
 
-    train_candidate(stores, trainable, order, advance=keep_pairs)
+    train_candidate(stores, trainable, order, progress=keep_pairs)
 
     sides = divide(stores, trainable.limits, Split())
     negatives = [sha256 for row in mined for sha256 in row["negatives"]]
@@ -414,7 +414,7 @@ def test_a_training_that_was_killed_goes_on_and_comes_to_the_same(
         stores,
         settings,
         an_order(what),
-        advance=lambda stage, done, _: steps.append(done) if stage == "train" else None,
+        progress=lambda stage, done, _: steps.append(done) if stage == "train" else None,
     )
     undisturbed = train_candidate(stores, settings, an_order(what))
 

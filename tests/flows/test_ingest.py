@@ -647,10 +647,12 @@ def test_a_step_takes_as_many_batches_as_it_has_time_for_and_the_bar_moves_with_
         sizes.append(work())
         return sizes[-1]
 
-    ingest_source(deps, settings, Request(manifest), step=step, advance=moved.append)
+    ingest_source(
+        deps, settings, Request(manifest), step=step, progress=lambda _stage, done, _total: moved.append(done)
+    )
 
     assert sizes == steps
-    assert moved == [4, 4, 2]
+    assert moved == [4, 8, 10]
 
 
 def test_the_report_is_json(deps: Deps, settings: Settings, tmp_path: Path):

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from flows.tracking.retry_policy import held
-from flows.tracking.run_log import Account, Told, recorded
+from flows.tracking.run_log import tracked_run
 from storage.postgres import runs
 from storage.postgres.locks import flow_lock
 from storage.postgres.runs import Progress
@@ -55,20 +54,17 @@ def test_no_stage_ends_in_the_past(done: int, total: int, first: int, later_s: f
 
 def test_a_run_says_how_far_it_is_until_it_ends(engine: Engine):
     sessions = sessionmaker(engine)
-    with (
-        held(flow_lock(engine, "evaluate"), for_s=0) as lock,
-        recorded(sessions, lock, "evaluate") as run,
-    ):
-        told = Told(sessions, lock, run)
-        told("texts", 3, 10)
-        told("pictures", 1, 4, account=lambda: Account({"read": 7}, {"embed": 1.5}))
-        told("pictures", 2, 4)  # within a second of the last: not put on record
+    with tracked_run(sessions, flow_lock(engine, "evaluate"), "evaluate") as run:
+        run.progress("texts", 3, 10)
+        run.counts, run.seconds = {"read": 7}, {"embed": 1.5}
+        run.progress("pictures", 1, 4)
+        run.progress("pictures", 2, 4)  # within a second of the last: not put on record
 
         with Session(engine) as session:
             [meanwhile] = runs.running(session)
-            assert runs.run_of(session, run) == meanwhile
+            assert runs.run_of(session, run.id) == meanwhile
     with Session(engine) as session:
-        ended = runs.run_of(session, run)
+        ended = runs.run_of(session, run.id)
 
     assert meanwhile.progress is not None
     assert (meanwhile.progress.stage, meanwhile.progress.done) == ("pictures", 1)

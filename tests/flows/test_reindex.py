@@ -90,7 +90,7 @@ def forced(
         settings,
         Order("turned", force=True, max_missing=max_missing),
         load=load,
-        advance=lambda what, done, _of: during(what, done),
+        progress=lambda what, done, _of: during(what, done),
     )
 
 

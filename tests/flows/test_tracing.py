@@ -20,8 +20,7 @@ from flows.ingestion.pipeline import EmptySource, Request, ingest_source
 from flows.resources.connections import Deps
 from flows.search.query import Query, search
 from flows.tracking import tracing
-from flows.tracking.retry_policy import held
-from flows.tracking.run_log import Told, recorded
+from flows.tracking.run_log import tracked_run
 from storage.postgres.locks import flow_lock
 from tests.support.builders import a_folder, png
 
@@ -137,13 +136,9 @@ def test_a_run_that_fails_says_so_and_why(
 def test_each_stage_of_a_run_is_a_span_until_the_next_begins(
     deps: Deps, engine: Engine, collector: Collector
 ):
-    with (
-        held(flow_lock(engine, "evaluate"), for_s=0) as lock,
-        recorded(deps.sessions, lock, "evaluate") as run,
-    ):
-        told = Told(deps.sessions, lock, run)
+    with tracked_run(deps.sessions, flow_lock(engine, "evaluate"), "evaluate") as run:
         for stage, done in (("texts", 0), ("texts", 5), ("pictures", 0)):
-            told(stage, done, 5)
+            run.progress(stage, done, 5)
     sent()
 
     texts, pictures = collector.one("texts"), collector.one("pictures")

@@ -19,10 +19,10 @@ def an_order(what: What) -> Order:
 
 
 def train(home: Path, model: str, what: What, last_step: int) -> None:
-    def advance(stage: str, done: int, _of: int) -> None:
+    def progress(stage: str, done: int, _of: int) -> None:
         if stage == "train" and done == last_step:
             os.kill(os.getpid(), signal.SIGKILL)
 
     settings = Settings(home=home, model=model, decode_workers=0)
     with open_stores(settings) as stores:
-        train_candidate(stores, settings, an_order(what), advance=advance)
+        train_candidate(stores, settings, an_order(what), progress=progress)
