@@ -27,8 +27,9 @@ from flows.resources.model_loader import OtherModel
 from flows.service.pool import AWAY, Backend
 from flows.tracking.errors import explain
 from flows.tracking.retry_policy import persist
-from storage.postgres import request_queue, runs
+from storage.postgres import request_queue
 from storage.postgres.locks import Busy, SessionNotKept, flow_lock
+from storage.postgres.rejects import rejects_of_run
 from storage.postgres.request_queue import Taken, Waiting
 from storage.postgres.runs import RunClosed
 from storage.qdrant import ModelMismatch
@@ -195,7 +196,7 @@ def _ingest(backend: Backend, taken: Taken) -> Outcome:
             deps, settings, Request(None, request.source, revive=request.revive, sent=rows)
         )
         with deps.sessions() as session:
-            rejects = runs.rejects_of(session, report.run)
+            rejects = rejects_of_run(session, report.run)
     return Outcome({name: getattr(report, name) for name in COUNTS}, rejects, report.run)
 
 

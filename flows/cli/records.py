@@ -152,7 +152,7 @@ def rejects(ctx: click.Context, reason: str | None, source: str | None, as_json:
 
     from flows.cli.tables.records import of_rejects
     from flows.resources.connections import open_catalog
-    from storage.postgres.runs import open_rejects
+    from storage.postgres.rejects import open_rejects
 
     with open_catalog(settings) as engine, Session(engine) as session:
         found = open_rejects(session, reason=reason, source=source)
@@ -173,7 +173,7 @@ def retry(ctx: click.Context, reason: str | None, source: str | None, as_json: b
     from flows.cli.tables.records import of_retries
     from flows.ingestion.retry_rejects import retry_rejects
     from flows.resources.connections import open_stores, with_model
-    from storage.postgres.runs import open_rejects
+    from storage.postgres.rejects import open_rejects
 
     with open_stores(settings) as stores:
         with stores.sessions() as session:

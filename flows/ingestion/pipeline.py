@@ -42,6 +42,7 @@ from flows.tracking.tracing import stepping
 from storage import qdrant
 from storage.postgres import catalog, model_registry, runs
 from storage.postgres.locks import source_lock
+from storage.postgres.rejects import resolve_api_rejects, resolve_rejects
 from storage.records import Ignored
 from storage.sources import read_source, source_name
 
@@ -305,11 +306,11 @@ def finish(deps: Deps, request: Request, record: "RunRecord") -> None:
         runs.require_running(session, run.id)
         if request.location is None:
             keys = [row.key for row in request.sent if row.key is not None]
-            runs.resolve_sent(session, run.id, run.source, keys)
+            resolve_api_rejects(session, run.id, run.source, keys)
         elif request.limit is None:
             places = request.only.places if request.only else None
             whole = record.reading.doubt is None and not record.verdict.refused
-            runs.resolve_rejects(session, run.id, run.source, places, whole=whole)
+            resolve_rejects(session, run.id, run.source, places, whole=whole)
     if record.verdict.deletes:
         for many in delete_missing(deps, run.source, run.id):
             record.besides["deleted"] += many

@@ -13,6 +13,7 @@ from embedding.images.worker_pool import WorkersFailed, prepare_soon
 from flows.config.settings import Limits
 from flows.resources.images import fetch_image
 from storage.postgres import runs
+from storage.postgres.rejects import open_rejects
 from storage.records import Origin, Rejected
 from storage.sources import BadSource, FetchError, find_row
 
@@ -37,7 +38,7 @@ def picture_of_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID)
         NoPicture: there is no such image, or the gate refuses it.
     """
     with sessions() as session:
-        found = runs.open_rejects(session, ids=[id])
+        found = open_rejects(session, ids=[id])
         location = runs.last_location(session, found[0].source) if found else None
     if not found or location is None:
         raise NoPicture("this reject is not open any more")

@@ -13,7 +13,7 @@ from flows.ingestion.pipeline import EmptySource, Only, Request, ingest_source
 from flows.resources.connections import Deps
 from flows.tracking.text import many
 from storage.postgres import runs
-from storage.postgres.runs import Reject
+from storage.postgres.rejects import Reject, open_rejects
 from storage.sources import BadSource
 
 
@@ -57,7 +57,7 @@ def retry_rejects(
         Busy: another process writes one of the sources; those before it in order of name are done.
     """
     with deps.sessions() as session:
-        rejects = runs.open_rejects(session, reason=reason, source=source, ids=ids)
+        rejects = open_rejects(session, reason=reason, source=source, ids=ids)
     grouped = groupby(rejects, key=lambda reject: reject.source)
     return [
         one for name, group in grouped for one in _retry(deps, settings, name, list(group), prefect_run_id)
@@ -92,7 +92,7 @@ def _read_again(
     except (BadSource, EmptySource) as error:
         return Retry(source, len(rejects), len(rejects), str(error))
     with deps.sessions() as session:
-        still = {one.place: one for one in runs.open_rejects(session, source=source) if not one.sent}
+        still = {one.place: one for one in open_rejects(session, source=source) if not one.sent}
     left = [reject for reject in rejects if reject.place in still]
     lost = [reject.place for reject in left if still[reject.place].last_seen == reject.last_seen]
     return Retry(source, len(rejects), len(left), _not_found(lost))

@@ -23,6 +23,7 @@ from flows.resources.connections import Deps, Stores
 from storage import qdrant
 from storage.postgres import catalog, runs
 from storage.postgres.catalog import Twin
+from storage.postgres.rejects import save_rejects
 from storage.qdrant import Point
 from storage.records import Digest, Item, Picture
 
@@ -107,7 +108,7 @@ def keep(job: Job, looked: Looked) -> Kept:
         digests = {id: planned.records[id].digest for id in fresh | updated}
         keep_pictures(deps, session, (planned.records[id] for id in fresh))
         catalog.save_items(session, {id: (item, digests[id]) for id, item in (fresh | updated).items()})
-        runs.save_rejects(session, run.id, run.source, planned.rejects)
+        save_rejects(session, run.id, run.source, planned.rejects)
     with job.clock("plan"):
         truncated = sum(deps.encoder.truncated(texts_of(fresh)))
     needed = {item.picture.sha256 for item in fresh.values() if item.picture}

@@ -19,6 +19,7 @@ from storage.files import durable_rename
 from storage.postgres import catalog, runs
 from storage.postgres.catalog import Selection
 from storage.postgres.locks import source_lock
+from storage.postgres.rejects import forget_rejects
 
 Add = Callable[[list[DeletedItem], int], None]
 """Puts items that went, and the number of rejects that went with them, on the receipt."""
@@ -140,7 +141,7 @@ def _bury(stores: Stores, selection: Selection, run_id: UUID) -> tuple[list[UUID
         ids = catalog.selected(session, selection, DELETE_BATCH)
         catalog.tombstone(session, ids, asked=True)
         items = catalog.tombstones(session, ids).values()
-        rejects = runs.forget_rejects(session, [(item.source, item.key) for item in items])
+        rejects = forget_rejects(session, [(item.source, item.key) for item in items])
     return (ids, rejects) if ids else None
 
 

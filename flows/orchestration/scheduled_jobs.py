@@ -22,7 +22,7 @@ from flows.tracking.progress import Progress
 from flows.tracking.run_log import tracked_run
 from storage.postgres import runs
 from storage.postgres.locks import Busy, flow_lock
-from storage.postgres.runs import Read
+from storage.postgres.runs import SourceRead
 from storage.qdrant import NoCollection
 from storage.sources import BadSource
 
@@ -74,7 +74,7 @@ def ingest(settings: Settings, prefect_run_id: UUID | None) -> Counts:
 
 
 def ingest_again(
-    deps: Deps, settings: Settings, read: Read, prefect_run_id: UUID | None, failed: dict[str, str]
+    deps: Deps, settings: Settings, read: SourceRead, prefect_run_id: UUID | None, failed: dict[str, str]
 ) -> Counter[str]:
     """Return the counts of one source; should it fail, why is put into `failed`.
 

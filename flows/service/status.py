@@ -12,6 +12,7 @@ from storage import qdrant
 from storage.embedded.qdrant.process.client import IndexUnavailable
 from storage.embedded.server_info import Server
 from storage.postgres import catalog, model_registry, perceptual_hashes, runs
+from storage.postgres.rejects import count_rejects
 from storage.postgres.runs import Run
 
 RECENT_RUNS = 5
@@ -71,7 +72,7 @@ def read_status(settings: Settings) -> Status:
             collection_points=points,
             collection_problem=problem,
             servers=embedded_servers(settings),
-            rejects=runs.reject_counts(session),
+            rejects=count_rejects(session),
             runs=runs.recent_runs(session, RECENT_RUNS),
             failed=runs.failed_runs(session),
             last_ingest=runs.last_ingest(session),

@@ -48,7 +48,7 @@ class TrackedRun:
     _sessions: sessionmaker[Session] = field(kw_only=True)
     _report: Progress = field(kw_only=True)
     _totals: Callable[[], Totals] | None = field(kw_only=True)
-    _last: runs.Progress | None = field(default=None, init=False)
+    _last: runs.StageProgress | None = field(default=None, init=False)
 
     def persist(self, work: Callable[[], Result]) -> Result:
         """Return the result of `work`, with retries under the lock; see `HeldLock.persist`."""
@@ -70,16 +70,16 @@ class TrackedRun:
         since, first = (last.since, last.first) if last is not None and same else (now, done)
         if last is None or last.stage != stage:
             begin_stage(self.id, stage)
-        self._last = runs.Progress(stage, done, total, since, first, now)
+        self._last = runs.StageProgress(stage, done, total, since, first, now)
         self.persist(partial(self._record, self._last, self.totals()))
 
     def totals(self) -> Totals:
         """Return the current counts and durations."""
         return Totals(self.counts, self.seconds) if self._totals is None else self._totals()
 
-    def _record(self, progress: runs.Progress, totals: Totals) -> None:
+    def _record(self, progress: runs.StageProgress, totals: Totals) -> None:
         with self._sessions.begin() as session:
-            runs.note_progress(
+            runs.save_progress(
                 session,
                 self.id,
                 progress,

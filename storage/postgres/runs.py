@@ -1,56 +1,57 @@
-"""Runs and their rejects in Postgres. Functions take a Session and never commit: the caller does."""
+"""Record runs in Postgres; the caller commits."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, literal, or_, select, tuple_, update
+from sqlalchemy import and_, delete, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from storage.postgres.bulk import among
-from storage.postgres.catalog import UNUSABLE
 from storage.postgres.schema import ItemRow, RejectRow, RunRow, SeenRow
-from storage.records import Rejected, item_id
 
 SENT = "api"
-"""The flow of a run whose records came with a request: nobody can read them again."""
+"""The flow of a run whose records came with an API request: they cannot be read again."""
 
 
 class RunClosed(RuntimeError):
-    """Another run has closed this one as crashed, and may have written since: this one must stop."""
+    """Signal that another run has closed this one as crashed; this one must stop.
+
+    The other run may have written since.
+    """
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is in the stage that it is in."""
+class StageProgress:
+    """Store the progress of a run within its stage."""
 
     stage: str
     done: int
     total: int
-    """0 where nobody knows."""
+    """0 where it is unknown."""
 
     since: datetime
-    """When the stage began, as far as its progress was told."""
+    """When the progress of the stage was first reported."""
 
     first: int
-    """How much of it was done by then."""
+    """How much was done by then."""
 
     at: datetime
-    """When this was told."""
+    """When this was reported."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"since": self.since.isoformat(), "at": self.at.isoformat()}
 
     @classmethod
-    def of_json(cls, told: Mapping[str, Any]) -> "Progress":
-        since, at = (datetime.fromisoformat(told[name]) for name in ("since", "at"))
-        return cls(told["stage"], told["done"], told["total"], since, told["first"], at)
+    def of_json(cls, data: Mapping[str, Any]) -> "StageProgress":
+        since, at = (datetime.fromisoformat(data[name]) for name in ("since", "at"))
+        return cls(data["stage"], data["done"], data["total"], since, data["first"], at)
 
     def remaining_s(self, now: datetime) -> float | None:
-        """Return in how many seconds the stage ends at the pace it has; None where that cannot be told."""
+        """Estimate the seconds until the stage ends at its pace; None without an estimate."""
         gained, took_s = self.done - self.first, (self.at - self.since).total_seconds()
         if gained <= 0 or took_s <= 0 or self.total < self.done:
             return None
@@ -60,7 +61,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run, as `status` shows it."""
+    """Represent one run as recorded."""
 
     id: UUID
     flow: str
@@ -73,42 +74,22 @@ class Run:
     counts: dict[str, Any]
     seconds: dict[str, Any]
     prefect_run_id: UUID | None = None
-    progress: Progress | None = None
+    progress: StageProgress | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def took_s(self) -> float | None:
-        """From its beginning to its end; None while it goes on."""
+        """Duration; None while the run goes on."""
         return None if self.ended is None else (self.ended - self.started).total_seconds()
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """Where a source was read last, and what was asked for then."""
+class SourceRead:
+    """Represent the last read of a source: its location and options."""
 
     source: str
     location: str
     options: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """One open reject, as `rejects` shows it."""
-
-    id: UUID
-    source: str
-    place: str
-    key: str | None
-    reason: str
-    message: str
-    raw: str
-    first_seen: datetime
-    last_seen: datetime
-    sent: bool
-    """Whether the record came over the API, so that only whoever sent it can send it again."""
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def start_run(
@@ -121,10 +102,10 @@ def start_run(
     options: dict[str, Any] | None = None,
     prefect_run_id: UUID | None = None,
 ) -> None:
-    """Open a run, once; earlier runs of `source`, or without one of `flow`, that never ended are closed.
+    """Record the start of a run, and close earlier ones that never ended.
 
-    The caller holds the source's lock, or the one that runs of `flow` have, so that a run that says it is
-    running cannot be.
+    Those are the runs of `source`, or without a source those of `flow`. The caller holds the lock of the
+    source or of the flow, so a run recorded as running has crashed. Safe to repeat.
     """
     same = (
         RunRow.source == source if source is not None else and_(RunRow.source.is_(None), RunRow.flow == flow)
@@ -148,17 +129,19 @@ def start_run(
 
 
 def close_all(session: Session, *, but: UUID | None = None) -> None:
-    """Close runs that a copy took along as running: where it is now, none of them runs.
+    """Close all runs recorded as running, as after a restore: none of them runs here.
 
     Args:
-        but: the run that goes on here.
+        but: a run to leave open.
     """
     running = RunRow.outcome == "running", RunRow.id.is_distinct_from(but)
     session.execute(update(RunRow).where(*running).values(outcome="crashed", ended=func.now()))
 
 
 def close_failed(session: Session, flow: str, prefect_run_id: UUID, outcome: str, error: str) -> None:
-    """Close what a Prefect run has left open; one that has no failed run on record gets a row that says so.
+    """Close the open runs of a failed Prefect run.
+
+    Without a failed run on record, one is added.
 
     Args:
         outcome: `failed`, or `crashed` where its process is gone.
@@ -175,7 +158,7 @@ def close_failed(session: Session, flow: str, prefect_run_id: UUID, outcome: str
 
 
 def close_cancelled(session: Session, prefect_run_id: UUID, why: str) -> None:
-    """Have what a Prefect run has left open, or failed to end, say that a person cancelled it."""
+    """Record open or failed runs of a Prefect run as cancelled."""
     left = RunRow.prefect_run_id == prefect_run_id, RunRow.outcome.in_(("running", "failed"))
     ended = {"outcome": "cancelled", "ended": func.coalesce(RunRow.ended, func.now()), "error": why}
     closed = update(RunRow).where(*left).values(ended).returning(RunRow.id)
@@ -184,35 +167,35 @@ def close_cancelled(session: Session, prefect_run_id: UUID, why: str) -> None:
 
 
 def require_running(session: Session, run_id: UUID) -> None:
-    """Make sure, for as long as the transaction lasts, that this run is the one that may write.
+    """Require that this run may write, until the transaction ends.
 
     Raises:
-        RunClosed: it lost its lock, and another run of the same source began.
+        RunClosed: the run lost its lock, and another run of the same source began.
     """
     outcome = session.scalar(select(RunRow.outcome).where(RunRow.id == run_id).with_for_update(read=True))
     if outcome != "running":
         raise RunClosed(
             "this run lost its connection to Postgres, and another run of the same source has begun; "
-            "what this one has not done, that one does"
+            "that run does the rest"
         )
 
 
-def note_progress(
+def save_progress(
     session: Session,
     run_id: UUID,
-    progress: Progress,
+    progress: StageProgress,
     *,
     counts: dict[str, Any] | None = None,
     seconds: dict[str, Any] | None = None,
 ) -> None:
-    """Put on record how far a run is, for whoever watches it; a run that has ended stays as it is.
+    """Record the progress of a run; a run that has ended stays unchanged.
 
     Args:
-        counts: what it has done so far, where it can tell.
-        seconds: where the time went so far.
+        counts: the work done so far, where it is known.
+        seconds: the time spent so far, by stage.
     """
-    told = {"progress": progress.as_json(), "counts": counts, "seconds": seconds}
-    known = {name: value for name, value in told.items() if value is not None}
+    values = {"progress": progress.as_json(), "counts": counts, "seconds": seconds}
+    known = {name: value for name, value in values.items() if value is not None}
     session.execute(update(RunRow).where(RunRow.id == run_id, RunRow.outcome == "running").values(known))
 
 
@@ -225,7 +208,7 @@ def end_run(
     seconds: dict[str, Any],
     error: str | None = None,
 ) -> None:
-    """Close a run, and drop its claims."""
+    """Record the end of a run, and drop its claims."""
     session.execute(
         update(RunRow)
         .where(RunRow.id == run_id)
@@ -235,21 +218,21 @@ def end_run(
 
 
 def last_location(session: Session, source: str) -> str | None:
-    """Return where the latest run of `source` read it."""
+    """Return the location that the latest run of `source` read."""
     read = last_read(session, source)
     return None if read is None else read[0]
 
 
 def last_read(session: Session, source: str) -> tuple[str, dict[str, Any]] | None:
-    """Return where `source` was read last, and what was asked for then; None if it never was."""
+    """Return location and options of the last read of `source`, or None."""
     read = RunRow.source == source, RunRow.location.is_not(None)
     last = select(RunRow.location, RunRow.options).where(*read).order_by(RunRow.started.desc()).limit(1)
     row = session.execute(last).first()
     return None if row is None else (row.location, row.options)
 
 
-def known_sources(session: Session) -> list[Read]:
-    """Return where each source was last ingested from, by name; without those of which nothing is left."""
+def known_sources(session: Session) -> list[SourceRead]:
+    """Return the last ingest of each source that has items or rejects, by name."""
     living = exists().where(ItemRow.source == RunRow.source, ItemRow.deleted.is_(None))
     rejected = exists().where(RejectRow.source == RunRow.source, RejectRow.resolved.is_(None))
     ingests = RunRow.flow == "ingest", RunRow.location.is_not(None), or_(living, rejected)
@@ -259,13 +242,13 @@ def known_sources(session: Session) -> list[Read]:
         .where(*ingests)
         .order_by(RunRow.source, RunRow.started.desc())
     )
-    return [Read(source, location, options) for source, location, options in session.execute(latest)]
+    return [SourceRead(source, location, options) for source, location, options in session.execute(latest)]
 
 
 def failed_runs(session: Session) -> list[Run]:
-    """Return the last run that ended of each flow and each of its sources, if that failed; newest first.
+    """Return the last ended run of each flow and source, if it failed; newest first.
 
-    One that a person cancelled says nothing of either.
+    Cancelled runs do not count.
     """
     ended = (
         select(RunRow)
@@ -292,7 +275,7 @@ def recent_runs(
 
     Args:
         flow: only runs of this flow; likewise `source` and `outcome`.
-        before: only runs that come after the one that started then and has this id, in this order.
+        before: start time and id of a run; only runs that follow it in this order.
     """
     wanted = {RunRow.flow: flow, RunRow.source: source, RunRow.outcome: outcome}
     latest = select(RunRow).where(*(column == value for column, value in wanted.items() if value is not None))
@@ -303,40 +286,40 @@ def recent_runs(
     return [_run(row) for row in rows]
 
 
-def run_of(session: Session, run_id: UUID) -> Run | None:
-    """Return one run, or None where there is none of that id."""
+def find_run(session: Session, run_id: UUID) -> Run | None:
+    """Return one run by its id, or None."""
     row = session.get(RunRow, run_id)
     return None if row is None else _run(row)
 
 
-def on_record(session: Session, prefect_run_ids: Collection[UUID]) -> set[UUID]:
-    """Return those of these runs of Prefect that have put a run of ours on record."""
+def recorded_prefect_runs(session: Session, prefect_run_ids: Collection[UUID]) -> set[UUID]:
+    """Return those of the Prefect runs that have a run on record."""
     return set(
         session.scalars(select(RunRow.prefect_run_id).where(among(RunRow.prefect_run_id, prefect_run_ids)))
     )
 
 
 def flows_and_sources(session: Session) -> tuple[list[str], list[str]]:
-    """Return the names of all flows that have ever run, and of all sources, in order."""
+    """Return the names of all flows and sources on record, in order."""
     flows = session.scalars(select(RunRow.flow).distinct().order_by(RunRow.flow))
     sources = select(RunRow.source).where(RunRow.source.is_not(None)).distinct().order_by(RunRow.source)
     return list(flows), [name for name in session.scalars(sources) if name is not None]
 
 
 def running(session: Session) -> list[Run]:
-    """Return the runs that say they go on, oldest first."""
+    """Return the runs recorded as running, oldest first."""
     rows = select(RunRow).where(RunRow.outcome == "running").order_by(RunRow.started, RunRow.id)
     return [_run(row) for row in session.scalars(rows)]
 
 
 def last_runs(session: Session) -> list[Run]:
-    """Return the latest run of each flow, by name of the flow."""
+    """Return the latest run of each flow, by flow name."""
     latest = select(RunRow).distinct(RunRow.flow).order_by(RunRow.flow, RunRow.started.desc(), RunRow.id)
     return [_run(row) for row in session.scalars(latest)]
 
 
 def last_read_count(session: Session, source: str) -> int:
-    """Return how many records the last complete ingest of `source` read; 0 if there was none."""
+    """Return the records read by the last completed ingest of `source`, or 0."""
     complete = RunRow.source == source, RunRow.flow == "ingest", RunRow.outcome == "completed"
     read = (
         select(RunRow.counts["read"].as_integer()).where(*complete).order_by(RunRow.started.desc()).limit(1)
@@ -345,13 +328,13 @@ def last_read_count(session: Session, source: str) -> int:
 
 
 def last_completed(session: Session, source: str) -> datetime | None:
-    """Return when the last ingest of `source` that came to its end ended; None if none ever did."""
+    """Return the end of the last completed ingest of `source`, or None."""
     complete = RunRow.source == source, RunRow.flow == "ingest", RunRow.outcome == "completed"
     return session.scalar(select(func.max(RunRow.ended)).where(*complete))
 
 
 def last_ingest(session: Session) -> Run | None:
-    """Return the latest ingest that has embedded something and tells how fast it was."""
+    """Return the latest ingest that embedded records and measured its speed."""
     measured = RunRow.counts.has_key("speed"), RunRow.counts["embedded"].as_integer() > 0
     latest = select(RunRow).where(*measured).order_by(RunRow.started.desc(), RunRow.id).limit(1)
     row = session.scalar(latest)
@@ -371,154 +354,6 @@ def _run(row: RunRow) -> Run:
         row.counts,
         row.seconds,
         row.prefect_run_id,
-        None if row.progress is None else Progress.of_json(row.progress),
+        None if row.progress is None else StageProgress.of_json(row.progress),
         row.options,
     )
-
-
-def save_rejects(session: Session, run_id: UUID, source: str, rejects: Sequence[Rejected]) -> None:
-    """Put rows on record that could not be taken in; a row that failed before keeps its entry.
-
-    A record is known again by its place, and by its key where it has moved since the earlier run.
-    """
-    if not rejects:
-        return
-    kept = "place", "key", "reason", "message", "raw"
-    rows = [
-        {"id": item_id(source, reject.place), "source": source, "run_id": run_id}
-        | {name: getattr(reject, name) for name in kept}
-        for reject in rejects
-    ]
-    statement = insert(RejectRow).values(rows)
-    changed = {name: statement.excluded[name] for name in ("key", "reason", "message", "raw", "run_id")}
-    session.execute(
-        statement.on_conflict_do_update(
-            index_elements=[RejectRow.id],
-            set_=changed | {"last_seen": func.now(), "resolved": None},
-        )
-    )
-    keys = {reject.key for reject in rejects if reject.key is not None}
-    moved = RejectRow.source == source, RejectRow.key.in_(keys), RejectRow.run_id != run_id
-    session.execute(update(RejectRow).where(*moved, RejectRow.resolved.is_(None)).values(resolved=func.now()))
-
-
-def resolve_rejects(
-    session: Session,
-    run_id: UUID,
-    source: str,
-    places: Iterable[str] | None = None,
-    *,
-    whole: bool = True,
-) -> None:
-    """Close the rejects of `source` that this run, which tried all of them, did not meet again.
-
-    Those of records that came over the API stay: no run can read them.
-
-    Args:
-        places: only those at these places were tried.
-        whole: whether all of the source was read and understood; else a row that was not met may still
-            stand there, and only those rejects are closed whose row was ingested.
-    """
-    tried: list[ColumnElement[bool]] = [
-        RejectRow.source == source,
-        RejectRow.run_id != run_id,
-        RejectRow.resolved.is_(None),
-        ~_was_sent(),
-    ]
-    if places is not None:
-        tried.append(among(RejectRow.place, places))
-    if not whole:
-        tried.append(_was_ingested(run_id))
-    session.execute(update(RejectRow).where(*tried).values(resolved=func.now()))
-
-
-def _was_ingested(run_id: UUID) -> ColumnElement[bool]:
-    """Whether the run has claimed the row of a reject: at its place, or by its key where that is its own."""
-    claims = select(SeenRow.item_id).join(ItemRow, ItemRow.id == SeenRow.item_id)
-    claims = claims.where(
-        SeenRow.run_id == run_id, SeenRow.place != UNUSABLE, ItemRow.source == RejectRow.source
-    )
-    here = claims.where(SeenRow.place == RejectRow.place)
-    same_key = ItemRow.key == RejectRow.key
-    moved = claims.where(same_key, RejectRow.reason != "duplicate_key")
-    return or_(and_(RejectRow.key.is_(None), here.exists()), here.where(same_key).exists(), moved.exists())
-
-
-def resolve_sent(session: Session, run_id: UUID, source: str, keys: Sequence[str]) -> None:
-    """Close the rejects of records with `keys` that came over the API earlier: this run has tried them."""
-    tried = RejectRow.source == source, among(RejectRow.key, keys), RejectRow.run_id != run_id
-    still_open = _was_sent(), RejectRow.resolved.is_(None)
-    session.execute(update(RejectRow).where(*tried, *still_open).values(resolved=func.now()))
-
-
-def rejects_of(session: Session, run_id: UUID) -> list[dict[str, Any]]:
-    """Return what a run, the last one to meet it, could not take in: key, reason and message, by place."""
-    columns = RejectRow.key, RejectRow.reason, RejectRow.message
-    rows = session.execute(select(*columns).where(RejectRow.run_id == run_id).order_by(RejectRow.place))
-    return [dict(row._mapping) for row in rows]
-
-
-def open_rejects(
-    session: Session,
-    *,
-    reason: str | None = None,
-    source: str | None = None,
-    ids: Iterable[UUID] | None = None,
-    after: tuple[str, str] | None = None,
-    limit: int | None = None,
-) -> list[Reject]:
-    """Return the open rejects, by source and place.
-
-    Args:
-        reason: only those for this reason; likewise `source` and `ids`.
-        after: only those that come after this source and place.
-    """
-    wanted: list[ColumnElement[bool]] = [RejectRow.resolved.is_(None)]
-    if reason is not None:
-        wanted.append(RejectRow.reason == reason)
-    if source is not None:
-        wanted.append(RejectRow.source == source)
-    if ids is not None:
-        wanted.append(among(RejectRow.id, ids))
-    if after is not None:
-        wanted.append(tuple_(RejectRow.source, RejectRow.place) > tuple_(*map(literal, after)))
-    statement = (
-        select(RejectRow, _was_sent()).where(*wanted).order_by(RejectRow.source, RejectRow.place).limit(limit)
-    )
-    return [
-        Reject(
-            row.id,
-            row.source,
-            row.place,
-            row.key,
-            row.reason,
-            row.message,
-            row.raw,
-            row.first_seen,
-            row.last_seen,
-            was_sent,
-        )
-        for row, was_sent in session.execute(statement).tuples()
-    ]
-
-
-def _was_sent() -> ColumnElement[bool]:
-    return exists().where(RunRow.id == RejectRow.run_id, RunRow.flow == SENT)
-
-
-def forget_rejects(session: Session, items: Sequence[tuple[str, str]]) -> int:
-    """Remove what is on record of the rows of these sources and keys; return how many there were."""
-    pairs = tuple_(RejectRow.source, RejectRow.key).in_(items)
-    return len(session.execute(delete(RejectRow).where(pairs).returning(RejectRow.id)).all())
-
-
-def reject_counts(session: Session) -> dict[str, int]:
-    """Return how many rejects are open, by reason, most first."""
-    many = func.count()
-    statement = (
-        select(RejectRow.reason, many)
-        .where(RejectRow.resolved.is_(None))
-        .group_by(RejectRow.reason)
-        .order_by(many.desc(), RejectRow.reason)
-    )
-    return dict(session.execute(statement).tuples().all())

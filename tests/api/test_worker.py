@@ -22,7 +22,7 @@ from flows.maintenance.purge import purge
 from flows.orchestration.scheduled_jobs import ingest_again
 from flows.resources.comparison import reconcile
 from flows.service.pool import Backend
-from storage.postgres import runs
+from storage.postgres import rejects, runs
 from storage.postgres.locks import Busy, flow_lock, source_lock
 from tests.support.apis import a_caller, a_key, an_application, sent, taken_in, with_limits, with_settings
 from tests.support.builders import a_folder, a_manifest, png
@@ -51,7 +51,7 @@ def items(backend: Backend) -> dict[str, str]:
 
 def open_rejects(backend: Backend) -> dict[str, str]:
     with backend.sessions() as sessions, sessions() as session:
-        return {reject.key or "": reject.reason for reject in runs.open_rejects(session)}
+        return {reject.key or "": reject.reason for reject in rejects.open_rejects(session)}
 
 
 def receipt(client: TestClient, id: str) -> dict[str, Any]:

@@ -38,7 +38,9 @@ def records(many: int) -> Iterator[tuple[Item, Digest]]:
 
 def fill(stores: Stores, many: int) -> None:
     """Put `many` records into both stores, in step."""
-    name = qdrant.create_collection(stores.vectors, model="bench", fingerprint="bench", dim=DIM, filter_fields={})
+    name = qdrant.create_collection(
+        stores.vectors, model="bench", fingerprint="bench", dim=DIM, filter_fields={}
+    )
     qdrant.activate(stores.vectors, name)
     collection = qdrant.describe(stores.vectors, name)
     with stores.sessions.begin() as session:

@@ -16,7 +16,7 @@ from flows.service.observer import Observer
 from flows.service.pool import Backend
 from storage import qdrant
 from storage.postgres import runs
-from storage.postgres.runs import Progress
+from storage.postgres.runs import StageProgress
 from tests.console.conftest import PATIENCE_S, SHOTS, Running, sign_in
 from tests.support.processes import wait_until
 
@@ -81,13 +81,13 @@ def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, sche
 
 def test_how_far_a_run_is_is_shown_while_it_goes_on(page: Page, running: Running):
     now, run = datetime.now(UTC), uuid4()
-    told = Progress("train", 30, 120, now - timedelta(seconds=10), 0, now)
+    told = StageProgress("train", 30, 120, now - timedelta(seconds=10), 0, now)
     backend = Backend(running.settings)
     page.goto("/models")
 
     with backend.sessions() as sessions, sessions.begin() as session:
         runs.start_run(session, run, "finetune")
-        runs.note_progress(session, run, told)
+        runs.save_progress(session, run, told)
     expect(page.get_by_text("finetune: train, 30 of 120, about")).to_be_visible()
     with backend.sessions() as sessions, sessions.begin() as session:
         runs.end_run(session, run, "completed", counts={}, seconds={})

@@ -9,7 +9,8 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from flows.orchestration.prefect_client import open_prefect
 from flows.service.pool import Backend
 from storage.postgres import runs
-from storage.postgres.runs import Reject, Run
+from storage.postgres.rejects import Reject, open_rejects
+from storage.postgres.runs import Run
 from tests.console.conftest import PATIENCE_S, SHOTS, Running, sign_in
 from tests.support.builders import a_folder, png
 from tests.support.processes import wait_until
@@ -25,7 +26,7 @@ def rejects(running: Running, **wanted: str) -> dict[str, Reject]:
     """What is open, by place."""
     backend = Backend(running.settings)
     with backend.sessions() as sessions, sessions() as session:
-        found = runs.open_rejects(session, **wanted)
+        found = open_rejects(session, **wanted)
     backend.close()
     return {reject.place: reject for reject in found}
 

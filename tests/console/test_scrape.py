@@ -185,8 +185,8 @@ def test_counters_grow_while_an_ingest_goes_on_and_count_a_scheduled_one_once(en
         runs.start_run(session, whole, "ingest")
         runs.start_run(session, part, "ingest", source="shop")
         runs.end_run(session, whole, "completed", counts={"embedded": 5, "failed": {}}, seconds={})
-        told = runs.Progress("embed", 5, 9, datetime.now(UTC), 0, datetime.now(UTC))
-        runs.note_progress(session, part, told, counts={"embedded": 5, "unchanged": 2})
+        told = runs.StageProgress("embed", 5, 9, datetime.now(UTC), 0, datetime.now(UTC))
+        runs.save_progress(session, part, told, counts={"embedded": 5, "unchanged": 2})
 
         found = taken_in(session)
 

@@ -71,7 +71,7 @@ FIRST_INGEST = (
     KillPoint("in the middle of the second batch", "flows.ingestion.stages:embed_all", "after", 2),
     KillPoint("the last points, before their marks", "storage.postgres.catalog:mark_embedded", "before", 3),
     KillPoint("all batches are done", "flows.ingestion.pipeline:finish", "before"),
-    KillPoint("rejects are resolved, not committed", "storage.postgres.runs:resolve_rejects", "after"),
+    KillPoint("rejects are resolved, not committed", "flows.ingestion.pipeline:resolve_rejects", "after"),
     KillPoint("before the run is closed", "storage.postgres.runs:end_run", "before"),
     KillPoint("the run is closed, not committed", "storage.postgres.runs:end_run", "after"),
 )
@@ -95,10 +95,14 @@ DELETE = (
     KillPoint("a delete: its tombstones, not committed", "storage.postgres.catalog:tombstone", "after"),
     KillPoint("a delete: tombstones, and points that answer", "storage.qdrant:delete_everywhere", "before"),
     HalfARequest("a delete: in the middle of deleting points", "/points/delete"),
-    KillPoint("a delete: the points are gone, the pictures are not", "storage.qdrant:delete_everywhere", "after"),
+    KillPoint(
+        "a delete: the points are gone, the pictures are not", "storage.qdrant:delete_everywhere", "after"
+    ),
     KillPoint("a delete: the pictures are gone", "storage.blobs:Blobs.delete", "after"),
     KillPoint("a delete: cleared, not committed", "storage.postgres.catalog:clear", "after"),
-    KillPoint("a delete: rejects forgotten, not committed", "storage.postgres.runs:forget_rejects", "after"),
+    KillPoint(
+        "a delete: rejects forgotten, not committed", "flows.maintenance.delete:forget_rejects", "after"
+    ),
     KillPoint("a delete: done, its receipt without its name", "pathlib:Path.rename", "before"),
 )
 """While items are deleted because somebody asked for it."""

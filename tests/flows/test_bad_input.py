@@ -14,8 +14,8 @@ from flows.ingestion.pipeline import Request, ingest_source
 from flows.ingestion.report import IngestReport
 from flows.resources.connections import Deps
 from storage import qdrant
-from storage.postgres import catalog, runs
-from storage.postgres.runs import Reject
+from storage.postgres import catalog, rejects
+from storage.postgres.rejects import Reject
 from tests.support.builders import a_folder, png
 
 GOOD = {f"good{n}.png": png("red", (16, 16 + n)) for n in range(3)}
@@ -28,7 +28,7 @@ def ingest(deps: Deps, settings: Settings, location: Path) -> IngestReport:
 
 def open_rejects(deps: Deps) -> dict[str, Reject]:
     with deps.sessions() as session:
-        return {reject.place: reject for reject in runs.open_rejects(session)}
+        return {reject.place: reject for reject in rejects.open_rejects(session)}
 
 
 def searchable(deps: Deps) -> set[str]:

@@ -25,7 +25,7 @@ from flows.search.gallery import render
 from flows.search.query import Query, gallery_page, search
 from flows.training.finetune import Order, train_candidate
 from storage import qdrant
-from storage.postgres import perceptual_hashes, runs
+from storage.postgres import perceptual_hashes, rejects
 from tests.flows.test_bombs import OWN_MIB
 from tests.flows.test_finetune import a_set as a_set_to_learn_from
 from tests.flows.test_reindex import a_set, forced, with_models
@@ -73,7 +73,7 @@ def of(names: tuple[str, ...]) -> list[bytes]:
 
 def open_rejects(deps: Deps) -> dict[str, str]:
     with deps.sessions() as session:
-        return {reject.place: reject.reason for reject in runs.open_rejects(session)}
+        return {reject.place: reject.reason for reject in rejects.open_rejects(session)}
 
 
 def is_bounded(most: dict[str, float]) -> bool:

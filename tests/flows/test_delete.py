@@ -14,7 +14,7 @@ from flows.maintenance.delete import NoSuchItem, count_selected, delete_items
 from flows.resources import deletion
 from flows.resources.connections import Deps
 from storage import qdrant
-from storage.postgres import runs
+from storage.postgres import rejects, runs
 from storage.postgres.catalog import Selection
 from storage.postgres.locks import Busy, source_lock
 from storage.records import item_id
@@ -194,7 +194,7 @@ def test_a_delete_that_was_interrupted_is_finished_by_the_next(
     assert receipt.items == 1
     assert points(deps) == {"b.png", "c.png"}
     with deps.sessions() as session:
-        assert runs.open_rejects(session) == []
+        assert rejects.open_rejects(session) == []
     assert last_run(deps) == ("delete", "completed", {"deleted": 1})
 
 

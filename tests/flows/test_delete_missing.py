@@ -29,7 +29,7 @@ from flows.ingestion.report import IngestReport, as_markdown
 from flows.ingestion.retry_rejects import Retry, retry_rejects
 from flows.orchestration import scheduled_jobs
 from flows.resources.connections import Deps, open_deps
-from storage.postgres import runs
+from storage.postgres import rejects, runs
 from storage.records import Rejected
 from storage.sources import BadSource, count_rows, find_row, read_source
 from tests.support import forks
@@ -51,7 +51,7 @@ def living(deps: Deps) -> set[str]:
 
 def open_places(deps: Deps) -> set[str]:
     with deps.sessions() as session:
-        return {reject.place for reject in runs.open_rejects(session)}
+        return {reject.place for reject in rejects.open_rejects(session)}
 
 
 def last_run(deps: Deps) -> runs.Run:

@@ -22,6 +22,7 @@ from flows.resources.connections import Deps
 from storage import qdrant
 from storage.postgres import catalog, runs
 from storage.postgres.locks import Busy, source_lock
+from storage.postgres.rejects import open_rejects
 from storage.records import Text, item_id
 from tests.support.builders import a_folder, a_manifest, a_record, png
 from tests.support.fakes import ColourEncoder
@@ -43,7 +44,7 @@ def keys_found(deps: Deps, query: str, using: qdrant.Space = "image") -> list[st
 
 def rejects(deps: Deps) -> dict[str, str]:
     with deps.sessions() as session:
-        return {reject.place: reject.reason for reject in runs.open_rejects(session)}
+        return {reject.place: reject.reason for reject in open_rejects(session)}
 
 
 def rows_of(deps: Deps, table: str) -> int:

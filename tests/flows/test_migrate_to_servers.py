@@ -214,7 +214,9 @@ def test_a_collection_that_was_made_anew_meanwhile_is_made_anew_there(
         session.execute(text("delete from marks"))
     name = qdrant.active_collection(source.vectors).name
     source.vectors.delete_collection(name)
-    qdrant.create_collection(source.vectors, model="colour", fingerprint="colour1", dim=3, filter_fields={}, short_dim=2)
+    qdrant.create_collection(
+        source.vectors, model="colour", fingerprint="colour1", dim=3, filter_fields={}, short_dim=2
+    )
     qdrant.activate(source.vectors, name)
 
     move(source, target, here)

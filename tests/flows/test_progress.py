@@ -10,14 +10,14 @@ from sqlalchemy.orm import Session, sessionmaker
 from flows.tracking.run_log import tracked_run
 from storage.postgres import runs
 from storage.postgres.locks import flow_lock
-from storage.postgres.runs import Progress
+from storage.postgres.runs import StageProgress
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 counts = st.integers(0, 10**9)
 
 
-def a_progress(done: int, total: int, *, first: int = 0, took_s: float = 10) -> Progress:
-    return Progress("embed", done, total, NOON, first, NOON + timedelta(seconds=took_s))
+def a_progress(done: int, total: int, *, first: int = 0, took_s: float = 10) -> StageProgress:
+    return StageProgress("embed", done, total, NOON, first, NOON + timedelta(seconds=took_s))
 
 
 def test_what_is_left_takes_as_long_as_what_is_done_did():
@@ -42,7 +42,7 @@ def test_nobody_knows_when_a_stage_ends_that_has_no_length_or_has_not_moved():
 def test_a_progress_is_read_as_it_was_written(done: int, total: int, first: int):
     progress = a_progress(done, total, first=first)
 
-    assert Progress.of_json(progress.as_json()) == progress
+    assert StageProgress.of_json(progress.as_json()) == progress
 
 
 @given(counts, counts, counts, st.floats(0, 10**6))
@@ -62,9 +62,9 @@ def test_a_run_says_how_far_it_is_until_it_ends(engine: Engine):
 
         with Session(engine) as session:
             [meanwhile] = runs.running(session)
-            assert runs.run_of(session, run.id) == meanwhile
+            assert runs.find_run(session, run.id) == meanwhile
     with Session(engine) as session:
-        ended = runs.run_of(session, run.id)
+        ended = runs.find_run(session, run.id)
 
     assert meanwhile.progress is not None
     assert (meanwhile.progress.stage, meanwhile.progress.done) == ("pictures", 1)

@@ -11,7 +11,7 @@ from flows.config.settings import Settings
 from flows.ingestion.pipeline import Request, ingest_source
 from flows.ingestion.reject_preview import SIDE, NoPicture, drawn_anew, picture_of_reject
 from flows.resources.connections import Deps
-from storage.postgres import runs
+from storage.postgres import rejects
 from tests.support.builders import a_folder, a_manifest, encoded, noise, png
 
 TWINS = [{"key": "a", "image": "red.png"}, {"key": "a", "image": "blue.png"}]
@@ -26,7 +26,7 @@ def rejected(deps: Deps, settings: Settings, location: Path) -> UUID:
     """Take in a source of which one row is rejected; return the id of that."""
     ingest_source(deps, settings, Request(location))
     with deps.sessions() as session:
-        [reject] = runs.open_rejects(session)
+        [reject] = rejects.open_rejects(session)
     return reject.id
 
 

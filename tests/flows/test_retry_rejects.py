@@ -9,7 +9,7 @@ from flows.config.settings import Settings
 from flows.ingestion.pipeline import Request, ingest_source
 from flows.ingestion.retry_rejects import Retry, retry_rejects
 from flows.resources.connections import Deps
-from storage.postgres import runs
+from storage.postgres import rejects
 from tests.support.builders import a_folder, a_manifest, png
 
 ROWS = [
@@ -36,7 +36,7 @@ def manifest(deps: Deps, lenient: Settings, tmp_path: Path) -> Path:
 
 def open_rejects(deps: Deps) -> dict[str, str]:
     with deps.sessions() as session:
-        return {reject.place: reject.reason for reject in runs.open_rejects(session)}
+        return {reject.place: reject.reason for reject in rejects.open_rejects(session)}
 
 
 def items(deps: Deps) -> dict[str, str]:
@@ -73,7 +73,7 @@ def test_some_rejects_leave_the_others_alone(deps: Deps, lenient: Settings, tmp_
     a_folder(tmp_path / "shop", {"b.png": png("red")})
     a_manifest(manifest, [*ROWS[:4], {"key": "e", "text": "blue"}])
     with deps.sessions() as session:
-        [chosen] = runs.open_rejects(session, reason="missing_file")
+        [chosen] = rejects.open_rejects(session, reason="missing_file")
 
     done = retry_rejects(deps, lenient, ids=[chosen.id])
 

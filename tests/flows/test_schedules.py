@@ -39,7 +39,7 @@ from flows.orchestration.server_access import password_file, password_of
 from flows.reindexing.reindex import Order, Switched
 from flows.resources.connections import Stores, open_deps, open_stores
 from storage.embedded.postgres.server import postgres_url
-from storage.postgres import runs
+from storage.postgres import rejects, runs
 from storage.postgres.catalog import Selection
 from storage.postgres.locks import Busy, lone_lock, source_lock
 from storage.postgres.schema import EvaluationRow
@@ -666,7 +666,7 @@ def test_a_person_has_a_reject_tried_again(served: Served, postgres: Engine):
     with open_deps(served.settings) as deps:
         ingest_source(deps, served.settings, Request(picture.parent))
         with deps.sessions() as session:
-            [reject] = runs.open_rejects(session, source="apples")
+            [reject] = rejects.open_rejects(session, source="apples")
     picture.write_bytes(png("blue"))
 
     with open_prefect(served.home) as prefect:
@@ -676,7 +676,7 @@ def test_a_person_has_a_reject_tried_again(served: Served, postgres: Engine):
 
     assert ended["type"] == "COMPLETED"
     with Session(postgres) as session:
-        assert runs.open_rejects(session, source="apples") == []
+        assert rejects.open_rejects(session, source="apples") == []
 
 
 def test_without_a_server_a_person_is_told_what_starts_one(tmp_path: Path):

@@ -11,7 +11,7 @@ from rich.text import Text
 from flows.cli.tables.format import busy_line, table_of
 from flows.ingestion.report import COUNTS, IngestReport, as_sentences
 from flows.tracking.text import many
-from storage.postgres.runs import Reject
+from storage.postgres.rejects import Reject
 
 if TYPE_CHECKING:  # a command need not wait for what it does not use
     from flows.datasets.near_duplicates import Groups

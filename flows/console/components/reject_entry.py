@@ -13,7 +13,7 @@ from flows.console.widgets import start_flow
 from flows.ingestion.reject_preview import NoPicture, picture_of_reject
 from flows.ingestion.reject_reasons import REASONS
 from flows.service.pool import AWAY
-from storage.postgres.runs import Reject
+from storage.postgres.rejects import Reject
 
 SHORT_CHARS = 120
 RETRY_STARTED = "It is tried again within seconds."

@@ -98,7 +98,7 @@ def read_snapshot(context: ConsoleContext) -> RunSnapshot:
                 snapshot = tuple(runs.running(session))
             told = read_prefect(context, at, snapshot)
             with sessions() as session:
-                recorded = frozenset(runs.on_record(session, told.begun.keys()))
+                recorded = frozenset(runs.recorded_prefect_runs(session, told.begun.keys()))
     except AWAY as error:
         return replace(read_prefect(context, at, ()), postgres_problem=str(error))
     return replace(told, runs=snapshot, recorded=recorded)

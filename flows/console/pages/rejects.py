@@ -18,8 +18,8 @@ from flows.console.widgets import confirm, hidden_title, problem, start_flow
 from flows.ingestion.reject_reasons import REASONS
 from flows.service.pool import AWAY
 from flows.tracking.text import many
-from storage.postgres import runs, statistics
-from storage.postgres.runs import Reject
+from storage.postgres import statistics
+from storage.postgres.rejects import Reject, open_rejects
 from storage.postgres.statistics import RejectCount
 
 REFRESH_S = 3.0
@@ -84,7 +84,7 @@ def read_rejects(context: ConsoleContext, wanted: RejectFilter) -> RejectPage | 
         return seen.postgres_problem or ""
     try:
         with context.backend.sessions() as sessions, sessions() as session:
-            found = runs.open_rejects(
+            found = open_rejects(
                 session, reason=wanted.reason, source=wanted.source, after=wanted.after, limit=PAGE + 1
             )
     except AWAY as error:

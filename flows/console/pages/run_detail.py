@@ -63,7 +63,7 @@ def find(context: ConsoleContext, id: str) -> Run | str:
     """Return the run of that id, or why it cannot be shown."""
     try:
         with context.backend.sessions() as sessions, sessions() as session:
-            found = runs.run_of(session, UUID(id))
+            found = runs.find_run(session, UUID(id))
     except AWAY as error:
         return str(error)
     except ValueError:
