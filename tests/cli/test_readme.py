@@ -1,4 +1,4 @@
-"""The README is what people copy from: what it says to run is run here, as it stands there."""
+"""The README and the pages beside the code: their commands and code run here as they stand there."""
 
 import json
 import re
@@ -6,12 +6,13 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from flows.config.settings import PREFIX, Api, Console, Gate, Qdrant, Schedules, Settings
+from flows.config.settings import Schedules
 from tests.faults import test_proxy, test_servers
 from tests.faults.points import (
     BACKUP,
@@ -33,11 +34,14 @@ from tests.support.processes import homes
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+RUNNING = (ROOT / "flows" / "README.md").read_text()
+STORES_PAGE = (ROOT / "storage" / "README.md").read_text()
+PAGES = sorted(path for path in ROOT.glob("**/*.md") if ".venv" not in path.parts)
 
 
-def block(language: str, holding: str) -> str:
-    """The one code block of the README in `language` that holds these words."""
-    [found] = [code for code in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if holding in code]
+def block(language: str, holding: str, page: str = README) -> str:
+    """The one code block of a page in `language` that holds these words."""
+    [found] = [code for code in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL) if holding in code]
     return found
 
 
@@ -142,39 +146,33 @@ def test_the_plain_client_works_in_another_process_while_an_ingest_runs(folder: 
     assert json.loads(report)["embedded"] == 200
 
 
-def test_every_setting_is_in_the_readme():
-    nested = {"qdrant": Qdrant, "gate": Gate, "schedules": Schedules, "console": Console, "api": Api}
-    names = {PREFIX + name.upper() for name in Settings.model_fields.keys() - nested.keys()}
-    within = {name for model in nested.values() for name in model.model_fields}
-
-    assert [name for name in sorted(names) if f"`{name}`" not in README] == []
-    assert [name for name in sorted(within) if f"__{name.upper()}`" not in README] == []
-
-
-def test_the_schedules_of_the_readme_are_those_of_the_settings():
+def test_the_schedules_of_the_page_are_those_of_the_settings():
     crons = Schedules().model_dump()
 
-    assert f"`SIGHTLINE_SCHEDULES__INGEST` | `{crons['ingest']}`" in README
-    for flow in ("evaluate", "reconcile", "purge"):
-        assert f"`__{flow.upper()}` (`{crons[flow]}`)" in README
-    assert (crons["finetune"], crons["backup"], crons["prove"]) == (None, None, None)
+    assert (crons["ingest"], crons["evaluate"]) == ("0 * * * *", "30 2 * * *")
+    assert (crons["reconcile"], crons["purge"]) == ("30 3 * * *", "30 4 * * *")
+    for flow, when in {"ingest": "hourly", "evaluate": "2:30", "reconcile": "3:30", "purge": "4:30"}.items():
+        assert f"| `{flow}` | {when} |" in RUNNING
+    for flow in ("finetune", "backup", "prove"):
+        assert crons[flow] is None
+        assert f"| `{flow}` | off |" in RUNNING
 
 
-def test_the_readme_counts_the_faults_that_are_tried():
+def test_the_page_counts_the_faults_that_are_tried():
     points = (FIRST_INGEST + SECOND_INGEST, DELETE, REPAIR, BACKUP, RESTORE, REINDEX, MOVE)
     breaks = len(STORES) * len(get_args(How))
 
     names = ("an ingest", "a delete", "a repair", "a backup", "a restore", "a re-index", "a move")
     tried = (len(set(each) & set(OFTEN)) for each in points)
     kills = ", ".join(f"{many} of {name}" for many, name in zip(tried, names, strict=True))
-    assert f"{kills} | {len(OFTEN)} points |" in README
-    assert f"| {breaks * test_proxy.SEEDS} times |" in README
-    assert f"| {breaks} times |" in README
-    assert f"| {len(test_servers.FIND) * test_servers.SEEDS} times |" in README
+    assert f"{kills} | {len(OFTEN)} points |" in STORES_PAGE
+    assert f"| {breaks * test_proxy.SEEDS} times |" in STORES_PAGE
+    assert f"| {breaks} times |" in STORES_PAGE
+    assert f"| {len(test_servers.FIND) * test_servers.SEEDS} times |" in STORES_PAGE
     more = breaks * (test_proxy.MORE_SEEDS - test_proxy.SEEDS)
     servers = len(test_servers.FIND) * (test_servers.MORE_SEEDS - test_servers.SEEDS)
     rare = len(EVERYWHERE) - len(OFTEN)
-    assert f"adds {rare} kill points, {more} broken connections and {servers} killed servers" in README
+    assert f"adds {rare} kill points, {more} broken connections and {servers} killed servers" in STORES_PAGE
 
 
 def test_the_gate_runs_the_test_command_of_the_readme():
@@ -186,11 +184,29 @@ def test_the_gate_runs_the_test_command_of_the_readme():
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_what_the_readme_points_to_is_there():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_links_to_is_there(page: Path):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
 
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_front_page_is_short_and_leads_to_all_others():
+    links = set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
+
+    assert len(README.splitlines()) <= 160
+    assert {f"{folder}/README.md" for folder in ("flows", "embedding", "storage", "infra", "tests")} <= links
+
+
+@pytest.mark.usefixtures("printed")
+def test_the_public_python_api_works_as_the_page_says(folder: Path):
+    printed = script(folder, block("python", "vectors.shape", RUNNING))
+
+    assert printed == "(2, 384) float32\n"
+    for module, names in re.findall(r"`from ([\w.]+) import ([\w, ]+)`", RUNNING):
+        public = import_module(module)
+        assert set(names.split(", ")) == set(public.__all__)
+        assert all(getattr(public, name).__doc__ for name in public.__all__)
 
 
 def test_every_test_that_the_security_page_names_is_there():
