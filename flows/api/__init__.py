@@ -1,1 +1,1 @@
-"""The HTTP API, its keys, its queue, and the same for assistants over MCP."""
+"""Serve the HTTP API, its request queue, and MCP tools for assistants."""

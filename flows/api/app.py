@@ -1,4 +1,4 @@
-"""The API as an application of its own, to be mounted at /api/v1."""
+"""Build the HTTP API, to be mounted at /api/v1."""
 
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -22,29 +22,30 @@ from flows.service.pool import Backend
 from storage.postgres.api_keys import Key
 
 DESCRIPTION = """
-Finds pictures with words and words with pictures, takes records in and deletes them.
+Search images with text and texts with images, ingest records, and delete them.
 
-Every operation but `health` needs a key: `Authorization: Bearer sl_…`. Whatever goes wrong is told as
-`application/problem+json` (RFC 9457). Records are taken in and deleted by a queue: the answer is a receipt,
-and its address says what became of the request.
+Every operation but `health` needs a key: `Authorization: Bearer sl_…`. Errors are reported as
+`application/problem+json` (RFC 9457). Records are ingested and deleted through a queue: the response is a
+receipt, and its URL reports the state of the request.
 """
 TAGS = [
-    {"name": "search", "description": "Finding records by a text or a picture."},
-    {"name": "records", "description": "Looking at one, taking some in, deleting some, and the receipts."},
-    {"name": "status", "description": "How the server and the stores are."},
+    {"name": "search", "description": "Search records by a text or an image."},
+    {"name": "records", "description": "Read, ingest and delete records; read receipts."},
+    {"name": "status", "description": "Status of the server and of the stores."},
 ]
 
 
 class Health(BaseModel):
-    """That the process answers."""
+    """Report that the process answers."""
 
     status: str = "ok"
 
 
 def create_api(backend: Backend, observer: Observer) -> FastAPI:
-    """Return the API over `backend`; mount it at /api/v1, and have `queue_at_work` carry out what it takes.
+    """Return the API over `backend`; mount it at /api/v1.
 
-    Its description is at `openapi.json` below the mount, and readable at `docs`.
+    Requests that it accepts are carried out by `queue_worker`. Its OpenAPI description is at `openapi.json`
+    below the mount, its documentation page at `docs`.
     """
     app = FastAPI(
         title="Sightline",
@@ -68,7 +69,7 @@ def create_api(backend: Backend, observer: Observer) -> FastAPI:
 
 
 def search_routes(backend: Backend, authenticator: KeyAuthenticator) -> APIRouter:
-    """Return the search."""
+    """Return the search operation."""
     router = APIRouter(tags=["search"])
     reader = Annotated[Key, Security(authenticator.require, scopes=["read"])]
 
@@ -79,10 +80,10 @@ def search_routes(backend: Backend, authenticator: KeyAuthenticator) -> APIRoute
         openapi_extra=request_body(SearchRequest, form=SEARCH_FORM),
     )
     def search(_: reader, request: Annotated[SearchRequest, Depends(read_search)]) -> SearchAnswer:
-        """Return the records that are closest to a text or an image, best first.
+        """Return the records closest to a text or an image, best first.
 
-        An image goes in as base64 in the JSON document, or as the file `image` of a form. The first search
-        of a server waits until its model is loaded.
+        Send an image as base64 in the JSON document, or as the file `image` of a form. The first search of a
+        server waits until its model is loaded.
         """
         return queries.search_answer(backend, request)
 
@@ -90,25 +91,25 @@ def search_routes(backend: Backend, authenticator: KeyAuthenticator) -> APIRoute
 
 
 def status_routes(backend: Backend, observer: Observer, authenticator: KeyAuthenticator) -> APIRouter:
-    """Return what watches the server."""
+    """Return the operations that report status and health."""
     router = APIRouter(tags=["status"])
     reader = Annotated[Key, Security(authenticator.require, scopes=["read"])]
 
     @router.get("/status", operation_id="get_status", responses=responses())
     def get_status(_: reader) -> StatusAnswer:
-        """Return how many records there are, what runs, what has failed, and whether the stores answer."""
+        """Return record counts, running and failed flows, and store availability."""
         return queries.status_answer(backend, observer.seen)
 
     @router.get("/health", operation_id="get_health")
     def get_health() -> Health:
-        """Say that the process answers; it looks at no store, and needs no key."""
+        """Report that the process answers, without a key or a store."""
         return Health()
 
     return router
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """Return the description of `app`, made once, with the bodies, of which FastAPI knows nothing."""
+    """Return the cached OpenAPI description, with the schemas of request bodies."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title,

@@ -1,4 +1,4 @@
-"""Who makes a request, and whether they may: by the key that comes with it."""
+"""Authenticate API requests by key, and authorize them by scope."""
 
 from typing import Annotated
 
@@ -16,15 +16,15 @@ BEARER = HTTPBearer(
     bearerFormat="sl_…",
     auto_error=False,
     description=(
-        "A key that `sightline keys create` has made. Its scopes: `read` searches and looks, `write` sends "
-        "and deletes records and has no `read` in it, `admin` may do everything, and alone deletes whole "
+        "A key that `sightline keys create` has made. Its scopes: `read` searches and reads, `write` sends "
+        "and deletes records and does not include `read`, `admin` includes both, and alone deletes whole "
         "sources."
     ),
 )
 
 
 class KeyAuthenticator:
-    """Knows the callers at one door of a process by their keys, and counts their requests."""
+    """Authenticate callers by their keys, and limit their request rates."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -36,11 +36,11 @@ class KeyAuthenticator:
         wanted: SecurityScopes,
         given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)],
     ) -> Key:
-        """Return the key of whoever makes the request; FastAPI calls this.
+        """Return the key of a request with the required scopes.
 
         Raises:
-            Refusal: 401, 403 or 429.
-            AWAY: Postgres does not answer, which alone knows the keys.
+            ApiError: 401, 403 or 429.
+            AWAY: Postgres is unavailable, so no key can be checked.
         """
         key = self.authenticate(None if given is None else given.credentials)
         for scope in wanted.scopes:
@@ -49,7 +49,7 @@ class KeyAuthenticator:
         return key
 
     def authenticate(self, given: str | None) -> Key:
-        """Return what is known of a key, and count a request of it; see `require`."""
+        """Return the stored key, and count a request of it; see `require`."""
         if given is None:
             raise _unauthorized(
                 "this needs a key: Authorization: Bearer sl_…; see: sightline keys create", ""
@@ -65,13 +65,13 @@ class KeyAuthenticator:
 
 
 def require_scope(key: Key, scope: str) -> None:
-    """Make sure that the key has `scope`.
+    """Require that the key has `scope`.
 
     Raises:
-        Refusal: 403.
+        ApiError: 403.
     """
     if not key.may(scope):
-        why = f"key {key.name!r} has not the scope {scope!r}, which this needs"
+        why = f"key {key.name!r} lacks the scope {scope!r}, which this needs"
         challenge = f'Bearer realm="sightline", error="insufficient_scope", scope="{scope}"'
         raise ApiError(403, why, headers={"WWW-Authenticate": challenge})
 

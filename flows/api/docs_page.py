@@ -1,4 +1,4 @@
-"""The page that describes the API to a person: Swagger UI, from a package, so that it works offline."""
+"""Serve the API documentation page: Swagger UI, bundled to work offline."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ FILES = Path(swagger_ui.__path__[0]) / "static"
 
 
 def add_page(app: FastAPI) -> None:
-    """Add it at `/docs` below the API."""
+    """Add the documentation page at `/docs` below the API."""
     app.mount("/docs/files", StaticFiles(directory=FILES))
 
     def page(request: Request) -> HTMLResponse:
-        """Return the page; what it is made of comes from here as well."""
+        """Return the page; its scripts and styles are served locally."""
         root = str(request.scope.get("root_path", ""))
         return get_swagger_ui_html(
             openapi_url=f"{root}/openapi.json",

@@ -1,4 +1,4 @@
-"""A record's image over HTTP: a stranger's bytes, handed on so that they do no harm."""
+"""Serve the images of records over HTTP with safe headers."""
 
 import asyncio
 from contextlib import suppress
@@ -19,7 +19,7 @@ from storage.postgres import catalog
 
 RETRY_AFTER_S = 10
 PART_BYTES = 256 * 2**10
-"""Of an image that is sent at once: a server holds what it was given until the caller has read it."""
+"""Bytes of an image that are sent at once: a server buffers each part until the caller has read it."""
 
 SAFELY = {
     "X-Content-Type-Options": "nosniff",
@@ -27,11 +27,11 @@ SAFELY = {
     "Content-Disposition": "inline",
     "Cache-Control": "private, no-cache",
 }
-"""The bytes are a stranger's: a browser shows them as an image and as nothing else."""
+"""The bytes are untrusted: a browser shows them as an image and as nothing else."""
 
 
 class ImageSender:
-    """Sends images, of which a process holds a few at once: callers may take their time to read."""
+    """Send images within a byte budget, as callers may read slowly."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -39,10 +39,10 @@ class ImageSender:
         self._held = ByteBudget(MOST_BODIES * self._most, most_per_caller=MOST_BODIES * self._most // 2)
 
     async def answer(self, id: UUID, known: str | None, caller: UUID) -> Response:
-        """Return the answer of `picture`, which gives its room back once it is sent.
+        """Return the response of `image_response`, which releases its reservation once sent.
 
         Raises:
-            Refusal: as `picture`; 503, too many images are being sent.
+            ApiError: as `image_response`; 503, too many images are being sent.
         """
         await self._held.take(self._most, caller)
         reservation = Reservation(self._held, self._most, caller)
@@ -56,20 +56,20 @@ class ImageSender:
 
 
 class Reservation:
-    """The room of one image."""
+    """Reserve bytes of the budget for one image."""
 
     def __init__(self, budget: ByteBudget, size: int, caller: UUID) -> None:
         self._budget, self._size, self._caller = budget, size, caller
 
     def shrink(self, size: int) -> None:
-        """Give back all but `size` bytes."""
+        """Release all but `size` bytes."""
         spare = max(0, self._size - size)
         self._budget.give(spare, self._caller)
         self._size -= spare
 
 
 class ImageResponse(Response):
-    """An answer that is sent in parts, for as long as its caller reads fast enough."""
+    """Send an image in parts, while its caller reads fast enough."""
 
     def __init__(self, answer: Response, reservation: Reservation) -> None:
         super().__init__(answer.body, answer.status_code)
@@ -92,38 +92,38 @@ class ImageResponse(Response):
 
 
 def image_response(backend: Backend, id: UUID, known: str | None) -> Response:
-    """Return the bytes of an image, or that the caller has them.
+    """Return the bytes of an image, or 304 if unchanged.
 
     Raises:
-        Refusal: 404, there is no such record, or no image of it; 503, it cannot be read now.
+        ApiError: 404, there is no such record, or no image of it; 503, it cannot be read now.
     """
     with backend.stores() as stores:
         with stores.sessions() as session:
             item, _ = queries.living_item(catalog.items_with_digests(session, [id]), id)
         if item.picture is None:
-            raise ApiError(404, f"record {id} has no picture")
+            raise ApiError(404, f"record {id} has no image")
         headers = SAFELY | {"ETag": f'"{item.picture.sha256}"'}
         if known is not None and headers["ETag"] in known:
             return Response(status_code=304, headers=headers)
         try:
             data = load_image(stores, item.picture.sha256, item.picture.origin, backend.settings.limits)
         except OSError as error:
-            why = f"pictures cannot be read now ({error.strerror or error}); see SIGHTLINE_PICTURES_URL"
+            why = f"images cannot be read now ({error.strerror or error}); see SIGHTLINE_PICTURES_URL"
             raise ApiError(503, why, retry_after_s=RETRY_AFTER_S) from error
     if data is None:
-        raise ApiError(404, f"the picture of record {id} is gone; see: sightline reconcile")
+        raise ApiError(404, f"the image of record {id} is gone; see: sightline reconcile")
     return Response(data, headers=headers, media_type=MEDIA_TYPES[item.picture.format])
 
 
 def image_responses() -> dict[int | str, dict[str, Any]]:
-    """Return how the description tells of an image."""
+    """Return the OpenAPI description of image responses."""
     content = {"schema": {"type": "string", "format": "binary"}}
     etag = {"ETag": {"schema": {"type": "string"}, "description": "The SHA-256 of the bytes."}}
     return {
         200: {
-            "description": "The picture.",
+            "description": "The image.",
             "content": dict.fromkeys(MEDIA_TYPES.values(), content),
             "headers": etag,
         },
-        304: {"description": "The caller has it, as If-None-Match says.", "headers": etag},
+        304: {"description": "Not modified: If-None-Match names the current image.", "headers": etag},
     }

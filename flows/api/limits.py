@@ -1,4 +1,4 @@
-"""Bound requests: their size, the bytes held at once, their number."""
+"""Limit the rate, the size and the memory of requests."""
 
 import asyncio
 from collections import Counter
@@ -14,58 +14,58 @@ from flows.api.problems import ApiError
 
 MINUTE_S = 60.0
 MAX_QUEUED = 10_000
-"""Requests that may wait to be carried out."""
+"""Requests in the queue at most."""
 
 MAX_QUEUED_BYTES = 2 * 2**30
-"""Of all of these."""
+"""Bytes of all queued requests."""
 
 MAX_DELETES = 1000
 """Records that one request may delete whose key lacks the scope `admin`."""
 
 MOST_DIGITS = 20
-"""Of a stated length: that is more than anybody takes."""
+"""Digits of a stated length: more than any limit has."""
 
 MOST_BODIES = 4
-"""How many bodies of the largest size are held at once; each takes about four times its size meanwhile."""
+"""Bodies of the largest size held at once; each takes about four times its size meanwhile."""
 
 SMALL_BYTES = 64 * 2**10
-"""A body of so many bytes takes no room: connections are limited anyway."""
+"""Bodies up to this size are not counted: connections are limited anyway."""
 
 STEP_BYTES = 2**20
-"""By which the room of a body grows that does not state its size."""
+"""Step by which the reservation of a body without a stated size grows."""
 
 WAIT_S = 5.0
-"""For room."""
+"""Seconds to wait for room."""
 
-POLL_S = 0.05
 RETRY_AFTER_S = 5
 GRACE_S = 20.0
 LEAST_RATE = 128 * 2**10
-"""Bytes a second that a body has to come at, once `GRACE_S` are over."""
+"""Bytes a second at which a body must arrive, once `GRACE_S` are over."""
 
 TOO_LARGE = "send fewer records at once (SIGHTLINE_API__MAX_BODY_BYTES is the limit)"
 CALLER = "sightline.caller"
-"""Where a request's scope has the id of its key."""
+"""Key of the request's scope that holds the id of its API key."""
 
 
 class RateLimiter:
-    """A token bucket for each key: it holds a minute's requests, and fills up evenly.
+    """Limit requests with a token bucket for each key.
 
-    It counts in this process alone: with several of them a key may make so many requests of each.
+    A bucket holds a minute's requests and refills evenly. It counts in this process alone: with several of
+    them a key may make so many requests of each.
 
     Args:
-        clock: seconds that never go back.
+        clock: monotonic seconds.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = monotonic) -> None:
         self._most, self._clock = float(per_minute), clock
         self._left: dict[UUID, tuple[float, float]] = {}
-        """By key, how many requests were left, and when that was."""
+        """By key: the requests left, and the time of that count."""
 
         self._turn = Lock()
 
     def take(self, key: UUID) -> float:
-        """Count a request of `key`; return 0 if it may be made, else in how many seconds one may."""
+        """Count a request; return the seconds to wait, 0 if allowed."""
         a_second = self._most / MINUTE_S
         with self._turn:
             now = self._clock()
@@ -79,58 +79,60 @@ class RateLimiter:
 
 
 class ByteBudget:
-    """Count the bytes of bodies that a process holds at once.
+    """Limit the bytes that requests hold in a process at once.
 
-    A body takes its room with its first byte, and gives it back with the answer.
+    A body takes its room with its first byte, and gives it back with the answer. One event loop at a time
+    uses a budget.
 
     Args:
         most: bytes of all bodies together; a body up to `SMALL_BYTES` is not counted, and never waits.
-        most_of_one: bytes of the bodies of one caller; by default as many as of all.
+        most_per_caller: bytes of the bodies of one caller; by default as many as of all.
     """
 
     def __init__(self, most: int, most_per_caller: int | None = None) -> None:
         self._most = most
         self._most_per_caller = most if most_per_caller is None else most_per_caller
         self._held: Counter[object] = Counter()
-        self._turn = Lock()
+        self._released = asyncio.Event()
 
     async def take(self, size: int, caller: object) -> None:
-        """Take room for `size` bytes of a caller; wait for it a little.
+        """Reserve `size` bytes for a caller, waiting up to `WAIT_S`.
 
         Raises:
-            Refusal: 503, there is none.
+            ApiError: 503, there is no room.
         """
-        until = monotonic() + WAIT_S
-        while not self._try_take(size, caller):
-            if monotonic() > until:
-                why = "too many large requests at once; send them one after another"
-                raise ApiError(503, why, kind="too-many-bodies", retry_after_s=RETRY_AFTER_S)
-            await asyncio.sleep(POLL_S)
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while not self._try_take(size, caller):
+                    self._released.clear()
+                    await self._released.wait()
+        except TimeoutError as error:
+            why = "too many large requests at once; send them one after another"
+            raise ApiError(503, why, kind="too-many-bodies", retry_after_s=RETRY_AFTER_S) from error
 
     def give(self, size: int, caller: object) -> None:
-        """Give room back."""
-        with self._turn:
-            self._held[caller] -= size
-            if self._held[caller] <= 0:
-                del self._held[caller]
+        """Release bytes of a caller."""
+        self._held[caller] -= size
+        if self._held[caller] <= 0:
+            del self._held[caller]
+        self._released.set()
 
     def _try_take(self, size: int, caller: object) -> bool:
-        with self._turn:
-            held = self._held[caller]
-            if held + size > self._most_per_caller or self._held.total() + size > self._most:
-                return False
-            self._held[caller] = held + size
-            return True
+        held = self._held[caller]
+        if held + size > self._most_per_caller or self._held.total() + size > self._most:
+            return False
+        self._held[caller] = held + size
+        return True
 
 
 class BoundedBody:
-    """Receive one body within limits of size and time, in its room.
+    """Receive one body within limits of size, time and memory.
 
     Args:
-        receive: as ASGI has it.
+        receive: the ASGI receive channel.
         expected: bytes that the request states; 0 where it states none.
-        caller: returns who sends it.
-        remedy: for one that is too large.
+        caller: returns the sender, once the body is read.
+        remedy: advice for a body that is too large.
     """
 
     def __init__(
@@ -154,7 +156,7 @@ class BoundedBody:
         """Return the next part.
 
         Raises:
-            Refusal: 408, it comes too slowly; 413, it is too large; 503, there is no room for it.
+            ApiError: 408, it comes too slowly; 413, it is too large; 503, there is no room for it.
         """
         if self._is_whole:
             return await self._receive()  # waits for the end of the connection
@@ -176,7 +178,7 @@ class BoundedBody:
         return message
 
     def release(self) -> None:
-        """Give back the room that was taken."""
+        """Release the reserved bytes."""
         if self._held:
             self._budget.give(self._held, self._caller)
             self._held = 0
@@ -194,12 +196,12 @@ class BoundedBody:
 
 
 class BodyLimitMiddleware:
-    """Limit the body of each request once the application reads it.
+    """Limit the body of each request while the application reads it.
 
     The key is checked before that.
 
     Args:
-        bodies: shared by all that hold bodies at once.
+        budget: shared by all requests that hold bodies at once.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, budget: ByteBudget) -> None:

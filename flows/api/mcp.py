@@ -1,4 +1,4 @@
-"""The same for assistants, over the Model Context Protocol: search, look at a record, see how things are."""
+"""Serve search, records and status to assistants over MCP."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,7 +22,7 @@ from flows.api import queries
 from flows.api.auth import KeyAuthenticator, require_scope
 from flows.api.limits import MOST_BODIES, BoundedBody, ByteBudget, stated_size
 from flows.api.problems import HANDLED_ERRORS, api_error_of, problem_response
-from flows.api.request_bodies import refuse_bad_json
+from flows.api.request_bodies import require_plain_json
 from flows.api.request_models import SearchRequest, Where, Words
 from flows.api.response_models import RecordAnswer, SearchAnswer, StatusAnswer
 from flows.search.query import Find
@@ -31,11 +31,11 @@ from flows.service.pool import Backend
 
 PATH = "/mcp"
 INSTRUCTIONS = (
-    "Sightline holds pictures and texts. `search` finds them by what a text describes, `get` shows one "
-    "record whole, `status` tells how many there are and whether everything works."
+    "Sightline holds images and texts. `search` finds those that match a text, `get` returns one "
+    "record, `status` reports how many records there are and whether everything works."
 )
 MAX_BODY_BYTES = 2**20
-"""Of a message: a text and its conditions are far smaller."""
+"""Size limit of a message: a text and its conditions are far smaller."""
 
 READ_ONLY = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 Answer = TypeVar("Answer")
@@ -43,7 +43,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class McpApp:
-    """MCP over Streamable HTTP: a route for the application, and what has to be open while it serves.
+    """Hold the MCP route (Streamable HTTP) and its session manager.
 
     Args:
         route: to be appended to the application's routes, not mounted: clients do not follow the redirect
@@ -61,9 +61,9 @@ class McpApp:
 
 
 def mcp_app(backend: Backend, observer: Observer) -> McpApp:
-    """Return the server for assistants elsewhere: it asks for a key with the scope `read`."""
+    """Return the MCP server over HTTP, which requires a `read` key."""
     server = mcp_server(backend, lambda: observer.seen)
-    # whoever has no key gets nothing here, so that a page that a browser was lured to cannot ask either
+    # without a key there is no answer, so that a page that a browser was lured to gets none either
     no_check = TransportSecuritySettings(enable_dns_rebinding_protection=False)
     app = server.streamable_http_app(
         streamable_http_path=PATH, stateless_http=True, json_response=True, transport_security=no_check
@@ -72,15 +72,15 @@ def mcp_app(backend: Backend, observer: Observer) -> McpApp:
 
 
 def serve_on_stdio(backend: Backend) -> None:
-    """Serve one assistant on this machine, on standard input and output, until it closes them."""
+    """Serve one local assistant on standard input and output."""
     mcp_server(backend, lambda: observe(backend)).run("stdio")
 
 
 def mcp_server(backend: Backend, read_observation: Callable[[], Observation]) -> MCPServer:
-    """Return the server with its three tools, none of which changes anything.
+    """Return the server with its three read-only tools.
 
     Args:
-        look: returns what `status` tells.
+        read_observation: returns the observation that `status` reports.
     """
     server: MCPServer = MCPServer(
         "sightline",
@@ -93,26 +93,24 @@ def mcp_server(backend: Backend, read_observation: Callable[[], Observation]) ->
 
     @server.tool(annotations=READ_ONLY)
     def search(
-        text: Annotated[Words, Field(description="What to look for, in words.")],
-        find: Annotated[
-            Find, Field(description="Whether pictures are compared with it, or texts.")
-        ] = "images",
+        text: Annotated[Words, Field(description="Query text.")],
+        find: Annotated[Find, Field(description="Whether to search images or texts.")] = "images",
         limit: Annotated[int, Field(ge=1, le=100)] = 10,
         min_score: Annotated[float | None, Field(ge=-1, le=1, allow_inf_nan=False)] = None,
         where: Where | None = None,
     ) -> SearchAnswer:
-        """Find the records that are closest to a text, best first."""
+        """Find the records closest to a text, best first."""
         arguments = {"text": text, "find": find, "limit": limit, "min_score": min_score, "where": where or {}}
         return _answer(lambda: queries.search_answer(backend, SearchRequest.model_validate(arguments)))
 
     @server.tool(annotations=READ_ONLY)
-    def get(id: Annotated[UUID, Field(description="As a hit has it.")]) -> RecordAnswer:
-        """Show one record: all its texts, its metadata, what is known of its image."""
+    def get(id: Annotated[UUID, Field(description="Id of the record, as in a hit.")]) -> RecordAnswer:
+        """Return one record: its texts, metadata and image properties."""
         return _answer(lambda: queries.record_answer(backend, id))
 
     @server.tool(annotations=READ_ONLY)
     def status() -> StatusAnswer:
-        """Tell how many records there are, what runs, what has failed, and whether the stores answer."""
+        """Return record counts, running and failed flows, and store availability."""
         return _answer(lambda: queries.status_answer(backend, read_observation()))
 
     return server
@@ -126,7 +124,7 @@ def _answer(work: Callable[[], Answer]) -> Answer:
 
 
 class _KeyGuard:
-    """Admit requests with a `read` key and a body that may be parsed."""
+    """Admit requests with a `read` key and a bounded JSON body."""
 
     def __init__(self, app: ASGIApp, authenticator: KeyAuthenticator) -> None:
         self._app, self._authenticator = app, authenticator
@@ -146,10 +144,10 @@ class _KeyGuard:
         await self._app(scope, _again(data, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive, caller: UUID) -> bytes:
-        """Return the body, which is small.
+        """Return the body.
 
         Raises:
-            Refusal: 408, 413, 422 or 503.
+            ApiError: 408, 413, 422 or 503.
         """
         body = BoundedBody(receive, stated_size(scope), MAX_BODY_BYTES, self._budget, caller=lambda: caller)
         data, is_whole = bytearray(), False
@@ -162,12 +160,12 @@ class _KeyGuard:
                 is_whole = not message.get("more_body", False)
         finally:
             body.release()
-        refuse_bad_json(data)
+        require_plain_json(data)
         return bytes(data)
 
 
 def _again(data: bytes, receive: Receive) -> Receive:
-    """Return a receiver that repeats a body, then goes on."""
+    """Return a receiver that replays a body, then continues."""
     messages: list[Message] = [{"type": "http.request", "body": data, "more_body": False}]
 
     async def again() -> Message:

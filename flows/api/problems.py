@@ -1,4 +1,4 @@
-"""What a caller is told when something cannot be done: problem details, as RFC 9457 has them."""
+"""Report errors to API callers as RFC 9457 problem details."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from storage.qdrant import ModelMismatch, NoCollection
 MEDIA_TYPE = "application/problem+json"
 SCHEMA = "#/components/schemas/Problem"
 RETRY_AWAY_S = 10
-"""A store that is away is asked again for longer than that, and starts anew where it is our own."""
+"""A store that is unavailable is retried for longer than that, and restarts where it is embedded."""
 
 RETRY_MODEL_S = 60
 RETRY_FULL_S = 30
@@ -37,14 +37,14 @@ log = logging.getLogger(__name__)
 
 
 class Flaw(BaseModel):
-    """One thing that is wrong with a request."""
+    """Describe one invalid field of a request."""
 
-    where: str = Field(description="The field, as a path from the request's outside in.")
+    where: str = Field(description="Path of the field within the request.")
     why: str
 
 
 class Problem(BaseModel):
-    """Why a request was not carried out (RFC 9457)."""
+    """Describe why a request was rejected (RFC 9457)."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -60,19 +60,19 @@ class Problem(BaseModel):
         }
     )
 
-    type: str = Field(description="about:blank, or what tells this problem from others with its status.")
+    type: str = Field(description="Problem type; about:blank where the status says it all.")
     title: str
     status: int = Field(ge=400, le=599)
-    detail: str = Field(description="What is wrong and what helps, in a sentence.")
+    detail: str = Field(description="The cause and the remedy, in one sentence.")
     errors: list[Flaw] | None = None
 
 
 class ApiError(Exception):
-    """A request is not carried out; the caller is told why.
+    """Reject a request with an HTTP status and a reason.
 
     Args:
-        kind: what tells this problem from others with its status.
-        retry_after_s: when another try may do better.
+        kind: the problem type, if the status alone does not identify it.
+        retry_after_s: seconds until a retry may succeed.
     """
 
     def __init__(
@@ -94,10 +94,10 @@ class ApiError(Exception):
 
 
 def flaws(errors: Sequence[Any], *within: str) -> tuple[Flaw, ...]:
-    """Return what pydantic found as flaws; their values are not repeated.
+    """Return the validation errors of pydantic, without the rejected values.
 
     Args:
-        within: the part of the request that was looked at.
+        within: the part of the request that was validated.
     """
     return tuple(
         Flaw(
@@ -109,19 +109,19 @@ def flaws(errors: Sequence[Any], *within: str) -> tuple[Flaw, ...]:
 
 
 def unprocessable(found: Sequence[Flaw]) -> ApiError:
-    """Return the refusal of a request with these flaws."""
+    """Return the 422 error of a request with these flaws."""
     many = f"{len(found)} fields cannot be used" if len(found) > 1 else "a field cannot be used"
     detail = f"{found[0].where}: {found[0].why}" if len(found) == 1 else f"{many}; errors lists them"
     return ApiError(422, detail, errors=found)
 
 
 def printable(text: str) -> str:
-    """Return `text` as every JSON parser takes it: without halves of characters."""
+    """Return `text` without lone surrogates, which JSON parsers reject."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def api_error_of(error: Exception) -> ApiError:
-    """Return what a caller is told of `error`, one of `TOLD`."""
+    """Return the API error of `error`, one of `HANDLED_ERRORS`."""
     match error:
         case ApiError():
             return error
@@ -133,7 +133,7 @@ def api_error_of(error: Exception) -> ApiError:
             return ApiError(409, str(error), kind="nothing-ingested")
         case KeyReused():
             # the IETF's draft on the header says 422; 409 is for a first request that still goes on, and
-            # whoever repeats such a one gets its receipt
+            # a repeated one is answered with its receipt
             return ApiError(422, str(error), kind="idempotency-key-reused")
         case QueueFull():
             return ApiError(503, str(error), kind="queue-full", retry_after_s=RETRY_FULL_S)
@@ -166,11 +166,11 @@ HANDLED_ERRORS: tuple[type[Exception], ...] = (
     *NOT_READY,
     *AWAY,
 )
-"""What a caller is told of; everything else is a bug."""
+"""Errors that are reported to the caller; every other error is a bug."""
 
 
 def problem_response(error: ApiError) -> Response:
-    """Return the answer that says why."""
+    """Return the problem response of an error."""
     problem = Problem(
         type="about:blank" if error.kind is None else OWN_TYPE + error.kind,
         title=HTTPStatus(error.status).phrase,
@@ -183,7 +183,7 @@ def problem_response(error: ApiError) -> Response:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Have every error leave `app` as a problem."""
+    """Have every error leave `app` as a problem response."""
 
     def answer(_: Request, error: Exception) -> Response:
         return problem_response(api_error_of(error))
@@ -191,7 +191,7 @@ def add_handlers(app: FastAPI) -> None:
     def answer_bug(request: Request, _: Exception) -> Response:
         # Starlette raises it again once this is sent, so that the server's log has the traceback
         log.error("%s %s failed by a bug", request.method, request.scope["path"])
-        return problem_response(ApiError(500, "an error on our side; the server's log has it"))
+        return problem_response(ApiError(500, "an internal error; the server's log has the traceback"))
 
     for kind in HANDLED_ERRORS:
         app.add_exception_handler(kind, answer)
@@ -202,16 +202,16 @@ MEANINGS = {
     400: "The request cannot be read.",
     401: "No key, or one that is unknown, revoked or expired.",
     403: "The key lacks the scope.",
-    404: "There is none.",
+    404: "There is no such record, image or receipt.",
     408: "The body did not arrive in time.",
     409: "Nothing has been ingested yet.",
-    413: "The request is larger than the server takes.",
-    415: "The body is of a type that is not taken.",
-    422: "The request can be read, and its content cannot be used.",
-    429: "The key has made too many requests; Retry-After says when the next may come.",
+    413: "The request is larger than the limit.",
+    415: "The media type of the body is not supported.",
+    422: "The request is well-formed, but its content is invalid.",
+    429: "The key has made too many requests; Retry-After has the seconds to wait.",
     503: (
-        "A store or the model is away, or too much is under way; the detail says what helps, Retry-After "
-        "when to try again."
+        "A store or the model is unavailable, or too many requests are in progress; the detail has the "
+        "remedy, Retry-After the seconds to wait."
     ),
 }
 ALWAYS = (401, 403, 429, 503)
@@ -219,7 +219,7 @@ WITH_RETRY = (429, 503)
 
 
 def responses(*more: int) -> dict[int | str, dict[str, Any]]:
-    """Return how the description lists the problems of an operation: those of all, and `more`."""
+    """Return the OpenAPI problem responses of an operation: common ones and `more`."""
     found: dict[int | str, dict[str, Any]] = {}
     for status in sorted({*ALWAYS, *more}):
         found[status] = {

@@ -1,4 +1,4 @@
-"""Finding out what callers want to know: the same for HTTP and for MCP."""
+"""Answer read requests, for HTTP and MCP alike."""
 
 from datetime import UTC, datetime
 from time import perf_counter
@@ -33,12 +33,12 @@ from storage.redaction import redacted
 
 
 def search_answer(backend: Backend, request: SearchRequest) -> SearchAnswer:
-    """Search.
+    """Search, and return the hits.
 
     Raises:
         AWAY, NoCollection, ModelUnavailable, ModelMismatch: as `Backend.searching`.
-        BadImage: the image cannot be shown to a model.
-        UnexpectedResponse: Qdrant does not take a condition.
+        BadImage: the image cannot be decoded.
+        UnexpectedResponse: Qdrant rejects a condition.
     """
     started = perf_counter()
     with backend.searching() as deps:
@@ -52,8 +52,8 @@ def record_answer(backend: Backend, id: UUID) -> RecordAnswer:
     """Return one record.
 
     Raises:
-        Refusal: 404, there is none.
-        AWAY: Postgres does not answer.
+        ApiError: 404, there is no such record.
+        AWAY: Postgres is unavailable.
     """
     with backend.sessions() as sessions, sessions() as session:
         item, digest = living_item(catalog.items_with_digests(session, [id]), id)
@@ -64,10 +64,10 @@ def record_answer(backend: Backend, id: UUID) -> RecordAnswer:
 
 
 def living_item(items: dict[UUID, tuple[Item, Digest]], id: UUID) -> tuple[Item, Digest]:
-    """Return the record `id` of those that were found.
+    """Return the record `id` among those that were read.
 
     Raises:
-        Refusal: 404, it is not among them.
+        ApiError: 404, it is not among them.
     """
     if id not in items:
         raise ApiError(404, f"there is no record {id}")
@@ -75,7 +75,7 @@ def living_item(items: dict[UUID, tuple[Item, Digest]], id: UUID) -> tuple[Item,
 
 
 def status_answer(backend: Backend, seen: Observation) -> StatusAnswer:
-    """Return what was seen last, and how much waits now."""
+    """Return the last observation, and the queue's current backlog."""
     catalogued, indexed = seen.catalogued, seen.indexed
     failed = () if catalogued is None else catalogued.failed
     away = seen.postgres_problem or seen.qdrant_problem
@@ -108,7 +108,7 @@ def status_answer(backend: Backend, seen: Observation) -> StatusAnswer:
 
 
 def receipt_answer(receipt: Receipt) -> ReceiptAnswer:
-    """Return a receipt as callers get it."""
+    """Return the API document of a receipt."""
     return ReceiptAnswer(
         id=receipt.id,
         kind=receipt.kind,
@@ -157,7 +157,7 @@ def _queue(backend: Backend) -> QueueAnswer | None:
         with backend.sessions() as sessions, sessions() as session:
             backlog = request_queue.backlog(session)
     except AWAY:
-        return None  # the answer says that Postgres is away
+        return None  # the answer says that Postgres is unavailable
     return QueueAnswer(waiting=backlog.many, oldest=backlog.oldest)
 
 
@@ -176,5 +176,5 @@ def _running(run: Run, now: datetime) -> RunningAnswer:
 
 
 def _failed(run: Run) -> FailedAnswer:
-    why = (run.error or "its process ended without a word").strip().splitlines()[0]
+    why = (run.error or "its process ended without an error message").strip().splitlines()[0]
     return FailedAnswer(flow=run.flow, source=run.source, outcome=run.outcome, ended=run.ended, why=why)

@@ -1,4 +1,4 @@
-"""What the API does with records: show one, take some in, delete some; and the receipts of the latter two."""
+"""Define the operations on records and on receipts."""
 
 import hashlib
 from collections.abc import Callable
@@ -29,20 +29,20 @@ IdempotencyKey = Annotated[
         max_length=MAX_IDEMPOTENCY_CHARS,
         pattern="^[\\x21-\\x7e]+$",
         description=(
-            "Names the request, so that it can be sent again without being carried out again: the same key "
-            "of the same caller gets the same receipt for as long as receipts are kept."
+            "Identifies the request, so that a retry is not carried out twice: the same key of the same "
+            "caller returns the same receipt for as long as receipts are kept."
         ),
         examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
     ),
 ]
-LOCATION = {"Location": {"schema": {"type": "string"}, "description": "Where the receipt is."}}
+LOCATION = {"Location": {"schema": {"type": "string"}, "description": "URL of the receipt."}}
 RECEIPT: dict[int | str, dict[str, Any]] = {
     200: {
         "model": ReceiptAnswer,
-        "description": "A request that was sent before, and has ended.",
+        "description": "The receipt of a request that was sent before and has ended.",
         "headers": LOCATION,
     },
-    202: {"description": "The receipt of a request that is carried out in its turn.", "headers": LOCATION},
+    202: {"description": "The receipt of a queued request.", "headers": LOCATION},
 }
 
 
@@ -55,7 +55,7 @@ def record_routes(backend: Backend, authenticator: KeyAuthenticator) -> APIRoute
 
     @router.get("/records/{id}", operation_id="get_record", responses=responses(404, 422))
     def get_record(_: reader, id: UUID) -> RecordAnswer:
-        """Return a record: its texts, its metadata, its image, and whether searches find it."""
+        """Return a record: its texts, metadata, image properties and searchability."""
         return queries.record_answer(backend, id)
 
     @router.get(
@@ -67,10 +67,10 @@ def record_routes(backend: Backend, authenticator: KeyAuthenticator) -> APIRoute
     async def get_picture(
         caller: reader, id: UUID, if_none_match: Annotated[str | None, Header()] = None
     ) -> Response:
-        """Return the bytes of a record's image, as they came in."""
+        """Return the original bytes of a record's image."""
         return await images.answer(id, if_none_match, caller.id)
 
-    async def sent(request: Request) -> IngestRequest:
+    async def read_payload(request: Request) -> IngestRequest:
         return await read_json(request, IngestRequest)
 
     @router.post(
@@ -84,16 +84,16 @@ def record_routes(backend: Backend, authenticator: KeyAuthenticator) -> APIRoute
         request: Request,
         response: Response,
         caller: writer,
-        payload: Annotated[IngestRequest, Depends(sent)],
+        payload: Annotated[IngestRequest, Depends(read_payload)],
         idempotency_key: IdempotencyKey = None,
     ) -> ReceiptAnswer:
-        """Take records in, or replace those with the same keys.
+        """Ingest records, or replace those with the same keys.
 
-        What is accepted is on disk before the answer, survives a crash, and is carried out in its turn; the
-        receipt says when it has been, and what could not be taken in. Sending a record again as it is
-        changes nothing, with or without an idempotency key.
+        An accepted request is on disk before the response, survives a crash, and is carried out in its turn;
+        the receipt reports its state, and the records that were rejected. Sending a record again unchanged
+        has no effect, with or without an idempotency key.
         """
-        _require_takeable(backend, payload)
+        _require_feasible(backend, payload)
         accept = _acceptor(backend, request, response, caller, idempotency_key)
         return accept("ingest", payload.source, payload)
 
@@ -105,14 +105,16 @@ def record_routes(backend: Backend, authenticator: KeyAuthenticator) -> APIRoute
         response: Response,
         caller: writer,
         key: Annotated[list[str], Query(max_length=MOST_KEYS, description="May be repeated.")] = [],  # noqa: B006
-        source: Annotated[str | None, Query(description="Alone, all of it goes: that needs `admin`.")] = None,
-        where: Annotated[list[str], Query(description="Metadata, as K=V; may be repeated.")] = [],  # noqa: B006
+        source: Annotated[
+            str | None, Query(description="Given alone, it deletes the whole source: that needs `admin`.")
+        ] = None,
+        where: Annotated[list[str], Query(description="Metadata condition as K=V; may be repeated.")] = [],  # noqa: B006
         idempotency_key: IdempotencyKey = None,
     ) -> ReceiptAnswer:
         """Delete records for good, in their turn: points, images, texts.
 
-        All that is given must hold. They stay deleted when they are sent again, until that says `revive`.
-        A key without `admin` deletes no whole sources, and few records at once.
+        A record must match all given conditions. It stays deleted when it is sent again, unless the request
+        says `revive`. A key without `admin` deletes no whole sources, and few records at once.
         """
         payload = _deletion(key, source, where)
         if payload.is_whole_source:
@@ -124,7 +126,7 @@ def record_routes(backend: Backend, authenticator: KeyAuthenticator) -> APIRoute
 
     @router.get("/receipts/{id}", operation_id="get_receipt", responses=responses(404, 422))
     def get_receipt(_: writer, id: UUID) -> ReceiptAnswer:
-        """Return what became of a request: queued, running, done or failed, with counts and rejects."""
+        """Return the state of a request, with its counts and rejects."""
         with backend.sessions() as sessions, sessions() as session:
             found = request_queue.receipt(session, id)
         if found is None:
@@ -134,11 +136,11 @@ def record_routes(backend: Backend, authenticator: KeyAuthenticator) -> APIRoute
     return router
 
 
-def _require_takeable(backend: Backend, payload: IngestRequest) -> None:
-    """Refuse what could never be carried out as it is meant.
+def _require_feasible(backend: Backend, payload: IngestRequest) -> None:
+    """Reject a request that could never be carried out as meant.
 
     Raises:
-        Refusal: 413 or 422.
+        ApiError: 413 or 422.
     """
     settings = backend.settings
     if len(payload.records) > settings.api.max_records:
@@ -146,7 +148,7 @@ def _require_takeable(backend: Backend, payload: IngestRequest) -> None:
             413, f"{len(payload.records):,} records in one request; send at most {settings.api.max_records:,}"
         )
     if not settings.keep_pictures and any(one.image_base64 is not None for one in payload.records):
-        why = "pictures are not kept here (SIGHTLINE_KEEP_PICTURES); give the URL of each as image"
+        why = "images are not kept here (SIGHTLINE_KEEP_PICTURES); give the URL of each as image"
         raise unprocessable([Flaw(where="body.records", why=why)])
 
 
@@ -164,10 +166,12 @@ def _deletion(keys: list[str], source: str | None, where: list[str]) -> DeleteRe
 
 
 def _bounded(backend: Backend, payload: DeleteRequest) -> DeleteRequest:
-    """Return what a key without `admin` may have deleted; its bound holds when it is carried out as well.
+    """Return the deletion within the bound of a key without `admin`.
+
+    The bound holds when it is carried out as well.
 
     Raises:
-        Refusal: 403, it selects too many records.
+        ApiError: 403, it selects too many records.
     """
     at_most = limits.MAX_DELETES
     with backend.sessions() as sessions, sessions() as session:
@@ -187,7 +191,7 @@ Accept = Callable[[Kind, str | None, BaseModel], ReceiptAnswer]
 def _acceptor(
     backend: Backend, request: Request, response: Response, caller: Key, idempotency_key: str | None
 ) -> Accept:
-    """Return what puts a request into the queue, and says in `response` where its receipt is."""
+    """Return a function that queues a request and links its receipt."""
 
     def accept(kind: Kind, source: str | None, payload: BaseModel) -> ReceiptAnswer:
         body = payload.model_dump_json().encode()

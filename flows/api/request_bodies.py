@@ -1,4 +1,7 @@
-"""Reading what a request carries, after its key has been looked at: FastAPI itself would read it before."""
+"""Read request bodies after authentication.
+
+FastAPI itself would read a body before the key is checked.
+"""
 
 import json
 from typing import Any, TypeVar
@@ -16,7 +19,9 @@ JSON = "application/json"
 FORM = "multipart/form-data"
 MOST_FIELDS = 20
 MAX_VALUES = 500_000
-"""Of a JSON body: Python holds an empty object of three characters in 64 bytes, and parsing stops others."""
+"""Values in a JSON body at most: Python holds an empty object of three characters in 64 bytes, and parsing
+blocks other requests.
+"""
 
 NOT_JSON = "a number that is NaN or infinite is not JSON; write null or leave it out"
 
@@ -24,10 +29,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_json(request: Request, model: type[Model]) -> Model:
-    """Return the body as `model` has it.
+    """Return the JSON body as a `model`.
 
     Raises:
-        Refusal: 413, 415 or 422.
+        ApiError: 413, 415 or 422.
     """
     _require_type(request, JSON)
     data = bytearray()
@@ -37,23 +42,23 @@ async def read_json(request: Request, model: type[Model]) -> Model:
 
 
 def parse_json(data: bytes | bytearray, model: type[Model]) -> Model:
-    """Return a JSON document as `model` has it.
+    """Parse a JSON document as a `model`.
 
     Raises:
-        Refusal: 413, it has too many values; 422.
+        ApiError: 413, it has too many values; 422.
     """
-    refuse_bad_json(data)
+    require_plain_json(data)
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
         raise unprocessable(flaws(error.errors(), "body")) from error
 
 
-def refuse_bad_json(data: bytes | bytearray) -> None:
-    """Refuse JSON that costs much to parse, or holds NaN.
+def require_plain_json(data: bytes | bytearray) -> None:
+    """Reject JSON that is costly to parse, or holds NaN.
 
     Raises:
-        Refusal: 413 or 422.
+        ApiError: 413 or 422.
     """
     if sum(map(data.count, (b"{", b"[", b","))) > MAX_VALUES:
         raise ApiError(413, f"the request has more than {MAX_VALUES:,} values; send fewer records at once")
@@ -70,10 +75,10 @@ def _is_json(data: bytes | bytearray, *, strictly: bool = False) -> bool:
 
 
 async def read_search(request: Request) -> SearchRequest:
-    """Return what is looked for: a JSON document, or a form with an image.
+    """Return the search request of a JSON document or a form.
 
     Raises:
-        Refusal: 413, 415 or 422.
+        ApiError: 413, 415 or 422.
         HTTPException: 400, a form that cannot be read.
     """
     if _require_type(request, JSON, FORM) == JSON:
@@ -82,7 +87,7 @@ async def read_search(request: Request) -> SearchRequest:
         given: dict[str, Any] = dict(form)
         image = given.pop("image", None)
         if not isinstance(image, UploadFile):
-            raise unprocessable([Flaw(where="body.image", why="give the picture as a file")])
+            raise unprocessable([Flaw(where="body.image", why="give the image as a file")])
         given["image_base64"] = await image.read()
     if "where" in given:
         given["where"] = _conditions(given["where"])
@@ -107,7 +112,7 @@ def _require_type(request: Request, *taken: str) -> str:
 
 
 def request_body(model: type[BaseModel], *, form: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return how the description tells of a body that `read_json` or `read_search` reads."""
+    """Return the OpenAPI description of a request body."""
     content: dict[str, Any] = {JSON: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
     if form is not None:
         content[FORM] = {"schema": form}
@@ -119,7 +124,7 @@ SEARCH_FORM = {
     "required": ["image"],
     "additionalProperties": False,
     "properties": {
-        "image": {"type": "string", "format": "binary", "description": "The picture to search by."},
+        "image": {"type": "string", "format": "binary", "description": "The query image."},
         "find": {"enum": ["images", "texts"]},
         "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
         "min_score": {"type": "number", "minimum": -1, "maximum": 1},

@@ -1,4 +1,4 @@
-"""What callers send: its shape is checked here, and what a record may hold where all sources do."""
+"""Define and validate the requests of API callers."""
 
 import base64
 import binascii
@@ -39,7 +39,7 @@ def storable(text: str) -> str:
     """Return `text` if both stores can hold it.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: it contains NUL.
     """
     if not is_storable(text):
         raise ValueError("NUL cannot be stored; leave it out")
@@ -47,10 +47,10 @@ def storable(text: str) -> str:
 
 
 def decode_base64(value: Any) -> Any:
-    """Return the bytes that base64 stands for.
+    """Decode base64 text; return other values as they are.
 
     Raises:
-        ValueError: it is no base64.
+        ValueError: it is not base64.
     """
     if not isinstance(value, str):
         return value
@@ -61,7 +61,9 @@ def decode_base64(value: Any) -> Any:
 
 
 def finite(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return `metadata` if all its numbers are JSON's: written again, others would become null.
+    """Return `metadata` if all its numbers are valid JSON.
+
+    Written again, others would become null.
 
     Raises:
         ValueError: one is NaN or infinite.
@@ -79,10 +81,10 @@ def finite(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def markable(text: str) -> str:
-    """Return `text` if it stacks no more combining marks than languages do.
+    """Return `text` without excessive stacks of combining marks.
 
     Raises:
-        ValueError: it does.
+        ValueError: it stacks more than languages do.
     """
     if has_many_marks(text):
         raise ValueError(f"more than {MAX_MARKS} combining marks in a row; leave them out")
@@ -102,7 +104,7 @@ Where = Annotated[
     dict[Line, Value],
     Field(
         max_length=MOST_CONDITIONS,
-        description="Metadata fields, `source` or `key`, each with the value that it must have.",
+        description="Metadata fields, `source` or `key`, each with its required value.",
         examples=[{"kind": "fruit", "year": 2026}],
     ),
 ]
@@ -116,33 +118,34 @@ ImageBytes = Annotated[
 
 
 class RequestModel(BaseModel):
-    """Whatever comes from outside: frozen, and without fields that nobody reads."""
+    """Base of request models: frozen, without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class SearchRequest(RequestModel):
-    """What is looked for: a text or an image, one of the two."""
+    """Search by a text or by an image."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"text": "a red apple", "limit": 5, "where": {"kind": "fruit"}}]}
     )
 
-    text: Words | None = Field(None, description="What to look for, in words.")
-    image_base64: ImageBytes | None = Field(None, description="What to look for, as a picture.")
+    text: Words | None = Field(None, description="Query text.")
+    image_base64: ImageBytes | None = Field(None, description="Query image, as base64.")
     find: Find | None = Field(
-        None, description="What to find; by default images for a text, and texts for a picture."
+        None,
+        description="Whether to search images or texts; by default images for a text, texts for an image.",
     )
     limit: int = Field(10, ge=1, le=MOST_HITS, description="The most hits to return.")
     min_score: float | None = Field(
-        None, ge=-1, le=1, allow_inf_nan=False, description="Leave out hits that score lower; a cosine."
+        None, ge=-1, le=1, allow_inf_nan=False, description="Minimum score of a hit, a cosine."
     )
     where: Where = {}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.text is None) == (self.image_base64 is None):
-            raise ValueError("give a text or a picture, one of the two")
+            raise ValueError("give a text or an image, one of the two")
         return self
 
     def as_query(self, oversampling: float) -> Query:
@@ -159,7 +162,7 @@ class SearchRequest(RequestModel):
 
 
 def as_typed(where: Mapping[str, Any]) -> dict[str, str]:
-    """Return conditions as a person would type them, which is what searches and deletes take.
+    """Return conditions as `field=value` text, the input of searches and deletes.
 
     >>> as_typed({"year": 2026, "sold": False, "kind": "fruit"})
     {'year': '2026', 'sold': 'false', 'kind': 'fruit'}
@@ -168,14 +171,14 @@ def as_typed(where: Mapping[str, Any]) -> dict[str, str]:
 
 
 class SentText(RequestModel):
-    """A text with its language."""
+    """Represent a text with its language."""
 
     text: str
-    lang: str | None = Field(None, description="Such as `de` or `pt_BR`.")
+    lang: str | None = Field(None, description="Language code, such as `de` or `pt_BR`.")
 
 
 class SentRecord(RequestModel):
-    """A record: texts, an image, or both."""
+    """Represent a record: texts, an image, or both."""
 
     key: Annotated[Key, Marked] = Field(
         description="Unique within the source; the same key again replaces the record."
@@ -183,10 +186,10 @@ class SentRecord(RequestModel):
     texts: list[str | SentText] = Field([], description="Captions, titles, descriptions.")
     image: (
         Annotated[str, StringConstraints(pattern="^https?://", max_length=MAX_URI_CHARS), Storable] | None
-    ) = Field(None, description="Where the picture is: an http or https URL that the server can read.")
-    image_base64: ImageBytes | None = Field(None, description="The picture itself.")
+    ) = Field(None, description="URL of the image, http or https, that the server can read.")
+    image_base64: ImageBytes | None = Field(None, description="The bytes of the image, as base64.")
     metadata: Annotated[dict[str, JsonValue], AfterValidator(finite)] = Field(
-        {}, description="Whatever else; searches can filter on it."
+        {}, description="Further fields; searches can filter on them."
     )
 
     @model_validator(mode="after")
@@ -196,9 +199,9 @@ class SentRecord(RequestModel):
         return self
 
     def as_row(self) -> Record | Rejected:
-        """Return the record as an ingest takes it, or why it cannot be taken in.
+        """Return the record for an ingest, or why it is rejected.
 
-        Its place is made of its key: sent again, it is known again.
+        Its place is derived from its key: sent again, it is recognised.
         """
         place = f"sent: {self.key}"
         data = self.image_base64
@@ -217,7 +220,7 @@ class SentRecord(RequestModel):
 
 
 class IngestRequest(RequestModel):
-    """Records to be taken in, new ones or in place of those with the same keys."""
+    """Ingest records, replacing those with the same keys."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -239,13 +242,13 @@ class IngestRequest(RequestModel):
 
     source: Line = Field(
         description=(
-            "What the records belong to. Give it a name of its own: an ingest of a folder or manifest with "
-            "--delete-missing deletes what is not in there."
+            "Source of the records. Use a name of its own: an ingest of a folder or manifest with "
+            "--delete-missing deletes the records that are not in there."
         )
     )
     records: list[SentRecord] = Field(min_length=1, description="At most SIGHTLINE_API__MAX_RECORDS.")
     revive: bool = Field(
-        False, description="Whether records that were deleted by request are taken in again."
+        False, description="Whether records that were deleted by request are ingested again."
     )
 
     @model_validator(mode="after")
@@ -259,18 +262,18 @@ class IngestRequest(RequestModel):
 
 
 class DeleteRequest(RequestModel):
-    """Which records are to go: those for which all holds that is given, of which there is something."""
+    """Delete the records that match every given condition."""
 
     keys: list[Key] = Field([], max_length=MOST_KEYS)
     source: Line | None = None
     where: Where = {}
     at_most: int | None = Field(None, ge=0)
-    """The most records that may go; None for any number. Not the client's to say."""
+    """Records that may be deleted at most; None for any number. The server sets it, never the client."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.keys and self.source is None and not self.where:
-            raise ValueError("give a key, a source or a condition: without any, it would be everything")
+            raise ValueError("give a key, a source or a condition: without any, it would match every record")
         return self
 
     @property

@@ -1,4 +1,7 @@
-"""What callers get, over HTTP as over MCP; the shapes are promises, whatever is inside may change."""
+"""Define the documents that API and MCP callers receive.
+
+Their shapes are stable; the modules behind them may change.
+"""
 
 from datetime import datetime
 from typing import Literal
@@ -10,47 +13,47 @@ from storage.postgres.request_queue import Kind, State
 
 
 class Hit(BaseModel):
-    """One record that was found."""
+    """Represent one hit of a search."""
 
     id: UUID
     key: str
     source: str
-    score: float = Field(description="The cosine; comparable within one search, not between models.")
-    text: str = Field(description="The text that matched best, or the one that stands for the record.")
-    uri: str | None = Field(description="Where the picture came from; null without one.")
+    score: float = Field(description="Cosine similarity; comparable within one search, not between models.")
+    text: str = Field(description="The best matching text, or the record's first text.")
+    uri: str | None = Field(description="URI of the image's origin; null without an image.")
     metadata: dict[str, JsonValue]
 
 
 class SearchAnswer(BaseModel):
-    """What was found, best first, and where."""
+    """Represent the hits of a search, best first, and their origin."""
 
     hits: list[Hit]
-    model: str = Field(description="What encoded the query.")
+    model: str = Field(description="Name of the model that encoded the query.")
     collection: str
     took_ms: float
 
 
 class TextAnswer(BaseModel):
-    """A text of a record."""
+    """Represent a text of a record."""
 
     text: str
     lang: str | None
-    embedded: bool = Field(description="Whether searches compare it.")
+    embedded: bool = Field(description="Whether it is embedded, and so searchable.")
 
 
 class PictureAnswer(BaseModel):
-    """What is known of a record's image."""
+    """Represent the properties of a record's image."""
 
     sha256: str
-    uri: str = Field(description="Where it came from; `sha256:…` where it came with the record.")
+    uri: str = Field(description="URI of its origin; `sha256:…` if it was sent with the record.")
     width: int
     height: int
     format: str
-    kept: bool = Field(description="Whether its bytes are kept here, or its URI alone.")
+    kept: bool = Field(description="Whether its bytes are stored here, or its URI alone.")
 
 
 class RecordAnswer(BaseModel):
-    """One record."""
+    """Represent one record."""
 
     id: UUID
     source: str
@@ -58,19 +61,19 @@ class RecordAnswer(BaseModel):
     texts: list[TextAnswer]
     picture: PictureAnswer | None
     metadata: dict[str, JsonValue]
-    searchable: bool = Field(description="Whether searches find it as it is now.")
+    searchable: bool = Field(description="Whether searches find its current version.")
 
 
 class RejectAnswer(BaseModel):
-    """A record that could not be taken in."""
+    """Represent a rejected record."""
 
     key: str | None
-    reason: str = Field(description="A code to count by.")
-    message: str = Field(description="What is wrong and what helps.")
+    reason: str = Field(description="Reason code.")
+    message: str = Field(description="The cause and the remedy.")
 
 
 class ReceiptAnswer(BaseModel):
-    """A request, and what became of it."""
+    """Represent a queued request and its outcome."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -105,26 +108,26 @@ class ReceiptAnswer(BaseModel):
     accepted: datetime
     started: datetime | None
     ended: datetime | None
-    run: UUID | None = Field(description="The run that took the records in.")
+    run: UUID | None = Field(description="The ingest run.")
     counts: dict[str, JsonValue] = Field(
         description=(
             "Of an ingest: `read` is the sum of `unchanged`, `embedded`, `updated`, `rejected` and "
-            "`still_deleted`. Of a delete: items, points, marks, rejects and pictures that went."
+            "`still_deleted`. Of a delete: items, points, marks, rejects and pictures that were deleted."
         )
     )
     rejects: list[RejectAnswer]
-    problem: str | None = Field(description="Why it failed, or what it waits for.")
+    problem: str | None = Field(description="Why it failed, or why it waits.")
 
 
 class StoreAnswer(BaseModel):
-    """A store; of one that is away, why and what helps."""
+    """Represent the availability of a store, with the remedy if unavailable."""
 
     answers: bool
     problem: str | None
 
 
 class RunningAnswer(BaseModel):
-    """A run that goes on."""
+    """Represent a run in progress."""
 
     id: UUID
     flow: str
@@ -132,12 +135,12 @@ class RunningAnswer(BaseModel):
     started: datetime
     stage: str | None
     done: int | None
-    total: int | None = Field(description="0 where nobody knows.")
+    total: int | None = Field(description="0 if unknown.")
     remaining_s: float | None
 
 
 class FailedAnswer(BaseModel):
-    """The last run of a flow or of its source, where that failed."""
+    """Represent the failed last run of a flow or source."""
 
     flow: str
     source: str | None
@@ -147,32 +150,32 @@ class FailedAnswer(BaseModel):
 
 
 class QueueAnswer(BaseModel):
-    """What was accepted and is not carried out yet."""
+    """Represent the backlog of accepted requests."""
 
     waiting: int
     oldest: datetime | None
 
 
 class RecordsAnswer(BaseModel):
-    """How many records there are."""
+    """Represent record counts."""
 
     stored: int
     searchable: int
-    waiting: int = Field(description="Stored, and not or not yet searchable as they are.")
-    waiting_s: float = Field(description="How long the oldest of them has waited.")
-    rejects: int = Field(description="Records that could not be taken in, and are open still.")
+    waiting: int = Field(description="Stored records whose current version is not searchable yet.")
+    waiting_s: float = Field(description="Age of the oldest of them, in seconds.")
+    rejects: int = Field(description="Open rejected records.")
 
 
 class StatusAnswer(BaseModel):
-    """What was seen at the last look at everything."""
+    """Represent the last observation of the stores and of the queue."""
 
     state: Literal["ok", "degraded"] = Field(
-        description="degraded: a store is away, or a flow's last run failed."
+        description="degraded: a store is unavailable, or a flow's last run failed."
     )
     at: datetime
     postgres: StoreAnswer
     qdrant: StoreAnswer
-    collection: str | None = Field(description="Where searches go; null before the first ingest.")
+    collection: str | None = Field(description="Active collection; null before the first ingest.")
     model: str | None
     points: int | None
     records: RecordsAnswer | None

@@ -1,7 +1,7 @@
-"""The queue at work: what was accepted is carried out, in the order it came in, by one process at a time.
+"""Carry out queued API requests in order, one process at a time.
 
 Requests about one source never overtake each other. One that has to wait, for another run that writes its
-source or for a store that is away, waits in the queue; others go on.
+source or for a store that is unavailable, stays in the queue; others go on.
 """
 
 import logging
@@ -36,18 +36,18 @@ from storage.qdrant import ModelMismatch
 
 POLL_S = 0.5
 LATER_S = 5.0
-"""How long to leave what has to wait."""
+"""Pause before a request that has to wait is tried again."""
 
 STOP_S = 30
 BAD_REQUEST = 400
 MOST_ATTEMPTS = 5
-"""A request that ends whoever carries it out is not begun more often."""
+"""A request during which the process ends is not begun more often."""
 
 RETRYABLE = (
     *(Busy, RunClosed, SessionNotKept, *AWAY),
     *(ModelUnavailable, ModelMismatch, OtherModel, BadSettings, WorkersFailed, OSError),
 )
-"""What is wrong with the surroundings, not with the request."""
+"""Errors of the environment, not of the request."""
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a request has done."""
+    """Represent the effects of a carried out request."""
 
     counts: Mapping[str, Any]
     rejects: Sequence[Mapping[str, Any]] = ()
@@ -64,7 +64,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class BlockedSources:
-    """What has to wait, because something earlier does."""
+    """Track the sources blocked by an earlier waiting request."""
 
     sources: set[str] = field(default_factory=set)
     all: bool = False
@@ -81,10 +81,10 @@ class BlockedSources:
 
 @contextmanager
 def queue_worker(backend: Backend) -> Iterator[None]:
-    """Carry out what is accepted for as long as this is open; what is left, the next process takes up.
+    """Carry out accepted requests in a thread while this is open.
 
-    At the end it waits a while for the request at hand. One that takes longer is begun again later, as
-    after a crash.
+    The next process resumes the rest. At the end it waits up to `STOP_S` for the request in progress. One
+    that takes longer is begun again later, as after a crash.
     """
     ended = Event()
     thread = Thread(target=_keep_draining, args=(backend, ended), name="queue", daemon=True)
@@ -110,20 +110,20 @@ def _keep_draining(backend: Backend, ended: Event) -> None:
             log.error("the queue waits: %s", error)
             pause_s = LATER_S
         except Exception:
-            log.exception("the queue waits: a bug")  # a thread that ends here would be missed by nobody
+            log.exception("the queue waits: a bug")  # the end of this thread would go unnoticed
             pause_s = LATER_S
 
 
 def drain(backend: Backend, ended: Event | None = None) -> int:
-    """Carry out what waits, until nothing is left that can be; return how many requests have to wait.
+    """Carry out queued requests; return how many have to wait.
 
     Args:
         ended: once it is set, no further request is begun.
 
     Raises:
-        Busy: another process is at it.
+        Busy: another process drains the queue.
         SessionNotKept: a pooler before Postgres makes locks void.
-        AWAY: a store does not answer.
+        AWAY: a store is unavailable.
     """
     with backend.sessions() as sessions, sessions() as session:
         if not request_queue.pending(session):
@@ -145,7 +145,7 @@ def drain(backend: Backend, ended: Event | None = None) -> int:
 
 
 def _carry_out(backend: Backend, waiting: Waiting) -> bool:
-    """Begin a request; return whether it has ended, one way or the other."""
+    """Begin a request; return whether it has ended."""
     taken = _in_transaction(backend, partial(request_queue.take, id=waiting.id))
     if taken is None:
         return True
@@ -170,9 +170,9 @@ def _carry_out(backend: Backend, waiting: Waiting) -> bool:
 
 
 def is_retryable(error: Exception) -> bool:
-    """Whether something is wrong with the surroundings, and not with the request or with us."""
+    """Return whether the environment caused the error, not the request."""
     if isinstance(error, UnexpectedResponse):
-        return error.status_code != BAD_REQUEST  # Qdrant wants another key, for example
+        return error.status_code != BAD_REQUEST  # Qdrant needs another key, for example
     return isinstance(error, RETRYABLE)
 
 
@@ -189,7 +189,7 @@ def _after_a_bug(backend: Backend, taken: Taken, error: Exception) -> bool:
 def _ingest(backend: Backend, taken: Taken) -> Outcome:
     request = IngestRequest.model_validate_json(taken.body)
     rows = tuple(record.as_row() for record in request.records)
-    # starting processes that decode takes longer than the images of one request need in those there are
+    # starting decoding processes takes longer than decoding the images of one request
     settings = backend.settings.model_copy(update={"decode_workers": 0})
     with backend.writing() as deps:
         report = ingest_source(
@@ -211,7 +211,7 @@ def _delete(backend: Backend, taken: Taken) -> Outcome:
 
 
 def _in_transaction(backend: Backend, write: Callable[[Session], Result]) -> Result:
-    """Return what `write` returns, once that is committed; while Postgres does not answer, try again."""
+    """Return the result of a committed `write`, retrying without Postgres."""
     with backend.sessions() as sessions:
 
         def attempt() -> Result:

@@ -153,8 +153,8 @@ def test_conditions_narrow_a_search_in_a_document_as_in_a_form(backend: Backend,
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({}, "give a text or a picture"),
-        ({"text": "red", "image_base64": "aGk="}, "give a text or a picture"),
+        ({}, "give a text or an image"),
+        ({"text": "red", "image_base64": "aGk="}, "give a text or an image"),
         ({"text": "red", "limit": 0}, "body.limit"),
         ({"text": "red", "oversampling": 3}, "body.oversampling"),
         ({"text": "a\0b"}, "NUL"),
@@ -216,7 +216,7 @@ def test_what_is_not_there_is_404(backend: Backend, caller: TestClient):
     problem(caller.get(f"records/{uuid4()}"), 404)
     problem(caller.get(f"records/{uuid4()}/picture"), 404)
     problem(caller.get(f"receipts/{uuid4()}"), 404)
-    assert "no picture" in problem(caller.get(f"records/{item_id('shop', 'rose')}/picture"), 404)["detail"]
+    assert "no image" in problem(caller.get(f"records/{item_id('shop', 'rose')}/picture"), 404)["detail"]
     problem(caller.get("records/rose"), 422)
 
 
