@@ -14,8 +14,8 @@ from embedding.encoders.sentence_encoder import Encoder
 from embedding.images.worker_pool import Workers
 from embedding.pipeline import ahead
 from flows.config.settings import Settings
-from flows.ingestion.image_cache import Shown
-from flows.ingestion.stages import embed_all, refused, with_vectors
+from flows.ingestion.image_cache import CachedImage
+from flows.ingestion.stages import decoding_errors, encode_items, stored_vectors
 from flows.resources.comparison import Report, confirmed, item_pages
 from flows.resources.connections import Stores
 from flows.resources.images import decode_many, load_image
@@ -58,7 +58,7 @@ class Ready:
 
     items: Mapping[UUID, Item]
     digests: Mapping[UUID, Digest]
-    pictures: Mapping[str, Shown]
+    pictures: Mapping[str, CachedImage]
     missing: Mapping[UUID, str]
 
 
@@ -113,17 +113,17 @@ def _ready(filling: Filling, ids: Sequence[UUID]) -> Ready:
         found = catalog.items_with_digests(session, ids)
         wanted = {item.picture.sha256: item.picture for item, _ in found.values() if item.picture}
         twins = catalog.embedded_twins(session, name, wanted)
-    pictures = with_vectors(stores, name, twins)
+    pictures = stored_vectors(stores, name, twins)
     origins = {sha256: image.origin for sha256, image in wanted.items() if sha256 not in pictures}
     load = partial(load_image, stores, limits=limits, or_origin=True)
     decoding = decode_many(filling.workers, origins, load)
-    pictures |= {sha256: Shown(future) for sha256, future in decoding.items()}
+    pictures |= {sha256: CachedImage(future) for sha256, future in decoding.items()}
     gone = {
         sha256: f"its picture is gone, here and at {redacted(origin.uri)}"
         for sha256, origin in origins.items()
         if sha256 not in decoding
     }
-    for sha256, error in refused(pictures).items():
+    for sha256, error in decoding_errors(pictures).items():
         gone[sha256] = str(error)
         del pictures[sha256]
     missing = {
@@ -138,7 +138,7 @@ def _ready(filling: Filling, ids: Sequence[UUID]) -> Ready:
 def write(filling: Filling, ready: Ready) -> None:
     """Write points, and then the marks of those that are still what Postgres has; safe to repeat."""
     stores, name = filling.stores, filling.collection.name
-    points, _ = embed_all(filling.encoder, ready.items, ready.digests, ready.pictures)
+    points, *_ = encode_items(filling.encoder, ready.items, ready.digests, ready.pictures)
     qdrant.upsert(stores.vectors, filling.collection, points)
     with stores.sessions.begin() as session:
         deleted = catalog.mark_current(session, name, ready.digests)

@@ -1,4 +1,4 @@
-"""The images of a run that are on their way: each is decoded and embedded once, whoever shares it."""
+"""Images of a run that is under way, each decoded once and encoded once."""
 
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -10,71 +10,66 @@ from numpy.typing import NDArray
 
 from embedding.images.preparation import Prepared
 from embedding.images.worker_pool import Workers
-from flows.ingestion.source_batches import Fetched
 from storage.records import Picture
 
 
-class Shown:
-    """One image: first it is being decoded, then it has a vector, and its pixels are gone."""
+class CachedImage:
+    """Hold one image: while it is decoded, then its pixels, then its vector."""
 
     def __init__(self, decoding: "Future[Prepared]") -> None:
         self._decoding = decoding
         self.vector: NDArray[np.float32] | None = None
-        """Shape (dim,), unit length; None before the model has seen it."""
+        """Shape (dim,), unit length; None until the image is encoded."""
 
     @classmethod
     def decoded(cls, prepared: Prepared) -> Self:
-        """Return an image that need not be waited for."""
+        """Return an image that is decoded already."""
         done: Future[Prepared] = Future()
         done.set_result(prepared)
         return cls(done)
 
     @classmethod
     def with_vector(cls, picture: Picture, vector: NDArray[np.float32]) -> Self:
-        """Return an image whose vector was there already."""
-        shown = cls.decoded(Prepared(picture.width, picture.height, picture.format, {}))
-        shown.vector = vector
-        return shown
+        """Return an image that has a stored vector."""
+        image = cls.decoded(Prepared(picture.width, picture.height, picture.format, {}))
+        image.vector = vector
+        return image
 
     def prepared(self) -> Prepared:
-        """Wait until it is decoded; once it has a vector, what this returns has no features.
+        """Wait for the decoded image; it has no features once it has a vector.
 
         Raises:
-            BadImage: it cannot be shown to a model.
-            WorkersFailed: there was nobody to decode it.
+            BadImage: the image cannot be decoded, or no model can use it.
+            WorkersFailed: no worker could decode it.
         """
         return self._decoding.result()
 
-    def embedded(self, vector: NDArray[np.float32]) -> None:
-        """Keep the vector, and let the pixels go."""
+    def set_vector(self, vector: NDArray[np.float32]) -> None:
+        """Keep the vector, and release the pixels."""
         self.vector = vector
         self._decoding = self.decoded(replace(self.prepared(), features={}))._decoding
 
 
-class Pictures:
-    """Those images of a run that are not in the stores yet, by SHA-256.
+class ImageCache:
+    """Hold the images of a run that are not in the stores yet, by SHA-256.
 
-    One thread has them shown; others only take them out, so nobody has to wait for anybody.
+    One thread adds images; others only remove them, so that no lock is needed.
     """
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
-        self._shown: dict[str, Shown] = {}
+        self._images: dict[str, CachedImage] = {}
 
-    def under_way(self, shas: Iterable[str]) -> dict[str, Shown]:
-        """Return those of `shas` that another record has brought, whatever has become of them since."""
-        return {sha256: shown for sha256 in shas if (shown := self._shown.get(sha256)) is not None}
+    def pending(self, shas: Iterable[str]) -> dict[str, CachedImage]:
+        """Return those of `shas` that an earlier record has brought."""
+        return {sha256: image for sha256 in shas if (image := self._images.get(sha256)) is not None}
 
-    def show(self, fetched: Iterable[Fetched]) -> dict[str, Shown]:
-        """Have the images of records decoded, each once; return them."""
-        new: dict[str, Shown] = {}
-        for one in fetched:
-            if one.data is not None and one.sha256 is not None and one.sha256 not in new:
-                new[one.sha256] = Shown(self._workers.submit(one.data, name=one.record.place))
-        self._shown |= new
-        return new
+    def decode(self, sha256: str, data: bytes, *, name: str) -> CachedImage:
+        """Submit an image for decoding."""
+        image = self._images[sha256] = CachedImage(self._workers.submit(data, name=name))
+        return image
 
-    def forget(self, shas: Iterable[str]) -> None:
-        """Let images go that the stores have, or that no item needs."""
+    def discard(self, shas: Iterable[str]) -> None:
+        """Release images that are in the stores, or that no item needs."""
         for sha256 in shas:
-            self._shown.pop(sha256, None)
+            self._images.pop(sha256, None)

@@ -17,7 +17,8 @@ from embedding.encoders.sentence_encoder import Encoder
 from embedding.images.worker_pool import Workers
 from embedding.pipeline import Clock, ahead, behind
 from flows.config.settings import Settings
-from flows.ingestion.image_cache import Pictures
+from flows.ingestion.batches import EncodedBatch, PlannedBatch
+from flows.ingestion.image_cache import ImageCache
 from flows.ingestion.missing_items import (
     FIRST,
     USUAL_SHARE,
@@ -29,8 +30,8 @@ from flows.ingestion.missing_items import (
     left,
 )
 from flows.ingestion.report import COUNTS, BatchReport, IngestReport, as_report
-from flows.ingestion.source_batches import Row, Run, Sizes, look_up, plan_rows, read_batches
-from flows.ingestion.stages import Embedded, Job, Kept, embed, keep, look, write
+from flows.ingestion.source_batches import BatchSize, IngestRun, Row, look_up, plan_rows, read_batches
+from flows.ingestion.stages import Job, encode_batch, start_decoding, store_records, write_points
 from flows.ingestion.throughput import speed_of
 from flows.resources.collections import open_collection
 from flows.resources.connections import Deps
@@ -198,7 +199,7 @@ def ingest_source(
             read = records_of(rows, record.besides, record.reading, request.only)
             wanted = islice(read, request.limit)
             with Workers(deps.encoder.preparation, settings.decode_workers) as workers:
-                job = Job(deps, run, Pictures(workers), record.clock)
+                job = Job(deps, run, ImageCache(workers), record.clock)
 
                 def tell(report: BatchReport) -> None:
                     record.done += report
@@ -206,7 +207,7 @@ def ingest_source(
                     record.peak_device_mib = deps.encoder.peak_device_mib
                     tracked.progress("embed", record.done.counts["read"], expected)
 
-                take_in(job, lock, wanted, sizes(deps.encoder, settings), step, tell)
+                take_in(job, lock, wanted, batch_size(deps.encoder, settings), step, tell)
             if request.is_whole:
                 refuse_empty(record.report("failed"), request)
                 refuse_mostly_bad(record.report("failed"), settings.max_reject_share)
@@ -221,7 +222,7 @@ def take_in(
     job: Job,
     lock: HeldLock,
     rows: Iterable[Row],
-    sizes: Sizes,
+    size: BatchSize,
     step: Step,
     tell: Callable[[BatchReport], None],
 ) -> None:
@@ -230,22 +231,22 @@ def take_in(
     Whatever fails ends the run where it is: batches that are further on are finished, others are not begun.
     """
     reports: deque[BatchReport] = deque()
-    looking, keeping = stepping("batch: look", look), stepping("batch: keep", keep)
-    embedding, writing = stepping("batch: embed", embed), stepping("batch: write", write)
+    decoding, storing = stepping("batch: look", start_decoding), stepping("batch: keep", store_records)
+    encoding, writing = stepping("batch: embed", encode_batch), stepping("batch: write", write_points)
 
-    def finish(batch: Embedded) -> None:
+    def finish(batch: EncodedBatch) -> None:
         reports.append(lock.persist(partial(writing, job, batch)))
 
     def tell_all() -> None:
         while reports:
             tell(reports.popleft())
 
-    def show(batches: Iterable[Kept], hand_on: Callable[[Embedded], None]) -> int:
+    def encode(batches: Iterable[PlannedBatch], hand_on: Callable[[EncodedBatch], None]) -> int:
         points, end = 0, perf_counter() + STEP_S
         for batch in batches:
-            embedded = embedding(job, batch)
-            points += len(embedded.points)
-            hand_on(embedded)
+            encoded = encoding(job, batch)
+            points += len(encoded.points)
+            hand_on(encoded)
             tell_all()
             if perf_counter() >= end:
                 break
@@ -253,20 +254,20 @@ def take_in(
 
     try:
         with (
-            ahead(job.clock.reading("read", read_batches(job.run, rows, sizes))) as read,
-            ahead(lock.persist(partial(looking, job, batch)) for batch in read) as looked,
-            ahead(lock.persist(partial(keeping, job, batch)) for batch in looked) as kept,
+            ahead(job.clock.reading("read", read_batches(job.run, rows, size))) as fetched,
+            ahead(lock.persist(partial(decoding, job, batch)) for batch in fetched) as decoded,
+            ahead(lock.persist(partial(storing, job, batch)) for batch in decoded) as planned,
             behind(finish) as hand_on,
         ):
-            for first in kept:
-                step(partial(show, chain([first], kept), hand_on))
+            for first in planned:
+                step(partial(encode, chain([first], planned), hand_on))
     finally:
         tell_all()
 
 
-def sizes(encoder: Encoder, settings: Settings) -> Sizes:
-    """Return when a batch is full: some of the model's own batches, no more than were asked for."""
-    return Sizes(settings.batch_size, min(settings.batch_size, OWN_BATCHES * encoder.pictures_at_once))
+def batch_size(encoder: Encoder, settings: Settings) -> BatchSize:
+    """Return the size of a batch: some batches of the model, within the setting."""
+    return BatchSize(settings.batch_size, min(settings.batch_size, OWN_BATCHES * encoder.pictures_at_once))
 
 
 def rows_of(request: Request) -> Iterator[Row | Ignored]:
@@ -318,7 +319,7 @@ def finish(deps: Deps, request: Request, record: "RunRecord") -> None:
         pass
 
 
-def missing_of(session: Session, run: Run) -> Missing:
+def missing_of(session: Session, run: IngestRun) -> Missing:
     """Return what the run, which has read all of its source, has not met of what the source had before."""
     before = runs.last_completed(session, run.source)
     return Missing(
@@ -348,7 +349,7 @@ def rehearse(session: Session, settings: Settings, request: Request) -> "RunReco
     run = new_run(name_of(session, request), nowhere, settings, request)
     record = RunRecord(run)
     wanted = islice(records_of(rows, record.besides, record.reading), request.limit)
-    for batch in read_batches(run, wanted, Sizes(settings.batch_size, settings.batch_size)):
+    for batch in read_batches(run, wanted, BatchSize(settings.batch_size, settings.batch_size)):
         record.done += plan_rows(session, run, batch, look_up(session, run, batch)).as_report()
     if request.delete_missing:
         record.verdict = foreseen(missing_of(session, run), request, record, settings)
@@ -367,13 +368,13 @@ def foreseen(missing: Missing, request: Request, record: "RunRecord", settings: 
     return judge(missing, record.reading, DeleteLimit(request.max_delete, request.yes))
 
 
-def new_run(source: str, collection: qdrant.Collection, settings: Settings, request: Request) -> Run:
+def new_run(source: str, collection: qdrant.Collection, settings: Settings, request: Request) -> IngestRun:
     """Return a run that has not begun yet."""
     langs = settings.langs if request.langs is None else request.langs
-    return Run(uuid4(), source, collection, langs, settings.limits, request.revive)
+    return IngestRun(uuid4(), source, collection, langs, settings.limits, request.revive)
 
 
-def options_of(run: Run, request: Request) -> dict[str, Any]:
+def options_of(run: IngestRun, request: Request) -> dict[str, Any]:
     """Return what a schedule asks for again, when it reads the source once more."""
     asked = {"limit": request.limit, "delete_missing": request.delete_missing}
     return {"langs": list(run.langs)} | {name: value for name, value in asked.items() if value}
@@ -403,7 +404,7 @@ def name_of(session: Session, request: Request) -> str:
 class RunRecord:
     """What a run has done so far, whether or not it gets to its end."""
 
-    run: Run
+    run: IngestRun
     done: BatchReport = field(default_factory=BatchReport)
     besides: Counter[str] = field(default_factory=Counter)
     """What no batch counts: files that were ignored, items that were deleted."""

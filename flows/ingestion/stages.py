@@ -1,14 +1,14 @@
-"""The steps that take a batch from source rows to searchable points, one function each.
+"""Carry a batch from source rows to searchable points, one function per stage.
 
-Each can be repeated at any point: ids are derived and every write is an upsert. Vectors are written before
-the marks that say so, so that a crash between the two leaves work that the next run repeats, never a mark
-that promises a vector nobody wrote.
+Each stage can be repeated at any point: ids are derived and every write is an upsert. Vectors are written
+before the embedding states, so that a crash between the two leaves work that the next run repeats, never a
+state that promises a vector that is not there.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -16,9 +16,10 @@ from sqlalchemy.orm import Session
 from embedding.encoders.sentence_encoder import Encoder
 from embedding.images.decode import BadImage
 from embedding.pipeline import Clock
-from flows.ingestion.image_cache import Pictures, Shown
+from flows.ingestion.batches import EncodedBatch, FetchedBatch, FetchedRecord, PlannedBatch
+from flows.ingestion.image_cache import CachedImage, ImageCache
 from flows.ingestion.report import BatchReport
-from flows.ingestion.source_batches import Fetched, Known, Planned, Read, Run, look_up, plan_rows
+from flows.ingestion.source_batches import IngestRun, look_up, plan_rows
 from flows.resources.connections import Deps, Stores
 from storage import qdrant
 from storage.postgres import catalog, runs
@@ -31,158 +32,126 @@ WRITES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """A batch of which it is known what the stores have; its new images are being decoded."""
-
-    read: Read
-    known: Known
-    pictures: Mapping[str, Shown]
-    """By SHA-256, those of the records that would be embedded."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A batch whose records are in Postgres, and whose points are not."""
-
-    planned: Planned
-    fresh: Mapping[UUID, Item]
-    """Items to be embedded."""
-
-    updated: Mapping[UUID, Item]
-    """Items whose payload is replaced."""
-
-    digests: Mapping[UUID, Digest]
-    pictures: Mapping[str, Shown]
-    truncated: int
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """A batch whose points are ready to be written."""
-
-    kept: Kept
-    points: list[Point]
-    shown: int
-    """Pictures that the model was shown."""
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
-    """One run, and what the steps of all its batches share."""
+    """Hold what the stages of all batches of one run share."""
 
     deps: Deps
-    run: Run
-    pictures: Pictures
+    run: IngestRun
+    images: ImageCache
     clock: Clock
 
 
-def look(job: Job, read: Read) -> Looked:
-    """Find out what is known of a batch, and have its new images decoded."""
+def start_decoding(job: Job, batch: FetchedBatch) -> FetchedBatch:
+    """Read the stored states of a batch and submit its new images for decoding."""
     deps, run = job.deps, job.run
     with job.clock("plan"):
         with deps.sessions() as session:
-            known = look_up(session, run, read)
-            wanted = [one for one in read.fetched if known.wants_model(one.item_id(run.source), one)]
+            batch = look_up(session, run, batch)
+            wanted = [one for one in batch.records if batch.needs_embedding(one.item_id(run.source), one)]
             shas = {one.sha256 for one in wanted if one.sha256}
-            under_way = job.pictures.under_way(shas)  # before the marks are read, or one could slip through
-            twins = catalog.embedded_twins(session, run.collection.name, shas - under_way.keys())
-        stored = with_vectors(deps, run.collection.name, twins)
-        known_pictures = under_way | stored
-        new = job.pictures.show(one for one in wanted if one.sha256 not in known_pictures)
-    return Looked(read, known, known_pictures | new)
+            pending = job.images.pending(shas)  # before the states are read, or one could slip through
+            twins = catalog.embedded_twins(session, run.collection.name, shas - pending.keys())
+        images = pending | stored_vectors(deps, run.collection.name, twins)
+        for one in wanted:
+            if one.data is not None and one.sha256 is not None and one.sha256 not in images:
+                images[one.sha256] = job.images.decode(one.sha256, one.data, name=one.record.place)
+    return replace(batch, images=images)
 
 
-def keep(job: Job, looked: Looked) -> Kept:
-    """Wait for the images of a batch, decide, and write to the blobs and to Postgres.
+def store_records(job: Job, batch: FetchedBatch) -> PlannedBatch:
+    """Wait for the images of a batch, plan it, and write blobs and catalog.
 
     Raises:
-        RunClosed: another run has taken this one for dead; nothing was written.
+        RunClosed: another run has declared this one dead; nothing was written.
     """
     deps, run = job.deps, job.run
-    bad = refused(looked.pictures)
+    bad = decoding_errors(batch.images)
     with job.clock("store"), deps.sessions.begin() as session:
         runs.require_running(session, run.id)
-        planned = plan_rows(session, run, looked.read, looked.known, bad)
-        fresh = {id: as_item(run.source, planned.records[id], looked.pictures) for id in planned.plan.embed}
+        planned = plan_rows(session, run, batch, bad)
+        fresh = {id: as_item(run.source, planned.records[id], batch.images) for id in planned.plan.embed}
         updated = {id: planned.updated_item(run.source, id) for id in planned.plan.update}
-        digests = {id: planned.records[id].digest for id in fresh | updated}
-        keep_pictures(deps, session, (planned.records[id] for id in fresh))
+        needed = {item.picture.sha256 for item in fresh.values() if item.picture}
+        images = {sha256: image for sha256, image in batch.images.items() if sha256 in needed}
+        planned = replace(planned, fresh=fresh, updated=updated, images=images)
+        digests = planned.digests
+        store_images(deps, session, (planned.records[id] for id in fresh))
         catalog.save_items(session, {id: (item, digests[id]) for id, item in (fresh | updated).items()})
         save_rejects(session, run.id, run.source, planned.rejects)
-    with job.clock("plan"):
-        truncated = sum(deps.encoder.truncated(texts_of(fresh)))
-    needed = {item.picture.sha256 for item in fresh.values() if item.picture}
-    pictures = {sha256: shown for sha256, shown in looked.pictures.items() if sha256 in needed}
-    job.pictures.forget(looked.pictures.keys() - pictures.keys())
-    return Kept(planned, fresh, updated, digests, pictures, truncated)
+    job.images.discard(batch.images.keys() - images.keys())
+    return planned
 
 
-def embed(job: Job, kept: Kept) -> Embedded:
-    """Show the model what is new in a batch."""
+def encode_batch(job: Job, planned: PlannedBatch) -> EncodedBatch:
+    """Encode the new texts and images of a batch."""
     with job.clock("embed"):
-        return Embedded(kept, *embed_all(job.deps.encoder, kept.fresh, kept.digests, kept.pictures))
+        encoded = encode_items(job.deps.encoder, planned.fresh, planned.digests, planned.images)
+    return EncodedBatch(planned, *encoded)
 
 
-def write(job: Job, embedded: Embedded) -> BatchReport:
-    """Write the points of a batch, and then the marks that say so.
+def write_points(job: Job, batch: EncodedBatch) -> BatchReport:
+    """Write the points of a batch, and then its embedding states.
 
     Raises:
-        RunClosed: another run has taken this one for dead; no mark was written.
+        RunClosed: another run has declared this one dead; no state was written.
     """
-    deps, run, kept = job.deps, job.run, embedded.kept
+    deps, run, planned = job.deps, job.run, batch.planned
+    digests = planned.digests
     with job.clock("upsert"):
-        qdrant.upsert(deps.vectors, run.collection, embedded.points)
-        payloads = {id: (item, kept.digests[id]) for id, item in kept.updated.items()}
+        qdrant.upsert(deps.vectors, run.collection, batch.points)
+        payloads = {id: (item, digests[id]) for id, item in planned.updated.items()}
         qdrant.overwrite_payloads(deps.vectors, run.collection.name, payloads)
-    if kept.digests:
+    if digests:
         with job.clock("mark"), deps.sessions.begin() as session:
             runs.require_running(session, run.id)
-            catalog.mark_embedded(session, run.collection.name, kept.digests)
-    job.pictures.forget(kept.pictures)
-    pictures = sum(item.picture is not None for item in kept.fresh.values())
-    besides = Counter(truncated=kept.truncated, reused=pictures - embedded.shown, pictures=pictures)
-    return kept.planned.as_report() + BatchReport(besides)
+            catalog.mark_embedded(session, run.collection.name, digests)
+    job.images.discard(planned.images)
+    images = sum(item.picture is not None for item in planned.fresh.values())
+    counts = Counter(truncated=batch.truncated, reused=images - batch.encoded_images, pictures=images)
+    return planned.as_report() + BatchReport(counts)
 
 
-def with_vectors(stores: Stores, collection: str, twins: Mapping[str, Twin]) -> dict[str, Shown]:
-    """Return the images, by SHA-256, that have a vector already, at this item or at another."""
+def stored_vectors(stores: Stores, collection: str, twins: Mapping[str, Twin]) -> dict[str, CachedImage]:
+    """Return the images, by SHA-256, that have a vector in the collection."""
     wanted = {twin.id: twin.content_hash for twin in twins.values()}
     vectors = qdrant.image_vectors_of(stores.vectors, collection, wanted)
     return {
-        sha256: Shown.with_vector(twin.picture, vectors[twin.id])
+        sha256: CachedImage.with_vector(twin.picture, vectors[twin.id])
         for sha256, twin in twins.items()
         if twin.id in vectors
     }
 
 
 def texts_of(items: Mapping[UUID, Item]) -> list[str]:
-    """Return the texts of items that are embedded, item by item."""
+    """Return the embedded texts of items, item by item."""
     return [text for item in items.values() for text in item.embedded_texts]
 
 
-def refused(pictures: Mapping[str, Shown]) -> dict[str, BadImage]:
-    """Wait until all are decoded; return those that did not pass the gate, by SHA-256."""
-    bad = {}
-    for sha256, picture in pictures.items():
+def decoding_errors(images: Mapping[str, CachedImage]) -> dict[str, BadImage]:
+    """Wait until all images are decoded; return the errors by SHA-256."""
+    errors = {}
+    for sha256, image in images.items():
         try:
-            picture.prepared()
+            image.prepared()
         except BadImage as error:
-            bad[sha256] = error
-    return bad
+            errors[sha256] = error
+    return errors
 
 
-def as_item(source: str, one: Fetched, pictures: Mapping[str, Shown]) -> Item:
-    """Return the item that `one` is, with what its pixels told."""
+def as_item(source: str, one: FetchedRecord, images: Mapping[str, CachedImage]) -> Item:
+    """Return the item of a record, with the size and format of its image."""
     if one.sha256 is None:
         return one.as_item(source, None)
-    seen = pictures[one.sha256].prepared()
+    decoded = images[one.sha256].prepared()
     uri = one.record.image or ""
     strangers = one.record.from_strangers
-    return one.as_item(source, Picture(one.sha256, uri, seen.width, seen.height, seen.format, strangers))
+    return one.as_item(
+        source, Picture(one.sha256, uri, decoded.width, decoded.height, decoded.format, strangers)
+    )
 
 
-def keep_pictures(deps: Deps, session: Session, fresh: Iterable[Fetched]) -> None:
-    """Write image bytes before the rows that need them, in the transaction of those rows."""
+def store_images(deps: Deps, session: Session, fresh: Iterable[FetchedRecord]) -> None:
+    """Write image bytes before the rows that need them, in their transaction."""
     if deps.blobs is None:
         return
     catalog.lock_blobs(session, alone=False)
@@ -191,26 +160,26 @@ def keep_pictures(deps: Deps, session: Session, fresh: Iterable[Fetched]) -> Non
         list(threads.map(deps.blobs.put, blobs.keys(), blobs.values()))
 
 
-def embed_all(
+def encode_items(
     encoder: Encoder,
     items: Mapping[UUID, Item],
     digests: Mapping[UUID, Digest],
-    pictures: Mapping[str, Shown],
-) -> tuple[list[Point], int]:
-    """Return a point for each item, and how many images the model was shown.
+    images: Mapping[str, CachedImage],
+) -> tuple[list[Point], int, int]:
+    """Encode items; return their points and the counts of encoded images and truncated texts.
 
     Args:
-        images: by SHA-256, those of all `items`; one without a vector is shown to the model, once.
+        images: by SHA-256, those of all `items`; each one without a vector is encoded once.
     """
-    new = [picture for picture in pictures.values() if picture.vector is None]
-    vectors = encoder.prepared([picture.prepared().features for picture in new])
-    for picture, vector in zip(new, vectors, strict=True):
-        picture.embedded(vector)
-    rows = encoder.texts(texts_of(items))
+    new = [image for image in images.values() if image.vector is None]
+    vectors = encoder.prepared([image.prepared().features for image in new])
+    for image, vector in zip(new, vectors, strict=True):
+        image.set_vector(vector)
+    texts = encoder.encode_texts(texts_of(items))
     points, start = [], 0
     for id, item in items.items():
         end = start + len(item.embedded_texts)
-        image = pictures[item.picture.sha256].vector if item.picture else None
-        points.append(Point(item, digests[id], image, rows[start:end]))
+        vector = images[item.picture.sha256].vector if item.picture else None
+        points.append(Point(item, digests[id], vector, texts.vectors[start:end]))
         start = end
-    return points, len(new)
+    return points, len(new), sum(texts.truncated)

@@ -9,8 +9,8 @@ from uuid import UUID
 from embedding.images.decode import BadImage
 from embedding.images.worker_pool import Workers
 from flows.config.settings import Limits, Settings
-from flows.ingestion.image_cache import Shown
-from flows.ingestion.stages import embed_all
+from flows.ingestion.image_cache import CachedImage
+from flows.ingestion.stages import encode_items
 from flows.resources.collections import open_collection
 from flows.resources.comparison import (
     Report,
@@ -183,7 +183,7 @@ def _write_again(
         id: item for id, (item, _) in whole.items() if not item.picture or item.picture.sha256 in pictures
     }
     digests = {id: digest for id, (_, digest) in items.items() if id in good or id in payloads}
-    points, _ = embed_all(deps.encoder, good, digests, pictures)
+    points, *_ = encode_items(deps.encoder, good, digests, pictures)
     qdrant.upsert(deps.vectors, collection, points)
     qdrant.overwrite_payloads(deps.vectors, collection.name, payloads)
     with deps.sessions.begin() as session:
@@ -191,9 +191,9 @@ def _write_again(
     return unreadable
 
 
-def _pictures(deps: Deps, items: list[Item], limits: Limits) -> tuple[dict[str, Shown], set[str]]:
+def _pictures(deps: Deps, items: list[Item], limits: Limits) -> tuple[dict[str, CachedImage], set[str]]:
     """Return the decoded images of `items` by SHA-256, and why others cannot be had."""
-    pictures: dict[str, Shown] = {}
+    pictures: dict[str, CachedImage] = {}
     unreadable = set()
     with Workers(deps.encoder.preparation, 0) as workers:
         for item in items:
@@ -210,7 +210,7 @@ def _pictures(deps: Deps, items: list[Item], limits: Limits) -> tuple[dict[str, 
             except BadImage as error:
                 unreadable.add(f"{item.source}: {error}")
                 continue
-            pictures[picture.sha256] = Shown.decoded(prepared)
+            pictures[picture.sha256] = CachedImage.decoded(prepared)
     return pictures, unreadable
 
 

@@ -49,8 +49,10 @@ FIRST_INGEST = (
     KillPoint("before the run is on record", "storage.postgres.runs:start_run", "before"),
     KillPoint("the run on record, not committed", "storage.postgres.runs:start_run", "after"),
     KillPoint("the first batch is read", "flows.ingestion.stages:look_up", "after"),
-    KillPoint("its pictures are being decoded", "flows.ingestion.stages:refused", "before"),
-    KillPoint("its pictures are decoded, nothing is written", "flows.ingestion.stages:refused", "after"),
+    KillPoint("its pictures are being decoded", "flows.ingestion.stages:decoding_errors", "before"),
+    KillPoint(
+        "its pictures are decoded, nothing is written", "flows.ingestion.stages:decoding_errors", "after"
+    ),
     KillPoint("the first keys are claimed, not committed", "storage.postgres.catalog:claim", "after"),
     KillPoint("half a blob", "os:replace", "before", 2),
     KillPoint("after the first blob", "storage.blobs:Blobs.put", "after"),
@@ -58,7 +60,7 @@ FIRST_INGEST = (
         "after all blobs of a batch, before its items", "storage.postgres.catalog:save_items", "before"
     ),
     KillPoint("the items are written, not committed", "storage.postgres.catalog:save_items", "after"),
-    KillPoint("after the items, before the model", "flows.ingestion.stages:embed_all", "before"),
+    KillPoint("after the items, before the model", "flows.ingestion.stages:encode_items", "before"),
     KillPoint(
         "in the middle of embedding", "embedding.encoders.sentence_encoder:SentenceEncoder.prepared", "after"
     ),
@@ -67,8 +69,8 @@ FIRST_INGEST = (
     HalfARequest("in the middle of the last Qdrant write", "/points", 3),
     KillPoint("after the points, before the marks", "storage.qdrant:upsert", "after"),
     KillPoint("the marks are written, not committed", "storage.postgres.catalog:mark_embedded", "after"),
-    KillPoint("one batch is done", "flows.ingestion.pipeline:write", "after"),
-    KillPoint("in the middle of the second batch", "flows.ingestion.stages:embed_all", "after", 2),
+    KillPoint("one batch is done", "flows.ingestion.pipeline:write_points", "after"),
+    KillPoint("in the middle of the second batch", "flows.ingestion.stages:encode_items", "after", 2),
     KillPoint("the last points, before their marks", "storage.postgres.catalog:mark_embedded", "before", 3),
     KillPoint("all batches are done", "flows.ingestion.pipeline:finish", "before"),
     KillPoint("rejects are resolved, not committed", "flows.ingestion.pipeline:resolve_rejects", "after"),

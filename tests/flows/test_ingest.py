@@ -12,11 +12,11 @@ from embedding.images.worker_pool import Workers
 from embedding.pipeline import Clock
 from flows.config.settings import BadSettings, Limits, Qdrant, Settings
 from flows.ingestion import pipeline
-from flows.ingestion.image_cache import Pictures
+from flows.ingestion.image_cache import ImageCache
 from flows.ingestion.pipeline import Request, ingest_source
 from flows.ingestion.report import IngestReport
-from flows.ingestion.source_batches import Run, Sizes, read_batches
-from flows.ingestion.stages import Job, embed, keep, look, write
+from flows.ingestion.source_batches import BatchSize, IngestRun, read_batches
+from flows.ingestion.stages import Job, encode_batch, start_decoding, store_records, write_points
 from flows.resources.collections import open_collection
 from flows.resources.connections import Deps
 from storage import qdrant
@@ -468,18 +468,18 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(deps: Deps, setting
 
 def test_a_step_that_is_tried_again_is_not_its_own_duplicate(deps: Deps, settings: Settings):
     collection = open_collection(deps, settings)
-    run = Run(uuid4(), "test", collection, ("en",), Limits(10**6, 5))
+    run = IngestRun(uuid4(), "test", collection, ("en",), Limits(10**6, 5))
     rows = [a_record("a", texts=["red"]), a_record("b", texts=["blue"])]
     with deps.sessions.begin() as session:
         runs.start_run(session, run.id, "ingest", source="test")
 
     with Workers(deps.encoder.preparation, 0) as workers:
-        job = Job(deps, run, Pictures(workers), Clock())
-        [read] = read_batches(run, rows, Sizes(10, 10))
-        _, looked = (look(job, read) for _ in range(2))
-        _, kept = (keep(job, looked) for _ in range(2))
-        embedded = embed(job, kept)
-        first, second = (write(job, embedded) for _ in range(2))
+        job = Job(deps, run, ImageCache(workers), Clock())
+        [fetched] = read_batches(run, rows, BatchSize(10, 10))
+        _, decoding = (start_decoding(job, fetched) for _ in range(2))
+        _, planned = (store_records(job, decoding) for _ in range(2))
+        encoded = encode_batch(job, planned)
+        first, second = (write_points(job, encoded) for _ in range(2))
 
     assert first == second
     assert (first.counts["embedded"], first.counts["rejected"]) == (2, 0)

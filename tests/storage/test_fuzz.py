@@ -14,14 +14,15 @@ from PIL import Image
 
 from embedding.images.decode import BadImage, decode_image
 from flows.config.settings import Limits
-from flows.ingestion.source_batches import Fetched, Run, read_row
+from flows.ingestion.batches import FetchedRecord
+from flows.ingestion.source_batches import IngestRun, fetch_row
 from storage.qdrant import Collection
 from storage.records import Record, Rejected
 from storage.sources import BadSource, read_source
 
 EXAMPLES = 150
 NOWHERE = Collection("items__test", "test", "test", dim=3)
-RUN = Run(UUID(int=0), "test", NOWHERE, ("en",), Limits(10**6, 1))
+RUN = IngestRun(UUID(int=0), "test", NOWHERE, ("en",), Limits(10**6, 1))
 
 
 def a_picture(kind: str) -> bytes:
@@ -55,7 +56,7 @@ def read_all(name: str, data: bytes) -> list:
             return []
         records = [row for row in found if isinstance(row, Record)]
         for record in filter(_is_local, records):
-            assert isinstance(read_row(RUN, record), Fetched | Rejected)
+            assert isinstance(fetch_row(RUN, record), FetchedRecord | Rejected)
         return found
 
 
