@@ -66,7 +66,7 @@ def test_an_ingest_needs_no_prefect_and_says_where_its_run_is_on_record(
     assert last_run(engine) == ("ingest", "completed", None, None)
 
 
-STEPS = ("look", "keep", "write")
+STEPS = ("start_decoding", "store_records", "write_points")
 """Those steps of a batch that ask a store."""
 
 
@@ -93,7 +93,7 @@ def failing_once(step: str, error: Exception, calls: list[int]) -> Callable[...,
 
 
 @pytest.mark.parametrize(
-    "step", [pytest.param(step, marks=() if step == "write" else pytest.mark.full) for step in STEPS]
+    "step", [pytest.param(step, marks=() if step == "write_points" else pytest.mark.full) for step in STEPS]
 )
 def test_a_store_that_does_not_answer_is_asked_again(step: str, shop: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
@@ -110,7 +110,7 @@ def test_an_index_that_is_killed_during_an_ingest_is_started_again_and_holds_eve
     shop: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ):
     killed: list[int] = []
-    real = flows.ingestion.pipeline.write
+    real = flows.ingestion.pipeline.write_points
 
     def work(*args: Any) -> Any:
         if (owner := find_index(home)) is not None:
@@ -118,7 +118,7 @@ def test_an_index_that_is_killed_during_an_ingest_is_started_again_and_holds_eve
             killed.append(owner.pid)
         return real(*args)
 
-    monkeypatch.setattr(flows.ingestion.pipeline, "write", work)
+    monkeypatch.setattr(flows.ingestion.pipeline, "write_points", work)
 
     report = jobs.ingest(load_settings(), Request(shop), shop)
 
@@ -128,7 +128,9 @@ def test_an_index_that_is_killed_during_an_ingest_is_started_again_and_holds_eve
         assert client.count("items").count == 5
 
 
-@pytest.mark.parametrize("step", [*(pytest.param(step, marks=pytest.mark.full) for step in STEPS), "embed"])
+@pytest.mark.parametrize(
+    "step", [*(pytest.param(step, marks=pytest.mark.full) for step in STEPS), "encode_batch"]
+)
 def test_a_bug_is_not_tried_again_and_ends_the_run(step: str, shop: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
     monkeypatch.setattr(flows.ingestion.pipeline, step, failing_once(step, ValueError("a bug"), calls))
@@ -142,7 +144,9 @@ def test_a_bug_is_not_tried_again_and_ends_the_run(step: str, shop: Path, monkey
 def test_sigterm_ends_a_run_on_record(
     engine: Engine, home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(flows.ingestion.pipeline, "embed", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(
+        flows.ingestion.pipeline, "encode_batch", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
     settings = Settings(home=home, database_url=engine.url.render_as_string(hide_password=False))
 
     with pytest.raises(Terminated), raising_on_sigterm():
