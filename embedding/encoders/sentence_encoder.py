@@ -1,9 +1,7 @@
 """From texts and images to unit vectors of one space."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from embedding.encoders.fingerprint import fingerprint_of
+from embedding.errors import EncoderUnavailable, UnusableInput
 from embedding.images.preparation import Features, Preparation
 from embedding.process_tuning import without_garbage
 
@@ -43,6 +42,17 @@ ON_CPU = AtOnce(pictures=16, texts=64, tokens=1024)
 ELSEWHERE = AtOnce(pictures=256, texts=256, tokens=16_384)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedTexts:
+    """Store the vectors of texts, and which texts were truncated."""
+
+    vectors: Vectors
+    """Shape (n, dim), unit rows."""
+
+    truncated: list[bool]
+    """Whether the model reads only the beginning of each text."""
+
+
 class Encoder(Protocol):
     """Maps texts and images into one space, where closeness is the dot product.
 
@@ -62,6 +72,9 @@ class Encoder(Protocol):
 
     def texts(self, texts: Sequence[str]) -> Vectors: ...
 
+    def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
+        """Return the vectors of texts, and which texts the model reads only in part."""
+
     def images(self, images: Sequence[Image.Image]) -> Vectors:
         """Take upright RGB images, and prepare them here and now."""
 
@@ -79,15 +92,12 @@ class Encoder(Protocol):
     def peak_device_mib(self) -> float | None:
         """The most memory that tensors have had on the model's GPU; None on a CPU."""
 
-    def truncated(self, texts: Sequence[str]) -> list[bool]:
-        """Say of each text whether the model reads only its beginning."""
 
-
-class ModelUnavailable(RuntimeError):
+class ModelUnavailable(EncoderUnavailable):
     """No model could be loaded under this name; the message says what would help."""
 
 
-class ZeroVector(ValueError):
+class ZeroVector(UnusableInput):
     """A row has no direction, so no cosine with it is defined."""
 
 
@@ -187,15 +197,14 @@ class SentenceEncoder:
     """The `Encoder` over a sentence-transformers model; on CUDA it computes in bfloat16."""
 
     def __init__(self, name: str, model: "SentenceTransformer") -> None:
+        from embedding.encoders.text_inputs import TextInput
         from embedding.images.model_inputs import PictureInput
 
         self.name = name
         self.model = model.eval()
         self._pictures = PictureInput(model)
+        self._texts = TextInput(model)
         self._at_once = _at_once(model)
-        # Of its own: a tokenizer cuts and pads as it was last told to, and texts are counted in one thread
-        # while they are embedded in another.
-        self._counter = deepcopy(model.tokenizer)
 
     @cached_property
     def dim(self) -> int:
@@ -214,15 +223,24 @@ class SentenceEncoder:
         return self._at_once.pictures
 
     def texts(self, texts: Sequence[str]) -> Vectors:
-        """Embed `texts` in the order of their lengths, so that little is filled up; rows are in their own."""
+        return self.encode_texts(texts).vectors
+
+    def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
+        """Tokenize texts once, and embed them by length, so that little is padding."""
+        import torch
+
         if not texts:
-            return np.empty((0, self.dim), np.float32)
-        longest = self.model.max_seq_length or sys.maxsize
-        lengths = [min(length, longest) for length in self._lengths(texts)]
-        chunks = list(chunks_by_length(lengths, self._at_once))
-        with self._precision():
-            rows = [self._encoded([texts[place] for place in chunk]) for chunk in chunks]
-        return unit_rows(_in_order(rows, chunks))
+            return EncodedTexts(np.empty((0, self.dim), np.float32), [])
+        tokens = self._texts.tokenize(texts)
+        chunks = list(chunks_by_length(tokens.lengths, self._at_once))
+        with torch.inference_mode(), self._precision():
+            outputs = [self.model(self._texts.features(tokens, chunk)) for chunk in chunks]
+        rows = unit_rows(_in_order([self._row_of(output) for output in outputs], chunks))
+        return EncodedTexts(rows, tokens.truncated)
+
+    def text_features(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Return the model's inputs for texts, on its device."""
+        return self._texts.features(self._texts.tokenize(texts), range(len(texts)))
 
     def images(self, images: Sequence[Image.Image]) -> Vectors:
         return self.prepared([self.preparation(image) for image in images])
@@ -263,23 +281,6 @@ class SentenceEncoder:
         if self.model.device.type != "cuda":
             return None
         return torch.cuda.max_memory_allocated(self.model.device) / 2**20
-
-    def truncated(self, texts: Sequence[str]) -> list[bool]:
-        """Count tokens with the model's own tokenizer; False for all where it states no limit."""
-        limit = self.model.max_seq_length
-        return [limit is not None and length > limit for length in self._lengths(texts)]
-
-    def _lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return how many tokens each text has, before any is cut."""
-        if not texts:
-            return []
-        tokens = self._counter(list(texts), truncation=False, verbose=False)
-        return [len(row) for row in tokens["input_ids"]]
-
-    def _encoded(self, texts: list[str]) -> "Tensor":
-        return self.model.encode(
-            texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False
-        )
 
     def _row_of(self, output: dict[str, Any]) -> "Tensor":
         rows: Tensor = output["sentence_embedding"]

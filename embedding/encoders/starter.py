@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from embedding.encoders.head import HEAD_INPUT, PictureHead
+from embedding.errors import EmbeddingError
 from embedding.files import atomic_write
 from embedding.images.preparation import PIXELS, ResizeCrop
 
@@ -57,7 +58,7 @@ WEIGHTS_SHA256 = {
 }
 
 
-class DamagedWeights(RuntimeError):
+class DamagedWeights(EmbeddingError):
     """A weights file of the starter is not the one that this code was written for."""
 
 

@@ -1,7 +1,7 @@
 """How images reach a model: what the workers do to each, and what is left for the device."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,22 +63,14 @@ class PictureInput:
         if isinstance(self.preparation, Upright):
             images = [Image.fromarray(picture[PIXELS]) for picture in pictures]
             features = self._model.preprocess(images)
-            return {name: self._moved(value) for name, value in features.items()}
+            return {name: to_device(value, self._model) for name, value in features.items()}
         stacked = {
-            name: self._moved(torch.from_numpy(np.stack([picture[name] for picture in pictures])))
+            name: to_device(torch.from_numpy(np.stack([picture[name] for picture in pictures])), self._model)
             for name in pictures[0]
         }
         if isinstance(self.preparation, ResizeCrop):
             stacked[PIXELS] = self.preparation.to_floats(stacked[PIXELS])
         return self._rest | stacked
-
-    def _moved(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        device = self._model.device
-        if device.type != "cuda":
-            return value.to(device)
-        return value.pin_memory().to(device, non_blocking=True)
 
     def _gives(self, expected: dict[str, Any], probes: Sequence[Image.Image]) -> bool:
         try:
@@ -86,9 +78,7 @@ class PictureInput:
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             log.debug("%r cannot prepare pictures by itself: %s", self.preparation, error)
             return False
-        return found.keys() == expected.keys() and all(
-            _same(value, found[name]) for name, value in expected.items()
-        )
+        return same_features(expected, found)
 
 
 def _candidates(model: "SentenceTransformer") -> Iterator[Preparation]:
@@ -103,6 +93,22 @@ def _candidates(model: "SentenceTransformer") -> Iterator[Preparation]:
             if read is not None:
                 yield read
             yield OwnProcessor(processor)
+
+
+def to_device(value: Any, model: "SentenceTransformer") -> Any:
+    """Move a tensor to the device of `model`; return any other value as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if model.device.type != "cuda":
+        return value.to(model.device)
+    return value.pin_memory().to(model.device, non_blocking=True)
+
+
+def same_features(expected: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Return whether two sets of model inputs agree within `TOLERANCE`."""
+    return found.keys() == expected.keys() and all(
+        _same(value, found[name]) for name, value in expected.items()
+    )
 
 
 def _same(expected: Any, found: Any) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from embedding.encoders.head import HEAD_INPUT, VECTOR
 from embedding.encoders.sentence_encoder import SentenceEncoder
+from embedding.errors import UnusableInput
 from embedding.images.preparation import Features
 
 
@@ -58,7 +59,7 @@ class Material(Protocol):
         """Return what the model takes of each image; None for one that is gone."""
 
 
-class NoPairs(ValueError):
+class NoPairs(UnusableInput):
     """Not one pair of a batch could be had any more."""
 
 
@@ -144,11 +145,10 @@ class Fresh:
         ]
         shown = [picture for _, _, picture in pairs] + [picture for picture, _ in negatives]
         groups = [row["picture_group"] for row, _, _ in pairs] + [group for _, group in negatives]
-        model = self.encoder.model
         return {
             "sides": [
                 [
-                    model.preprocess([text for _, text, _ in pairs[start : start + self.chunk]])
+                    self.encoder.text_features([text for _, text, _ in pairs[start : start + self.chunk]])
                     for start in range(0, len(pairs), self.chunk)
                 ],
                 [

@@ -121,7 +121,7 @@ def test_python_looks_for_garbage_again_after_a_model_is_loaded(tmp_path: Path):
 
 def test_nothing_in_gives_no_rows_of_the_stated_length(encoder: Encoder):
     assert encoder.texts([]).shape == encoder.images([]).shape == (0, encoder.dim)
-    assert encoder.truncated([]) == []
+    assert encoder.encode_texts([]).truncated == []
 
 
 def test_a_batch_never_changes_a_vector(encoder: Encoder):
@@ -151,27 +151,43 @@ def test_different_inputs_have_different_vectors(encoder: Encoder):
 
 
 def test_only_a_long_text_counts_as_cut(encoder: Encoder):
-    assert encoder.truncated(["red " * 1000, "red", "red " * 1000]) == [True, False, True]
+    assert encoder.encode_texts(["red " * 1000, "red", "red " * 1000]).truncated == [True, False, True]
 
 
-def test_texts_are_counted_in_one_thread_while_they_are_embedded_in_another(encoder: Encoder):
+def test_two_threads_encode_texts_at_the_same_time(encoder: Encoder):
     texts = ["red " * length for length in (1, 300, 2, 40)]
-    expected = encoder.texts(texts)
+    expected = encoder.encode_texts(texts)
     with ThreadPoolExecutor(1) as other:
-        counted = [other.submit(encoder.truncated, texts) for _ in range(200)]
-        found = [encoder.texts(texts) for _ in range(5)]
+        beside = [other.submit(encoder.encode_texts, ["green " * length]) for length in range(40, 0, -1)]
+        found = [encoder.encode_texts(texts) for _ in range(5)]
 
-    assert all(one.result() == encoder.truncated(texts) for one in counted)
-    for rows in found:
-        np.testing.assert_array_equal(rows, expected)
+    assert [one.result().truncated for one in beside] == [
+        encoder.encode_texts(["green " * length]).truncated for length in range(40, 0, -1)
+    ]
+    for one in found:
+        np.testing.assert_array_equal(one.vectors, expected.vectors)
+        assert one.truncated == expected.truncated
+
+
+def test_a_text_that_names_an_image_is_a_text(encoder: Encoder, tmp_path: Path):
+    image = tmp_path / "red.png"
+    plain("red").save(image)
+    texts = ["https://127.0.0.1:9/red.png", str(image), "data:image/png;base64,AAAA", "a red apple"]
+
+    rows = encoder.texts(texts)
+
+    assert rows.shape == (4, encoder.dim)
+    for text, row in zip(texts, rows, strict=True):
+        np.testing.assert_allclose(encoder.texts([text])[0], row, atol=1e-5)
 
 
 def test_a_text_counts_as_cut_exactly_when_its_end_makes_no_difference(tiny_clip: SentenceEncoder):
     room = MAX_TOKENS - 2  # the first and the last token are the model's own
     fits, just_too_long, far_too_long = (" ".join("b" * letters) for letters in (room, room + 1, 3 * room))
 
-    assert tiny_clip.truncated([fits, just_too_long, far_too_long]) == [False, True, True]
-    rows = tiny_clip.texts([fits, just_too_long, far_too_long])
+    encoded = tiny_clip.encode_texts([fits, just_too_long, far_too_long])
+    assert encoded.truncated == [False, True, True]
+    rows = encoded.vectors
     assert rows == pytest.approx(np.stack([rows[0]] * 3), abs=1e-5)
 
 
@@ -189,7 +205,6 @@ def test_use_does_not_change_a_fingerprint(tmp_path: Path):
 
     used.texts(TEXTS)
     used.images(pictures())
-    used.truncated(TEXTS)
 
     assert used.fingerprint == loaded(folder).fingerprint
 

@@ -118,6 +118,60 @@ def agrees_with_the_library(encoder: SentenceEncoder) -> None:
     )
 
 
+class CountedTokenizer:
+    """Counts the texts that pass through a tokenizer."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self.texts = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def __call__(self, texts: list[str], **named: Any) -> Any:
+        self.texts += len(texts)
+        return self._real(texts, **named)
+
+
+def test_a_text_is_tokenized_once(starter: SentenceEncoder, monkeypatch: pytest.MonkeyPatch):
+    counted = CountedTokenizer(starter._texts._tokenizer)
+    monkeypatch.setattr(starter._texts, "_tokenizer", counted)
+    monkeypatch.setattr(starter.model, "preprocess", None)
+
+    encoded = starter.encode_texts([*TEXTS, "long " * 1000])
+
+    assert counted.texts == len(TEXTS) + 1
+    assert encoded.truncated == [False] * len(TEXTS) + [True]
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_padded_here"),
+    [
+        pytest.param({}, True, id="as long as the longest"),
+        pytest.param({"text": {"padding": "max_length"}}, True, id="as long as the limit"),
+        pytest.param({"text": {"padding": "max_length", "max_length": 12}}, False, id="a limit of its own"),
+        pytest.param({"text": {"add_special_tokens": False}}, False, id="without special tokens"),
+    ],
+)
+@pytest.mark.parametrize("prompt", [None, "query: "])
+def test_texts_are_prepared_as_the_library_prepares_them(
+    settings: dict[str, Any], is_padded_here: bool, prompt: str | None, tmp_path: Path
+):
+    model = load_encoder(str(write_tiny_clip(tmp_path)), device="cpu").model
+    model[0].processing_kwargs = settings
+    if prompt:
+        model.prompts, model.default_prompt_name = {"query": prompt}, "query"
+
+    encoder = SentenceEncoder("tiny", model)
+
+    assert encoder._texts.is_padded_here is is_padded_here
+    texts = [f"{'a b ' * (n % 9)}{n}" for n in range(70)]
+    found = encoder.encode_texts([*texts, "https://127.0.0.1:9/red.png"])
+    assert found.vectors[:70] == pytest.approx(model.encode(texts, normalize_embeddings=True), abs=TOLERANCE)
+    assert found.truncated[0] is False
+    assert found.truncated[8] is True
+
+
 def test_a_model_that_prepares_pictures_in_a_way_of_its_own_is_left_to_do_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

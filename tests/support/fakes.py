@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from embedding.encoders.sentence_encoder import Vectors, unit_rows
+from embedding.encoders.sentence_encoder import EncodedTexts, Vectors, unit_rows
 from embedding.images.preparation import PIXELS, Features, ResizeCrop
 
 PALETTE = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
@@ -48,8 +48,8 @@ class ColourEncoder:
         rows = [picture[PIXELS].mean(axis=(0, 1)) + 1.0 for picture in pictures]
         return unit_rows(np.array(rows, float).reshape(len(pictures), 3))
 
-    def truncated(self, texts: Sequence[str]) -> list[bool]:
-        return [len(text.split()) > MAX_WORDS for text in texts]
+    def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
+        return EncodedTexts(self.texts(texts), [len(text.split()) > MAX_WORDS for text in texts])
 
     def _words(self, text: str) -> list[str]:
         return text.lower().replace(".", "").split()[:MAX_WORDS] or ["grey"]
