@@ -7,12 +7,15 @@ SOURCE ?=
 WORKERS := $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test lint types tests test-all bench stress help
+.PHONY: demo test lint types tests test-all test-fast test-services test-system bench stress help
 
 help:
 	@echo "make demo                 fetch a captioned set of pictures, ingest it, search it"
 	@echo "make demo SOURCE=folder   the same with your own pictures"
 	@echo "make test                 linters, types, import rules and tests"
+	@echo "make test-fast            tests that start no server, no model and no process (under two minutes)"
+	@echo "make test-services        tests of Postgres, the index, models and processes"
+	@echo "make test-system          tests with a browser, Prefect, Prometheus, and kills"
 	@echo "make test-all             the same, with every kill point and far more faults (half an hour or more)"
 	@echo "make bench                speed and memory, measured here: tables, and bench.json (three quarters of an hour)"
 	@echo "make stress               eight processes on one index, whose owner is killed (minutes)"
@@ -37,6 +40,16 @@ tests: .venv/installed
 
 test-all: .venv/installed lint types
 	$(PYTEST) -m ""
+
+# The three lanes together are the tests of `make test`, but for doctests, which are in none.
+test-fast: .venv/installed
+	$(PYTEST) tests -m "not services and not system and not full"
+
+test-services: .venv/installed
+	$(PYTEST) tests -m "services and not system and not full"
+
+test-system: .venv/installed
+	$(PYTEST) tests -m "system and not full"
 
 bench: .venv/installed
 	$(BIN)/python -m tests.bench

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import gettempdir
 from threading import RLock
 
 import hypothesis
@@ -25,7 +26,7 @@ from storage.embedded.qdrant.process.client import stop as stop_index
 from storage.postgres import migrate
 from storage.postgres.engine import open_engine
 from tests.support.fakes import ColourEncoder, Within
-from tests.support.processes import HomeAt, homes
+from tests.support.processes import HomeAt, homes, let_in
 from tests.support.servers import a_postgres_15
 
 SERVER = os.environ.get("SIGHTLINE_TEST_QDRANT_URL")
@@ -33,22 +34,58 @@ SERVER = os.environ.get("SIGHTLINE_TEST_QDRANT_URL")
 
 SERVED = ["embedded", "server"] if SERVER else ["embedded"]
 
+SERVERS = {"postgres_home", "index_home", "home_at", "server", "postgres_15_server"}
+BROWSERS = {"browser", "running", "workshop"}
+"""Fixtures that start servers, and those that start a browser or `sightline` itself as a process."""
+
 # The same examples everywhere, and no clock: a busy machine must not decide whether a test passes.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steady")
 
 MEMORY = Path("/dev/shm")
 ENOUGH_BYTES = 4 * 2**30
+TEMP_OF_ROOT = "sightline-tests-"
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Keep what tests write in memory where there is room: half of their time they waited for the disk.
 
     No test cuts the power: what a killed process has written is there on a disk and in memory alike.
     """
     if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ENOUGH_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    if os.geteuid() == 0 and config.option.basetemp is None:
+        config.option.basetemp = a_temp_folder_of_root()
     gc.disable()
+
+
+def a_temp_folder_of_root() -> Path:
+    """A folder for this session, gone after it or, if tests failed, before the next one.
+
+    pytest closes its own again at the start of each session, also to the account that runs root's Postgres.
+    """
+    parent = Path(os.environ.get("PYTEST_DEBUG_TEMPROOT", gettempdir()))
+    for left in parent.glob(f"{TEMP_OF_ROOT}*"):
+        if not Path("/proc", left.name.removeprefix(TEMP_OF_ROOT)).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return parent / f"{TEMP_OF_ROOT}{os.getpid()}"
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remove the temporary folder of root's session."""
+    folder = Path(session.config.option.basetemp or "")
+    if exitstatus == 0 and folder.name == f"{TEMP_OF_ROOT}{os.getpid()}":
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests in their lanes by the fixtures that they use; files without any of these say it themselves."""
+    for item in items:
+        used = set(getattr(item, "fixturenames", ()))
+        if used & BROWSERS:
+            item.add_marker("system")
+        elif used & SERVERS:
+            item.add_marker("services")
 
 
 def pytest_collection_finish() -> None:
@@ -67,7 +104,7 @@ def a_clean_environment() -> None:
 @pytest.fixture(scope="session")
 def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home whose Postgres runs for as long as the tests do."""
-    home = tmp_path_factory.mktemp("home")
+    home = let_in(tmp_path_factory.mktemp("home"))
     yield home
     stop_postgres(home)
 

@@ -15,12 +15,14 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Engine
 
 from flows.cli import main
-from storage.embedded.postgres.location import Place
+from storage.embedded.postgres.paths import PostgresPaths
 from storage.embedded.postgres.server import postgres_runs, stop_postgres
 from storage.embedded.qdrant.process.client import find_index
 from tests.support import forks
 from tests.support.builders import a_folder, png
 from tests.support.processes import HomeAt
+
+pytestmark = pytest.mark.services
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -183,7 +185,7 @@ def own_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home_at: HomeAt
 def test_status_tells_of_both_servers_and_stop_ends_them(own_servers: Path):
     servers = {server["name"]: server for server in document(sightline("status", "--json"))["servers"]}
 
-    assert servers["Postgres"]["address"] == str(Place(own_servers.resolve()).sockets)
+    assert servers["Postgres"]["address"] == str(PostgresPaths(own_servers.resolve()).sockets)
     assert servers["Qdrant"]["address"].startswith("http://127.0.0.1:")
     assert (servers["Qdrant"]["points"], servers["Postgres"]["points"]) == (0, None)
     for server in servers.values():

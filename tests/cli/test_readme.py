@@ -32,6 +32,8 @@ from tests.support import forks
 from tests.support.builders import a_folder, png
 from tests.support.processes import homes
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 RUNNING = (ROOT / "flows" / "README.md").read_text()

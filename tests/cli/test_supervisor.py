@@ -32,6 +32,8 @@ from storage.embedded.postgres.server import postgres_runs
 from storage.embedded.qdrant.process.discovery import find
 from tests.support.processes import HomeAt, wait_until
 
+pytestmark = pytest.mark.system
+
 PATIENCE_S = 150
 
 

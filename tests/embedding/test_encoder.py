@@ -43,6 +43,8 @@ from tests.support.builders import a_folder
 from tests.support.fakes import PALETTE, ColourEncoder
 from tests.support.tiny_clip import MAX_TOKENS, write_tiny_clip
 
+pytestmark = pytest.mark.services
+
 TEXTS = ("a red apple", "green", "a photo of a small blue boat on a very calm sea")
 finite = st.floats(-1e300, 1e300).filter(lambda x: x == 0 or abs(x) > 1e-300)
 

@@ -15,6 +15,8 @@ from torch.nn.functional import normalize
 from embedding.encoders.head import PictureHead
 from embedding.training.losses import LOSSES, TEMPERATURE, TRIPLET_MARGIN, Groups, PairLoss
 
+pytestmark = pytest.mark.services
+
 CLOSE = {"rel": 1e-5, "abs": 1e-6}
 
 

@@ -16,6 +16,8 @@ from embedding.images.worker_pool import Workers
 from tests.support.builders import encoded, noise
 from tests.support.tiny_clip import write_tiny_clip
 
+pytestmark = pytest.mark.services
+
 TOLERANCE = 1e-5
 """Of a component of a unit vector: the same arithmetic in another order."""
 

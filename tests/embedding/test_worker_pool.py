@@ -25,6 +25,8 @@ import time
 from embedding.images.preparation import Upright
 from embedding.images.worker_pool import Workers
 from tests.support.builders import encoded, noise, png
+
+pytestmark = pytest.mark.services
 with Workers(Upright(), 2) as pool:
     for done in [pool.submit(png(), name="red.png") for _ in range(20)]:
         done.result()

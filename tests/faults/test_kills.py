@@ -13,7 +13,8 @@ from sqlalchemy.orm import sessionmaker
 
 from embedding.encoders.sentence_encoder import Encoder, load_encoder
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.maintenance.backup_files import BadBackup, fetch_checked, read_manifest
 from flows.maintenance.purge import purge
 from flows.reindexing.reindex import rollback
@@ -41,6 +42,8 @@ from tests.support import forks
 from tests.support.builders import a_folder, png
 from tests.support.processes import environment_of, homes
 from tests.support.tiny_clip import write_tiny_clip
+
+pytestmark = pytest.mark.system
 
 Sightline = Callable[..., int]
 BATCH = 4

@@ -13,15 +13,19 @@ from qdrant_client import QdrantClient
 from sqlalchemy import Engine
 
 from flows.config.settings import Qdrant, Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.report import IngestReport
+from flows.ingestion.request import Request
 from flows.resources.comparison import reconcile
-from flows.resources.connections import Deps, StoreUnavailable, open_stores
+from flows.resources.connections import Deps, open_stores
 from storage.embedded.qdrant.process.discovery import find
+from storage.errors import StoreUnavailable
 from tests.conftest import SERVER, emptied
 from tests.faults.proxy import How, Proxy, a_proxy, to_postgres
 from tests.support.builders import a_folder, png
 from tests.support.fakes import ColourEncoder
+
+pytestmark = pytest.mark.system
 
 SEEDS = 1
 MORE_SEEDS = 40

@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import Engine, event
 
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps, open_stores
 from storage.embedded.postgres.server import find_postgres
@@ -20,6 +21,8 @@ from storage.embedded.qdrant.process.client import find_index
 from tests.support.builders import a_folder, png
 from tests.support.fakes import ColourEncoder
 from tests.support.processes import homes
+
+pytestmark = pytest.mark.system
 
 SEEDS = 1
 MORE_SEEDS = 30

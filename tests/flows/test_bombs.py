@@ -18,6 +18,8 @@ from tests.support import bombs
 from tests.support.builders import encoded, noise, png
 from tests.support.watching import MIB, watched
 
+pytestmark = pytest.mark.services
+
 OWN_MIB = 200
 """What a worker has without any image: Python and its libraries."""
 

@@ -32,7 +32,8 @@ from flows.datasets.training_pairs import (
     read_pairs,
     write_pairs,
 )
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.resources.connections import Deps, Stores, open_stores, with_model
 from flows.training.finetune import Order, train_candidate
 from storage.postgres import catalog, model_registry
@@ -42,6 +43,8 @@ from tests.support import forks
 from tests.support.builders import a_folder, a_manifest, encoded
 from tests.support.tiny_clip import write_tiny_clip
 from tests.support.trainer import an_order, train
+
+pytestmark = pytest.mark.services
 
 PICTURES = 60
 

@@ -16,13 +16,15 @@ from sqlalchemy import Engine, select
 import flows.ingestion.pipeline
 from flows.cli.options import PrefectUnavailable, run_under_prefect
 from flows.config.settings import Settings, has_prefect_settings, load_settings
-from flows.ingestion.pipeline import Request
+from flows.ingestion.request import Request
 from flows.orchestration import jobs
 from flows.tracking.signals import Terminated, raising_on_sigterm
 from storage.embedded.qdrant.process.client import find_index, index_client
 from storage.postgres.schema import RunRow
 from tests.support.builders import a_folder, png
 from tests.support.tiny_clip import write_tiny_clip
+
+pytestmark = pytest.mark.services
 
 PROBE = (
     "import sys; from flows.cli import main; main(sys.argv[1:], standalone_mode=False); "

@@ -28,7 +28,8 @@ from sqlalchemy.orm import Session
 from flows.cli import main
 from flows.config.settings import BadSettings, Settings
 from flows.evaluation.promotion_gate import Decision
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.maintenance.backup_files import BadBackup
 from flows.maintenance.delete import delete_items
 from flows.maintenance.purge import TooManyOrphans
@@ -54,6 +55,8 @@ from tests.support.processes import (
     wait_until,
 )
 from tests.support.tiny_clip import write_tiny_clip
+
+pytestmark = pytest.mark.system
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PATIENCE_S = 90

@@ -17,6 +17,8 @@ from tests.support.builders import a_folder, a_manifest, png
 from tests.support.processes import a_free_port, environment_of
 from tests.support.tiny_clip import write_tiny_clip
 
+pytestmark = pytest.mark.system
+
 PASSWORD = "hunter2-is-secret"
 
 

@@ -39,6 +39,8 @@ from tests.support.other_user import as_another_user, has_another_user, open_fol
 from tests.support.processes import a_free_port, homes
 from tests.support.tiny_clip import write_tiny_clip
 
+pytestmark = pytest.mark.system
+
 REPOSITORY = Path(__file__).parents[2]
 EVIL = "http://evil.example"
 PATCHED = DeploymentUpdate(path="/tmp", entrypoint="evil:run")

@@ -25,7 +25,9 @@ from starlette.applications import Starlette
 from flows.config.settings import Settings
 from flows.datasets.test_sets import Question, chosen_set
 from flows.evaluation.evaluate import evaluate
-from flows.ingestion.pipeline import Request, TooManyRejects, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
+from flows.ingestion.run_state import TooManyRejects
 from flows.resources.comparison import watch
 from flows.resources.connections import Deps
 from flows.search.query import Query, search
@@ -39,6 +41,8 @@ from tests.support.builders import a_folder, png
 from tests.support.fakes import ColourEncoder
 from tests.support.processes import wait_until
 from tests.support.tools import tool
+
+pytestmark = pytest.mark.system
 
 INFRA = Path(__file__).parents[2] / "infra"
 RULES = INFRA / "prometheus" / "rules" / "sightline.yaml"

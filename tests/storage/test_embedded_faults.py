@@ -14,10 +14,12 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 
 from storage.embedded.qdrant.engine import write_ahead_log
 from storage.embedded.qdrant.process.client import IndexUnavailable, find_index, index_client, start, stop
-from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.errors import RequestError
 from storage.embedded.qdrant.protocol.json_depth import MAX_LEVELS, require_shallow
 from tests.storage.test_embedded_life import kill
 from tests.support.embedded_points import value_is
+
+pytestmark = pytest.mark.services
 
 REPOSITORY = Path(__file__).parents[2]
 NAME = "pictures"
@@ -305,7 +307,7 @@ def test_the_depth_of_a_body_is_that_of_its_brackets_outside_of_strings(body: by
     if levels <= MAX_LEVELS:
         require_shallow(bytearray(body))
     else:
-        with pytest.raises(Refused, match=f"nested {levels} levels deep"):
+        with pytest.raises(RequestError, match=f"nested {levels} levels deep"):
             require_shallow(bytearray(body))
 
 

@@ -15,7 +15,7 @@ from qdrant_client import models
 
 from storage.embedded.qdrant.engine import graphs
 from storage.embedded.qdrant.engine.collection import Collection
-from storage.embedded.qdrant.engine.graphs import BuildFailed, Graphs, Outdated, build, is_due
+from storage.embedded.qdrant.engine.graphs import BuildFailed, CollectionChanged, Graphs, build, is_due
 from storage.embedded.qdrant.engine.store import Store
 from storage.embedded.qdrant.engine.target import Target
 from storage.embedded.qdrant.process.client import index_client
@@ -24,6 +24,8 @@ from storage.embedded.qdrant.protocol import reads, writes
 from storage.embedded.qdrant.protocol.query import query_points
 from tests.support.embedded_points import INDEXES, POINTS, SPACES, V, some_points, value_is
 from tests.support.processes import wait_until
+
+pytestmark = pytest.mark.services
 
 NAME = "points"
 CONFIG = models.CreateCollection(vectors=dict(SPACES.dense), sparse_vectors=dict(SPACES.sparse))
@@ -157,7 +159,7 @@ def test_a_graph_of_what_has_changed_its_shape_is_given_up(
 
     outcome = during(build(store, collection), lambda: next(todo, lambda _: None)(store))
 
-    assert isinstance(outcome, Outdated)
+    assert isinstance(outcome, CollectionChanged)
     assert folders(store) == [store.get(name).stored.folder for name in store.names]
 
 
@@ -218,7 +220,7 @@ def test_a_failed_build_is_told_and_not_tried_again_at_once(
         raise BuildFailed("the disk is full")
 
     monkeypatch.setattr(graphs, "build", fails)
-    monkeypatch.setattr(graphs, "LOOK_ROUND_S", 0.01)
+    monkeypatch.setattr(graphs, "CHECK_INTERVAL_S", 0.01)
     monkeypatch.setattr(graphs, "is_due", lambda _: True)
 
     async def a_while() -> None:

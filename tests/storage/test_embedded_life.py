@@ -24,6 +24,8 @@ from storage.embedded.qdrant.process.discovery import Access, access_file, find
 from tests.bench.stress import ROLES, stress
 from tests.support.processes import PATIENCE_S, HomeAt, is_gone, wait_until
 
+pytestmark = pytest.mark.services
+
 REPOSITORY = Path(__file__).parents[2]
 NAME = "pictures"
 BATCH = 20
@@ -251,8 +253,8 @@ def test_it_ends_when_its_home_is_gone(home: Path):
 def test_it_ends_when_nobody_asks_anything(home: Path):
     code = """if True:
         import sys, pathlib
-        from storage.embedded.qdrant.process.owner import own
-        own(pathlib.Path(sys.argv[1]), idle_s=1.5)
+        from storage.embedded.qdrant.process.owner import serve_index
+        serve_index(pathlib.Path(sys.argv[1]), idle_s=1.5)
     """
     with subprocess.Popen([sys.executable, "-c", code, str(home)], cwd=REPOSITORY) as process:
         wait_until(lambda: find(home) is not None)

@@ -32,16 +32,18 @@ from starlette.testclient import TestClient
 
 from storage.embedded import bounded_http
 from storage.embedded.postgres.account import PostgresUnavailable
-from storage.embedded.postgres.location import Place
+from storage.embedded.postgres.paths import PostgresPaths
 from storage.embedded.postgres.server import postgres_url, stop_postgres
 from storage.embedded.qdrant.engine import snapshots
 from storage.embedded.qdrant.process import client as qdrant_client
 from storage.embedded.qdrant.process.client import IndexUnavailable, find_index, index_client, start, stop
 from storage.embedded.qdrant.process.connections import MOST_AT_ONCE, LoopbackProtocol
 from storage.embedded.qdrant.process.discovery import Access, access_file, find
-from storage.embedded.qdrant.protocol.routes import Served
+from storage.embedded.qdrant.protocol.routes import IndexApp
 from tests.support.processes import PATIENCE_S, HomeAt, is_gone, wait_until
 from tests.support.watching import MIB
+
+pytestmark = pytest.mark.services
 
 NAME = "pictures"
 Usage = namedtuple("Usage", ["total", "used", "free"])
@@ -331,8 +333,8 @@ def uploads(tmp_path: Path) -> Iterator[tuple[TestClient, Path]]:
     folder = tmp_path / "qdrant"
     folder.mkdir()
     with (
-        Served.opened(folder, "key") as served,
-        TestClient(served.app, headers={"api-key": "key"}) as client,
+        IndexApp.open(folder, "key") as served,
+        TestClient(served.asgi, headers={"api-key": "key"}) as client,
     ):
         yield client, folder
 
@@ -448,12 +450,12 @@ def test_another_user_cannot_be_first_to_make_the_socket_folder_of_a_long_home(
 
     try:
         assert saved(home) == 7
-        first = Place(home.resolve()).sockets
+        first = PostgresPaths(home.resolve()).sockets
         stop_postgres(home)
         first.mkdir(mode=0o755)  # its name is known by now
 
         assert saved(home) == 7
-        assert Place(home.resolve()).sockets != first
+        assert PostgresPaths(home.resolve()).sockets != first
     finally:
         for folder in {guessed, first}:
             folder.rmdir()
