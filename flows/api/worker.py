@@ -16,23 +16,19 @@ from uuid import UUID
 from qdrant_client.http.exceptions import UnexpectedResponse
 from sqlalchemy.orm import Session
 
-from embedding.encoders.sentence_encoder import ModelUnavailable
-from embedding.images.worker_pool import WorkersFailed
 from flows.api.request_models import DeleteRequest, IngestRequest
-from flows.config.settings import BadSettings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.report import COUNTS
+from flows.ingestion.request import Request
 from flows.maintenance.delete import NoSuchItem, TooManyItems, delete_items, require_few
-from flows.resources.model_loader import OtherModel
-from flows.service.pool import AWAY, Backend
-from flows.tracking.errors import explain
+from flows.service.pool import Backend
+from flows.tracking.errors import explain, is_own
 from flows.tracking.retry_policy import persist
+from storage.errors import StoreUnavailable
 from storage.postgres import request_queue
 from storage.postgres.locks import Busy, SessionNotKept, flow_lock
 from storage.postgres.rejects import rejects_of_run
 from storage.postgres.request_queue import Taken, Waiting
-from storage.postgres.runs import RunClosed
-from storage.qdrant import ModelMismatch
 
 POLL_S = 0.5
 LATER_S = 5.0
@@ -42,12 +38,6 @@ STOP_S = 30
 BAD_REQUEST = 400
 MOST_ATTEMPTS = 5
 """A request during which the process ends is not begun more often."""
-
-RETRYABLE = (
-    *(Busy, RunClosed, SessionNotKept, *AWAY),
-    *(ModelUnavailable, ModelMismatch, OtherModel, BadSettings, WorkersFailed, OSError),
-)
-"""Errors of the environment, not of the request."""
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -103,7 +93,7 @@ def _keep_draining(backend: Backend, ended: Event) -> None:
     while not ended.wait(pause_s):
         try:
             pause_s = LATER_S if drain(backend, ended) else POLL_S
-        except (Busy, *AWAY) as error:
+        except (Busy, StoreUnavailable) as error:
             log.debug("the queue waits: %s", error)
             pause_s = LATER_S
         except SessionNotKept as error:
@@ -123,7 +113,7 @@ def drain(backend: Backend, ended: Event | None = None) -> int:
     Raises:
         Busy: another process drains the queue.
         SessionNotKept: a pooler before Postgres makes locks void.
-        AWAY: a store is unavailable.
+        StoreUnavailable: a store is unavailable.
     """
     with backend.sessions() as sessions, sessions() as session:
         if not request_queue.pending(session):
@@ -173,7 +163,7 @@ def is_retryable(error: Exception) -> bool:
     """Return whether the environment caused the error, not the request."""
     if isinstance(error, UnexpectedResponse):
         return error.status_code != BAD_REQUEST  # Qdrant needs another key, for example
-    return isinstance(error, RETRYABLE)
+    return isinstance(error, OSError) or (is_own(error) and error.retryable)
 
 
 def _after_a_bug(backend: Backend, taken: Taken, error: Exception) -> bool:

@@ -16,17 +16,19 @@ from flows.cli.tables.records import of_ingest, of_results
 from flows.config.settings import Settings
 from flows.datasets.test_sets import NothingToEvaluate, of_records
 from flows.evaluation.evaluate import evaluate
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.resources.connections import Deps, open_deps
 from flows.search.gallery import render
 from flows.search.query import Query, gallery_page, search
 from flows.tracking.progress import stage_bars
+from storage.errors import NotFound
 
 PACKAGE = "tuxpaint-stamps-default"
 STAMPS = "usr/share/tuxpaint/stamps"
 
 
-class NoDemoSet(RuntimeError):
+class NoDemoSet(NotFound):
     """The demo's images could not be fetched; any folder of images does as well."""
 
 

@@ -63,17 +63,17 @@ def ingest(
         raise click.UsageError("--delete-missing needs the whole source; leave out --limit")
     settings = load_settings()
     from flows.cli.tables.records import of_ingest
-    from flows.ingestion import pipeline
+    from flows.ingestion.dry_run import dry_run as count_changes
+    from flows.ingestion.request import Request
+    from flows.ingestion.run_state import LimitExceeded
     from flows.orchestration import jobs
     from flows.resources.connections import open_catalog
 
     chosen = None if langs is None else split_list(langs)
-    request = pipeline.Request(
-        source, name, chosen, limit, delete_missing, revive, max_delete=max_delete, yes=yes
-    )
+    request = Request(source, name, chosen, limit, delete_missing, revive, max_delete=max_delete, yes=yes)
     if dry_run:
         with open_catalog(settings) as engine:
-            report = pipeline.dry_run(engine, settings, request)
+            report = count_changes(engine, settings, request)
         print_out(report.as_json(), as_json, lambda: of_ingest(report))
         return
     try:
@@ -85,7 +85,7 @@ def ingest(
         else:
             with run_directly():
                 report = jobs.ingest(settings, request, source)
-    except pipeline.LimitExceeded as error:
+    except LimitExceeded as error:
         failed = error.report
         print_out(failed.as_json(), as_json, lambda: of_ingest(failed))
         raise

@@ -1,42 +1,45 @@
-"""Decide which items of a source may be deleted because a run has not met them. Pure: it reads no store."""
+"""Decide which missing items of a source a run may delete, without reading a store."""
 
 from dataclasses import dataclass, field
 
 from flows.tracking.text import many
 from storage.records import Record, Rejected
 
-USUAL_SHARE = 0.05
-"""Of a source's items: more than that missing at once is a mistake more often than a wish."""
+DEFAULT_MAX_SHARE = 0.05
+"""Share of a source's items: a larger part that is missing at once is a mistake more often than not."""
 
-HANDFUL = 5
-"""So many may always be deleted: of a small source any one of them is a large share."""
+ALWAYS_ALLOWED = 5
+"""Items that any run may delete: in a small source each one of them is a large share."""
 
-FIRST = 3
-"""How many rows or keys a sentence names."""
+EXAMPLES = 3
+"""Rows or keys that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteLimit:
-    """How many missing items a run may delete."""
+    """Limit how many missing items a run may delete."""
 
-    max_share: float = USUAL_SHARE
+    max_share: float = DEFAULT_MAX_SHARE
     """Of the items that the source had before, in [0, 1]."""
 
     yes: bool = False
     """Whether any number may be deleted."""
 
     def allows(self, missing: int, known: int) -> bool:
-        """Whether so many of the known items may be deleted.
+        """Return whether so many of the known items may be deleted.
 
         >>> DeleteLimit().allows(5, known=6), DeleteLimit().allows(6, known=100), DeleteLimit().allows(6, 120)
         (True, False, True)
         """
-        return self.yes or missing <= max(HANDFUL, self.max_share * known)
+        return self.yes or missing <= max(ALWAYS_ALLOWED, self.max_share * known)
 
 
 @dataclass(slots=True)
-class Reading:
-    """How much of a source was read and understood: any item may be in a row that was not."""
+class SourceCoverage:
+    """Count the rows of a source that were read, and those not understood.
+
+    Any item may be in a row that was not understood.
+    """
 
     rows: int = 0
     unclear: int = 0
@@ -49,7 +52,7 @@ class Reading:
     """Whether there are more than these."""
 
     def add(self, row: Record | Rejected) -> None:
-        """Count a row of the source, whether or not it is wanted."""
+        """Count one row of the source."""
         if isinstance(row, Record):
             self.rows += 1
             return
@@ -57,14 +60,14 @@ class Reading:
         if row.is_understood:
             return
         self.unclear += row.rows
-        if len(self.first) < FIRST:
+        if len(self.first) < EXAMPLES:
             self.first.append(f"{row.place} ({row.reason})")
         else:
             self.more = True
 
     @property
     def doubt(self) -> str | None:
-        """Say what could not be understood; None where all was."""
+        """Sentence about the rows that were not understood; None without any."""
         if not self.unclear:
             return None
         rows = f"{many(self.unclear, 'row')} could not be understood: {', '.join(self.first)}"
@@ -72,48 +75,51 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
-    """The items of a source that a run has not met."""
+class MissingItems:
+    """Count the items of a source that a run has not met."""
 
     source: str
     items: int
     known: int
-    """How many items the source had before."""
+    """Items that the source had before."""
 
     first: tuple[str, ...] = ()
-    """The keys of the first few."""
+    """Keys of the first few."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a run does with missing items: it deletes all of them, or none."""
+class DeleteDecision:
+    """Decide about missing items: a run deletes all of them, or none."""
 
     deletes: int = 0
     leaves: int = 0
     why: str | None = None
-    """Why they are left."""
+    """Reason why the items are not deleted."""
 
-    refused: bool = False
-    """Whether the run fails for it: the source was understood, and too many are missing."""
+    exceeds_limit: bool = False
+    """Whether the run fails: the source was understood, and too many items are missing."""
 
 
-def judge(missing: Missing, reading: Reading, limit: DeleteLimit) -> Verdict:
-    """Decide whether missing items may be deleted; no limit overrides a doubt about the source."""
-    if reading.doubt is not None:
-        return left(missing, f"{reading.doubt}; correct them, and run it again")
+def decide(missing: MissingItems, coverage: SourceCoverage, limit: DeleteLimit) -> DeleteDecision:
+    """Decide whether missing items may be deleted.
+
+    No limit overrides a doubt about the source.
+    """
+    if coverage.doubt is not None:
+        return keep_missing(missing, f"{coverage.doubt}; correct them, and run it again")
     if not limit.allows(missing.items, missing.known):
-        return Verdict(leaves=missing.items, why=_too_many(missing, limit), refused=True)
-    return Verdict(deletes=missing.items)
+        return DeleteDecision(leaves=missing.items, why=_too_many(missing, limit), exceeds_limit=True)
+    return DeleteDecision(deletes=missing.items)
 
 
-def left(missing: Missing, why: str) -> Verdict:
-    """Return that nothing is deleted, and why, without failing the run."""
-    return Verdict(
+def keep_missing(missing: MissingItems, why: str) -> DeleteDecision:
+    """Decide to delete nothing, without failing the run."""
+    return DeleteDecision(
         leaves=missing.items, why=f"nothing was deleted, {many(missing.items, 'item')} not met: {why}"
     )
 
 
-def _too_many(missing: Missing, limit: DeleteLimit) -> str:
+def _too_many(missing: MissingItems, limit: DeleteLimit) -> str:
     dots = ", …" if missing.items > len(missing.first) else ""
     return (
         f"{missing.items:,} of {max(missing.known, missing.items):,} items of source {missing.source!r} are "

@@ -12,6 +12,7 @@ from embedding.images.preparation import PIXELS, Shrink
 from embedding.images.worker_pool import WorkersFailed, prepare_soon
 from flows.config.settings import Limits
 from flows.resources.images import fetch_image
+from storage.errors import NotFound
 from storage.postgres import runs
 from storage.postgres.rejects import open_rejects
 from storage.records import Origin, Rejected
@@ -23,7 +24,7 @@ SAME_KEY = "duplicate_key"
 """Of such a row the key says nothing: elsewhere it is the other record that has it."""
 
 
-class NoPicture(ValueError):
+class NoPicture(NotFound):
     """There is none that can be shown; says why, and what to do."""
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from uuid import UUID
 
 from flows.config.settings import Settings
-from flows.ingestion.missing_items import FIRST
-from flows.ingestion.pipeline import EmptySource, Only, Request, ingest_source
+from flows.ingestion.missing_items import EXAMPLES
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import EmptySource, Request, RowSelection
 from flows.resources.connections import Deps
 from flows.tracking.text import many
 from storage.postgres import runs
@@ -85,7 +86,7 @@ def _read_again(
     location, options = found
     langs = options.get("langs")
     keys = frozenset(reject.key for reject in rejects if reject.key is not None)
-    only = Only(frozenset(reject.place for reject in rejects), keys)
+    only = RowSelection(frozenset(reject.place for reject in rejects), keys)
     request = Request(Path(location), source, None if langs is None else tuple(langs), None, only=only)
     try:
         ingest_source(deps, settings, request, prefect_run_id=prefect_run_id)
@@ -102,7 +103,7 @@ def _not_found(places: list[str]) -> str | None:
     """Say which rows were not met again, and are open all the same."""
     if not places:
         return None
-    first = ", ".join(places[:FIRST]) + (", …" if len(places) > FIRST else "")
+    first = ", ".join(places[:EXAMPLES]) + (", …" if len(places) > EXAMPLES else "")
     return (
         f"{many(len(places), 'row')} not found, and a part of the source could not be understood: {first}; "
         "correct that part first, see: sightline rejects"

@@ -10,9 +10,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows.config.settings import load_settings, split_list
-from flows.ingestion.missing_items import USUAL_SHARE
-from flows.ingestion.pipeline import LimitExceeded, Request
+from flows.ingestion.missing_items import DEFAULT_MAX_SHARE
 from flows.ingestion.report import IngestReport, as_markdown
+from flows.ingestion.request import Request
+from flows.ingestion.run_state import LimitExceeded
 from flows.orchestration import jobs
 
 ingest_batches = task(name="ingest batches", cache_policy=NO_CACHE)(jobs.run_here)
@@ -26,7 +27,7 @@ def ingest(
     limit: int | None = None,
     delete_missing: bool = False,
     revive: bool = False,
-    max_delete: float = USUAL_SHARE,
+    max_delete: float = DEFAULT_MAX_SHARE,
     yes: bool = False,
 ) -> IngestReport:
     """Embed and store every record of a folder or manifest; run it again to pick up changes."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.report import IngestReport
+from flows.ingestion.request import Request
 from flows.reindexing.reindex import Order, Switched, free_disk
 from flows.reindexing.reindex import reindex as rebuild
 from flows.resources.connections import open_deps, open_stores

@@ -9,8 +9,10 @@ from flows.config.settings import BadSettings, Settings
 from flows.datasets.test_sets import MOST_JUDGED, NothingToEvaluate, Question, chosen_set
 from flows.evaluation.evaluate import Evaluation
 from flows.evaluation.evaluate import evaluate as measure
-from flows.ingestion.pipeline import EmptySource, LimitExceeded, PartOfSource, Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.report import COUNTS
+from flows.ingestion.request import EmptySource, PartOfSource, Request
+from flows.ingestion.run_state import LimitExceeded
 from flows.maintenance.backup import backup as write_backup
 from flows.maintenance.backup_files import BadBackup
 from flows.maintenance.purge import purge as remove_orphans
@@ -20,6 +22,7 @@ from flows.resources.connections import Deps, Stores, open_stores, with_model
 from flows.resources.model_loader import models_folder
 from flows.tracking.progress import Progress
 from flows.tracking.run_log import tracked_run
+from storage.errors import Conflict, SightlineError
 from storage.postgres import runs
 from storage.postgres.locks import Busy, flow_lock
 from storage.postgres.runs import SourceRead
@@ -29,11 +32,11 @@ from storage.sources import BadSource
 Counts = dict[str, Any]
 
 
-class SourcesFailed(RuntimeError):
+class SourcesFailed(SightlineError):
     """Some sources could not be read again; all others were."""
 
 
-class StoresDiffer(RuntimeError):
+class StoresDiffer(Conflict):
     """Postgres and Qdrant do not agree; nothing was changed."""
 
 

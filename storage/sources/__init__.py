@@ -2,7 +2,7 @@
 
 from storage.redaction import redacted
 from storage.sources.image_fetch import FetchError, fetch
-from storage.sources.location import count_rows, find_row, read_source, source_name
+from storage.sources.location import find_row, read_source, source_name
 from storage.sources.manifest_rows import BadSource
 from storage.sources.validation import checked_metadata, checked_texts, is_storable, printable, rejected
 
@@ -11,7 +11,6 @@ __all__ = [
     "FetchError",
     "checked_metadata",
     "checked_texts",
-    "count_rows",
     "fetch",
     "find_row",
     "is_storable",

@@ -3,6 +3,8 @@
 import socket
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
+from storage.errors import SightlineError
+
 Address = IPv4Address | IPv6Address
 
 METADATA = frozenset(
@@ -31,7 +33,7 @@ COMPATIBLE = IPv6Network("::/96")
 TEREDO = IPv6Network("2001::/32")
 
 
-class PrivateAddress(OSError):
+class PrivateAddress(SightlineError, OSError):
     """It leads to this machine or into a private network, which this URL may not reach."""
 
 

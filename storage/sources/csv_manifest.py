@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from storage.errors import SightlineError
 from storage.records import Record, Rejected
 from storage.sources.bounded_lines import MAX_LINE_BYTES, TOO_LONG, Line, numbered_lines
 from storage.sources.manifest_rows import BadSource, check_columns, key_of, record_of
+from storage.sources.row_estimate import RowEstimate
 from storage.sources.validation import MAX_RAW_CHARS, BadRow, rejected
 
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
@@ -24,11 +26,11 @@ MOST_LOOKED_AT = 10 * MAX_ROW_LINES
 """Lines that are read again to find out which rows may stand inside another."""
 
 
-class _LineTooLong(csv.Error):
+class _LineTooLong(SightlineError, csv.Error):
     """One physical line, or a row of several, is longer than a row may be; the next one may be fine."""
 
 
-class _Unclear(Exception):
+class _Unclear(SightlineError):
     """What may stand inside a row takes too long to find out."""
 
 
@@ -138,7 +140,7 @@ class _Span:
         return sum(len(cells) == len(columns) for cells in self.inner)
 
 
-def read_csv(path: Path) -> Iterator[Record | Rejected]:
+def read_csv(path: Path, estimate: RowEstimate) -> Iterator[Record | Rejected]:
     """Read comma-separated rows under a header; an empty cell is an absent value.
 
     Args:
@@ -149,7 +151,7 @@ def read_csv(path: Path) -> Iterator[Record | Rejected]:
     """
     with path.open("rb") as file:
         columns = _header(path, _CsvLines(file))
-    return _csv_rows(path, columns)
+    return _csv_rows(path, columns, estimate)
 
 
 def _header(path: Path, lines: _CsvLines) -> list[str]:
@@ -163,8 +165,9 @@ def _header(path: Path, lines: _CsvLines) -> list[str]:
     return columns
 
 
-def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Record | Rejected]:
+def _csv_rows(path: Path, columns: Sequence[str], estimate: RowEstimate) -> Iterator[Record | Rejected]:
     with path.open("rb") as file:
+        estimate.follow(file)
         lines = _CsvLines(file)
         reader = csv.reader(lines, strict=True)
         next(reader, None)

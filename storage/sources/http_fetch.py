@@ -11,6 +11,7 @@ from fsspec import filesystem
 from fsspec.asyn import sync
 from yarl import URL
 
+from storage.errors import SightlineError
 from storage.sources.addresses import PrivateAddress, parse_address, require_no_metadata, require_public
 
 CHUNK_BYTES = 1 << 16
@@ -22,7 +23,7 @@ Judge = Callable[[str, str], None]
 """Raises `PrivateAddress` for an address, found for a host, that may not be connected to."""
 
 
-class TooManyRedirects(OSError):
+class TooManyRedirects(SightlineError, OSError):
     """A redirect leads to a redirect, and so on."""
 
 

@@ -8,6 +8,7 @@ from threading import BoundedSemaphore, Thread
 import aiohttp
 from fsspec.core import url_to_fs
 
+from storage.errors import InvalidInput
 from storage.sources.addresses import PrivateAddress
 from storage.sources.http_fetch import read_url
 from storage.sources.open_files import OutsideFolder, open_file
@@ -20,7 +21,7 @@ WEB = ("http://", "https://")
 _store_reads = BoundedSemaphore(MOST_STORE_READS)
 
 
-class FetchError(ValueError):
+class FetchError(InvalidInput):
     """The bytes of this image cannot be had; the next one may be fine.
 
     Attributes:

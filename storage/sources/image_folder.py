@@ -12,6 +12,7 @@ from storage.records import Ignored, Record, Rejected
 from storage.sources.bounded_lines import MAX_LINE_BYTES
 from storage.sources.manifest_rows import BadSource
 from storage.sources.open_files import OutsideFolder, open_file
+from storage.sources.row_estimate import RowEstimate
 from storage.sources.unicode_marks import composed, has_many_marks
 from storage.sources.validation import (
     BadRow,
@@ -34,7 +35,7 @@ NEWLINE = re.compile(r"\r\n|\r|\n")
 TRANSLATION = re.compile(r"([A-Za-z]{2,3}(?:[_@-][A-Za-z0-9@_-]+)?)\.utf8=(.*)")
 
 
-def read_folder(root: Path) -> Iterator[Record | Rejected | Ignored]:
+def read_folder(root: Path, estimate: RowEstimate) -> Iterator[Record | Rejected | Ignored]:
     """Read the images under `root`, folder by folder, names in code point order; none is opened.
 
     Hidden names are left out, and links to folders are not followed.
@@ -45,7 +46,10 @@ def read_folder(root: Path) -> Iterator[Record | Rejected | Ignored]:
     Raises:
         BadSource: while iterating: a folder cannot be listed.
     """
-    for files, folders in _listings(root):
+    listed = 0
+    for files, folders, is_last in _listings(root):
+        listed += sum(is_picture(entry.name) for entry in files)
+        estimate.set_rows(listed if is_last else 0)
         beside = _beside(files)
         used = set(map(id, beside.values()))
         for entry in files:
@@ -56,27 +60,21 @@ def read_folder(root: Path) -> Iterator[Record | Rejected | Ignored]:
         yield from (_no_picture(root, entry) for entry in folders if is_picture(entry.name))
 
 
-def count_pictures(root: Path) -> int:
-    """Return how many records `read_folder` would try to make.
-
-    Raises:
-        BadSource: a folder cannot be listed.
-    """
-    return sum(is_picture(entry.name) for files, _ in _listings(root) for entry in files)
-
-
 def is_picture(name: str) -> bool:
     """Tell by its suffix whether a file is taken for an image."""
     return splitext(name)[1].lower() in PICTURES
 
 
-def _listings(root: Path) -> Iterator[tuple[list[Entry], list[Entry]]]:
-    """Give the files and the folders of each folder; a stack, as they can be nested deeper than calls."""
+def _listings(root: Path) -> Iterator[tuple[list[Entry], list[Entry], bool]]:
+    """Yield the files and folders of each folder, and whether no other folder follows.
+
+    A stack holds the folders, as they can be nested deeper than calls.
+    """
     waiting = [str(root)]
     while waiting:
         files, folders = _listing(waiting.pop())
         waiting.extend(entry.path for entry in reversed(folders))
-        yield files, folders
+        yield files, folders, not waiting
 
 
 def _listing(folder: str) -> tuple[list[Entry], list[Entry]]:

@@ -8,19 +8,21 @@ from typing import Any
 from storage.records import Record, Rejected
 from storage.sources.bounded_lines import TOO_LONG, numbered_lines
 from storage.sources.manifest_rows import record_of
+from storage.sources.row_estimate import RowEstimate
 from storage.sources.validation import BadRow, rejected
 
 MAX_BRACKETS = 100_000
 """Of a line: Python holds an empty list of two characters in 64 bytes. Metadata may have 64 KiB."""
 
 
-def read_jsonl(path: Path) -> Iterator[Record | Rejected]:
+def read_jsonl(path: Path, estimate: RowEstimate) -> Iterator[Record | Rejected]:
     """Read one JSON object a line; blank lines don't count.
 
     Args:
         path: in a resolved folder, which is where relative paths start.
     """
     with path.open("rb") as file:
+        estimate.follow(file)
         for line in numbered_lines(file):
             place = f"line {line.number}"
             if not line.whole:

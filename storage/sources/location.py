@@ -7,18 +7,18 @@ from pathlib import Path
 
 from storage.records import Ignored, Record, Rejected
 from storage.sources.csv_manifest import read_csv
-from storage.sources.image_folder import count_pictures, read_folder
+from storage.sources.image_folder import read_folder
 from storage.sources.jsonl_manifest import read_jsonl
 from storage.sources.manifest_rows import BadSource
-from storage.sources.parquet_manifest import count_parquet, read_parquet
+from storage.sources.parquet_manifest import read_parquet
+from storage.sources.row_estimate import RowEstimate
 from storage.sources.validation import is_storable, printable
 
 TAKEN = "a folder of pictures, or a manifest that ends in .jsonl, .ndjson, .csv or .parquet"
-CHUNK_BYTES = 1 << 20
 MANY_REJECTS = 100_000
 """So many rejects, and more than records, end the reading: a few bytes of a file can stand for a row."""
 
-Reader = Callable[[Path], Iterator[Record | Rejected]]
+Reader = Callable[[Path, RowEstimate], Iterator[Record | Rejected]]
 READERS: dict[str, Reader] = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
@@ -27,7 +27,7 @@ READERS: dict[str, Reader] = {
 }
 
 
-def read_source(location: Path) -> Iterator[Record | Rejected | Ignored]:
+def read_source(location: Path, estimate: RowEstimate | None = None) -> Iterator[Record | Rejected | Ignored]:
     """Read `location` row by row, always in the same order; it is never in memory as a whole.
 
     What a row holds never raises: a row that cannot become a record comes out as a `Rejected`.
@@ -35,6 +35,7 @@ def read_source(location: Path) -> Iterator[Record | Rejected | Ignored]:
 
     Args:
         location: a folder, or a manifest whose paths are relative to its own folder.
+        estimate: is kept current while the rows are read.
 
     Raises:
         BadSource: neither of these, or not readable; raised here, before the first row is asked for. Or,
@@ -43,7 +44,8 @@ def read_source(location: Path) -> Iterator[Record | Rejected | Ignored]:
     """
     with _readable(location):
         found = _resolved(location)
-        rows = read_folder(found) if found.is_dir() else READERS[found.suffix.lower()](found)
+        read = read_folder if found.is_dir() else READERS[found.suffix.lower()]
+        rows = read(found, estimate or RowEstimate())
     return _to_the_end(location, rows)
 
 
@@ -122,21 +124,6 @@ def source_name(location: Path) -> str:
     return location.resolve().name if location.is_dir() else location.stem
 
 
-def count_rows(location: Path) -> int:
-    """Return about how many records there are, seldom too few: for a progress bar, not for a report.
-
-    Raises:
-        BadSource: as `read_source`.
-    """
-    with _readable(location):
-        found = _resolved(location)
-        if found.is_dir():
-            return count_pictures(found)
-        if found.suffix.lower() == ".parquet":
-            return count_parquet(found)
-        return _count_lines(found) if found.is_file() else 0
-
-
 def _resolved(location: Path) -> Path:
     found = _absolute(location)
     if not found.exists():
@@ -164,13 +151,3 @@ def _check_readable(file: Path) -> None:
         file.open("rb").close()
     except OSError as error:
         raise BadSource(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
-
-
-def _count_lines(file: Path) -> int:
-    lines, last = 0, b"\n"
-    with file.open("rb") as opened:
-        while chunk := opened.read(CHUNK_BYTES):
-            lines += chunk.count(b"\n")
-            last = chunk[-1:]
-    lines += last != b"\n"
-    return max(0, lines - 1) if file.suffix.lower() == ".csv" else lines

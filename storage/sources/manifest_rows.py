@@ -7,6 +7,7 @@ from typing import Any
 
 from fsspec import available_protocols
 
+from storage.errors import InvalidInput
 from storage.records import Record
 from storage.sources.validation import (
     BadRow,
@@ -34,7 +35,7 @@ UNGUARDED = {"dbfs", "jlab", "jupyter", "webhdfs"}
 """Schemes of drivers that speak HTTP by themselves: any host may redirect them into a private network."""
 
 
-class BadSource(ValueError):
+class BadSource(InvalidInput):
     """There is no source at this location that can be read to its end."""
 
 

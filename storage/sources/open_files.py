@@ -6,6 +6,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from storage.errors import SightlineError
+
 LINK_ERRORS = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)
 """What systems say of a link where `O_NOFOLLOW` meets one; the last of them is FreeBSD's."""
 
@@ -15,7 +17,7 @@ FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_CLOEXEC | os.O_DIRECTORY
 
 
-class OutsideFolder(OSError):
+class OutsideFolder(SightlineError, OSError):
     """A link leads out of the folder that a source may read."""
 
 

@@ -17,11 +17,12 @@ from weakref import finalize
 from storage.records import Record, Rejected
 from storage.sources.manifest_rows import BadSource
 from storage.sources.parquet_limits import CPU_S, MEMORY_BYTES, OUT_OF_MEMORY
+from storage.sources.row_estimate import RowEstimate
 
 MODULE = "storage.sources.parquet_process"
 
 
-def read_parquet(path: Path) -> Iterator[Record | Rejected]:
+def read_parquet(path: Path, estimate: RowEstimate) -> Iterator[Record | Rejected]:
     """Read the rows of a Parquet file, some at a time.
 
     Args:
@@ -32,17 +33,9 @@ def read_parquet(path: Path) -> Iterator[Record | Rejected]:
             some of its rows take more memory or time to decode than rows may.
     """
     decoder = _Decoder(path)
-    return _rows(decoder, decoder.receive_count())
-
-
-def count_parquet(path: Path) -> int:
-    """Return how many rows the file says it has.
-
-    Raises:
-        BadSource: not Parquet or without a column `key`.
-    """
-    with closing(_Decoder(path)) as decoder:
-        return decoder.receive_count()
+    count = decoder.receive_count()
+    estimate.set_rows(count)
+    return _rows(decoder, count)
 
 
 def _rows(decoder: "_Decoder", expected: int) -> Iterator[Record | Rejected]:

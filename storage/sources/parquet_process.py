@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
+from storage.errors import InvalidInput
 from storage.records import Record, Rejected
 from storage.sources.manifest_rows import BadSource, check_columns
 from storage.sources.parquet_limits import CPU_S, MAX_COLUMNS, MEMORY_BYTES, OUT_OF_MEMORY
@@ -43,7 +44,7 @@ def main(connection_fd: int, path: Path) -> None:
             connection.send(f"not readable as Parquet ({error}); write it again")
 
 
-class _Unfit(ValueError):
+class _Unfit(InvalidInput):
     """The file has other columns than a manifest has."""
 
 

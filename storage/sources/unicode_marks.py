@@ -2,6 +2,8 @@
 
 from unicodedata import combining, normalize
 
+from storage.errors import InvalidInput
+
 MAX_MARKS = 32
 """In a row; Unicode's stream-safe format (UAX #15) allows 30, and no language needs as many."""
 
@@ -11,7 +13,7 @@ MARKS_IN_ONE = "\N{TIBETAN VOWEL SIGN II}\N{TIBETAN VOWEL SIGN UU}\N{TIBETAN VOW
 REMEDY = f"more than {MAX_MARKS} combining marks in a row; remove them at the source"
 
 
-class TooManyMarks(ValueError):
+class TooManyMarks(InvalidInput):
     """A text stacks more combining marks than any language does."""
 
     def __init__(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from storage.errors import InvalidInput
 from storage.records import Rejected, Text
 from storage.redaction import redacted
 from storage.sources.unicode_marks import REMEDY, TooManyMarks, composed, has_many_marks
@@ -28,7 +29,7 @@ UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 """What Postgres refuses in a text: NUL, and halves of characters."""
 
 
-class BadRow(ValueError):
+class BadRow(InvalidInput):
     """This row cannot become a record; the next one may be fine.
 
     Attributes:

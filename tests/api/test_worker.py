@@ -16,7 +16,8 @@ from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from flows.api.worker import MOST_ATTEMPTS, drain
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.ingestion.retry_rejects import Retry, retry_rejects
 from flows.maintenance.purge import purge
 from flows.orchestration.scheduled_jobs import ingest_again

@@ -15,7 +15,8 @@ from flows.cli.demo import fetch_stamps
 from flows.config.settings import Settings
 from flows.datasets.test_sets import lines_of, of_records
 from flows.evaluation.evaluate import Evaluation, evaluate
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.resources.connections import Stores, open_stores, with_model
 from flows.training.finetune import Order, train_candidate
 from tests.bench.material import Row, scratch

@@ -9,7 +9,8 @@ from statistics import median
 from embedding.encoders.sentence_encoder import SentenceEncoder
 from embedding.images.preparation import Features, prepare
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.resources.connections import open_deps
 from tests.bench.material import MODELS, Row, model_at, photos, scratch, worker_counts
 

@@ -10,7 +10,8 @@ from sqlalchemy import Engine, text
 
 from flows.cli import main
 from flows.config.settings import load_settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.resources.connections import open_deps
 from storage import qdrant
 from storage.embedded.qdrant.process.discovery import find

@@ -18,7 +18,8 @@ from flows.config.settings import Settings
 from flows.datasets.test_sets import Question, chosen_set
 from flows.evaluation.evaluate import evaluate
 from flows.evaluation.promotion_gate import promote
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.resources.comparison import watch
 from flows.resources.connections import open_deps
 from flows.training.finetune import Order, train_candidate

@@ -18,7 +18,8 @@ from starlette.testclient import TestClient
 
 from embedding.images.decode import BadImage
 from flows.config.settings import Qdrant, Schedules, Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.maintenance.repair import repair
 from flows.resources.comparison import watch
 from flows.resources.connections import Deps

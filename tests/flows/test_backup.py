@@ -8,7 +8,8 @@ from qdrant_client import QdrantClient
 from sqlalchemy import text
 
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.maintenance import restore as restoring
 from flows.maintenance.backup import Made, backup
 from flows.maintenance.backup_files import BadBackup

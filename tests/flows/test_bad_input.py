@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.report import IngestReport
+from flows.ingestion.request import Request
 from flows.resources.connections import Deps
 from storage import qdrant
 from storage.postgres import catalog, rejects

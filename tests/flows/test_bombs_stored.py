@@ -16,7 +16,8 @@ from flows.config.settings import Settings
 from flows.datasets.near_duplicates import look_alikes
 from flows.datasets.test_sets import Question, chosen_set
 from flows.evaluation.evaluate import evaluate
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.ingestion.retry_rejects import retry_rejects
 from flows.maintenance.repair import repair
 from flows.reindexing.reindex import MissingPictures

@@ -15,7 +15,8 @@ from qdrant_client import QdrantClient
 from sqlalchemy import event, text
 
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps
 from flows.search.query import Query, search

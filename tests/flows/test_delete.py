@@ -7,8 +7,9 @@ import pytest
 from sqlalchemy import text
 
 from flows.config.settings import Settings
-from flows.ingestion import pipeline
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.report import IngestReport
+from flows.ingestion.request import Request
 from flows.maintenance import delete
 from flows.maintenance.delete import NoSuchItem, count_selected, delete_items
 from flows.resources import deletion
@@ -21,7 +22,7 @@ from storage.records import item_id
 from tests.support.builders import a_folder, a_manifest, png
 
 
-def ingest(deps: Deps, settings: Settings, location: Path, **asked: object) -> pipeline.IngestReport:
+def ingest(deps: Deps, settings: Settings, location: Path, **asked: object) -> IngestReport:
     return ingest_source(deps, settings, Request(location, **asked))
 
 

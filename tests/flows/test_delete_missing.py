@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,23 +16,18 @@ from sqlalchemy import Engine, text
 
 from flows.cli import main
 from flows.config.settings import Settings, load_settings
-from flows.ingestion import pipeline
-from flows.ingestion.missing_items import DeleteLimit, Missing, Reading, judge
-from flows.ingestion.pipeline import (
-    Only,
-    PartOfSource,
-    Request,
-    TooManyMissing,
-    TooManyRejects,
-    ingest_source,
-)
+from flows.ingestion.dry_run import dry_run
+from flows.ingestion.missing_items import DeleteLimit, MissingItems, SourceCoverage, decide
+from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.report import IngestReport, as_markdown
+from flows.ingestion.request import PartOfSource, Request, RowSelection
 from flows.ingestion.retry_rejects import Retry, retry_rejects
+from flows.ingestion.run_state import TooManyMissing, TooManyRejects
 from flows.orchestration import scheduled_jobs
 from flows.resources.connections import Deps, open_deps
 from storage.postgres import rejects, runs
 from storage.records import Rejected
-from storage.sources import BadSource, count_rows, find_row, read_source
+from storage.sources import BadSource, find_row, read_source
 from tests.support import forks
 from tests.support.builders import a_folder, a_manifest, a_record, png
 
@@ -137,7 +133,7 @@ def test_what_is_good_in_a_source_that_is_not_understood_is_ingested(
 
 
 def test_only_the_first_few_rows_that_are_not_understood_are_named():
-    reading = Reading()
+    reading = SourceCoverage()
 
     for n in range(5):
         reading.add(Rejected(f"line {n}", None, "not_json", "", rows=n + 1))
@@ -326,18 +322,22 @@ def sightline(*arguments: object) -> str:
 def test_a_handful_or_a_small_share_may_be_deleted(
     missing: int, known: int, limit: DeleteLimit, deletes: int
 ):
-    verdict = judge(Missing("shop", missing, known, ("a",)), Reading(), limit)
+    verdict = decide(MissingItems("shop", missing, known, ("a",)), SourceCoverage(), limit)
 
-    assert (verdict.deletes, verdict.leaves, verdict.refused) == (deletes, missing - deletes, not deletes)
+    assert (verdict.deletes, verdict.leaves, verdict.exceeds_limit) == (
+        deletes,
+        missing - deletes,
+        not deletes,
+    )
 
 
 def test_no_limit_overrides_a_doubt():
-    reading = Reading()
+    reading = SourceCoverage()
     reading.add(Rejected("line 1", None, "not_json", ""))
 
-    verdict = judge(Missing("shop", 1, 100, ("a",)), reading, DeleteLimit(1, yes=True))
+    verdict = decide(MissingItems("shop", 1, 100, ("a",)), reading, DeleteLimit(1, yes=True))
 
-    assert (verdict.deletes, verdict.refused) == (0, False)
+    assert (verdict.deletes, verdict.exceeds_limit) == (0, False)
 
 
 def test_more_than_the_limit_deletes_nothing_and_fails_with_all_else_kept(
@@ -379,7 +379,7 @@ def test_a_dry_run_shows_the_same_limit_and_the_same_doubts_and_writes_nothing(
 ):
     source = as_jsonl(tmp_path / "shop.jsonl", colours(10))
     ingest(deps, settings, source)
-    dry = partial(pipeline.dry_run, deps.engine, settings)
+    dry = partial(dry_run, deps.engine, settings)
     as_jsonl(source, colours(2))
 
     many = dry(Request(source, delete_missing=True))
@@ -403,7 +403,7 @@ def test_a_dry_run_shows_the_same_limit_and_the_same_doubts_and_writes_nothing(
     "part",
     [
         {"limit": 3},
-        {"only": Only(frozenset(["line 1"]), frozenset())},
+        {"only": RowSelection(frozenset(["line 1"]), frozenset())},
         {"location": None, "name": "shop", "sent": (a_record(),)},
     ],
 )
@@ -432,7 +432,7 @@ def test_a_schedule_fails_for_a_source_that_lost_much_and_goes_on_with_the_other
     failed: dict[str, str] = {}
     counts = sum(
         (scheduled_jobs.ingest_again(deps, settings, one, None, failed) for one in known),
-        start=pipeline.Counter(),
+        start=Counter(),
     )
 
     assert failed.keys() == {"both", "deep", "lost"}
@@ -471,8 +471,6 @@ def test_a_folder_that_cannot_be_listed_ends_the_run_and_nothing_is_deleted(
 
     assert len(living(deps)) == 7
     assert last_run(deps).outcome == "failed"
-    with pytest.raises(BadSource, match="cannot be listed"):
-        count_rows(folder)
 
 
 @pytest.mark.parametrize("name", ["s.jsonl", "s.csv"])

@@ -27,7 +27,8 @@ from flows.datasets.test_sets import (
 )
 from flows.evaluation.evaluate import Evaluation, Measured, evaluate
 from flows.evaluation.recall_plot import write_plot
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.resources.connections import Deps
 from storage import qdrant
 from storage.postgres import catalog, model_registry

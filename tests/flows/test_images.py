@@ -18,7 +18,8 @@ from embedding.images.worker_pool import Workers
 from flows.console.thumbnails import stored_image
 from flows.datasets.near_duplicates import look_alikes
 from flows.datasets.training_pairs import StoredMaterial
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.maintenance.repair import repair
 from flows.resources.images import load_image
 from flows.search.query import Query, gallery_page, search

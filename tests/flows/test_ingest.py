@@ -12,9 +12,12 @@ from embedding.images.worker_pool import Workers
 from embedding.pipeline import Clock
 from flows.config.settings import BadSettings, Limits, Qdrant, Settings
 from flows.ingestion import pipeline
+from flows.ingestion.dry_run import dry_run
 from flows.ingestion.image_cache import ImageCache
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.report import IngestReport
+from flows.ingestion.request import EmptySource, OtherLocation, Request
+from flows.ingestion.run_state import TooManyRejects
 from flows.ingestion.source_batches import BatchSize, IngestRun, read_batches
 from flows.ingestion.stages import Job, encode_batch, start_decoding, store_records, write_points
 from flows.resources.collections import open_collection
@@ -297,7 +300,7 @@ def test_an_empty_source_is_an_error_and_deletes_nothing(deps: Deps, settings: S
     ingest(deps, settings, folder)
     (folder / "a.png").unlink()
 
-    with pytest.raises(pipeline.EmptySource, match="is it the right folder"):
+    with pytest.raises(EmptySource, match="is it the right folder"):
         ingest(deps, settings, folder, delete_missing=True)
 
     assert points(deps) == 1
@@ -380,7 +383,7 @@ def test_a_folder_that_is_mostly_bad_fails_at_the_end_and_keeps_what_was_good(
     good = {f"good{n}.png": png("red", (16, 16 + n)) for n in range(3)}
     folder = a_folder(tmp_path / "scrape", bad | good)
 
-    with pytest.raises(pipeline.TooManyRejects, match="1,000 of 1,003 records were rejected") as failed:
+    with pytest.raises(TooManyRejects, match="1,000 of 1,003 records were rejected") as failed:
         ingest(deps, replace_batch_size(settings, 100), folder, delete_missing=True)
 
     assert (failed.value.report.outcome, failed.value.report.embedded) == ("failed", 3)
@@ -459,7 +462,7 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(deps: Deps, setting
     a_folder(folder, {"b.png": png("grey"), "d.png": png("blue", (20, 20))})
     before = [rows_of(deps, table) for table in ("items", "marks", "runs", "rejects", "seen")]
 
-    report = pipeline.dry_run(deps.engine, settings, Request(folder, delete_missing=True))
+    report = dry_run(deps.engine, settings, Request(folder, delete_missing=True))
 
     assert report.outcome == "dry run"
     assert (report.unchanged, report.embedded, report.deleted) == (1, 2, 1)
@@ -614,7 +617,7 @@ def test_folders_of_one_name_in_two_places_are_not_mixed_by_accident(
     there = a_folder(tmp_path / "there" / "shop", {"a.png": png("blue")})
     ingest(deps, settings, here)
 
-    with pytest.raises(pipeline.OtherLocation, match="--name"):
+    with pytest.raises(OtherLocation, match="--name"):
         ingest(deps, settings, there)
 
     assert ingest(deps, settings, there, name="other shop").embedded == 1

@@ -11,7 +11,8 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import sessionmaker
 
 from flows.config.settings import Qdrant, Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.maintenance.delete import delete_items
 from flows.maintenance.migrate_to_servers import Moved, MoveFailed, NothingToMove, move, move_to_servers
 from flows.resources.comparison import reconcile

@@ -21,8 +21,10 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from flows.config.settings import Settings
-from flows.ingestion.missing_items import HANDFUL, USUAL_SHARE
-from flows.ingestion.pipeline import Request, RunRecord, rehearse
+from flows.ingestion.dry_run import simulate
+from flows.ingestion.missing_items import ALWAYS_ALLOWED, DEFAULT_MAX_SHARE
+from flows.ingestion.request import Request
+from flows.ingestion.run_state import RunState
 from storage.postgres import catalog
 from storage.records import Digest, Item
 from storage.sources import BadSource
@@ -42,7 +44,7 @@ class Outcome:
 
     known: int
     deleted: set[str]
-    record: RunRecord | None
+    record: RunState | None
 
 
 def outcome(engine: Engine, keys: Sequence[str], location: Path, *, yes: bool) -> Outcome:
@@ -52,11 +54,11 @@ def outcome(engine: Engine, keys: Sequence[str], location: Path, *, yes: bool) -
     with Session(engine) as session:
         try:
             catalog.save_items(session, {item.id: (item, DIGEST) for item in items})
-            record = rehearse(session, LENIENT, request)
+            record = simulate(session, LENIENT, request)
             ids = catalog.missing_from_run(session, SOURCE, record.run.id, 10**6)
             missing = {item.key for item in items if item.id in set(ids)}
-            assert len(missing) == record.verdict.deletes + record.verdict.leaves
-            return Outcome(len(items), missing if record.verdict.deletes else set(), record)
+            assert len(missing) == record.decision.deletes + record.decision.leaves
+            return Outcome(len(items), missing if record.decision.deletes else set(), record)
         except BadSource:
             return Outcome(len(items), set(), None)
         finally:
@@ -65,7 +67,7 @@ def outcome(engine: Engine, keys: Sequence[str], location: Path, *, yes: bool) -
 
 def check(found: Outcome, standing: set[str], *, yes: bool) -> None:
     assert not found.deleted & standing
-    assert yes or len(found.deleted) <= max(HANDFUL, USUAL_SHARE * found.known)
+    assert yes or len(found.deleted) <= max(ALWAYS_ALLOWED, DEFAULT_MAX_SHARE * found.known)
 
 
 # Manifests of lines: what is known of them is which bytes are whose

@@ -7,7 +7,8 @@ from uuid import uuid4
 import pytest
 
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.resources.connections import Deps
 from flows.service.model_overview import Lineage, effort_of, tree
 from storage.postgres import model_history, model_registry, runs, statistics

@@ -14,7 +14,8 @@ from embedding.images import perceptual_hash as hashing
 from embedding.images.perceptual_hash import NEAR, near_groups, perceptual_hash
 from flows.config.settings import Settings
 from flows.datasets.near_duplicates import Groups, look_alikes, same_bytes
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.resources.connections import Deps
 from storage import qdrant
 from storage.postgres import perceptual_hashes

@@ -18,7 +18,8 @@ from flows.config.settings import Gate, Settings
 from flows.datasets.test_sets import NothingToEvaluate, of_held_out, of_records
 from flows.evaluation.evaluate import Judged, evaluate
 from flows.evaluation.promotion_gate import AlreadyActive, Check, Decision, decide, promote
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.reindexing.reindex import NotPromoted, Order, reindex
 from flows.resources.connections import Deps
 from storage import qdrant

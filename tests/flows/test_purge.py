@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.maintenance.backup import backup, scratch_folder
 from flows.maintenance.backup_files import read_manifest
 from flows.maintenance.purge import Purged, TooManyOrphans, purge

@@ -1,14 +1,19 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
+from qdrant_client import QdrantClient
 
 from embedding.images.decode import BadImage
 from flows.config.settings import Limits, Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.resources.connections import Deps
+from flows.resources.model_loader import Models
 from flows.search.gallery import render
-from flows.search.query import NoSuchRecord, Query, gallery_page, search
+from flows.search.query import NoSuchRecord, Query, Searching, gallery_page, search
 from storage import qdrant
 from storage.postgres import catalog
 from storage.records import item_id
@@ -35,6 +40,26 @@ def shop(deps: Deps, settings: Settings, tmp_path: Path) -> Deps:
 
 def keys(deps: Deps, query: Query) -> list[str]:
     return [one.item.key for one in search(deps, query).found]
+
+
+def warm(deps: Deps, settings: Settings, clock: Callable[[], float]) -> Searching:
+    """Return what a process keeps that goes on searching."""
+    models = Models(settings, lambda _settings, name: ColourEncoder(name, f"{name}1"))
+    alias = qdrant.AliasCache(clock)
+    return Searching(deps.engine, deps.sessions, deps.vectors, deps.blobs, deps.encoder, models, alias=alias)
+
+
+def requests_sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows with each HTTP request from here on."""
+    sent: list[str] = []
+    send = httpx.Client.send
+
+    def record(self: httpx.Client, request: httpx.Request, **rest: object) -> httpx.Response:
+        sent.append(f"{request.method} {request.url.path}")
+        return send(self, request, **rest)
+
+    monkeypatch.setattr(httpx.Client, "send", record)
+    return sent
 
 
 def a_picture(folder: Path, colour: str) -> Path:
@@ -203,3 +228,75 @@ def test_a_gallery_of_texts_needs_no_pictures(deps: Deps, settings: Settings, tm
 
     assert [card.picture for card in page.cards] == [None]
     assert "red" in render(page)
+
+
+def test_a_search_of_a_warm_process_sends_qdrant_one_request(
+    deps: Deps, served: QdrantClient, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shop = replace(deps, vectors=served)
+    ingest_source(shop, settings, Request(a_folder(tmp_path / "shop", SHOP)))
+    now = [0.0]
+    searching = warm(shop, settings, lambda: now[0])
+    by_text = Query(text="red", limit=1)
+    by_image = Query(image=a_picture(tmp_path, "red"), find="texts", limit=1)
+    search(searching, by_text)
+    sent = requests_sent(monkeypatch)
+
+    for query in (by_text, by_image):
+        sent.clear()
+        assert keys(searching, query) == ["rose.png"]
+        assert sent == [f"POST /collections/{qdrant.collection_name('colour1')}/points/query"]
+
+    sent.clear()
+    now[0] += qdrant.MAX_AGE_S
+    assert keys(searching, by_text) == ["rose.png"]
+    assert len(sent) == 3  # the alias and its collection are described again
+
+
+def switched(vectors: QdrantClient, fingerprint: str, *, short_dim: int | None = None) -> str:
+    """Have searches go to an empty collection of another model; return its name."""
+    name = qdrant.create_collection(
+        vectors, model="clip", fingerprint=fingerprint, dim=3, filter_fields={}, short_dim=short_dim
+    )
+    qdrant.activate(vectors, name)
+    return name
+
+
+def test_a_switch_is_noticed_within_a_second_and_till_then_the_retired_collection_answers(
+    shop: Deps, settings: Settings
+):
+    now = [0.0]
+    searching = warm(shop, settings, lambda: now[0])
+    before = search(searching, Query(text="red"))
+
+    new = switched(shop.vectors, "clip1")
+
+    meanwhile = search(searching, Query(text="red"))
+    assert (meanwhile.model, meanwhile.collection, meanwhile.found) == (
+        "colour",
+        before.collection,
+        before.found,
+    )
+    now[0] += qdrant.MAX_AGE_S
+    after = search(searching, Query(text="red"))
+    assert (after.model, after.collection, after.found) == ("clip", new, ())
+
+
+def test_a_collection_that_was_dropped_or_made_anew_is_noticed_at_once(
+    deps: Deps, served: QdrantClient, settings: Settings, tmp_path: Path
+):
+    shop = replace(deps, vectors=served)
+    ingest_source(shop, settings, Request(a_folder(tmp_path / "shop", SHOP)))
+    searching = warm(shop, settings, clock=lambda: 0.0)
+    first = search(searching, Query(text="red"))
+
+    second = switched(served, "clip1", short_dim=2)
+    served.delete_collection(first.collection)
+    assert search(searching, Query(text="red")).collection == second
+
+    served.delete_collection(second)
+    assert switched(served, "clip1") == second
+    assert search(searching, Query(text="red")).collection == second
+    served.delete_collection(second)
+    with pytest.raises(qdrant.NoCollection):
+        search(searching, Query(text="red"))

@@ -14,7 +14,8 @@ from sqlalchemy import select, text, update
 from embedding.encoders.sentence_encoder import Encoder, Vectors
 from embedding.images.preparation import Features
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.maintenance.delete import delete_items
 from flows.maintenance.purge import purge
 from flows.reindexing.reindex import (
@@ -94,9 +95,15 @@ def forced(
     )
 
 
-def with_models(deps: Deps, settings: Settings) -> Searching:
+def with_models(deps: Deps, settings: Settings, clock: Callable[[], float] = time.monotonic) -> Searching:
     return Searching(
-        deps.engine, deps.sessions, deps.vectors, deps.blobs, deps.encoder, Models(settings, load)
+        deps.engine,
+        deps.sessions,
+        deps.vectors,
+        deps.blobs,
+        deps.encoder,
+        Models(settings, load),
+        alias=qdrant.AliasCache(clock),
     )
 
 
@@ -123,14 +130,18 @@ def test_searches_go_to_the_new_model_and_the_old_collection_is_kept(shop: Deps,
 
 
 def test_searches_that_go_on_follow_the_switch(shop: Deps, settings: Settings):
-    searching = with_models(shop, settings)
+    now = [0.0]
+    searching = with_models(shop, settings, lambda: now[0])
     before = search(searching, Query(text="red", limit=4))
 
     forced(shop, settings)
+    meanwhile = search(searching, Query(text="red", limit=4))
+    now[0] += qdrant.MAX_AGE_S
 
     after = search(searching, Query(text="red", limit=4))
     assert (before.model, after.model) == ("colour", "turned")
-    assert colours_found(before) == colours_found(after) == {"red"}
+    assert (meanwhile.model, meanwhile.collection) == (before.model, before.collection)
+    assert colours_found(before) == colours_found(meanwhile) == colours_found(after) == {"red"}
 
 
 def test_a_model_that_was_not_promoted_is_refused(shop: Deps, settings: Settings):

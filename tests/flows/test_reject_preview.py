@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.reject_preview import SIDE, NoPicture, drawn_anew, picture_of_reject
+from flows.ingestion.request import Request
 from flows.resources.connections import Deps
 from storage.postgres import rejects
 from tests.support.builders import a_folder, a_manifest, encoded, noise, png

@@ -1,8 +1,10 @@
 """Postgres and Qdrant brought apart in every way that happened to others, found, and mended."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -10,13 +12,15 @@ from qdrant_client import QdrantClient, models
 from sqlalchemy import text
 
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.maintenance import repair as repairing
 from flows.maintenance.repair import Mended, TooManyDeletes
 from flows.resources import comparison
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps
 from storage import qdrant
+from storage.postgres import catalog
 from storage.postgres.locks import Busy, source_lock
 from storage.records import item_id
 from tests.support.builders import a_folder, png
@@ -251,6 +255,36 @@ def test_marks_of_a_retired_collection_promise_no_more_than_it_holds(deps: Deps,
 def test_a_repair_does_not_begin_while_an_ingest_runs(deps: Deps, settings: Settings):
     with source_lock(deps.engine, "shop"), pytest.raises(Busy):
         repair(deps, settings)
+
+
+@pytest.mark.usefixtures("shop")
+def test_a_comparison_reads_each_store_once_and_the_suspects_a_second_time(
+    deps: Deps, monkeypatch: pytest.MonkeyPatch
+):
+    deps.vectors.delete(NAME, [id_of("red.png")])
+    deps.vectors.set_payload(NAME, {"record_hash": "other"}, [id_of("blue.png")])
+    scroll, entries = deps.vectors.scroll, catalog.entries
+    points: list[str] = []
+    items: list[str] = []
+
+    def counted_scroll(*args: Any, **named: Any) -> Any:
+        page = scroll(*args, **named)
+        points.extend(str(point.id) for point in page[0])
+        return page
+
+    def counted_entries(*args: Any, **named: Any) -> Any:
+        page = entries(*args, **named)
+        items.extend(str(item.id) for item in page)
+        return page
+
+    monkeypatch.setattr(deps.vectors, "scroll", counted_scroll)
+    monkeypatch.setattr(catalog, "entries", counted_entries)
+
+    assert differences(deps) == {"missing": 1, "stale": 1}
+
+    once, gone, suspect = map(id_of, ("grey.png", "red.png", "blue.png"))
+    assert Counter(points) == {once: 1, id_of("green.png"): 1, suspect: 2}
+    assert Counter(items) == {once: 1, id_of("green.png"): 1, suspect: 3, gone: 3}
 
 
 @pytest.mark.usefixtures("shop")

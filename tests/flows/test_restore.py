@@ -16,7 +16,8 @@ from sqlalchemy import URL, Engine, text
 from sqlalchemy.orm import sessionmaker
 
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.maintenance import restore as restoring
 from flows.maintenance.backup import backup
 from flows.maintenance.backup_files import BadBackup, described, last_proof, read_manifest

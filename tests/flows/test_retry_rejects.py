@@ -6,7 +6,8 @@ import pytest
 from sqlalchemy import text
 
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.ingestion.retry_rejects import Retry, retry_rejects
 from flows.resources.connections import Deps
 from storage.postgres import rejects

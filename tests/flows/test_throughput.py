@@ -12,8 +12,9 @@ from rich.console import Console, RenderableType
 
 from flows.cli.tables.records import of_ingest
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.report import as_markdown
+from flows.ingestion.request import Request
 from flows.ingestion.throughput import Speed, speed_of
 from flows.resources.connections import Deps
 from storage.postgres import runs

@@ -16,7 +16,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from sqlalchemy import Engine
 
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import EmptySource, Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import EmptySource, Request
 from flows.resources.connections import Deps
 from flows.search.query import Query, search
 from flows.tracking import tracing

@@ -4,7 +4,8 @@ import pytest
 
 from flows.config.settings import Settings
 from flows.console.pages.record import searchable
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.resources.connections import Deps
 from storage.postgres import catalog, model_registry, perceptual_hashes
 from storage.postgres.item_view import details

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.maintenance.repair import repair
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps, open_stores

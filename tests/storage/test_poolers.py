@@ -14,7 +14,8 @@ from sqlalchemy.orm import sessionmaker
 
 import storage.postgres.locks
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.maintenance.delete import delete_items
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps

@@ -6,7 +6,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from flows.config.settings import Settings
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.maintenance.delete import delete_items
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from pyarrow.parquet import ParquetFile, ParquetWriter, write_table
 
 from storage.records import Ignored, Record, Rejected, Text
-from storage.sources import BadSource, FetchError, count_rows, fetch, read_source, source_name
+from storage.sources import BadSource, FetchError, fetch, read_source, source_name
 from storage.sources.bounded_lines import MAX_LINE_BYTES
+from storage.sources.row_estimate import RowEstimate
 
 PICTURE = b"not decoded here"
 LIMITS: dict[str, Any] = {"max_bytes": 1_000, "timeout_s": 5}
@@ -129,13 +130,38 @@ def test_a_link_to_a_manifest_keeps_the_name_and_the_folder_of_the_link(tmp_path
     assert the_record(link).image == str(tmp_path.resolve() / "seen" / "a.png")
 
 
-def test_rows_are_counted_without_being_read(tmp_path: Path):
-    folder = a_tree(tmp_path / "p", {"a.png": b"", "b/c.JPG": b"", "d.txt": b"", ".hidden.png": b""})
-    jsonl = a_tree(tmp_path, {"a.jsonl": b'{"key": 1}\n\xff\nno newline at the end'}) / "a.jsonl"
-    table = a_csv(tmp_path, ["key", "text"], ["1", "a"], ["2", "b"])
+def test_rows_are_estimated_while_they_are_read(tmp_path: Path):
+    folder = a_tree(tmp_path / "p", {"a.png": b"", "c.JPG": b"", "d.txt": b"", ".hidden.png": b""})
+    deep = a_tree(tmp_path / "q", {"a.png": b"", "b/c.JPG": b""})
+    lines = b'{"key": "1"}\n{"key": "2"}\n\xff\n{"key":"no newline at the end"}'
+    jsonl = a_tree(tmp_path, {"a.jsonl": lines}) / "a.jsonl"
+    table = a_csv(tmp_path, ["key", "text"], *(["1", "a"] for _ in range(9)))
     parquet = a_parquet(tmp_path, key=["1", "2", "3", "4"])
 
-    assert [count_rows(source) for source in (folder, jsonl, table, parquet)] == [2, 3, 2, 4]
+    found = {source.name: estimates(source) for source in (folder, deep, jsonl, table, parquet)}
+
+    assert found == {
+        "p": [2, 2],
+        "q": [0, 2],
+        "a.jsonl": [5, 5, 6, 4],
+        table.name: [4, 6, 7, 7, 8, 8, 9, 9, 9],
+        parquet.name: [4, 4, 4, 4],
+    }
+
+
+def test_a_source_that_was_read_to_its_end_has_as_many_rows_as_were_read(tmp_path: Path):
+    estimate = RowEstimate()
+
+    rows = list(read_source(a_csv(tmp_path, ["key", "text"], ["1", "a"], ["2", "b"]), estimate))
+
+    assert (len(rows), estimate.total(2)) == (2, 2)
+
+
+def estimates(source: Path) -> list[int]:
+    """The estimate after each row of a source."""
+    estimate = RowEstimate()
+    rows = (row for row in read_source(source, estimate) if not isinstance(row, Ignored))
+    return [estimate.total(number) for number, _ in enumerate(rows, start=1)]
 
 
 # Folders

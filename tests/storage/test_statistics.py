@@ -12,12 +12,14 @@ from sqlalchemy import text
 from flows.config.settings import Qdrant, Settings
 from flows.datasets.test_sets import Question, chosen_set
 from flows.evaluation.evaluate import evaluate
-from flows.ingestion.pipeline import Request, ingest_source
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
 from flows.maintenance.delete import delete_items
 from flows.resources.connections import Deps
 from flows.service.observer import Observer, look_at_catalog, observe
-from flows.service.pool import AWAY, Backend
+from flows.service.pool import Backend
 from storage.embedded.qdrant.process.discovery import find
+from storage.errors import StoreUnavailable
 from storage.postgres import statistics
 from storage.postgres.catalog import Selection
 from storage.postgres.statistics import Figures, RejectCount
@@ -145,7 +147,7 @@ def test_a_store_that_is_away_is_a_sentence_and_the_other_one_is_seen(home: Path
 def test_what_a_caller_does_with_a_store_that_goes_away_names_the_store(home: Path):
     backend = Backend(Settings(home=home, qdrant=Qdrant(url="http://127.0.0.1:9"), decode_workers=0))
 
-    with pytest.raises(AWAY, match="SIGHTLINE_QDRANT__URL"), backend.vectors() as client:
+    with pytest.raises(StoreUnavailable, match="SIGHTLINE_QDRANT__URL"), backend.vectors() as client:
         client.get_collections()
 
     backend.close()
