@@ -1,5 +1,6 @@
 """Keep vectors in Qdrant: one collection per model, searched through one alias."""
 
+from storage.qdrant.alias_cache import MAX_AGE_S, AliasCache
 from storage.qdrant.aliases import (
     AliasNotMoved,
     NoCollection,
@@ -49,8 +50,10 @@ from storage.qdrant.search import (
 
 __all__ = [
     "ALIAS",
+    "MAX_AGE_S",
     "POINTS_A_REQUEST",
     "STREAMS",
+    "AliasCache",
     "AliasNotMoved",
     "Collection",
     "DimensionMismatch",
