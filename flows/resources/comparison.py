@@ -1,7 +1,7 @@
 """Compare Postgres and Qdrant record by record; Postgres is the truth."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -19,6 +19,7 @@ from storage.consistency.differences import (
     CatalogEntry,
     Difference,
     PointEntry,
+    PointId,
     compare,
     find_difference,
     id_order,
@@ -27,7 +28,7 @@ from storage.postgres import catalog, model_registry
 from storage.postgres.locks import flow_lock
 from storage.postgres.model_registry import Known
 from storage.postgres.run_totals import COMPARISON
-from storage.records import Picture
+from storage.records import ImageInfo
 
 PAGE = 2000
 CONFIRM = 500
@@ -172,27 +173,28 @@ def confirmed(
             yield point
 
     suspects = compare(counted_items(), counted_points(), complete=complete)
-    while chunk := list(islice(suspects, CONFIRM)):
-        yield from second_look(stores, collection, complete, chunk)
+    while chunk := {one.id for one in islice(suspects, CONFIRM)}:
+        yield from confirm(stores, collection, complete, chunk)
 
 
-def second_look(
-    stores: Stores, collection: str, complete: bool, suspects: list[Difference]
-) -> list[Difference]:
-    """Return what differs among the same ids now, as far as Postgres says the same before and after."""
-    foreign = [one for one in suspects if isinstance(one.id, int)]
-    ids = [one.id for one in suspects if isinstance(one.id, UUID)]
+def confirm(stores: Stores, collection: str, complete: bool, ids: Collection[PointId]) -> list[Difference]:
+    """Compare some ids again, and return the differences in id order.
+
+    An item that Postgres changes meanwhile is left out: a writer is at work on it.
+    """
+    uuids = [id for id in ids if isinstance(id, UUID)]
     with stores.sessions() as session:
-        before = {one.id: one for one in catalog.entries(session, collection, ids=ids)}
-    points = {point.id: point for point in qdrant.scroll_entries(stores.vectors, collection, ids)}
+        before = {one.id: one for one in catalog.entries(session, collection, ids=uuids)}
+    points = {point.id: point for point in qdrant.scroll_entries(stores.vectors, collection, list(ids))}
     with stores.sessions() as session:
-        after = {one.id: one for one in catalog.entries(session, collection, ids=ids)}
-    settled = (id for id in ids if before.get(id) == after.get(id))
-    found = (find_difference(after.get(id), points.get(id), complete=complete) for id in settled)
-    return sorted([*foreign, *(one for one in found if one is not None)], key=lambda one: id_order(one.id))
+        after = {one.id: one for one in catalog.entries(session, collection, ids=uuids)}
+    entries: dict[PointId, CatalogEntry] = {**after}
+    settled = (id for id in ids if isinstance(id, int) or before.get(id) == after.get(id))
+    found = (find_difference(entries.get(id), points.get(id), complete=complete) for id in settled)
+    return sorted((one for one in found if one is not None), key=lambda one: id_order(one.id))
 
 
-def missing_images(stores: Stores, report: Report) -> Iterator[Picture]:
+def missing_images(stores: Stores, report: Report) -> Iterator[ImageInfo]:
     """Yield each image that a living item has and the blob store has not, by SHA-256."""
     if stores.blobs is None:
         return

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from heapq import merge
+from itertools import product
 from typing import Any, Literal
 from uuid import UUID
 
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from storage.consistency.differences import PointEntry, PointId, id_order
+from storage.errors import InvalidInput
 from storage.qdrant.collections import SHORT, Collection, list_collections
 from storage.records import Digest, Item
 
@@ -21,7 +24,7 @@ STREAMS = 3
 """Measured: more points in a request, or more requests at once, are slower, on two cores at least."""
 
 
-class DimensionMismatch(ValueError):
+class DimensionMismatch(InvalidInput):
     """The vectors come from another model than the collection was made for."""
 
 
@@ -31,7 +34,7 @@ class Point:
 
     item: Item
     digest: Digest
-    """CatalogEntry in the payload, so that Postgres and Qdrant can be compared."""
+    """In the payload too, so that Postgres and Qdrant can be compared."""
 
     image: NDArray[np.float32] | None
     """Shape (dim,), unit length; None without an image."""
@@ -104,21 +107,29 @@ def count(client: QdrantClient, collection: str) -> int:
 
 
 def scroll_entries(
-    client: QdrantClient, collection: str, ids: Sequence[UUID] | None = None
+    client: QdrantClient, collection: str, ids: Sequence[PointId] | None = None
 ) -> Iterator[PointEntry]:
-    """Yield every point of `collection`, or those of `ids`, in id order; no vector is read.
+    """Yield every point of `collection`, or those of `ids`, in id order.
+
+    Each point is read once, without its vectors: Qdrant does not list which vectors a point has, so that the
+    points with both, one or none of them are scrolled apart, and merged. A point that is written meanwhile
+    can come twice, or not at all.
 
     Args:
-        collection: one that isn't there holds no point.
+        collection: an absent one has no points.
     """
-    if not client.collection_exists(collection):
-        return
-    having = {space: _Ids(_scroll(client, collection, ids, having=space)) for space in ("image", "text")}
-    for point in _scroll(client, collection, ids, payload=["content_hash", "record_hash"]):
-        id = _point_id(point)
-        yield PointEntry(
-            id, payload_digest(point.payload or {}), having["image"].has(id), having["text"].has(id)
-        )
+    if client.collection_exists(collection):
+        kinds = product((True, False), repeat=2)
+        streams = (_entries(client, collection, ids, image=image, text=text) for image, text in kinds)
+        yield from merge(*streams, key=lambda entry: id_order(entry.id))
+
+
+def _entries(
+    client: QdrantClient, collection: str, ids: Sequence[PointId] | None, *, image: bool, text: bool
+) -> Iterator[PointEntry]:
+    vectors: dict[Space, bool] = {"image": image, "text": text}
+    for point in _scroll(client, collection, ids, having=vectors, payload=["content_hash", "record_hash"]):
+        yield PointEntry(_point_id(point), payload_digest(point.payload or {}), image, text)
 
 
 def scroll_digests(
@@ -179,38 +190,24 @@ def payload_digest(payload: Mapping[str, Any]) -> Digest | None:
     return Digest(content, record) if isinstance(content, str) and isinstance(record, str) else None
 
 
-class _Ids:
-    """Ids in order, asked about in order."""
-
-    def __init__(self, points: Iterator[models.Record]) -> None:
-        self._ids = (_point_id(point) for point in points)
-        self._next = next(self._ids, None)
-
-    def has(self, id: PointId) -> bool:
-        while self._next is not None and id_order(self._next) < id_order(id):
-            self._next = next(self._ids, None)
-        return self._next == id
-
-
 def _scroll(
     client: QdrantClient,
     collection: str,
     ids: Sequence[PointId] | None = None,
     *,
-    having: Space | None = None,
+    having: Mapping[Space, bool] | None = None,
     payload: list[str] | bool = False,
     vectors: list[str] | bool = False,
 ) -> Iterator[models.Record]:
-    must: list[models.Condition] = []
-    if ids is not None:
-        must.append(models.HasIdCondition(has_id=wire_ids(ids)))
-    if having is not None:
-        must.append(models.HasVectorCondition(has_vector=having))
+    must: list[models.Condition] = [] if ids is None else [models.HasIdCondition(has_id=wire_ids(ids))]
+    must_not: list[models.Condition] = []
+    for space, has in (having or {}).items():
+        (must if has else must_not).append(models.HasVectorCondition(has_vector=space))
     offset: Any = None
     while True:
         points, offset = client.scroll(
             collection,
-            scroll_filter=models.Filter(must=must) if must else None,
+            scroll_filter=models.Filter(must=must, must_not=must_not) if must or must_not else None,
             limit=SCROLL_PAGE,
             offset=offset,
             with_payload=payload,
