@@ -10,7 +10,7 @@ from flows.ingestion.report import BatchReport
 from storage.consistency.change_plan import Plan
 from storage.postgres.catalog import Stored
 from storage.qdrant import Point
-from storage.records import Digest, Item, Picture, Record, Rejected, item_id
+from storage.records import Digest, ImageInfo, Item, Record, Rejected, item_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class FetchedRecord:
     def item_id(self, source: str) -> UUID:
         return item_id(source, self.record.key)
 
-    def as_item(self, source: str, image: Picture | None) -> Item:
+    def as_item(self, source: str, image: ImageInfo | None) -> Item:
         return Item(source, self.record.key, self.record.texts, image, self.record.metadata)
 
 
@@ -50,19 +50,19 @@ class FetchedBatch:
     """By SHA-256, the images of the records to embed, as `start_decoding` submits them."""
 
     def hidden_keys(self) -> set[str]:
-        """Return the keys of rows that may stand inside the rows of this batch."""
+        """Return the keys that may be hidden inside the rows."""
         rows = (*self.rejects, *(one.record for one in self.records))
         return {key for row in rows for key in row.hides}
 
     def needs_embedding(self, id: UUID, one: FetchedRecord) -> bool:
-        """Return whether the record would be embedded: its item or its content is new."""
+        """Return whether the item or the content of a record is new."""
         state = self.stored[id].mark if id in self.stored else None
         return id not in self.excluded and (state is None or state.content != one.digest.content)
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedBatch:
-    """Hold the records of a batch, and the changes that they need in the stores."""
+    """Hold the records of a batch and the planned changes."""
 
     rows: int
     records: Mapping[UUID, FetchedRecord]
@@ -87,8 +87,11 @@ class PlannedBatch:
         return {id: self.records[id].digest for id in (*self.fresh, *self.updated)}
 
     def updated_item(self, source: str, id: UUID) -> Item:
-        """Return an item that keeps its vectors: its image has the same bytes, perhaps at another URI."""
-        one, image = self.records[id], self.stored[id].picture
+        """Return an item that keeps its vectors.
+
+        Its image has the same bytes as before, perhaps at another URI.
+        """
+        one, image = self.records[id], self.stored[id].image
         uri, strangers = one.record.image, one.record.from_strangers
         if image is not None and uri is not None:
             image = replace(image, uri=uri, from_strangers=strangers)

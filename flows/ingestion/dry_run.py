@@ -48,7 +48,10 @@ def simulate(session: Session, settings: Settings, request: Request) -> RunState
 
 
 def _decision(missing: MissingItems, request: Request, state: RunState, settings: Settings) -> DeleteDecision:
-    """Return the decision of an ingest about missing items; a run that fails earlier deletes none."""
+    """Return the decision of an ingest about missing items.
+
+    A run that fails before it decides deletes none.
+    """
     try:
         check_rows_read(state.report("dry run"), request)
         check_rejects(state.report("dry run"), settings.max_reject_share)

@@ -1,4 +1,4 @@
-"""Images of a run that is under way, each decoded once and encoded once."""
+"""Cache the images of a run until they are stored."""
 
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from embedding.images.preparation import Prepared
 from embedding.images.worker_pool import Workers
-from storage.records import Picture
+from storage.records import ImageInfo
 
 
 class CachedImage:
-    """Hold one image: while it is decoded, then its pixels, then its vector."""
+    """Hold one image while it is decoded, encoded and stored."""
 
     def __init__(self, decoding: "Future[Prepared]") -> None:
         self._decoding = decoding
@@ -29,14 +29,16 @@ class CachedImage:
         return cls(done)
 
     @classmethod
-    def with_vector(cls, picture: Picture, vector: NDArray[np.float32]) -> Self:
+    def with_vector(cls, picture: ImageInfo, vector: NDArray[np.float32]) -> Self:
         """Return an image that has a stored vector."""
         image = cls.decoded(Prepared(picture.width, picture.height, picture.format, {}))
         image.vector = vector
         return image
 
     def prepared(self) -> Prepared:
-        """Wait for the decoded image; it has no features once it has a vector.
+        """Wait for the decoded image.
+
+        It has no features once it has a vector.
 
         Raises:
             BadImage: the image cannot be decoded, or no model can use it.
@@ -51,7 +53,9 @@ class CachedImage:
 
 
 class ImageCache:
-    """Hold the images of a run that are not in the stores yet, by SHA-256.
+    """Hold the images of a run that are not stored yet.
+
+    They are known by SHA-256.
 
     One thread adds images; others only remove them, so that no lock is needed.
     """

@@ -1,4 +1,4 @@
-"""Decide which missing items of a source a run may delete, without reading a store."""
+"""Decide which missing items a run may delete, without reading a store."""
 
 from dataclasses import dataclass, field
 
@@ -36,7 +36,7 @@ class DeleteLimit:
 
 @dataclass(slots=True)
 class SourceCoverage:
-    """Count the rows of a source that were read, and those not understood.
+    """Count the rows of a source, and those not understood.
 
     Any item may be in a row that was not understood.
     """

@@ -168,7 +168,7 @@ def run_batches(
 
 
 def batch_size(encoder: Encoder, settings: Settings) -> BatchSize:
-    """Return the size of a batch: some batches of the model, within the setting."""
+    """Return the size of a batch, in rows and images."""
     images = min(settings.batch_size, MODEL_BATCHES * encoder.pictures_at_once)
     return BatchSize(settings.batch_size, images)
 
@@ -201,7 +201,7 @@ def finish(deps: Deps, request: Request, state: RunState) -> None:
 
 
 def find_missing(session: Session, run: IngestRun) -> MissingItems:
-    """Return the items of a source that a run, which has read all of it, has not met."""
+    """Return the items that a run of its whole source missed."""
     before = runs.last_completed(session, run.source)
     return MissingItems(
         run.source,

@@ -1,4 +1,4 @@
-"""The image of a reject, for a person to look at: found again as an ingest finds it, and drawn anew."""
+"""Preview the image of a reject."""
 
 from io import BytesIO
 from pathlib import Path
@@ -25,11 +25,13 @@ SAME_KEY = "duplicate_key"
 
 
 class NoPicture(NotFound):
-    """There is none that can be shown; says why, and what to do."""
+    """Report that a reject has no image to preview, and the remedy."""
 
 
 def picture_of_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID) -> bytes:
-    """Return the image of an open reject as a small JPEG, which holds nothing of the file but its pixels.
+    """Return the image of an open reject as a small JPEG.
+
+    The JPEG holds only the pixels of the file.
 
     The row is read again from where its source was read last, by the same rules: no path leads out of the
     source, no more is fetched than an ingest fetches, and redirects lead to no private network. The file is
@@ -61,7 +63,7 @@ def picture_of_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID)
 
 
 def drawn_anew(data: bytes, *, name: str) -> bytes:
-    """Return what the image decoder makes of these bytes, as a small JPEG.
+    """Decode an image and encode it as a small JPEG.
 
     Raises:
         BadImage: it refuses them, or they crash its process.

@@ -1,4 +1,4 @@
-"""What each reason code of a reject means, and what to do about it. A test knows that none is missing."""
+"""Describe each reason code of a reject, and its remedy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,10 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a row could not be taken in; the message of a reject says it of that one row."""
+    """Describe one reason code.
+
+    The message of a reject applies it to its row.
+    """
 
     meaning: str
     remedy: str

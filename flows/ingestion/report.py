@@ -1,4 +1,4 @@
-"""What became of a batch and of a run, in numbers."""
+"""Report the results of a batch and of a run as counts."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -26,7 +26,10 @@ COUNTS = (
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What became of one batch, as counts; never arrays, so that Prefect can carry it."""
+    """Count the results of one batch.
+
+    It holds no arrays, so that Prefect can carry it.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     """By `COUNTS`; `read` is the sum of `unchanged`, `embedded`, `updated`, `rejected`, `still_deleted`."""
@@ -40,7 +43,10 @@ class BatchReport:
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """One run in numbers; `read` is the sum of the five that follow it."""
+    """Report the results of one run.
+
+    `read` is the sum of the five counts that follow it.
+    """
 
     run: UUID
     source: str
@@ -89,7 +95,7 @@ def as_report(
     speed: Speed,
     not_deleted_because: str | None = None,
 ) -> IngestReport:
-    """Return the counts of a run's batches, and of what it did besides, as its report."""
+    """Return the report of a run from its counts."""
     return IngestReport(
         run=run_id,
         source=source,
@@ -104,7 +110,7 @@ def as_report(
 
 
 def as_markdown(report: IngestReport) -> str:
-    """Return `report` as the page that Prefect shows for the run."""
+    """Return a report as Markdown, for the artifact in Prefect."""
     counts = [(name, f"{getattr(report, name):,}") for name in COUNTS]
     reasons = [(f"rejected: {reason}", f"{many:,}") for reason, many in report.reasons.items()]
     stages = [(f"seconds: {name}", f"{seconds:.1f}") for name, seconds in report.stages.items()]
@@ -117,7 +123,7 @@ def as_markdown(report: IngestReport) -> str:
 
 
 def as_sentences(speed: Speed) -> tuple[str, str]:
-    """Return how fast a run was and what it needed, and then what to turn."""
+    """Return the rates and memory of a run, and the advice."""
     device = "" if speed.peak_device_mib is None else f", {speed.peak_device_mib:,.0f} MiB on the GPU"
     rates = f"{speed.records_per_s:,.0f} records a second, {speed.pictures_per_s:,.0f} pictures a second"
     return f"{rates}; {speed.peak_mib:,.0f} MiB at most{device}", speed.advice

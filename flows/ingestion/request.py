@@ -1,4 +1,4 @@
-"""Parameters of one ingest, and the rows and the source name that follow from them."""
+"""Describe one ingest: its rows, its source name and its options."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,27 +12,28 @@ from flows.config.settings import Settings
 from flows.ingestion.missing_items import DEFAULT_MAX_SHARE
 from flows.ingestion.source_batches import IngestRun, Row
 from storage import qdrant
+from storage.errors import Conflict, InvalidInput
 from storage.postgres import runs
 from storage.records import Ignored
 from storage.sources import read_source, source_name
 from storage.sources.row_estimate import RowEstimate
 
 
-class EmptySource(ValueError):
-    """Report a source without records, which is a wrong path more often than not."""
+class EmptySource(InvalidInput):
+    """Report a source without records, usually a wrong path."""
 
 
-class OtherLocation(ValueError):
+class OtherLocation(Conflict):
     """Report a source name that belongs to another location; `--name` resolves it."""
 
 
-class PartOfSource(ValueError):
-    """Report a request to delete missing items by reading a part of a source."""
+class PartOfSource(InvalidInput):
+    """Report a delete of missing items without reading the whole source."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowSelection:
-    """Select the rows of rejects that are retried, by place or by key."""
+    """Select the rows of rejects to retry."""
 
     places: frozenset[str]
     keys: frozenset[str]
@@ -84,7 +85,10 @@ class Request:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the run reads its source from the beginning, so that few rows may be rejected."""
+        """Whether the run reads its source from the beginning.
+
+        Then few rows may be rejected.
+        """
         return self.location is not None and self.only is None
 
     def rows(self, estimate: RowEstimate | None = None) -> Iterator[Row | Ignored]:
@@ -96,7 +100,7 @@ class Request:
         return iter(self.sent) if self.location is None else read_source(self.location, estimate)
 
     def source(self, session: Session) -> str:
-        """Return the name of the source: the given one, else that of its folder or file.
+        """Return the given name, or that of the folder or file.
 
         Raises:
             OtherLocation: the default name belongs to a source elsewhere, with which this one would mix.
@@ -125,7 +129,7 @@ class Request:
         return {"langs": list(run.langs)} | {name: value for name, value in given.items() if value}
 
     def expected_rows(self, session: Session, source: str) -> int:
-        """Return how many rows the last run of this source read; 0 if that is unknown."""
+        """Return the row count of the last run; 0 if unknown."""
         if self.location is None:
             return len(self.sent)
         return self.at_most(runs.last_read_count(session, source)) if self.only is None else 0

@@ -1,4 +1,4 @@
-"""Trying again what could not be taken in, and only that."""
+"""Retry rejected records, and only those."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -20,15 +20,15 @@ from storage.sources import BadSource
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """What became of the open rejects of one source."""
+    """Report the retry of the open rejects of one source."""
 
     source: str
     tried: int
     open: int
-    """How many of them are open still."""
+    """Rejects that stay open."""
 
     problem: str | None = None
-    """Why none could be tried, or some were not found, in a sentence."""
+    """Sentence that says why none could be retried, or which were not found."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -43,11 +43,12 @@ def retry_rejects(
     ids: Collection[UUID] | None = None,
     prefect_run_id: UUID | None = None,
 ) -> list[Retry]:
-    """Read the sources of open rejects again, and try those rows alone; what passes is resolved.
+    """Retry the open rejects, and resolve those that pass.
 
-    A row is known again by its place or by its key; one that its source no longer has is resolved as well,
-    unless a part of the source could not be understood: it may stand there.
-    All rows with the key of a reject are tried, so that of two with one key still the first counts.
+    Their sources are read again. A row is identified by its place or by its key. A reject whose row the
+    source no longer has is resolved as well, unless a part of the source could not be understood: the row
+    may stand there. All rows with the key of a reject are retried, so that of two with one key still the
+    first counts.
 
     Args:
         reason: only rejects with this code.
@@ -68,12 +69,12 @@ def retry_rejects(
 def _retry(
     deps: Deps, settings: Settings, source: str, rejects: list[Reject], prefect_run_id: UUID | None
 ) -> Iterator[Retry]:
-    """Yield what became of those that can be read again, and of those that cannot."""
+    """Retry rejects that can be read again; report the others."""
     read = [reject for reject in rejects if not reject.sent]
     if read:
         yield _read_again(deps, settings, source, read, prefect_run_id)
     if many := len(rejects) - len(read):
-        yield Retry(source, 0, many, "they came over the API; whoever sent them has to send them again")
+        yield Retry(source, 0, many, "they came over the API; their client must send them again")
 
 
 def _read_again(
@@ -100,7 +101,7 @@ def _read_again(
 
 
 def _not_found(places: list[str]) -> str | None:
-    """Say which rows were not met again, and are open all the same."""
+    """Return a message about rows that were not found but stay open."""
     if not places:
         return None
     first = ", ".join(places[:EXAMPLES]) + (", …" if len(places) > EXAMPLES else "")

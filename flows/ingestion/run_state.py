@@ -12,11 +12,12 @@ from flows.ingestion.request import EmptySource, Request, RowSelection
 from flows.ingestion.source_batches import IngestRun, Row
 from flows.ingestion.throughput import speed_of
 from flows.tracking.run_log import Totals
+from storage.errors import SightlineError
 from storage.records import Ignored
 
 
-class LimitExceeded(RuntimeError):
-    """Report a run that read all of its source and fails; valid records are kept.
+class LimitExceeded(SightlineError):
+    """Report a run that fails at its end; valid records are kept.
 
     Attributes:
         report: of the run.

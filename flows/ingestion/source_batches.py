@@ -1,4 +1,4 @@
-"""Read a source in batches: fetch images, find duplicate keys, plan the changes."""
+"""Read a source in batches and plan the changes of each."""
 
 import hashlib
 import json
@@ -32,7 +32,10 @@ MOST_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
-    """Limit a batch by rows, and by images, which cost a model far more."""
+    """Limit a batch by rows and by images.
+
+    An image costs a model far more than a text.
+    """
 
     rows: int
     images: int
@@ -52,7 +55,7 @@ class IngestRun:
 
 
 def read_batches(run: IngestRun, rows: Iterable[Row], size: BatchSize) -> Iterator[FetchedBatch]:
-    """Yield the rows of a source in batches, fetching several images at once."""
+    """Yield the rows of a source in batches, with fetched images."""
     rows_read, records, rejects = 0, list[FetchedRecord](), list[Rejected]()
     images = total_bytes = 0
     for one in side_by_side(partial(fetch_row, run), rows, threads=FETCHES_AT_ONCE, slow=needs_fetch):
@@ -78,7 +81,10 @@ def needs_fetch(row: Row) -> bool:
 
 
 def fetch_row(run: IngestRun, row: Row) -> FetchedRecord | Rejected:
-    """Return a record with its image bytes, or a reject if nothing can be embedded."""
+    """Return a record with its image bytes, or a reject.
+
+    A record without anything to embed is a reject.
+    """
     if isinstance(row, Rejected):
         return row
     record = row.select_languages(run.langs)
@@ -103,9 +109,10 @@ def look_up(session: Session, run: IngestRun, batch: FetchedBatch) -> FetchedBat
 def plan_rows(
     session: Session, run: IngestRun, batch: FetchedBatch, bad: Mapping[str, BadImage] = NO_ERRORS
 ) -> PlannedBatch:
-    """Plan the changes of a batch; only the claims of the run are written.
+    """Plan the changes of a batch.
 
-    Of the valid records with one key the first counts, in the whole run.
+    Only the claims of the run are written. Of the valid records with one key the first counts, in the
+    whole run.
 
     Args:
         batch: with the stored states that `look_up` reads.
@@ -133,7 +140,7 @@ def plan_rows(
 
 
 def image_bytes(record: Record, limits: Limits) -> bytes | None:
-    """Return the bytes that came with a record, or fetch them; None without an image.
+    """Return the bytes of a record's image; None without an image.
 
     Raises:
         FetchError: the bytes cannot be read, or there are too many.

@@ -1,4 +1,4 @@
-"""Carry a batch from source rows to searchable points, one function per stage.
+"""Carry a batch from source rows to searchable points.
 
 Each stage can be repeated at any point: ids are derived and every write is an upsert. Vectors are written
 before the embedding states, so that a crash between the two leaves work that the next run repeats, never a
@@ -26,14 +26,14 @@ from storage.postgres import catalog, runs
 from storage.postgres.catalog import Twin
 from storage.postgres.rejects import save_rejects
 from storage.qdrant import Point
-from storage.records import Digest, Item, Picture
+from storage.records import Digest, ImageInfo, Item
 
 WRITES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Hold what the stages of all batches of one run share."""
+    """Hold the parts that all batches of one run share."""
 
     deps: Deps
     run: IngestRun
@@ -42,7 +42,7 @@ class Job:
 
 
 def start_decoding(job: Job, batch: FetchedBatch) -> FetchedBatch:
-    """Read the stored states of a batch and submit its new images for decoding."""
+    """Read the stored states of a batch and start decoding."""
     deps, run = job.deps, job.run
     with job.clock("plan"):
         with deps.sessions() as session:
@@ -59,7 +59,7 @@ def start_decoding(job: Job, batch: FetchedBatch) -> FetchedBatch:
 
 
 def store_records(job: Job, batch: FetchedBatch) -> PlannedBatch:
-    """Wait for the images of a batch, plan it, and write blobs and catalog.
+    """Decode and plan a batch, then write blobs and catalog.
 
     Raises:
         RunClosed: another run has declared this one dead; nothing was written.
@@ -71,7 +71,7 @@ def store_records(job: Job, batch: FetchedBatch) -> PlannedBatch:
         planned = plan_rows(session, run, batch, bad)
         fresh = {id: as_item(run.source, planned.records[id], batch.images) for id in planned.plan.embed}
         updated = {id: planned.updated_item(run.source, id) for id in planned.plan.update}
-        needed = {item.picture.sha256 for item in fresh.values() if item.picture}
+        needed = {item.image.sha256 for item in fresh.values() if item.image}
         images = {sha256: image for sha256, image in batch.images.items() if sha256 in needed}
         planned = replace(planned, fresh=fresh, updated=updated, images=images)
         digests = planned.digests
@@ -106,7 +106,7 @@ def write_points(job: Job, batch: EncodedBatch) -> BatchReport:
             runs.require_running(session, run.id)
             catalog.mark_embedded(session, run.collection.name, digests)
     job.images.discard(planned.images)
-    images = sum(item.picture is not None for item in planned.fresh.values())
+    images = sum(item.image is not None for item in planned.fresh.values())
     counts = Counter(truncated=batch.truncated, reused=images - batch.encoded_images, pictures=images)
     return planned.as_report() + BatchReport(counts)
 
@@ -116,7 +116,7 @@ def stored_vectors(stores: Stores, collection: str, twins: Mapping[str, Twin]) -
     wanted = {twin.id: twin.content_hash for twin in twins.values()}
     vectors = qdrant.image_vectors_of(stores.vectors, collection, wanted)
     return {
-        sha256: CachedImage.with_vector(twin.picture, vectors[twin.id])
+        sha256: CachedImage.with_vector(twin.image, vectors[twin.id])
         for sha256, twin in twins.items()
         if twin.id in vectors
     }
@@ -139,14 +139,14 @@ def decoding_errors(images: Mapping[str, CachedImage]) -> dict[str, BadImage]:
 
 
 def as_item(source: str, one: FetchedRecord, images: Mapping[str, CachedImage]) -> Item:
-    """Return the item of a record, with the size and format of its image."""
+    """Return the item of a record with its decoded image."""
     if one.sha256 is None:
         return one.as_item(source, None)
     decoded = images[one.sha256].prepared()
     uri = one.record.image or ""
     strangers = one.record.from_strangers
     return one.as_item(
-        source, Picture(one.sha256, uri, decoded.width, decoded.height, decoded.format, strangers)
+        source, ImageInfo(one.sha256, uri, decoded.width, decoded.height, decoded.format, strangers)
     )
 
 
@@ -166,10 +166,13 @@ def encode_items(
     digests: Mapping[UUID, Digest],
     images: Mapping[str, CachedImage],
 ) -> tuple[list[Point], int, int]:
-    """Encode items; return their points and the counts of encoded images and truncated texts.
+    """Encode items as points.
 
     Args:
         images: by SHA-256, those of all `items`; each one without a vector is encoded once.
+
+    Returns:
+        The points, the number of images that were encoded, and the number of texts that were truncated.
     """
     new = [image for image in images.values() if image.vector is None]
     vectors = encoder.prepared([image.prepared().features for image in new])
@@ -179,7 +182,7 @@ def encode_items(
     points, start = [], 0
     for id, item in items.items():
         end = start + len(item.embedded_texts)
-        vector = images[item.picture.sha256].vector if item.picture else None
+        vector = images[item.image.sha256].vector if item.image else None
         points.append(Point(item, digests[id], vector, texts.vectors[start:end]))
         start = end
     return points, len(new), sum(texts.truncated)

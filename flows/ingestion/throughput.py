@@ -1,4 +1,4 @@
-"""How fast a run was, what it waited for, and what to turn. Pure, but for one look at this process."""
+"""Measure the throughput of a run and name its bottleneck."""
 
 import resource
 import sys
@@ -13,7 +13,7 @@ BUSY = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """One run: its rates, and for each stage the share of the time that it was at work."""
+    """Report the rates of one run and the load of its stages."""
 
     records_per_s: float
     pictures_per_s: float
@@ -41,7 +41,7 @@ def speed_of(
     workers: int,
     peak_device_mib: float | None,
 ) -> Speed:
-    """Return the speed of a run.
+    """Return the throughput of a run.
 
     Args:
         stages: seconds at work; of `decode`, time on a processor, added up over all workers.
@@ -70,7 +70,7 @@ def speed_of(
 
 
 def peak_memory_mib() -> float:
-    """Return the most memory that this process has had at once."""
+    """Return the peak memory of this process, in MiB."""
     status = Path("/proc/self/status")  # what getrusage tells may be of the process that started this one
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))

@@ -1,1 +1,1 @@
-"""Open the stores and the models, and read what they hold."""
+"""Open the stores and the models, and read their content."""

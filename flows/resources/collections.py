@@ -12,7 +12,7 @@ from storage.postgres.locks import collection_lock
 
 
 def open_collection(deps: Deps, settings: Settings) -> qdrant.Collection:
-    """Return the active collection; create it for the encoder's model if none exists.
+    """Return the active collection; create it if none exists.
 
     Raises:
         BadSettings: vectors are to be shortened to more dimensions than the model has.
@@ -40,7 +40,7 @@ def open_collection(deps: Deps, settings: Settings) -> qdrant.Collection:
 def make_collection(
     client: QdrantClient, sessions: sessionmaker[Session], settings: Settings, encoder: Encoder
 ) -> str:
-    """Create the collection of a model if it does not exist; return its name.
+    """Create the collection of a model if missing; return its name.
 
     Completes a creation that a crash interrupted.
 

@@ -1,4 +1,4 @@
-"""The composition root: the only place that opens models, pools and clients."""
+"""Open models, pools and clients; no other module does."""
 
 import ssl
 from collections.abc import Iterator
@@ -22,17 +22,14 @@ from storage.blobs import Blobs
 from storage.embedded.postgres.server import find_postgres, postgres_url
 from storage.embedded.qdrant.process.client import find_index, index_client
 from storage.embedded.server_info import Server
+from storage.errors import StoreUnavailable
 from storage.postgres import migrate
 from storage.postgres.engine import address_of, open_engine
 
 
-class StoreUnavailable(RuntimeError):
-    """A store did not answer in time, however often it was asked; nothing half-done counts as done."""
-
-
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Everything at rest, passed as an argument and never imported."""
+    """Hold the stores, passed as an argument and never imported."""
 
     engine: Engine
     sessions: sessionmaker[Session]
@@ -43,12 +40,20 @@ class Stores:
 
 @dataclass(frozen=True, slots=True)
 class Deps(Stores):
-    """What a step needs that makes vectors as well."""
+    """Hold the stores and the model that encodes."""
 
     encoder: Encoder
 
+    def searched_collection(self, *, refresh: bool = False) -> qdrant.Collection | None:  # noqa: ARG002
+        """Return the collection behind the alias, or None before the first ingest.
+
+        Args:
+            refresh: describe it now, whatever a cache holds.
+        """
+        return qdrant.active_collection(self.vectors)
+
     def encoder_of(self, collection: qdrant.Collection) -> Encoder:
-        """Return what queries of `collection` are encoded by.
+        """Return the encoder of the queries of `collection`.
 
         Raises:
             ModelMismatch: another model made it.
@@ -56,27 +61,29 @@ class Deps(Stores):
         qdrant.require_model(collection, self.encoder.fingerprint, self.encoder.name)
         return self.encoder
 
-    def timed(self, asked: str, find: str) -> AbstractContextManager[None]:  # noqa: ARG002 (who takes it, asks)
-        """Return what a search happens in; here nobody takes the time."""
+    def timed(self, asked: str, find: str) -> AbstractContextManager[None]:  # noqa: ARG002 (`SearchDeps` uses them)
+        """Return a context to measure a search in; this one measures nothing."""
         return nullcontext()
 
 
 @contextmanager
 def open_stores(settings: Settings, *, wait_s: float = 0) -> Iterator[Stores]:
-    """Open the stores that `settings` name, and close them on the way out; see `open_catalog`."""
+    """Open the stores of `settings`; see `open_catalog`."""
     with open_catalog(settings, wait_s=wait_s) as engine, open_index(settings) as vectors:
         yield Stores(engine, sessionmaker(engine), vectors, open_blobs(settings))
 
 
 @contextmanager
 def open_deps(settings: Settings, *, wait_s: float = 0) -> Iterator[Deps]:
-    """Open the stores and the model that `settings` name, and close them afterwards; see `open_catalog`."""
+    """Open the stores and the model of `settings`; see `open_catalog`."""
     with open_stores(settings, wait_s=wait_s) as stores:
         yield with_model(stores, settings)
 
 
 def with_model(stores: Stores, settings: Settings) -> Deps:
-    """Return `stores` with the model that searches use, or before the first ingest the one that is set.
+    """Add the model that searches use to `stores`.
+
+    Before the first ingest it is the model of the settings.
 
     Raises:
         OtherModel: a model is set that has never been used here.
@@ -90,10 +97,10 @@ def with_model(stores: Stores, settings: Settings) -> Deps:
 
 @contextmanager
 def open_catalog(settings: Settings, *, wait_s: float = 0) -> Iterator[Engine]:
-    """Open Postgres, brought to the newest schema: the server that is set, else our own.
+    """Open Postgres with the newest schema: a server, or the embedded one.
 
     Args:
-        wait_s: how long to try a server that does not answer yet; a person at a terminal is told at once.
+        wait_s: how long to try a server that does not answer yet; 0 fails at once.
 
     Raises:
         StoreUnavailable: it does not answer, now or while it is in use.
@@ -105,12 +112,12 @@ def open_catalog(settings: Settings, *, wait_s: float = 0) -> Iterator[Engine]:
 
 @contextmanager
 def open_database(settings: Settings) -> Iterator[Engine]:
-    """Open Postgres as it is; see `open_catalog`."""
+    """Open Postgres without migration; see `open_catalog`."""
     given = settings.database_url
     if given:
         engine = open_engine(given.get_secret_value(), timeout_s=settings.database_timeout_s)
     else:
-        own = partial(postgres_url, settings.home)  # starts it: nobody else would, if it died meanwhile
+        own = partial(postgres_url, settings.home)  # starts it again if it died meanwhile
         engine = open_engine(own(), timeout_s=settings.database_timeout_s, before_connecting=own)
     try:
         with postgres_named(settings, engine):
@@ -121,7 +128,7 @@ def open_database(settings: Settings) -> Iterator[Engine]:
 
 @contextmanager
 def postgres_named(settings: Settings, engine: Engine) -> Iterator[None]:
-    """Have the error of a Postgres that does not answer name it and the remedy.
+    """Name Postgres and the remedy in the errors of its connection.
 
     Raises:
         StoreUnavailable: it does not answer.
@@ -143,9 +150,9 @@ def postgres_named(settings: Settings, engine: Engine) -> Iterator[None]:
 
 @contextmanager
 def open_index(settings: Settings) -> Iterator[QdrantClient]:
-    """Open Qdrant: the server that is set, else our own index in the home folder.
+    """Open Qdrant: a server, or the embedded index.
 
-    Whoever gets the client need not ask which of the two it is: both speak Qdrant's REST API.
+    Both speak the REST API of Qdrant.
 
     Raises:
         StoreUnavailable: it does not answer, now or while it is in use.
@@ -158,7 +165,7 @@ def open_index(settings: Settings) -> Iterator[QdrantClient]:
 
 @contextmanager
 def index_named(settings: Settings) -> Iterator[None]:
-    """Have the error of a Qdrant that does not answer name it and the remedy.
+    """Name Qdrant and the remedy in the errors of its connection.
 
     Raises:
         StoreUnavailable: it does not answer.
@@ -182,7 +189,7 @@ def index_named(settings: Settings) -> Iterator[None]:
 def _server(url: str, settings: Qdrant) -> Iterator[QdrantClient]:
     key = settings.api_key.get_secret_value() if settings.api_key else None
     trusted = _certificates(settings) if url.startswith("https:") else True
-    # it would ask for the version in a thread that nobody waits for, and warn where the first request fails
+    # the check would run in a thread without a join, and warn where the first request fails
     client = QdrantClient(
         url, api_key=key, timeout=settings.timeout_s, verify=trusted, check_compatibility=False
     )
@@ -205,14 +212,14 @@ def _migrate(engine: Engine) -> None:
 
 
 def embedded_servers(settings: Settings) -> list[Server]:
-    """Return those servers of our own that `settings` use and that run now."""
+    """Return the embedded servers that `settings` use and that run."""
     postgres = find_postgres(settings.home) if settings.database_url is None else None
     index = find_index(settings.home) if settings.qdrant.url is None else None
     return [server for server in (postgres, index) if server is not None]
 
 
 def open_blobs(settings: Settings) -> Blobs | None:
-    """Return the store of image bytes, or None where images are not kept."""
+    """Return the store of image bytes, or None without one."""
     if not settings.keep_pictures:
         return None
     return Blobs(settings.pictures_url or str(settings.home.absolute() / "pictures"))

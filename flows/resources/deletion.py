@@ -18,7 +18,7 @@ ImageFate = Literal["removed", "kept for another item", "never kept"]
 
 @dataclass(frozen=True, slots=True)
 class DeletedItem:
-    """Report what was removed with one deleted item."""
+    """Report the data that was removed with one item."""
 
     id: UUID
     source: str
@@ -94,8 +94,8 @@ def clear_deleted(stores: Stores, ids: Sequence[UUID]) -> list[DeletedItem]:
 
 
 def _fate(item: Item, alone: Collection[str], *, kept: bool) -> ImageFate | None:
-    if item.picture is None:
+    if item.image is None:
         return None
     if not kept:
         return "never kept"
-    return "removed" if item.picture.sha256 in alone else "kept for another item"
+    return "removed" if item.image.sha256 in alone else "kept for another item"

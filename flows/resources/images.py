@@ -1,4 +1,4 @@
-"""Load stored images, always verified by SHA-256, and decode them beside the model."""
+"""Load stored images, verified by SHA-256, and decode them."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -30,9 +30,10 @@ class BlobAccess(Protocol):
 def load_image(
     stores: BlobAccess, sha256: str, origin: Origin, limits: Limits, *, or_origin: bool = False
 ) -> bytes | None:
-    """Load the bytes of a stored image; None if they are missing or have changed.
+    """Load the bytes of a stored image and verify them.
 
-    Without a blob store the image is fetched from its origin, by the rules of that origin.
+    Returns None if the image is missing or has changed. Without a blob store it is fetched from its origin,
+    by the rules of that origin.
 
     Args:
         or_origin: fetch an image that the blob store lacks from its origin.

@@ -1,4 +1,4 @@
-"""Which models there are: given ones by their name, fine-tuned ones in folders of the home."""
+"""Load models: named ones, and fine-tuned ones of the data directory."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from embedding.encoders.sentence_encoder import Encoder, SentenceEncoder, load_encoder
 from flows.config.settings import Settings
 from storage import qdrant
+from storage.errors import ModelError
 from storage.postgres import model_registry
 
 KEPT = 2
@@ -19,17 +20,17 @@ KEPT = 2
 Load = Callable[[Settings, str], Encoder]
 
 
-class OtherModel(ValueError):
-    """A model is set that has never been used here, while searches use another."""
+class OtherModel(ModelError):
+    """Report a set model that is not in use, while another is."""
 
 
 def models_folder(settings: Settings) -> Path:
-    """Return where fine-tuned models are kept, each in a folder of its own name."""
+    """Return the folder of the fine-tuned models."""
     return settings.home / "models"
 
 
 def open_model(settings: Settings, name: str) -> SentenceEncoder:
-    """Load a model: a fine-tuned one of this home, else whatever `load_encoder` knows under `name`.
+    """Load a fine-tuned model, or one that `load_encoder` knows.
 
     Raises:
         ModelUnavailable: there is none.
@@ -39,7 +40,9 @@ def open_model(settings: Settings, name: str) -> SentenceEncoder:
 
 
 def active_model(client: QdrantClient, sessions: sessionmaker[Session], settings: Settings) -> str:
-    """Return the name of the model that searches use, or before the first ingest the one that is set.
+    """Return the name of the model that searches use.
+
+    Before the first ingest it is the model of the settings.
 
     Raises:
         OtherModel: a model is set that has never been used here.
@@ -65,7 +68,9 @@ def open_evaluated(
     name: str | None,
     load: Load = open_model,
 ) -> Encoder:
-    """Load a model by its name, or by that of its collection; None for the one that searches use.
+    """Load a model by its name or by that of its collection.
+
+    None loads the model that searches use.
 
     Raises:
         ModelUnavailable: there is none.
@@ -82,7 +87,10 @@ def open_evaluated(
 
 
 class Models:
-    """The models that queries are encoded by, loaded when a collection first asks for one."""
+    """Cache the models that encode queries.
+
+    A model is loaded when a collection first needs it.
+    """
 
     def __init__(self, settings: Settings, load: Load = open_model) -> None:
         self._settings, self._load = settings, load
@@ -105,7 +113,7 @@ class Models:
         return encoder
 
     def named(self, name: str) -> Encoder:
-        """Return the model of that name: the one that will make the first collection.
+        """Return the model with this name, which makes the first collection.
 
         Raises:
             ModelUnavailable: it cannot be loaded.
