@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkstemp
 
+from storage.errors import SightlineError
+
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """Answers of network file systems that sync files and no folders."""
 
@@ -22,7 +24,7 @@ OTHERS = 0o077
 OTHERS_WRITE = 0o022
 
 
-class NotPrivate(PermissionError):
+class NotPrivate(SightlineError, PermissionError):
     """Reject a file or folder of another user, or a link."""
 
 

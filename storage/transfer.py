@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from storage import qdrant
 from storage.consistency.differences import PointId
+from storage.errors import Conflict
 from storage.postgres import dump
 from storage.postgres.dump import NotEmpty
 from storage.postgres.schema import RunRow
@@ -24,7 +25,7 @@ PAGE = 15 * qdrant.POINTS_A_REQUEST
 Advance = Callable[[int], None]
 
 
-class AlreadyMoved(RuntimeError):
+class AlreadyMoved(Conflict):
     """These servers hold all of this home, and may have gone on since."""
 
 

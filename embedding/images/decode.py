@@ -10,6 +10,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
+from embedding.errors import UnusableInput
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MEDIA_TYPES = {format: f"image/{format.lower()}" for format in FORMATS}
 MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow begins to warn
@@ -66,7 +68,7 @@ FUZZED = (OSError, SyntaxError, ValueError, RuntimeError, TypeError, AttributeEr
 LEAKS = (*FUZZED, LookupError, EOFError, struct.error, zlib.error, Warning)
 
 
-class BadImage(ValueError):
+class BadImage(UnusableInput):
     """These bytes cannot be shown to a model; the next record may be fine.
 
     Attributes:

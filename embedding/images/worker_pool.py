@@ -22,6 +22,7 @@ from signal import Signals
 from tempfile import TemporaryFile
 from typing import IO, Any, Self
 
+from embedding.errors import EmbeddingError, EncoderUnavailable
 from embedding.images.decode import DECODE_BYTES, BadImage
 from embedding.images.preparation import Preparation, Prepared
 from embedding.images.worker_process import CPU_S, OUT_OF_MEMORY, PREPARE, READY, USE, take
@@ -45,7 +46,7 @@ STUCK_S = 300
 """A worker that has not answered for so long is ended; `CPU_S` ends one that is at work far earlier."""
 
 
-class WorkersFailed(RuntimeError):
+class WorkersFailed(EncoderUnavailable):
     """No worker can be had now; nothing is wrong with any image."""
 
 
@@ -56,7 +57,7 @@ class WorkersBusy(WorkersFailed):
         super().__init__("too many images wait to be decoded; try again in a few seconds")
 
 
-class Ended(RuntimeError):
+class Ended(EmbeddingError):
     """The process of a worker is gone.
 
     Attributes:

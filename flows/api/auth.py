@@ -40,7 +40,7 @@ class KeyAuthenticator:
 
         Raises:
             ApiError: 401, 403 or 429.
-            AWAY: Postgres is unavailable, so no key can be checked.
+            StoreUnavailable: Postgres is unavailable, so no key can be checked.
         """
         key = self.authenticate(None if given is None else given.credentials)
         for scope in wanted.scopes:

@@ -100,19 +100,19 @@ def image_response(backend: Backend, id: UUID, known: str | None) -> Response:
     with backend.stores() as stores:
         with stores.sessions() as session:
             item, _ = queries.living_item(catalog.items_with_digests(session, [id]), id)
-        if item.picture is None:
+        if item.image is None:
             raise ApiError(404, f"record {id} has no image")
-        headers = SAFELY | {"ETag": f'"{item.picture.sha256}"'}
+        headers = SAFELY | {"ETag": f'"{item.image.sha256}"'}
         if known is not None and headers["ETag"] in known:
             return Response(status_code=304, headers=headers)
         try:
-            data = load_image(stores, item.picture.sha256, item.picture.origin, backend.settings.limits)
+            data = load_image(stores, item.image.sha256, item.image.origin, backend.settings.limits)
         except OSError as error:
             why = f"images cannot be read now ({error.strerror or error}); see SIGHTLINE_PICTURES_URL"
             raise ApiError(503, why, retry_after_s=RETRY_AFTER_S) from error
     if data is None:
         raise ApiError(404, f"the image of record {id} is gone; see: sightline reconcile")
-    return Response(data, headers=headers, media_type=MEDIA_TYPES[item.picture.format])
+    return Response(data, headers=headers, media_type=MEDIA_TYPES[item.image.format])
 
 
 def image_responses() -> dict[int | str, dict[str, Any]]:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from math import ceil
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -15,24 +15,33 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from embedding.encoders.sentence_encoder import ModelUnavailable
+from embedding.errors import EmbeddingError, EncoderUnavailable
 from embedding.images.decode import BadImage
 from embedding.images.worker_pool import WorkersFailed
-from flows.resources.model_loader import OtherModel
-from flows.service.pool import AWAY
 from flows.tracking.errors import explain
+from storage.errors import ModelError, SightlineError, StoreUnavailable
 from storage.postgres.request_queue import KeyReused, QueueFull
-from storage.qdrant import ModelMismatch, NoCollection
+from storage.qdrant import NoCollection
 
 MEDIA_TYPE = "application/problem+json"
 SCHEMA = "#/components/schemas/Problem"
-RETRY_AWAY_S = 10
+RETRY_STORE_S = 10
 """A store that is unavailable is retried for longer than that, and restarts where it is embedded."""
 
-RETRY_MODEL_S = 60
-RETRY_FULL_S = 30
-RETRY_DECODING_S = 5
+RETRY_PAUSES_S: Mapping[type[Exception], int] = {
+    StoreUnavailable: RETRY_STORE_S,
+    ModelError: 60,
+    ModelUnavailable: 60,
+    QueueFull: 30,
+    WorkersFailed: 5,
+}
+KINDS: Mapping[type[Exception], str] = {
+    NoCollection: "nothing-ingested",
+    KeyReused: "idempotency-key-reused",
+    QueueFull: "queue-full",
+}
 OWN_TYPE = "urn:problem-type:sightline:"
-NOT_READY = (ModelUnavailable, ModelMismatch, OtherModel)
+Value = TypeVar("Value")
 log = logging.getLogger(__name__)
 
 
@@ -67,7 +76,7 @@ class Problem(BaseModel):
     errors: list[Flaw] | None = None
 
 
-class ApiError(Exception):
+class ApiError(SightlineError):
     """Reject a request with an HTTP status and a reason.
 
     Args:
@@ -86,7 +95,7 @@ class ApiError(Exception):
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(detail)
-        self.status, self.detail, self.kind = status, detail, kind
+        self.http_status, self.detail, self.kind = status, detail, kind
         self.errors = tuple(errors)
         self.headers = dict(headers or {})
         if retry_after_s is not None:
@@ -129,26 +138,25 @@ def api_error_of(error: Exception) -> ApiError:
             return unprocessable(flaws(error.errors()))
         case HTTPException():
             return ApiError(error.status_code, printable(str(error.detail)), headers=error.headers)
-        case NoCollection():
-            return ApiError(409, str(error), kind="nothing-ingested")
-        case KeyReused():
-            # the IETF's draft on the header says 422; 409 is for a first request that still goes on, and
-            # a repeated one is answered with its receipt
-            return ApiError(422, str(error), kind="idempotency-key-reused")
-        case QueueFull():
-            return ApiError(503, str(error), kind="queue-full", retry_after_s=RETRY_FULL_S)
         case BadImage():
-            return ApiError(422, str(error), kind=error.reason.replace("_", "-"))
-        case WorkersFailed():
-            return ApiError(503, str(error), retry_after_s=RETRY_DECODING_S)
+            return ApiError(error.http_status, str(error), kind=error.reason.replace("_", "-"))
+        case SightlineError() | EmbeddingError():
+            kind, pause_s = _of_type(KINDS, error), _of_type(RETRY_PAUSES_S, error)
+            return ApiError(error.http_status, explain(error), kind=kind, retry_after_s=pause_s)
         case UnexpectedResponse(status_code=400):
             return ApiError(422, explain(error))
         case ClientDisconnect():
             return ApiError(400, "the connection ended before the request did")
         case NoConnectionFree():
-            return ApiError(503, "too many requests wait for Postgres; try again", retry_after_s=RETRY_AWAY_S)
-    after_s = RETRY_MODEL_S if isinstance(error, NOT_READY) else RETRY_AWAY_S
-    return ApiError(503, explain(error), retry_after_s=after_s)
+            return ApiError(
+                503, "too many requests wait for Postgres; try again", retry_after_s=RETRY_STORE_S
+            )
+    return ApiError(503, explain(error), retry_after_s=RETRY_STORE_S)
+
+
+def _of_type(values: Mapping[type[Exception], Value], error: Exception) -> Value | None:
+    """Return the value of the first matching class of `error`."""
+    return next((value for kind, value in values.items() if isinstance(error, kind)), None)
 
 
 HANDLED_ERRORS: tuple[type[Exception], ...] = (
@@ -159,12 +167,12 @@ HANDLED_ERRORS: tuple[type[Exception], ...] = (
     KeyReused,
     QueueFull,
     BadImage,
-    WorkersFailed,
+    EncoderUnavailable,
+    ModelError,
+    StoreUnavailable,
     UnexpectedResponse,
     ClientDisconnect,
     NoConnectionFree,
-    *NOT_READY,
-    *AWAY,
 )
 """Errors that are reported to the caller; every other error is a bug."""
 
@@ -173,13 +181,13 @@ def problem_response(error: ApiError) -> Response:
     """Return the problem response of an error."""
     problem = Problem(
         type="about:blank" if error.kind is None else OWN_TYPE + error.kind,
-        title=HTTPStatus(error.status).phrase,
-        status=error.status,
+        title=HTTPStatus(error.http_status).phrase,
+        status=error.http_status,
         detail=error.detail,
         errors=list(error.errors) or None,
     )
     content = problem.model_dump_json(exclude_none=True)
-    return Response(content, error.status, error.headers, MEDIA_TYPE)
+    return Response(content, error.http_status, error.headers, MEDIA_TYPE)
 
 
 def add_handlers(app: FastAPI) -> None:

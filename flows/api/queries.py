@@ -22,9 +22,10 @@ from flows.api.response_models import (
     StoreAnswer,
     TextAnswer,
 )
-from flows.search.query import Found, search
+from flows.search.query import FoundItem, search
 from flows.service.observer import Observation
-from flows.service.pool import AWAY, Backend
+from flows.service.pool import Backend
+from storage.errors import StoreUnavailable
 from storage.postgres import catalog, model_registry, request_queue
 from storage.postgres.request_queue import Receipt
 from storage.postgres.runs import Run
@@ -36,7 +37,7 @@ def search_answer(backend: Backend, request: SearchRequest) -> SearchAnswer:
     """Search, and return the hits.
 
     Raises:
-        AWAY, NoCollection, ModelUnavailable, ModelMismatch: as `Backend.searching`.
+        StoreUnavailable, NoCollection, ModelUnavailable, ModelMismatch: as `Backend.searching`.
         BadImage: the image cannot be decoded.
         UnexpectedResponse: Qdrant rejects a condition.
     """
@@ -53,7 +54,7 @@ def record_answer(backend: Backend, id: UUID) -> RecordAnswer:
 
     Raises:
         ApiError: 404, there is no such record.
-        AWAY: Postgres is unavailable.
+        StoreUnavailable: Postgres is unavailable.
     """
     with backend.sessions() as sessions, sessions() as session:
         item, digest = living_item(catalog.items_with_digests(session, [id]), id)
@@ -124,13 +125,13 @@ def receipt_answer(receipt: Receipt) -> ReceiptAnswer:
     )
 
 
-def _hit(one: Found) -> Hit:
+def _hit(one: FoundItem) -> Hit:
     item: dict[str, Any] = one.as_json() | {"metadata": dict(one.item.metadata)}
     return Hit(**item)
 
 
 def _record(item: Item, *, searchable: bool, is_kept: bool) -> RecordAnswer:
-    own = item.picture
+    own = item.image
     picture = None
     if own is not None:
         picture = PictureAnswer(
@@ -156,7 +157,7 @@ def _queue(backend: Backend) -> QueueAnswer | None:
     try:
         with backend.sessions() as sessions, sessions() as session:
             backlog = request_queue.backlog(session)
-    except AWAY:
+    except StoreUnavailable:
         return None  # the answer says that Postgres is unavailable
     return QueueAnswer(waiting=backlog.many, oldest=backlog.oldest)
 

@@ -118,7 +118,7 @@ ImageBytes = Annotated[
 
 
 class RequestModel(BaseModel):
-    """Base of request models: frozen, without unknown fields."""
+    """Define the base of request models: frozen, without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

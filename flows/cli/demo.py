@@ -107,7 +107,7 @@ def searches(deps: Deps) -> list[Query]:
     by_word = [Query(text="a person", limit=5), Query(text="something green", limit=5)]
     texts = Query(text="food", find="texts", limit=5)
     found = search(deps, by_word[0]).found
-    picture = found[0].item.picture if found else None
+    picture = found[0].item.image if found else None
     if picture is None:
         return [*by_word, texts]
     by_picture = Query(image=Path(picture.uri), find="texts", limit=5)

@@ -9,20 +9,21 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from flows.config.settings import Settings
-from flows.tracking.signals import until_asked
+from flows.tracking.signals import until_stopped
 from storage.embedded.postgres.server import postgres_log, postgres_runs, postgres_url, stop_postgres
 from storage.embedded.qdrant.process.discovery import find
-from storage.embedded.qdrant.process.owner import own
+from storage.embedded.qdrant.process.owner import serve_index
+from storage.errors import Conflict, SightlineError
 
 WATCH_S = 1.0
 log = logging.getLogger("sightline.servers")
 
 
-class ServersRun(RuntimeError):
+class ServersRun(Conflict):
     """They run already, or there is none to run."""
 
 
-class PostgresEnded(RuntimeError):
+class PostgresEnded(SightlineError):
     """Postgres ended although nobody asked it to."""
 
 
@@ -40,9 +41,9 @@ def serve(settings: Settings) -> None:
     if served is not None:
         raise ServersRun(f"the index runs already, as process {served.pid}; run: sightline stop")
     ended = threading.Event()
-    with until_asked(), _postgres(settings.home, ended) if has_postgres else nullcontext():
+    with until_stopped(), _postgres(settings.home, ended) if has_postgres else nullcontext():
         if has_index:
-            own(settings.home, idle_s=None)  # takes the signals over, and returns after one
+            serve_index(settings.home, idle_s=None)  # takes the signals over, and returns after one
         else:
             signal.pause()
     if ended.is_set():

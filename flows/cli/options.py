@@ -10,6 +10,7 @@ import click
 
 from flows.config.settings import Settings, prepare_prefect
 from flows.tracking.text import UNSEEN
+from storage.errors import SightlineError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,8 +42,11 @@ def joins_prefect(settings: Settings, debug: bool) -> bool:
     return join_server(settings.home)
 
 
-class PrefectUnavailable(RuntimeError):
+class PrefectUnavailable(SightlineError):
     """Prefect's server stopped answering while a job ran under it."""
+
+    retryable = True
+    http_status = 503
 
 
 @contextmanager

@@ -92,16 +92,16 @@ def duplicates(near: bool, as_json: bool) -> None:
     """
     settings = load_settings()
     from flows.cli.tables.records import of_groups
-    from flows.datasets.near_duplicates import look_alikes, same_bytes
+    from flows.datasets.near_duplicates import exact_duplicates, near_duplicates
     from flows.resources.connections import open_stores
     from flows.tracking.progress import progress_bar
 
     with open_stores(settings) as stores:
         if near:
             with progress_bar("look at pictures") as advance:
-                groups = look_alikes(stores, settings.limits, advance=advance)
+                groups = near_duplicates(stores, settings.limits, advance=advance)
         else:
-            groups = same_bytes(stores)
+            groups = exact_duplicates(stores)
     print_out(groups.as_json(), as_json, lambda: of_groups(groups))
 
 

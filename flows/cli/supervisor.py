@@ -19,10 +19,11 @@ from queue import Empty, SimpleQueue
 from flows.config.settings import Settings
 from flows.console.auth import require_protection
 from flows.orchestration.schedule import Served
-from flows.tracking.signals import end, until_asked
+from flows.tracking.signals import end_process, until_stopped
 from storage.embedded.postgres.server import postgres_url, stop_postgres
 from storage.embedded.qdrant.process.client import start as start_index
 from storage.embedded.qdrant.process.client import stop as stop_index
+from storage.errors import SightlineError
 
 START_S = 180
 """A new Prefect server migrates its database first, on a busy machine for minutes."""
@@ -38,7 +39,7 @@ LISTENS = "The console is at "
 """And that `sightline console` prints; at its address another user's program may answer."""
 
 
-class PartEnded(RuntimeError):
+class PartEnded(SightlineError):
     """One of the parts ended although nobody asked it to."""
 
 
@@ -108,7 +109,7 @@ def up(settings: Settings, prefect_port: int, say: Say, tell: Callable[[Running]
         with turn:
             say(line)
 
-    with until_asked(), ExitStack() as parts:
+    with until_stopped(), ExitStack() as parts:
         parts.enter_context(stores(settings, say_in_turn))
         run = partial(part, say=say_in_turn)
         schedules = parts.enter_context(run("schedules", "serve", "--json", "--port", str(prefect_port)))
@@ -170,7 +171,7 @@ def part(name: str, *command: str, say: Say) -> Iterator[Part]:
     try:
         yield Part(name, process, answers)
     finally:
-        end(process, within_s=STOP_S)
+        end_process(process, within_s=STOP_S)
         reader.join(STOP_S)
         if process.stdout is not None:
             process.stdout.close()

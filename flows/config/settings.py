@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from storage.data_directory import make_private_folder, restrict
+from storage.errors import InvalidInput
 
 PREFIX = "SIGHTLINE_"
 SECRETS_DIR = f"{PREFIX}SECRETS_DIR"
@@ -63,8 +64,11 @@ class Limits:
     """Whether URLs that come over the API may lead into private networks."""
 
 
-class BadSettings(ValueError):
+class BadSettings(InvalidInput):
     """A setting has a value that cannot be used, or a name that nothing reads."""
+
+    retryable = True
+    http_status = 503
 
 
 class Qdrant(BaseModel, frozen=True, extra="forbid"):

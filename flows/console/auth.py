@@ -1,8 +1,8 @@
-"""Who may see the console: users who know its password, or whom a proxy names.
+"""Authenticate console users by password or by a proxy's header.
 
-Where neither is set, the console listens on loopback, which every user of the machine reaches. There it makes
-a password itself, and gives its user a link that signs in. The API and MCP have keys of their own, and are
-let through to them.
+Where neither is set, the console listens on loopback, which every user of the machine reaches. There it
+generates a password, and gives its user a link that signs in. The API and MCP have keys of their own, and
+their requests pass.
 """
 
 import asyncio
@@ -29,17 +29,18 @@ from starlette.websockets import WebSocketClose
 
 from flows.config.settings import Console, Settings
 from flows.console.login_guesses import Guesses
-from storage.data_directory import SecretUnusable, kept_secret, make_data_directory
+from storage.data_directory import SecretUnusable, load_or_create_secret, make_data_directory
+from storage.errors import InvalidInput
 
 COOKIE = "sightline_session"
 SESSION_S = 7 * 86400
 FAILED_LOGIN_S = 1.0
 PASSWORD_BYTES = 24
 MAX_FORM_BYTES = 16 * 2**10
-"""Of the form with the password, which anyone may send: a form may have files, and thousands of fields."""
+"""Size limit of the sign-in form, which anyone may send: a form may have files, and thousands of fields."""
 
 KEY_PROTECTED = ("/api/", "/mcp")
-"""What has keys of its own."""
+"""Paths that require keys of their own."""
 
 PUBLIC = ("/healthz", "/login", "/favicon.ico")
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -52,12 +53,12 @@ HEADERS = {
 LOGIN = (Path(__file__).parent / "login.html").read_text("utf-8")
 
 
-class NotProtected(ValueError):
-    """The console would be open to whoever reaches its address."""
+class NotProtected(InvalidInput):
+    """Report a console without protection at a public address."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address.
+    """Return whether only this machine reaches an address.
 
     >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("localhost"), is_loopback("0.0.0.0")
     (True, True, True, False)
@@ -69,7 +70,7 @@ def is_loopback(host: str) -> bool:
 
 
 def require_protection(console: Console) -> None:
-    """Raise `NotProtected` if others than this machine would see the console unasked."""
+    """Raise `NotProtected` if others could reach the console without authentication."""
     if is_loopback(console.host) or console.password or console.user_header:
         return
     raise NotProtected(
@@ -79,24 +80,24 @@ def require_protection(console: Console) -> None:
 
 
 def generates_password(console: Console) -> bool:
-    """Tell whether the console makes its password, as nothing is set that signs users in."""
+    """Return whether the console generates its password."""
     return console.password is None and console.user_header is None
 
 
 def password_file(home: Path) -> Path:
-    """Return the file with the password that the console of `home` makes."""
+    """Return the file of the generated password."""
     return home.absolute() / "console.password"
 
 
 def generated_password(home: Path) -> str:
-    """Return the password of the console of `home`, made when it is first needed.
+    """Return the console's password, generated at its first use.
 
     Raises:
         SecretUnusable: the file holds none or a short one, or others may read it.
     """
     make_data_directory(home)
     path = password_file(home)
-    password = kept_secret(path, lambda: secrets.token_urlsafe(PASSWORD_BYTES))
+    password = load_or_create_secret(path, lambda: secrets.token_urlsafe(PASSWORD_BYTES))
     if len(password) < PASSWORD_BYTES:
         raise SecretUnusable(
             f"the password in {path} is too short; set SIGHTLINE_CONSOLE__PASSWORD to choose one, or remove "
@@ -106,24 +107,28 @@ def generated_password(home: Path) -> str:
 
 
 def sign_in_hint(settings: Settings, *, on_terminal: bool) -> str | None:
-    """Say how to sign in with the made password; None if none is made.
+    """Return how to sign in with the generated password.
+
+    None where none is generated.
 
     Args:
-        on_terminal: whether this is for the user's eyes alone. A log has other readers, and gets no link.
+        on_terminal: whether only the user reads it. A log has other readers, and gets no link.
     """
     if not generates_password(settings.console):
         return None
     if on_terminal:
         return f"Sign in by {settings.console.url}/login?token={generated_password(settings.home)}"
-    return f"The console asks for a password: the line in {password_file(settings.home)}"
+    return f"The console requires the password in {password_file(settings.home)}"
 
 
 class Sessions:
-    """The cookies of those who know the password; another password, or another home, ends them all.
+    """Sign and check session cookies.
+
+    Another password, or another data directory, ends all sessions.
 
     Args:
-        cookie: their name in the browser.
-        file: where the password is, if the console made it.
+        cookie: name of the cookie in the browser.
+        file: the file of the password, if it was generated.
     """
 
     def __init__(self, password: str, home: Path, *, cookie: str = COOKIE, file: Path | None = None) -> None:
@@ -135,21 +140,21 @@ class Sessions:
 
     @classmethod
     def of(cls, settings: Settings) -> "Sessions | None":
-        """Return the sessions of a console; None where a proxy alone signs users in."""
+        """Return the sessions of a console; None where only a proxy authenticates."""
         console, home = settings.console, settings.home
         if console.password is not None:
             return cls(console.password.get_secret_value(), home)
         if not generates_password(console):
             return None
-        # a cookie is good at all ports of a host, where another home may have its console
+        # a cookie is sent to all ports of a host, where another data directory may have its console
         cookie = f"{COOKIE}_{console.port}"
         return cls(generated_password(home), home, cookie=cookie, file=password_file(home))
 
     def wait_s(self, password: str, address: str) -> int:
-        """Return in how many seconds `address` may try a password; 0 for now.
+        """Return the seconds until `address` may try a password; 0 for now.
 
-        A right one that was made waits for nothing, since it cannot be guessed: all users of the machine
-        have the same address, and could keep each other out.
+        The right generated password never waits, since it cannot be guessed: all users of the machine share
+        an address, and could lock each other out.
         """
         return 0 if self.file is not None and self.knows(password) else self._guesses.wait_s(address)
 
@@ -168,7 +173,7 @@ class Sessions:
         return id is not None and id not in self._ended
 
     def end(self, cookie: str | None) -> None:
-        """End a session for good, also for whoever has copied its cookie."""
+        """End a session for good, including copies of its cookie."""
         if (id := self._id_of(cookie)) is not None:
             self._ended.add(id)
 
@@ -181,9 +186,10 @@ class Sessions:
 
 
 class EndedSessions:
-    """The sessions that were signed out, on disk: every console of a home reads the same file.
+    """Store the ids of ended sessions on disk, shared by all consoles.
 
-    A line holds an id and is appended whole; whoever adds one has had a session, so that they stay few.
+    A line holds an id and is appended whole. Only a session that was signed in adds one, so that they stay
+    few.
     """
 
     def __init__(self, path: Path) -> None:
@@ -212,12 +218,12 @@ class EndedSessions:
 
 
 def _key_of(home: Path) -> str:
-    """Return the secret that cookies are signed with, made when it is first needed."""
-    return kept_secret(home / "console.key", lambda: secrets.token_urlsafe(32))
+    """Return the key that signs cookies, generated at its first use."""
+    return load_or_create_secret(home / "console.key", lambda: secrets.token_urlsafe(32))
 
 
 class Guard:
-    """Lets in who may see the console, and nobody's pages but ours act on it."""
+    """Reject unauthenticated requests, and those that other sites' pages cause."""
 
     def __init__(self, app: ASGIApp, console: Console, sessions: Sessions | None) -> None:
         self._app, self._console, self._sessions = app, console, sessions
@@ -228,17 +234,19 @@ class Guard:
             return
         if scope["path"] == "/login":
             receive = _limited(MAX_FORM_BYTES, receive)
-        refusal = None if _starts_with(scope["path"], KEY_PROTECTED) else self._refusal(HTTPConnection(scope))
-        if refusal is None:
+        rejection = (
+            None if _starts_with(scope["path"], KEY_PROTECTED) else self._rejection(HTTPConnection(scope))
+        )
+        if rejection is None:
             await self._app(scope, receive, _with_headers(send))
         elif scope["type"] == "websocket":
             await WebSocketClose(code=1008)(scope, receive, send)
         else:
-            await refusal(scope, receive, send)
+            await rejection(scope, receive, send)
 
-    def _refusal(self, connection: HTTPConnection) -> Response | None:
-        """Return what a request is refused with, or None if it is not."""
-        # of the scope, as the router has it: a URL is made up of the Host header as well
+    def _rejection(self, connection: HTTPConnection) -> Response | None:
+        """Return the response that rejects a request; None to accept it."""
+        # from the scope, as the router reads it: a URL includes the Host header
         path, headers = connection.scope["path"], connection.headers
         if is_foreign(
             connection.scope.get("method", "WEBSOCKET"), headers, by_proxy=self._is_by_proxy(connection)
@@ -246,7 +254,7 @@ class Guard:
             return PlainTextResponse("this request comes from another site's page\n", 403)
         is_local = generates_password(self._console) and path != "/healthz"
         if is_local and not is_loopback(host_of(headers.get("host", ""))):
-            # another site's name that leads to this machine: its pages could read ours
+            # DNS rebinding: another site's name resolves to this machine, and its pages could read ours
             return PlainTextResponse("the console answers to localhost and 127.0.0.1 alone\n", 421)
         if _starts_with(path, PUBLIC):
             return None
@@ -254,7 +262,7 @@ class Guard:
             return None
         if self._sessions is not None:
             return self._without_session(self._sessions, connection)
-        return PlainTextResponse("come by the proxy that signs you in\n", 403)
+        return PlainTextResponse("sign in through the proxy\n", 403)
 
     def _is_named(self, connection: HTTPConnection) -> bool:
         return self._is_by_proxy(connection) and bool(connection.headers.get(self._console.user_header or ""))
@@ -265,7 +273,9 @@ class Guard:
     def _without_session(self, sessions: Sessions, connection: HTTPConnection) -> Response | None:
         if sessions.has(connection.cookies.get(sessions.cookie)):
             return None
-        if connection.scope["path"] == "/metrics":  # asked by a program, which has a password but no cookie
+        if (
+            connection.scope["path"] == "/metrics"
+        ):  # requested by a program, which has a password but no cookie
             given, address = _basic_password(connection.headers), address_of(connection)
             if given is not None and (wait_s := sessions.wait_s(given, address)):
                 return too_many_attempts(wait_s)
@@ -280,7 +290,7 @@ class Guard:
 
 
 def host_of(address: str) -> str:
-    """Return an address without its port.
+    """Return the host of an address, without its port.
 
     >>> host_of("localhost:8080"), host_of("[::1]:8080"), host_of("[::1"), host_of("")
     ('localhost', '::1', '', '')
@@ -292,10 +302,10 @@ def host_of(address: str) -> str:
 
 
 def is_foreign(method: str, headers: Headers, *, by_proxy: bool = False) -> bool:
-    """Tell whether a page of another site made a request that could change something.
+    """Return whether another site's page caused a state-changing request.
 
     Args:
-        by_proxy: whether a proxy of ours sent it, which alone may say what host was asked for.
+        by_proxy: whether a trusted proxy sent it, which alone may state the requested host.
     """
     origin = headers.get("origin")
     if origin is None or method in SAFE:
@@ -305,18 +315,18 @@ def is_foreign(method: str, headers: Headers, *, by_proxy: bool = False) -> bool
 
 
 def add_login(app: FastAPI, sessions: Sessions) -> None:
-    """Add the page that asks for the password, and the address that ends a session."""
-    where = "" if sessions.file is None else f"It is the line in {sessions.file}"
+    """Add the sign-in page and the sign-out address."""
+    where = "" if sessions.file is None else f"The password is in {sessions.file}"
     form = LOGIN.replace("{{where}}", escape(where))
 
     @app.get("/login", include_in_schema=False)
-    async def ask(request: Request, token: str | None = None) -> Response:
-        if token is None or sessions.file is None:  # a password that was set is in no link
+    async def show_form(request: Request, token: str | None = None) -> Response:
+        if token is None or sessions.file is None:  # links contain generated passwords only
             return HTMLResponse(form.replace("{{problem}}", ""))
         return await sign_in(request, token)
 
     @app.post("/login", include_in_schema=False)
-    async def answer(request: Request, password: Annotated[str, Form()]) -> Response:
+    async def submit_form(request: Request, password: Annotated[str, Form()]) -> Response:
         return await sign_in(request, password)
 
     async def sign_in(request: Request, password: str) -> Response:
@@ -341,12 +351,12 @@ def add_login(app: FastAPI, sessions: Sessions) -> None:
 
 
 def address_of(connection: HTTPConnection) -> str:
-    """Return the address that a request comes from; of a proxy its own, for that is all we know."""
+    """Return the address of a request's client; behind a proxy, the proxy's."""
     return "" if connection.client is None else connection.client.host
 
 
 def too_many_attempts(wait_s: int) -> Response:
-    """Return the answer to an address that has given too many wrong passwords."""
+    """Return the response to an address with too many wrong passwords."""
     why = f"too many wrong passwords from your address; try again in {wait_s} s\n"
     return PlainTextResponse(why, 429, {"Retry-After": str(wait_s)})
 
@@ -366,7 +376,10 @@ def _basic_password(headers: Headers) -> str | None:
 
 
 def _limited(max_bytes: int, receive: Receive) -> Receive:
-    """Return a receiver that raises `ValueError` beyond `max_bytes`; FastAPI answers 400."""
+    """Return a receiver that raises `ValueError` beyond `max_bytes`.
+
+    FastAPI answers 400.
+    """
     read = 0
 
     async def receiving() -> Message:

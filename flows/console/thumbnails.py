@@ -1,4 +1,4 @@
-"""Pictures for a browser: through the image decoder, made small, encoded anew, and never as they came."""
+"""Serve resized images: decoded and encoded anew, never the original bytes."""
 
 import asyncio
 from collections import OrderedDict
@@ -18,20 +18,21 @@ from embedding.images.decode import BadImage
 from embedding.images.preparation import PIXELS, Shrink
 from embedding.images.worker_pool import WorkersFailed, prepare_soon
 from flows.resources.images import load_image
-from flows.service.pool import AWAY, Backend
+from flows.service.pool import Backend
+from storage.errors import StoreUnavailable
 from storage.postgres import catalog
 
 SMALL_SIDE = 320
 LARGE_SIDE = 1280
 QUALITY = 82
 MOST_BYTES = 32 * 2**20
-"""Of small images that stay in memory."""
+"""Size of the memory cache of thumbnails."""
 
 AT_ONCE = 3
-"""Pages' images that are read and decoded; they leave room for requests that wait for the same workers."""
+"""Images of pages that are read and decoded at once; the rest of the workers serve other requests."""
 
 HEADERS = {"Cache-Control": "private, no-cache"}
-"""A browser asks each time whether an image is still the same: what was deleted comes from no cache."""
+"""A browser revalidates each image: no cache shows a deleted one."""
 
 PLACEHOLDER = (
     b"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'>"
@@ -42,18 +43,18 @@ PLACEHOLDER = (
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A image as it came."""
+    """Represent an original image."""
 
     sha256: str
     read: Callable[[], bytes | None]
-    """Returns its bytes, or None where they are gone."""
+    """Returns its bytes, or None if they are missing."""
 
 
 Find = Callable[[], Original | None]
 
 
 class Thumbnails:
-    """Makes images small in threads of its own, and keeps those that were asked for last."""
+    """Resize images in dedicated threads, with a least-recently-used cache."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
@@ -61,9 +62,12 @@ class Thumbnails:
         self._decoders = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="thumbnails")
 
     async def answer(self, request: Request, find: Find, side: int) -> Response:
-        """Return the image that `find` finds as WebP, at most `side` pixels wide and high.
+        """Return an image as WebP, at most `side` pixels wide and high.
 
-        Where there is none, or none that can be shown, it is a neutral one with status 404.
+        A missing or undecodable image yields a placeholder with status 404.
+
+        Args:
+            find: returns the original, or None.
         """
         known = request.headers.get("if-none-match", "")
         loop = asyncio.get_running_loop()
@@ -76,7 +80,7 @@ class Thumbnails:
             if etag is not None and etag in known:
                 return Response(status_code=304, headers=HEADERS | {"ETag": etag})
             small = None if original is None else self._small(original, side)
-        except (WorkersFailed, *AWAY) as error:
+        except (WorkersFailed, StoreUnavailable) as error:
             return Response(str(error), 503, HEADERS, "text/plain")
         if small is None or etag is None:
             return Response(PLACEHOLDER, 404, HEADERS, "image/svg+xml")
@@ -99,13 +103,15 @@ class Thumbnails:
 
 
 def make_thumbnail(data: bytes, side: int) -> bytes | None:
-    """Return an image as WebP, at most `side` pixels wide and high; None if it cannot be shown.
+    """Return an image as WebP, at most `side` pixels wide and high.
+
+    None if it cannot be decoded.
 
     Raises:
         WorkersFailed: it cannot be decoded now.
     """
     try:
-        pixels = prepare_soon(Shrink(side), data, name="picture").features[PIXELS]
+        pixels = prepare_soon(Shrink(side), data, name="image").features[PIXELS]
     except BadImage:
         return None
     image = Image.fromarray(pixels)
@@ -115,7 +121,7 @@ def make_thumbnail(data: bytes, side: int) -> bytes | None:
 
 
 def add_routes(backend: Backend, thumbnails: Thumbnails) -> None:
-    """Add `/thumbnails/{id}` and the larger `/pictures/{id}`: images of records that are not deleted."""
+    """Add `/thumbnails/{id}` and the larger `/pictures/{id}` for living records."""
 
     async def small(request: Request, id: UUID) -> Response:
         return await thumbnails.answer(request, lambda: stored_image(backend, id), SMALL_SIDE)
@@ -131,11 +137,11 @@ def stored_image(backend: Backend, id: UUID) -> Original | None:
     """Return the image of a living record, if it has one.
 
     Raises:
-        AWAY: Postgres does not answer.
+        StoreUnavailable: Postgres is unavailable.
     """
     with backend.sessions() as sessions, sessions() as session:
         found = catalog.items_with_digests(session, [id])
-    picture = found[id][0].picture if id in found else None
+    picture = found[id][0].image if id in found else None
     if picture is None:
         return None
     limits = backend.settings.limits

@@ -1,4 +1,4 @@
-"""Pictures that people search by: handed in, and kept for a while, so that an address can name them."""
+"""Keep uploaded query images for a while, under tokens that URLs contain."""
 
 import hashlib
 from asyncio import to_thread
@@ -16,35 +16,42 @@ from embedding.images.worker_pool import WorkersFailed, prepare_soon
 from flows.api.limits import BoundedBody, ByteBudget, stated_size
 from flows.api.problems import ApiError
 from flows.console.thumbnails import SMALL_SIDE, Original, Thumbnails
+from storage.errors import NotFound
 
 TOO_LARGE = 413
 KEPT_FOR_S = 3600
 MOST_BYTES = 128 * 2**20
 MOST_AT_ONCE = 2
-"""How many images of the largest size are handed in at once; of smaller ones more."""
+"""Uploads of the largest size at once; of smaller ones more."""
 
 
-class UploadExpired(LookupError):
-    """A search is by an image that is no longer kept."""
+class UploadExpired(NotFound):
+    """Report a query image that is no longer kept."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the picture of this search is gone: such pictures are kept for an hour, and not beyond a "
+            "the image of this search has expired: uploaded images are kept for an hour, and not beyond a "
             "restart of the console; drop, paste or choose it again"
         )
 
 
 class Uploads:
-    """Pictures in memory, each under its SHA-256, for an hour after it was last asked for."""
+    """Keep images in memory by SHA-256.
+
+    An image expires an hour after its last use.
+    """
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
-        """The one that was asked for last is last."""
+        """The most recently used image is last."""
 
         self._turn = Lock()
 
     def keep(self, data: bytes) -> str:
-        """Keep an image, and return its token; what has not been asked for the longest may go for it."""
+        """Keep an image, and return its token.
+
+        The least recently used image may go.
+        """
         token = hashlib.sha256(data).hexdigest()
         with self._turn:
             self._touch(token, data)
@@ -78,19 +85,19 @@ class Uploads:
 
     def _forget_old(self) -> None:
         while self._kept:
-            oldest, (asked_at, _) = next(iter(self._kept.items()))
-            if monotonic() - asked_at < KEPT_FOR_S:
+            oldest, (used_at, _) = next(iter(self._kept.items()))
+            if monotonic() - used_at < KEPT_FOR_S:
                 return
             del self._kept[oldest]
 
 
 def add_routes(uploads: Uploads, thumbnails: Thumbnails, max_bytes: int) -> None:
-    """Add where a page hands an image in, `/search/pictures`, and where it shows it again."""
+    """Add `/search/pictures`, which receives and shows query images."""
     budget = ByteBudget(MOST_AT_ONCE * max_bytes)
 
     async def take(request: Request) -> Response:
-        """Answer with a token, or with what is wrong; both with status 200, for the page shows both."""
-        name = request.query_params.get("name") or "the picture"
+        """Return a token or an error message, both with status 200."""
+        name = request.query_params.get("name") or "the image"
         body = BoundedBody(request.receive, stated_size(request.scope), max_bytes, budget)
         try:
             data = b"".join([part async for part in Request(request.scope, body.receive).stream()])
@@ -99,9 +106,9 @@ def add_routes(uploads: Uploads, thumbnails: Thumbnails, max_bytes: int) -> None
         except (BadImage, WorkersFailed) as error:
             return JSONResponse({"problem": str(error)})
         except ApiError as error:
-            if error.status != TOO_LARGE:
-                return PlainTextResponse(error.detail, error.status, error.headers)
-            problem = f"{name}: larger than {max_bytes / 2**20:,.0f} MiB; supply a smaller picture"
+            if error.http_status != TOO_LARGE:
+                return PlainTextResponse(error.detail, error.http_status, error.headers)
+            problem = f"{name}: larger than {max_bytes / 2**20:,.0f} MiB; supply a smaller image"
             return JSONResponse({"problem": problem}, headers={"Connection": "close"})
         finally:
             body.release()
@@ -114,7 +121,7 @@ def add_routes(uploads: Uploads, thumbnails: Thumbnails, max_bytes: int) -> None
 
 
 def uploaded_image(uploads: Uploads, token: str) -> Original | None:
-    """Return an image that was handed in, as far as it is still kept."""
+    """Return an uploaded image, or None if it has expired."""
     try:
         data = uploads.get(token)
     except UploadExpired:

@@ -1,4 +1,4 @@
-"""The parts that pages are made of."""
+"""Build the basic widgets of pages: tiles, tables, messages, dialogs."""
 
 from asyncio import to_thread
 from collections.abc import Callable, Sequence
@@ -8,11 +8,10 @@ from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from flows.console.context import ConsoleContext
-from flows.orchestration.prefect_client import NothingServes
-from flows.service.pool import AWAY
+from storage.errors import SightlineError
 
 Row = Sequence[str | Callable[[], Any]]
-"""Cells of text; one that is more than text is a function that makes it."""
+"""Cells of a row: text, or a function that builds the cell."""
 
 OUTCOMES = {
     "completed": "sl-good",
@@ -24,7 +23,11 @@ OUTCOMES = {
 
 
 def tile(name: str, value: str, note: str = "", kind: str = "") -> None:
-    """Show one figure with its name, and what it means; `kind` is a class such as `sl-bad`."""
+    """Show a figure with its name and note.
+
+    Args:
+        kind: a class such as `sl-bad`.
+    """
     with ui.element("div").classes("sl-tile").props(f'data-figure="{name}"'):
         ui.label(name).classes("sl-faint")
         ui.label(value).classes(f"sl-value {kind}")
@@ -33,22 +36,22 @@ def tile(name: str, value: str, note: str = "", kind: str = "") -> None:
 
 
 def problem(sentence: str) -> None:
-    """Show what is wrong, and what to do, instead of what cannot be shown."""
+    """Show an error with its remedy."""
     with ui.element("div").classes("sl-sheet sl-problem").props('role="alert"'):
         ui.label(sentence)
 
 
 def note(sentence: str) -> None:
-    """Show what whoever looks should know."""
+    """Show a notice."""
     with ui.element("div").classes("sl-sheet sl-note").props('role="status"'):
         ui.label(sentence)
 
 
 def table(columns: Sequence[str], rows: Sequence[Row], numbers: int = 0) -> None:
-    """Show rows under their columns.
+    """Show rows below their headings.
 
     Args:
-        numbers: how many of the last columns are figures.
+        numbers: how many of the last columns are numeric.
     """
     with table_body(columns, numbers):
         for row in rows:
@@ -56,7 +59,7 @@ def table(columns: Sequence[str], rows: Sequence[Row], numbers: int = 0) -> None
 
 
 def table_body(columns: Sequence[str], numbers: int = 0) -> ui.element:
-    """Show the heads of columns; return the element that rows belong into."""
+    """Show the headings of a table; return the element for its rows."""
     with ui.element("div").classes("sl-scroll"), ui.element("table").classes("sl-table"):
         with ui.element("thead"), ui.element("tr"):
             for place, column in enumerate(columns):
@@ -79,25 +82,25 @@ def table_row(row: Row, numbers: int = 0) -> ui.element:
 
 
 def heading(text: str) -> None:
-    """Show what a section of a page is about."""
+    """Show the heading of a section."""
     ui.label(text).props("role=heading aria-level=2").style("font-weight: 650")
 
 
 def hidden_title(text: str) -> None:
-    """Have a page begin with its title for whoever hears it; others see it among the links."""
+    """Add the page title for screen readers; the navigation shows it."""
     ui.label(text).props("role=heading aria-level=1").classes("sr-only")
 
 
 def outcome(name: str) -> None:
-    """Show how a run ended."""
+    """Show the outcome of a run."""
     ui.label(name).classes(OUTCOMES.get(name, ""))
 
 
-async def confirm(title: str, what_happens: str, yes: str, no: str = "Cancel") -> bool:
-    """Ask whether to go on, and say what will happen; Escape says no."""
+async def confirm(title: str, consequences: str, yes: str, no: str = "Cancel") -> bool:
+    """Show a confirmation dialog with the consequences; Escape cancels."""
     with ui.dialog() as dialog, ui.card():
         ui.label(title).style("font-weight: 650; font-size: 1.1rem")
-        ui.label(what_happens)
+        ui.label(consequences)
         with ui.row().classes("justify-end w-full"):
             ui.button(no, on_click=lambda: dialog.submit(False)).props("flat autofocus")
             ui.button(yes, on_click=lambda: dialog.submit(True)).props("unelevated")
@@ -107,7 +110,7 @@ async def confirm(title: str, what_happens: str, yes: str, no: str = "Cancel") -
 
 
 async def start_flow(context: ConsoleContext, flow: str, **parameters: Any) -> bool:
-    """Have a flow run, and say so; or say what keeps it from running."""
+    """Start a flow, and report success or failure."""
 
     def begin() -> None:
         with context.prefect() as prefect:
@@ -117,15 +120,15 @@ async def start_flow(context: ConsoleContext, flow: str, **parameters: Any) -> b
 
 
 def show_error(error: Exception) -> None:
-    """Say what keeps something from being done, until somebody has read it."""
+    """Show an error until it is dismissed."""
     ui.notify(str(error), type="negative", timeout=0, close_button="Close", multi_line=True)
 
 
 async def run_action(context: ConsoleContext, act: Callable[[], object], done: str) -> bool:
-    """Do what a person asked for in a thread, and say that it is done, or what keeps it from being done."""
+    """Run an action in a thread, and report success or failure."""
     try:
         await to_thread(act)
-    except (NothingServes, ValueError, *AWAY) as error:
+    except (SightlineError, ValueError) as error:
         show_error(error)
         return False
     context.observer.look_again()

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.errors import InvalidInput
 
-class BadJudgments(ValueError):
+
+class BadJudgments(InvalidInput):
     """A line of a file of judgments cannot be used."""
 
 
@@ -55,11 +57,11 @@ def _judgment(line: str, folder: Path, place: str) -> Judgment:
     return Judgment(text, image, key, document.get("source"), relevance)
 
 
-def pictures_of(judgments: Sequence[Judgment]) -> dict[str, str]:
+def query_images(judgments: Sequence[Judgment]) -> dict[str, str]:
     """Return where the images that are queries lie, by SHA-256."""
-    return {sha256_of(one.image): str(one.image) for one in judgments if one.image is not None}
+    return {file_sha256(one.image): str(one.image) for one in judgments if one.image is not None}
 
 
-def sha256_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

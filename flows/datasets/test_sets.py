@@ -15,29 +15,30 @@ from numpy.typing import NDArray
 from embedding.evaluation.ranks import Direction, Positions, Side
 from embedding.training.splits import Split
 from flows.config.settings import Limits, Settings
-from flows.datasets.near_duplicates import picture_groups
+from flows.datasets.near_duplicates import duplicate_groups
 from flows.datasets.relevance_judgments import read_judgments
-from flows.datasets.splits import sides_of
+from flows.datasets.splits import image_split
 from flows.resources.connections import Stores
 from storage import qdrant
+from storage.errors import InvalidInput
 from storage.postgres import catalog, model_registry
 from storage.records import Origin, Record, Text, item_id
 from storage.sources import read_source, source_name
 
-LEAST_QUERIES_OF_A_PART = 10
-MOST_JUDGED = 5000
+MIN_SUBSET_QUERIES = 10
+MAX_TEST_RECORDS = 5000
 """Records that the gate and schedules look at: more cost time, and hardly narrow an interval."""
 
 Languages = Sequence[str] | None
 """Tags of the captions that are queries, or `all`; None for those that are embedded."""
 
 
-class NothingToEvaluate(ValueError):
+class NothingToEvaluate(InvalidInput):
     """There is no query with a right answer in what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shot:
+class TestImage:
     """A image that is judged, and where it can be had."""
 
     origin: Origin
@@ -50,20 +51,20 @@ class Shot:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TestRecord:
     """A record of a test set: its image, if it has one, and those of its captions that are queries."""
 
     id: UUID
-    shot: Shot | None
+    shot: TestImage | None
     captions: tuple[Text, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedQuery:
     """A query, and how relevant some items are to it."""
 
-    query: str | Shot
+    query: str | TestImage
     gains: Mapping[UUID, float]
 
 
@@ -74,8 +75,8 @@ class TestSet:
     __test__ = False  # not one of pytest's, whatever its name
 
     name: str
-    entries: tuple[Entry, ...]
-    judged: tuple[Judged, ...] = ()
+    entries: tuple[TestRecord, ...]
+    judged: tuple[JudgedQuery, ...] = ()
     langs: str | None = None
     """The languages of the captions that were asked for; None for those that are embedded."""
 
@@ -92,14 +93,14 @@ class TestSet:
         return len(self.judged) or len(self.texts) + len(self.shots)
 
     @property
-    def shots(self) -> list[Shot]:
+    def shots(self) -> list[TestImage]:
         """The rows of the side `pictures`: the gallery, and then the queries."""
-        asked = [one.query for one in self.judged if isinstance(one.query, Shot)]
+        asked = [one.query for one in self.judged if isinstance(one.query, TestImage)]
         return [entry.shot for entry in self.entries if entry.shot] + asked
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class TestSetChoice:
     """What a person wants to know of some models: at most one of the first four, else all records."""
 
     keys: Path | None = None
@@ -109,10 +110,10 @@ class Question:
     langs: Languages = None
 
 
-def chosen_set(
+def choose_test_set(
     stores: Stores,
     settings: Settings,
-    question: Question,
+    question: TestSetChoice,
     models: Sequence[str],
     *,
     at_most: int | None = None,
@@ -186,8 +187,8 @@ def of_held_out(
             them was trained on says little about it.
         at_most: so many of them, chosen by a hash of their ids.
     """
-    groups = picture_groups(stores, limits)
-    sides = [sides_of(stores, groups, split) for split in splits]
+    groups = duplicate_groups(stores, limits)
+    sides = [image_split(stores, groups, split) for split in splits]
     with stores.sessions() as session:
         entries = [
             entry
@@ -212,9 +213,9 @@ def of_manifest(path: Path, embedded: Sequence[str], langs: Languages) -> TestSe
     name = source_name(path)
     records = {row.key: row for row in read_source(path) if isinstance(row, Record)}
     entries = (
-        Entry(
+        TestRecord(
             item_id(name, record.key),
-            None if record.image is None else Shot(Origin(record.image, folder=record.folder)),
+            None if record.image is None else TestImage(Origin(record.image, folder=record.folder)),
             _chosen(record.select_languages(embedded).texts, langs),
             record.metadata,
         )
@@ -229,17 +230,17 @@ def of_judgments(stores: Stores, path: Path) -> TestSet:
     Raises:
         BadJudgments: a line of the file cannot be used.
     """
-    gains: dict[str | Shot, dict[UUID, float]] = defaultdict(dict)
+    gains: dict[str | TestImage, dict[UUID, float]] = defaultdict(dict)
     with stores.sessions() as session:
         entries = tuple(entry for entry in _entries(catalog.living_items(session), None) if entry.shot)
         there = {entry.id for entry in entries}
         for one in read_judgments(path):
-            query = one.text if one.text is not None else Shot(Origin(str(one.image)))
+            query = one.text if one.text is not None else TestImage(Origin(str(one.image)))
             own = gains[query]  # also of a query none of whose items is here: it is counted
             for item in catalog.items_with_key(session, one.key, one.source):
                 if item.id in there and one.relevance > 0:
                     own[item.id] = max(one.relevance, own.get(item.id, 0.0))
-    return TestSet(path.name, entries, tuple(Judged(query, own) for query, own in gains.items()))
+    return TestSet(path.name, entries, tuple(JudgedQuery(query, own) for query, own in gains.items()))
 
 
 def directions_of(test_set: TestSet, present: NDArray[np.bool_], by: Sequence[str]) -> list[Direction]:
@@ -314,7 +315,7 @@ def _judged(test_set: TestSet, present: NDArray[np.bool_]) -> list[Direction]:
     gallery = [row for row in range(len(test_set.entries)) if present[row]]
     column = {test_set.entries[row].id: place for place, row in enumerate(gallery)}
     words = [one for one in test_set.judged if isinstance(one.query, str)]
-    pictures = [one for one in test_set.judged if isinstance(one.query, Shot)]
+    pictures = [one for one in test_set.judged if isinstance(one.query, TestImage)]
     seen = present[len(test_set.entries) :]
     directions = [
         _of_judged("text_to_image", "texts", dict(enumerate(words)), gallery, column),
@@ -330,7 +331,11 @@ def _judged(test_set: TestSet, present: NDArray[np.bool_]) -> list[Direction]:
 
 
 def _of_judged(
-    name: str, asks: Side, queries: Mapping[int, Judged], gallery: Sequence[int], column: Mapping[UUID, int]
+    name: str,
+    asks: Side,
+    queries: Mapping[int, JudgedQuery],
+    gallery: Sequence[int],
+    column: Mapping[UUID, int],
 ) -> Direction:
     """Return a direction; queries, given by their rows, without an answer in the gallery are left out."""
     gains = {
@@ -354,11 +359,11 @@ def _of_judged(
     )
 
 
-def _entries(items: Iterable[tuple[Any, Any]], langs: Languages) -> Iterator[Entry]:
+def _entries(items: Iterable[tuple[Any, Any]], langs: Languages) -> Iterator[TestRecord]:
     for item, digest in items:
-        picture = item.picture
-        shot = None if picture is None else Shot(picture.origin, item.id, picture.sha256, digest.content)
-        yield Entry(item.id, shot, _chosen(item.texts, langs), item.metadata)
+        picture = item.image
+        shot = None if picture is None else TestImage(picture.origin, item.id, picture.sha256, digest.content)
+        yield TestRecord(item.id, shot, _chosen(item.texts, langs), item.metadata)
 
 
 def _named(langs: Languages) -> str | None:
@@ -377,7 +382,7 @@ def _positions(numbers: Iterable[int]) -> Positions:
     return np.fromiter(numbers, np.int64)
 
 
-def _values(entry: Entry, by: Sequence[str]) -> set[str]:
+def _values(entry: TestRecord, by: Sequence[str]) -> set[str]:
     """Return such as `kind=fruit` for each value of these metadata fields."""
     values = ((name, entry.metadata[name]) for name in by if name in entry.metadata)
     return {
@@ -391,5 +396,5 @@ def _parts(tags: Sequence[set[str]]) -> dict[str, NDArray[np.bool_]]:
     return {
         tag: np.array([tag in own for own in tags])
         for tag in sorted(counts)
-        if LEAST_QUERIES_OF_A_PART <= counts[tag] < len(tags)
+        if MIN_SUBSET_QUERIES <= counts[tag] < len(tags)
     }

@@ -17,10 +17,11 @@ from embedding.images.worker_pool import Workers
 from embedding.training.batches import Row
 from embedding.training.splits import Part
 from flows.config.settings import Limits
-from flows.datasets.relevance_judgments import Judgment, sha256_of
-from flows.datasets.splits import Sides, number_of_name
+from flows.datasets.relevance_judgments import Judgment, file_sha256
+from flows.datasets.splits import ImageSplit, number_of_name
 from flows.resources.connections import Stores
 from flows.resources.images import decode_many, load_image
+from storage.errors import InvalidInput
 from storage.postgres import catalog
 from storage.records import Item, Origin
 
@@ -38,22 +39,22 @@ ROWS_A_BATCH = 1000
 OF_ITEM, OF_QUERY = "item", "query"
 
 
-class TooFewPairs(ValueError):
+class TooFewPairs(InvalidInput):
     """There is not enough to learn from, or nothing to tell when to stop."""
 
 
-def pairs_of_records(stores: Stores, sides: Sides) -> Iterator[tuple[Part, Row]]:
+def pairs_of_records(stores: Stores, sides: ImageSplit) -> Iterator[tuple[Part, Row]]:
     """Yield a pair for each embedded text of each item with an image, in id order."""
     with stores.sessions() as session:
         for item in catalog.captioned_pictures(session):
-            if item.picture is not None and item.picture.sha256 not in sides.unreadable:
-                part = sides.part_of(item.picture.sha256)
+            if item.image is not None and item.image.sha256 not in sides.unreadable:
+                part = sides.part_of(item.image.sha256)
                 for number, text in enumerate(item.embedded_texts):
-                    yield part, row_of(sides, text_name(item.id, number), text, item.picture.sha256)
+                    yield part, pair_row(sides, text_name(item.id, number), text, item.image.sha256)
 
 
 def pairs_of_judgments(
-    stores: Stores, sides: Sides, judgments: Sequence[Judgment]
+    stores: Stores, sides: ImageSplit, judgments: Sequence[Judgment]
 ) -> Iterator[tuple[Part, Row]]:
     """Yield pairs of what is judged relevant.
 
@@ -67,31 +68,31 @@ def pairs_of_judgments(
             for item in catalog.items_with_key(session, judgment.key, judgment.source):
                 if judgment.image is not None:
                     yield from _pairs_of_picture(sides, judgment, item)
-                elif judgment.text is not None and item.picture is not None:
+                elif judgment.text is not None and item.image is not None:
                     judged = texts.setdefault(judgment.text, [])
-                    if item.picture.sha256 not in sides.unreadable:
-                        judged.append((item.picture.sha256, judgment.relevance))
+                    if item.image.sha256 not in sides.unreadable:
+                        judged.append((item.image.sha256, judgment.relevance))
     for query, judged in texts.items():
         irrelevant = [sha for sha, relevance in judged if relevance == 0 and sides.part_of(sha) == "train"]
         for sha256 in sorted({sha for sha, relevance in judged if relevance > 0}):
-            row = row_of(sides, f"{OF_QUERY}:{query}", query, sha256)
+            row = pair_row(sides, f"{OF_QUERY}:{query}", query, sha256)
             row["negatives"] = irrelevant
             row["negative_groups"] = [sides.number_of(sha) for sha in irrelevant]
             yield sides.part_of(sha256), row
 
 
-def _pairs_of_picture(sides: Sides, judgment: Judgment, item: Item) -> Iterator[tuple[Part, Row]]:
+def _pairs_of_picture(sides: ImageSplit, judgment: Judgment, item: Item) -> Iterator[tuple[Part, Row]]:
     if judgment.image is None or judgment.relevance == 0:
         return
-    sha256 = sha256_of(judgment.image)
+    sha256 = file_sha256(judgment.image)
     part = sides.part_of(sha256)
-    if item.picture is not None and sides.part_of(item.picture.sha256) != part:
+    if item.image is not None and sides.part_of(item.image.sha256) != part:
         return  # to learn from one side would be to learn what the other is judged by
     for number, text in enumerate(item.embedded_texts):
-        yield part, row_of(sides, text_name(item.id, number), text, sha256)
+        yield part, pair_row(sides, text_name(item.id, number), text, sha256)
 
 
-def row_of(sides: Sides, name: str, text: str, sha256: str) -> Row:
+def pair_row(sides: ImageSplit, name: str, text: str, sha256: str) -> Row:
     """Return the pair of a text, known by `name`, and an image; without mined negatives."""
     return Row(
         text=name,
@@ -147,7 +148,7 @@ def _file(folder: Path, part: str) -> Path:
     return folder / f"{part}.arrow"
 
 
-class StoredMaterial:
+class StoredTrainingData:
     """Texts and images as the stores have them, images decoded by workers, some at a time.
 
     Args:

@@ -14,7 +14,7 @@ from embedding.evaluation.bootstrap import Figure, Sample, mean_of
 from embedding.evaluation.metrics import Scores
 from flows.config.settings import Gate, Settings
 from flows.datasets.test_sets import (
-    MOST_JUDGED,
+    MAX_TEST_RECORDS,
     NothingToEvaluate,
     TestSet,
     of_held_out,
@@ -27,13 +27,14 @@ from flows.resources.model_loader import Load, open_model
 from flows.tracking.progress import Progress, no_progress
 from flows.tracking.run_log import tracked_run
 from storage import qdrant
+from storage.errors import Conflict
 from storage.postgres import model_registry
 from storage.postgres.locks import flow_lock
 
 MEASURE = "recall@10"
 
 
-class AlreadyActive(ValueError):
+class AlreadyActive(Conflict):
     """Searches use this model as it is."""
 
 
@@ -205,7 +206,7 @@ def _checks(
         )
     try:
         splits = splits_of(stores, [one.fingerprint for one in encoders])
-        held_out = judged(of_held_out(stores, settings.limits, splits, None, at_most=MOST_JUDGED))
+        held_out = judged(of_held_out(stores, settings.limits, splits, None, at_most=MAX_TEST_RECORDS))
         elsewhere = None if outside is None else judged(of_manifest(outside, settings.langs, None))
     except NothingToEvaluate as error:
         if not force:

@@ -24,11 +24,11 @@ SAME_KEY = "duplicate_key"
 """Of such a row the key says nothing: elsewhere it is the other record that has it."""
 
 
-class NoPicture(NotFound):
+class NoPreview(NotFound):
     """Report that a reject has no image to preview, and the remedy."""
 
 
-def picture_of_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID) -> bytes:
+def preview_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID) -> bytes:
     """Return the image of an open reject as a small JPEG.
 
     The JPEG holds only the pixels of the file.
@@ -38,31 +38,31 @@ def picture_of_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID)
     decoded by the image decoder in a process of its own, as whatever crashes a decoder may be among rejects.
 
     Raises:
-        NoPicture: there is no such image, or the gate refuses it.
+        NoPreview: there is no such image, or the gate refuses it.
     """
     with sessions() as session:
         found = open_rejects(session, ids=[id])
         location = runs.last_location(session, found[0].source) if found else None
     if not found or location is None:
-        raise NoPicture("this reject is not open any more")
+        raise NoPreview("this reject is not open any more")
     [reject] = found
     try:
         row = find_row(Path(location), reject.place, reject.key)
     except (BadSource, OSError) as error:
-        raise NoPicture(f"its source cannot be read: {error}") from error
+        raise NoPreview(f"its source cannot be read: {error}") from error
     if row is None or (row.place != reject.place and reject.reason == SAME_KEY):
-        raise NoPicture("its source has this row no longer; a retry takes it off this list")
+        raise NoPreview("its source has this row no longer; a retry takes it off this list")
     if isinstance(row, Rejected):
-        raise NoPicture(row.message)
+        raise NoPreview(row.message)
     if row.image is None:
-        raise NoPicture("the record names no picture")
+        raise NoPreview("the record names no picture")
     try:
-        return drawn_anew(fetch_image(Origin(row.image, folder=row.folder), limits), name=row.place)
+        return as_small_jpeg(fetch_image(Origin(row.image, folder=row.folder), limits), name=row.place)
     except (FetchError, BadImage, WorkersFailed) as error:
-        raise NoPicture(str(error)) from error
+        raise NoPreview(str(error)) from error
 
 
-def drawn_anew(data: bytes, *, name: str) -> bytes:
+def as_small_jpeg(data: bytes, *, name: str) -> bytes:
     """Decode an image and encode it as a small JPEG.
 
     Raises:

@@ -10,7 +10,7 @@ from flows.ingestion.missing_items import DeleteDecision, SourceCoverage
 from flows.ingestion.report import COUNTS, BatchReport, IngestReport, as_report
 from flows.ingestion.request import EmptySource, Request, RowSelection
 from flows.ingestion.source_batches import IngestRun, Row
-from flows.ingestion.throughput import speed_of
+from flows.ingestion.throughput import throughput_of
 from flows.tracking.run_log import Totals
 from storage.errors import SightlineError
 from storage.records import Ignored
@@ -71,7 +71,7 @@ class RunState:
         """Return the report of the run so far."""
         seconds = perf_counter() - self.started
         done = self.done + BatchReport(self.extra)
-        speed = speed_of(
+        speed = throughput_of(
             self.clock.seconds,
             seconds=seconds,
             records=done.counts["read"],

@@ -15,6 +15,7 @@ from pydantic import BaseModel, NonNegativeInt, StringConstraints, ValidationErr
 
 from flows.tracking.progress import Steps
 from storage.blobs import Blobs
+from storage.errors import InvalidInput, SightlineError
 from storage.files import durable_rename
 from storage.postgres.dump import Dump
 from storage.qdrant.snapshots import BadPointFile, Shape, check_points
@@ -36,7 +37,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 PICTURE = re.compile(r"[0-9a-f]{64}")
 
 
-class BadBackup(ValueError):
+class BadBackup(InvalidInput):
     """There is no whole backup there; nothing was restored."""
 
 
@@ -281,7 +282,7 @@ def described(path: Path) -> File:
     return File(name=path.name, bytes=path.stat().st_size, sha256=digest)
 
 
-class _Damaged(Exception):
+class _Damaged(SightlineError):
     """A file differs from the manifest in size or checksum."""
 
 

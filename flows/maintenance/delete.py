@@ -15,6 +15,7 @@ from flows.resources.connections import Stores
 from flows.resources.deletion import DELETE_BATCH, DeletedItem, clear_deleted, finish_deletes
 from flows.tracking.retry_policy import persist
 from flows.tracking.run_log import Totals, tracked_run
+from storage.errors import InvalidInput, NotFound
 from storage.files import durable_rename
 from storage.postgres import catalog, runs
 from storage.postgres.catalog import Selection
@@ -25,11 +26,11 @@ Add = Callable[[list[DeletedItem], int], None]
 """Puts items that went, and the number of rejects that went with them, on the receipt."""
 
 
-class NoSuchItem(LookupError):
+class NoSuchItem(NotFound):
     """A key that was named is in no source, or in several; nothing was deleted."""
 
 
-class TooManyItems(ValueError):
+class TooManyItems(InvalidInput):
     """A request selects more items than it may delete; nothing was deleted."""
 
 

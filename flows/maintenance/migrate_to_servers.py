@@ -16,6 +16,7 @@ from flows.tracking.run_log import tracked_run
 from storage import qdrant, transfer
 from storage.blobs import copy_new
 from storage.embedded.postgres.server import has_postgres
+from storage.errors import InvalidInput, SightlineError
 from storage.postgres import runs
 from storage.postgres.locks import lone_lock
 from storage.transfer import MOVE
@@ -23,11 +24,11 @@ from storage.transfer import MOVE
 SERVERS = (f"{PREFIX}DATABASE_URL", f"{PREFIX}QDRANT__URL")
 
 
-class NothingToMove(ValueError):
+class NothingToMove(InvalidInput):
     """There is no embedded home, or no servers are named to move it into."""
 
 
-class MoveFailed(RuntimeError):
+class MoveFailed(SightlineError):
     """What the servers hold is not what the home holds."""
 
 

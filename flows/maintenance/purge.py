@@ -13,6 +13,7 @@ from flows.tracking.retry_policy import hold
 from flows.tracking.run_log import tracked_run
 from storage import qdrant
 from storage.blobs import PREFIXES
+from storage.errors import Conflict
 from storage.postgres import catalog, model_registry, request_queue
 from storage.postgres.locks import Lock, flow_lock, lone_lock
 
@@ -20,7 +21,7 @@ USUAL_SHARE = 0.05
 """Of all images: more than that at once is a mistake more often than a wish."""
 
 
-class TooManyOrphans(RuntimeError):
+class TooManyOrphans(Conflict):
     """A purge would remove more than the limit allows; nothing was removed."""
 
 

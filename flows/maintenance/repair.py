@@ -28,6 +28,7 @@ from flows.tracking.progress import Progress, no_progress, no_steps
 from flows.tracking.run_log import tracked_run
 from storage import qdrant
 from storage.consistency.differences import Difference
+from storage.errors import Conflict
 from storage.postgres import catalog, model_registry
 from storage.postgres.locks import flow_lock, lone_lock
 from storage.postgres.run_totals import COMPARISON, STILL
@@ -39,7 +40,7 @@ MAX_DELETE = 0.05
 """The share of points that a repair may delete; for more, a person looks first and says so at a terminal."""
 
 
-class TooManyDeletes(RuntimeError):
+class TooManyDeletes(Conflict):
     """A repair would delete more than the limit allows; nothing was changed."""
 
 
@@ -180,7 +181,7 @@ def _write_again(
     whole = {id: entry for id, entry in items.items() if id not in payloads}
     pictures, unreadable = _pictures(deps, [item for item, _ in whole.values()], limits)
     good = {
-        id: item for id, (item, _) in whole.items() if not item.picture or item.picture.sha256 in pictures
+        id: item for id, (item, _) in whole.items() if not item.image or item.image.sha256 in pictures
     }
     digests = {id: digest for id, (_, digest) in items.items() if id in good or id in payloads}
     points, *_ = encode_items(deps.encoder, good, digests, pictures)
@@ -197,7 +198,7 @@ def _pictures(deps: Deps, items: list[Item], limits: Limits) -> tuple[dict[str, 
     unreadable = set()
     with Workers(deps.encoder.preparation, 0) as workers:
         for item in items:
-            picture = item.picture
+            picture = item.image
             if picture is None or picture.sha256 in pictures:
                 continue
             data = load_image(deps, picture.sha256, picture.origin, limits, or_origin=True)

@@ -9,11 +9,14 @@ from flows.reindexing.reindex import Order as ReindexOrder
 from flows.reindexing.reindex import Switched, free_disk, reindex
 from flows.resources.connections import Stores, open_stores
 from flows.training.finetune import Order, train_candidate
+from storage.errors import Conflict
 from storage.postgres.locks import Busy
 
 
-class NotSwitched(RuntimeError):
+class NotSwitched(Conflict):
     """A candidate is promoted, but searches could not be moved to it."""
+
+    retryable = True
 
 
 def improve(settings: Settings, prefect_run_id: UUID | None) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from prefect.states import Cancelling
 from flows.orchestration.flows import ASKED, DEPLOYMENT, FLOWS, ON_REQUEST, OWN_SCHEDULE, SKIPPED
 from flows.orchestration.server_access import find_server, password_file
 from flows.tracking.retry_policy import first_line
+from storage.errors import NotFound, SightlineError
 
 WAITING = (StateType.SCHEDULED, StateType.PENDING)
 AT_WORK = (StateType.RUNNING, StateType.CANCELLING)
@@ -42,11 +43,14 @@ MOST_LOGS = 200
 """What one page of Prefect has at most."""
 
 
-class NothingServes(RuntimeError):
+class NothingServes(SightlineError):
     """No Prefect server runs the schedules of this home."""
 
+    retryable = True
+    http_status = 503
 
-class NoSuchRun(ValueError):
+
+class NoSuchRun(NotFound):
     """Prefect knows no such run."""
 
 

@@ -15,9 +15,10 @@ from flows.reindexing.reindex import reindex as switch_to
 from flows.reindexing.reindex import rollback as switch_back
 from flows.resources.comparison import damage_of
 from flows.resources.connections import open_deps, open_stores
+from storage.errors import SightlineError
 
 
-class NotAllTried(RuntimeError):
+class NotAllTried(SightlineError):
     """Some sources of rejects could not be read again."""
 
 

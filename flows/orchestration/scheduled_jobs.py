@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from flows.config.settings import BadSettings, Settings
-from flows.datasets.test_sets import MOST_JUDGED, NothingToEvaluate, Question, chosen_set
+from flows.datasets.test_sets import MAX_TEST_RECORDS, NothingToEvaluate, TestSetChoice, choose_test_set
 from flows.evaluation.evaluate import Evaluation
 from flows.evaluation.evaluate import evaluate as measure
 from flows.ingestion.pipeline import ingest_source
@@ -124,7 +124,9 @@ def evaluate(settings: Settings, prefect_run_id: UUID | None) -> Counts:
 def figures(stores: Stores, settings: Settings, progress: Progress) -> Counts:
     """Return what an evaluation found; where there is nothing to evaluate yet, that."""
     try:
-        held_out = chosen_set(stores, settings, Question(held_out=True), (), at_most=MOST_JUDGED)
+        held_out = choose_test_set(
+            stores, settings, TestSetChoice(held_out=True), (), at_most=MAX_TEST_RECORDS
+        )
         return summary(measure(stores, settings, (), held_out, progress=progress))
     except (NothingToEvaluate, NoCollection) as error:
         return {"nothing": str(error)}

@@ -32,7 +32,8 @@ from flows.orchestration.server_access import (
     password_of,
 )
 from flows.tracking.file_modes import PRIVATE
-from flows.tracking.signals import end, until_asked
+from flows.tracking.signals import end_process, until_stopped
+from storage.errors import Conflict, SightlineError
 from storage.files import atomic_write
 
 HOST = "127.0.0.1"
@@ -44,11 +45,11 @@ PAUSE_S = 0.2
 BACKLOG = 2048
 
 
-class PortTaken(RuntimeError):
+class PortTaken(Conflict):
     """Something else listens where our Prefect server would."""
 
 
-class PrefectServerEnded(RuntimeError):
+class PrefectServerEnded(SightlineError):
     """Our Prefect server did not start, or has ended although nobody asked it to."""
 
 
@@ -79,7 +80,7 @@ def serve(settings: Settings, port: int, tell: Tell) -> None:
         AlreadyServed: our server runs already.
         PrefectServerEnded: our server did not start, or has ended.
     """
-    with until_asked():
+    with until_stopped():
         if PREFECT_API_URL.value() is not None:
             _serve(settings, tell, server=None)
             return
@@ -120,7 +121,7 @@ def own_server(home: Path, port: int) -> Iterator[OwnServer]:
         yield server
     finally:
         address_file(home).unlink(missing_ok=True)
-        end(process, within_s=STOP_S)
+        end_process(process, within_s=STOP_S)
 
 
 def _listener(port: int) -> socket.socket:

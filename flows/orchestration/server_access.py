@@ -18,10 +18,11 @@ import httpx
 from flows.config.settings import has_prefect_settings, use_prefect_password, use_prefect_server
 from storage.data_directory import (
     SecretUnusable,
-    kept_secret,
+    load_or_create_secret,
     make_private_folder,
     require_trusted,
 )
+from storage.errors import Conflict
 from storage.files import atomic_write
 
 USER = "sightline"
@@ -29,7 +30,7 @@ PASSWORD_BYTES = 24
 POLL_S = 0.02
 
 
-class AlreadyServed(RuntimeError):
+class AlreadyServed(Conflict):
     """A Prefect server of this data directory runs already."""
 
 
@@ -68,7 +69,7 @@ def password_of(home: Path) -> str:
     path = password_file(home)
     if not path.exists():
         make_private_folder(path.parent)
-    password = kept_secret(path, lambda: f"{USER}:{secrets.token_urlsafe(PASSWORD_BYTES)}")
+    password = load_or_create_secret(path, lambda: f"{USER}:{secrets.token_urlsafe(PASSWORD_BYTES)}")
     if ":" not in password:
         raise SecretUnusable(
             f"{path} must hold USER:PASSWORD; remove it, and another is made at the next start"

@@ -33,6 +33,7 @@ from flows.tracking.progress import Progress, no_progress
 from flows.tracking.retry_policy import HeldLock
 from flows.tracking.run_log import tracked_run
 from storage import qdrant
+from storage.errors import Conflict, NotFound, SightlineError
 from storage.postgres import catalog, model_registry
 from storage.postgres.locks import Busy, Lock, flow_lock, lone_lock
 
@@ -46,19 +47,19 @@ SPARE = 2.5
 PAYLOAD_BYTES = 2048
 
 
-class NotPromoted(RuntimeError):
+class NotPromoted(Conflict):
     """The gate has not let the model through."""
 
 
-class NotEnoughDisk(RuntimeError):
+class NotEnoughDisk(SightlineError):
     """The new collection would not fit beside the old one."""
 
 
-class MissingPictures(RuntimeError):
+class MissingPictures(Conflict):
     """Pictures that are needed for the new collection are gone."""
 
 
-class NothingToGoBackTo(RuntimeError):
+class NothingToGoBackTo(NotFound):
     """No collection is kept that searches went to before."""
 
 

@@ -86,7 +86,7 @@ def with_model(stores: Stores, settings: Settings) -> Deps:
     Before the first ingest it is the model of the settings.
 
     Raises:
-        OtherModel: a model is set that has never been used here.
+        UnusedModel: a model is set that has never been used here.
         ModelUnavailable: it cannot be loaded.
     """
     keep_freed_memory()

@@ -14,13 +14,13 @@ from storage import qdrant
 from storage.errors import ModelError
 from storage.postgres import model_registry
 
-KEPT = 2
-"""Models that stay loaded: the active one, and the one before it, for those who go back."""
+MAX_LOADED = 2
+"""ModelCache that stay loaded: the active one, and the one before it, for those who go back."""
 
 Load = Callable[[Settings, str], Encoder]
 
 
-class OtherModel(ModelError):
+class UnusedModel(ModelError):
     """Report a set model that is not in use, while another is."""
 
 
@@ -45,7 +45,7 @@ def active_model(client: QdrantClient, sessions: sessionmaker[Session], settings
     Before the first ingest it is the model of the settings.
 
     Raises:
-        OtherModel: a model is set that has never been used here.
+        UnusedModel: a model is set that has never been used here.
     """
     collection = qdrant.active_collection(client)
     if collection is None:
@@ -54,14 +54,14 @@ def active_model(client: QdrantClient, sessions: sessionmaker[Session], settings
         with sessions() as session:
             known = model_registry.model_named(session, settings.model)
         if known is None:
-            raise OtherModel(
+            raise UnusedModel(
                 f"SIGHTLINE_MODEL is {settings.model!r}, but searches use {collection.model!r}; run: "
                 f"sightline reindex --model {settings.model}, or unset it"
             )
     return collection.model
 
 
-def open_evaluated(
+def open_model_of(
     client: QdrantClient,
     sessions: sessionmaker[Session],
     settings: Settings,
@@ -86,7 +86,7 @@ def open_evaluated(
     return encoder
 
 
-class Models:
+class ModelCache:
     """Cache the models that encode queries.
 
     A model is loaded when a collection first needs it.
@@ -128,5 +128,5 @@ class Models:
     def _keep(self, encoder: Encoder) -> None:
         self._loaded[encoder.fingerprint] = encoder
         self._loaded.move_to_end(encoder.fingerprint)
-        while len(self._loaded) > KEPT:
+        while len(self._loaded) > MAX_LOADED:
             self._loaded.popitem(last=False)

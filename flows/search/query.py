@@ -1,8 +1,8 @@
-"""Searching: a text or an image in, ranked items out."""
+"""SearchDeps: a text or an image in, ranked items out."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -19,10 +19,11 @@ from embedding.process_tuning import keep_freed_memory, wait_briefly
 from flows.config.settings import OVERSAMPLING, Limits, Settings
 from flows.resources.connections import Deps, open_stores
 from flows.resources.images import load_image
-from flows.resources.model_loader import Models, active_model
+from flows.resources.model_loader import ModelCache, active_model
 from flows.search.gallery import Card, Page
 from flows.tracking.tracing import span
 from storage import qdrant
+from storage.errors import InvalidInput, NotFound
 from storage.postgres import catalog
 from storage.records import Digest, Hit, Item
 from storage.redaction import redacted
@@ -30,7 +31,7 @@ from storage.sources.unicode_marks import MAX_MARKS, has_many_marks
 from storage.sources.validation import MAX_TEXT_CHARS
 
 Find = Literal["images", "texts"]
-Asked = Literal["text", "image", "both", "record"]
+QueryKind = Literal["text", "image", "both", "record"]
 Clock = Callable[[str, str], AbstractContextManager[None]]
 """Returns what a search happens in, by what is asked with and what is found."""
 
@@ -57,7 +58,7 @@ class Query:
     """A record that others are to be like; it is no hit itself."""
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> QueryKind:
         """What it is asked with."""
         has_picture = self.image is not None or self.picture is not None
         if self.like is not None:
@@ -68,7 +69,7 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundItem:
     """One hit with its item."""
 
     hit: Hit
@@ -93,7 +94,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Took:
+class SearchTiming:
     """How long each part of a search took, in seconds."""
 
     encode_s: float
@@ -114,8 +115,8 @@ class Results:
     query: Query
     model: str
     collection: str
-    found: tuple[Found, ...]
-    took: Took
+    found: tuple[FoundItem, ...]
+    took: SearchTiming
 
     def as_json(self) -> dict[str, Any]:
         text, image = self.query.text, self.query.image
@@ -128,11 +129,11 @@ class Results:
         return where | {"hits": [one.as_json() for one in self.found]}
 
 
-class BadText(ValueError):
+class BadText(InvalidInput):
     """No text that is searched by is so long, or stacks so many marks."""
 
 
-class NoSuchRecord(LookupError):
+class NoSuchRecord(NotFound):
     """Others are to be like a record that searches do not know."""
 
     def __init__(self, id: UUID) -> None:
@@ -140,12 +141,17 @@ class NoSuchRecord(LookupError):
 
 
 @dataclass(frozen=True, slots=True)
-class Searching(Deps):
+class SearchDeps(Deps):
     """What searches need that go on while models come and go."""
 
-    models: Models
+    models: ModelCache
     clock: Clock | None = None
     """Takes the time of searches, where somebody wants to know."""
+
+    alias: qdrant.AliasCache = field(default_factory=qdrant.AliasCache)
+
+    def searched_collection(self, *, refresh: bool = False) -> qdrant.Collection | None:
+        return self.alias.refresh(self.vectors) if refresh else self.alias.collection(self.vectors)
 
     def encoder_of(self, collection: qdrant.Collection) -> Encoder:
         return self.models.of(collection)
@@ -155,25 +161,32 @@ class Searching(Deps):
 
 
 @contextmanager
-def open_search(settings: Settings) -> Iterator[Searching]:
+def open_search(settings: Settings) -> Iterator[SearchDeps]:
     """Open what `search` needs; whoever searches often keeps it, for loading the model takes seconds.
 
     It follows when searches go to another model's collection.
 
     Raises:
         NoCollection: nothing has been ingested yet; no model was loaded to find that out.
-        OtherModel: a model is set that has never been used here.
+        UnusedModel: a model is set that has never been used here.
     """
     with open_stores(settings) as stores:
-        collection = qdrant.active_collection(stores.vectors)
+        alias = qdrant.AliasCache()
+        collection = alias.collection(stores.vectors)
         if collection is None:
             raise qdrant.NoCollection
         active_model(stores.vectors, stores.sessions, settings)
         keep_freed_memory()
         wait_briefly()
-        models = Models(settings)
-        yield Searching(
-            stores.engine, stores.sessions, stores.vectors, stores.blobs, models.of(collection), models
+        models = ModelCache(settings)
+        yield SearchDeps(
+            stores.engine,
+            stores.sessions,
+            stores.vectors,
+            stores.blobs,
+            models.of(collection),
+            models,
+            alias=alias,
         )
 
 
@@ -196,16 +209,17 @@ def search(deps: Deps, query: Query) -> Results:
         _check_text(query.text)
     about = {"query": query.asked, "find": query.find, "limit": query.limit}
     with deps.timed(query.asked, query.find), span("search", about) as note:
+        collection = deps.searched_collection()
         while True:
-            collection = qdrant.active_collection(deps.vectors)
             if collection is None:
                 raise qdrant.NoCollection
             try:
                 results = _search_in(deps, collection, query)
             except UnexpectedResponse:
-                if deps.vectors.collection_exists(collection.name):
+                stale, collection = collection, deps.searched_collection(refresh=True)
+                if collection == stale:
                     raise
-                continue  # it was dropped since the alias was read, which therefore names another
+                continue  # it was dropped or made anew since it was described
             note({"collection": collection.name, "model": results.model, "hits": len(results.found)})
             return results
 
@@ -238,8 +252,8 @@ def _search_in(deps: Deps, collection: qdrant.Collection, query: Query) -> Resul
     ranked = perf_counter()
     with span("postgres"), deps.sessions() as session:
         items = catalog.items_with_digests(session, [hit.id for hit in hits])
-    found = tuple(Found(hit, _as_matched(hit, *items[hit.id])) for hit in hits if hit.id in items)
-    took = Took(encoded - started, ranked - encoded, perf_counter() - ranked)
+    found = tuple(FoundItem(hit, _as_matched(hit, *items[hit.id])) for hit in hits if hit.id in items)
+    took = SearchTiming(encoded - started, ranked - encoded, perf_counter() - ranked)
     return Results(query, encoder.name, collection.name, found, took)
 
 
@@ -284,7 +298,7 @@ def gallery_page(deps: Deps, results: Results, limits: Limits) -> Page:
             one.item.source,
             one.hit.score,
             one.text,
-            one.item.picture.uri if one.item.picture else None,
+            one.item.image.uri if one.item.image else None,
             _picture_of(deps, one.item, limits),
         )
         for one in results.found
@@ -295,5 +309,5 @@ def gallery_page(deps: Deps, results: Results, limits: Limits) -> Page:
 
 
 def _picture_of(deps: Deps, item: Item, limits: Limits) -> bytes | None:
-    picture = item.picture
+    picture = item.image
     return None if picture is None else load_image(deps, picture.sha256, picture.origin, limits)

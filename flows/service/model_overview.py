@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from flows.service.pool import AWAY, Backend
+from flows.service.pool import Backend
 from storage import qdrant
+from storage.errors import StoreUnavailable
 from storage.postgres import model_history, runs, statistics
 from storage.postgres.model_history import Decision, Kept, Life
 from storage.postgres.runs import Run
@@ -88,7 +89,7 @@ def look_at_models(backend: Backend, *, decisions: int, before: int | None = Non
         decisions: so many of the gate's, the newest, or those before the one with the id `before`.
 
     Raises:
-        AWAY: Postgres does not answer.
+        StoreUnavailable: Postgres does not answer.
     """
     with backend.sessions() as sessions, sessions() as session:
         models = tree(model_history.lives(session))
@@ -101,7 +102,7 @@ def look_at_models(backend: Backend, *, decisions: int, before: int | None = Non
         with backend.vectors() as client:
             there = set(qdrant.list_collections(client))
             points = {one.name: qdrant.count(client, one.name) for one in collections if one.name in there}
-    except AWAY as error:
+    except StoreUnavailable as error:
         problem = str(error)
     return Lineage(models, collections, points, measured, decided, last, problem)
 

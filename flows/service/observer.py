@@ -14,8 +14,9 @@ from time import perf_counter
 
 from sqlalchemy.orm import Session
 
-from flows.service.pool import AWAY, Backend
+from flows.service.pool import Backend
 from storage import qdrant
+from storage.errors import StoreUnavailable
 from storage.postgres import model_registry, runs, statistics
 from storage.postgres.run_totals import Totals, totals
 from storage.postgres.runs import Run
@@ -88,13 +89,13 @@ def observe(backend: Backend) -> Observation:
     try:
         with backend.sessions() as sessions, sessions() as session:
             catalogued = look_at_catalog(session, at)
-    except AWAY as error:
+    except StoreUnavailable as error:
         postgres_problem = str(error)
     try:
         with backend.vectors() as client:
             collection = qdrant.active_collection(client)
             indexed = Indexed(collection, 0 if collection is None else qdrant.count(client, collection.name))
-    except AWAY as error:
+    except StoreUnavailable as error:
         qdrant_problem = str(error)
     disk = shutil.disk_usage(backend.settings.home)
     return Observation(

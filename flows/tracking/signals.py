@@ -1,4 +1,4 @@
-"""Ending: this process when a signal says so, and the processes that it has started."""
+"""End this process on a signal, and the processes that it has started."""
 
 import signal
 import subprocess
@@ -7,32 +7,32 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 
-class _Asked(BaseException):
-    """A signal says stop; not an error."""
+class StopRequested(BaseException):
+    """Signal a request to stop; not an error."""
 
 
 @contextmanager
-def until_asked() -> Iterator[None]:
-    """Let SIGTERM or SIGINT end what happens in here; while it ends, a second one is ignored."""
+def until_stopped() -> Iterator[None]:
+    """End the block on SIGTERM or SIGINT, and ignore a second one meanwhile."""
     for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, _end)
-    with suppress(_Asked):
+        signal.signal(kind, _stop)
+    with suppress(StopRequested):
         yield
 
 
-def _end(*_: object) -> None:
+def _stop(*_: object) -> None:
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, signal.SIG_IGN)  # a second Ctrl-C must not cut short what takes its time
-    raise _Asked
+    raise StopRequested
 
 
 class Terminated(SystemExit):
-    """SIGTERM ended this process."""
+    """Exit this process on SIGTERM."""
 
 
 @contextmanager
 def raising_on_sigterm() -> Iterator[None]:
-    """Have SIGTERM raise `Terminated`, as Ctrl-C raises KeyboardInterrupt, so that runs end on record."""
+    """Raise `Terminated` on SIGTERM, so that runs end on record as on Ctrl-C."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
@@ -44,8 +44,8 @@ def _terminate(*_: object) -> None:
     raise Terminated(128 + signal.SIGTERM)
 
 
-def end(process: "subprocess.Popen[Any]", *, within_s: float) -> None:
-    """Ask a process to end, and wait for that; one that does not in time is killed."""
+def end_process(process: "subprocess.Popen[Any]", *, within_s: float) -> None:
+    """Terminate a process and wait for its end; kill it after `within_s` seconds."""
     process.terminate()
     try:
         process.wait(within_s)

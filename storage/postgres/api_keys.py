@@ -17,6 +17,7 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from storage.errors import Conflict, NotFound
 from storage.postgres.schema import KeyRow
 
 Scope = Literal["read", "write", "admin"]
@@ -25,11 +26,11 @@ FORM = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{43}}")
 USED_EVERY = timedelta(minutes=1)
 
 
-class KeyExists(ValueError):
+class KeyExists(Conflict):
     """A key of this name is in use."""
 
 
-class NoSuchKey(LookupError):
+class NoSuchKey(NotFound):
     """No key of this name is in use."""
 
 

@@ -17,6 +17,7 @@ from psycopg.sql import SQL, Composed, Identifier
 from sqlalchemy import Connection, Engine, Table, func, inspect, select, text
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 
+from storage.errors import Conflict, SightlineError
 from storage.postgres import migrate
 from storage.postgres.pg_dump_archive import BadArchive, archived_table
 from storage.postgres.schema import Base, SeenRow
@@ -32,11 +33,11 @@ DOES_NOT_FIT = (
 """What restoring raises where the fault is in the rows; a server that does not answer is another matter."""
 
 
-class DumpFailed(RuntimeError):
+class DumpFailed(SightlineError):
     """The rows of a dump do not fit this Postgres; none was kept."""
 
 
-class NotEmpty(RuntimeError):
+class NotEmpty(Conflict):
     """The stores to restore into hold something."""
 
 

@@ -8,6 +8,8 @@ import psycopg
 from psycopg.abc import PQGen
 from sqlalchemy import Connection, Engine, create_engine, event
 
+from storage.errors import InvalidInput
+
 CONNECT_TIMEOUT_S = 10
 PATIENCE = 1.25
 """How many times as long as the server the client waits, so that the server can say what was too slow."""
@@ -26,7 +28,7 @@ BY_STATEMENT = "limits by statement"
 """Where a connection through a pooler keeps the statement that each transaction begins with."""
 
 
-class UnknownOption(ValueError):
+class UnknownOption(InvalidInput):
     """An option of the URL that no statement can set, as a connection pooler makes necessary."""
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, DateTime, Engine, Integer, Row, Text, column,
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.functions import Function
 
+from storage.errors import Conflict, SightlineError
 from storage.postgres.engine import address_of, backend_pid_of
 
 STORES = "sightline stores"
@@ -27,12 +28,17 @@ ROUNDS = 20
 """Checks of a pooled session; each misses a change in up to a quarter of cases while a pool is busy."""
 
 
-class Busy(RuntimeError):
+class Busy(Conflict):
     """Another process writes what this one wants to write; two at once would undo each other's work."""
 
+    retryable = True
 
-class SessionNotKept(RuntimeError):
+
+class SessionNotKept(SightlineError):
     """A pooler changes the session between transactions, so that another process can hold the same lock."""
+
+    retryable = True
+    http_status = 503
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(

@@ -9,12 +9,13 @@ from subprocess import DEVNULL, PIPE, Popen
 from tempfile import TemporaryFile
 
 from storage.embedded.postgres.server import find_binaries
+from storage.errors import InvalidInput
 
 HEADER = re.compile(rb"COPY (?:\S+\.)?(\w+) \(([\w, \"]+)\) FROM stdin;\n")
 END = b"\\.\n"
 
 
-class BadArchive(ValueError):
+class BadArchive(InvalidInput):
     """The archive cannot be read as one that pg_dump wrote."""
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, defer
 
+from storage.errors import InvalidInput, SightlineError
 from storage.postgres.schema import RequestRow
 
 Kind = Literal["ingest", "delete"]
@@ -23,12 +24,18 @@ AT_ONCE = 1000
 """Requests that are listed in one look at the queue."""
 
 
-class KeyReused(ValueError):
+class KeyReused(InvalidInput):
     """An idempotency key came again, with another request."""
 
+    # http_status: the IETF's draft on the header says 422; 409 is for a first request that still goes on, and
+    # a repeated one is answered with its receipt
 
-class QueueFull(RuntimeError):
+
+class QueueFull(SightlineError):
     """As much waits as may; a later try may find room."""
+
+    retryable = True
+    http_status = 503
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from sqlalchemy import and_, delete, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
+from storage.errors import Conflict
 from storage.postgres.bulk import among
 from storage.postgres.schema import ItemRow, RejectRow, RunRow, SeenRow
 
@@ -17,11 +18,13 @@ SENT = "api"
 """The flow of a run whose records came with an API request: they cannot be read again."""
 
 
-class RunClosed(RuntimeError):
+class RunClosed(Conflict):
     """Signal that another run has closed this one as crashed; this one must stop.
 
     The other run may have written since.
     """
+
+    retryable = True
 
 
 @dataclass(frozen=True, slots=True)

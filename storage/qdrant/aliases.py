@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
+from storage.errors import Conflict, SightlineError
 from storage.qdrant.collections import ALIAS, Collection, describe, require_model
 
 NODES_DIFFER_S = 0.5
@@ -13,7 +14,7 @@ NODES_DIFFER_S = 0.5
 PUT_BACK = "all lead where they led before; see its log, and run the command again"
 
 
-class NoCollection(RuntimeError):
+class NoCollection(Conflict):
     """Nothing has been ingested yet."""
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class NoCollection(RuntimeError):
         )
 
 
-class AliasNotMoved(RuntimeError):
+class AliasNotMoved(SightlineError):
     """Searches go to the collection that they went to before; the other one is absent or was refused."""
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 from qdrant_client import QdrantClient, models
 
+from storage.errors import ModelError
+
 ALIAS = "items"
 Quantization = Literal["none", "int8", "turbo", "product", "binary"]
 PAYLOAD_FIELDS = {"source": models.PayloadSchemaType.KEYWORD, "key": models.PayloadSchemaType.KEYWORD}
@@ -43,7 +45,7 @@ class Collection:
     """Length of the beginnings of vectors that candidates are looked for among; None for whole vectors."""
 
 
-class ModelMismatch(RuntimeError):
+class ModelMismatch(ModelError):
     """A query or a record would be encoded by another model than the collection's."""
 
 

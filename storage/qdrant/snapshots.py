@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from qdrant_client import QdrantClient, models
 
 from storage.consistency.differences import PointId, id_order
+from storage.errors import InvalidInput, SightlineError
 from storage.qdrant import points
 
 PAGE = 2 * points.POINTS_A_REQUEST
@@ -36,11 +37,11 @@ SPARSE = pa.struct({"indices": pa.list_(pa.uint32()), "values": pa.list_(pa.floa
 Advance = Callable[[int], None]
 
 
-class IncompletePoints(RuntimeError):
+class IncompletePoints(SightlineError):
     """Fewer or other points were read or written than the collection holds."""
 
 
-class BadPointFile(ValueError):
+class BadPointFile(InvalidInput):
     """A file does not hold the points that it should."""
 
 

@@ -154,7 +154,7 @@ def test_large_bodies_have_room_for_a_few_and_the_others_come_again(monkeypatch:
         await second.receive()
         with pytest.raises(ApiError) as refused:
             await third.receive()
-        assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "5"})
+        assert (refused.value.http_status, refused.value.headers) == (503, {"Retry-After": "5"})
         await BoundedBody(arriving(b"x"), SMALL_BYTES, LARGE, room).receive()  # a text is found meanwhile
 
         first.release()
@@ -270,10 +270,10 @@ def test_images_that_are_sent_have_room_for_a_few(narrow: Backend, monkeypatch: 
             await sender._held.take(narrow.settings.max_picture_bytes, caller)
         with pytest.raises(ApiError) as refused:
             await sender.answer(item_id("shop", "rose"), None, caller)
-        assert refused.value.status == 503
+        assert refused.value.http_status == 503
         with pytest.raises(ApiError) as missing:
             await sender.answer(item_id("shop", "rose"), None, uuid4())
-        assert missing.value.status == 404
+        assert missing.value.http_status == 404
         assert sender._held._held.keys() == {caller}
 
     asyncio.run(ask())
@@ -292,7 +292,7 @@ def test_a_body_that_comes_too_slowly_gives_its_room_back(pause_s: float, monkey
             await whole(body)
         body.release()
 
-        assert (refused.value.status, refused.value.headers) == (408, {"Connection": "close"})
+        assert (refused.value.http_status, refused.value.headers) == (408, {"Connection": "close"})
         assert time.monotonic() - began < 5
         await room.take(LARGE, None)
 

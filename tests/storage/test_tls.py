@@ -15,8 +15,9 @@ from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from flows.config.settings import Qdrant, Settings
-from flows.resources.connections import StoreUnavailable, open_database, open_index
+from flows.resources.connections import open_database, open_index
 from storage.embedded.qdrant.process.discovery import find
+from storage.errors import StoreUnavailable
 from tests.faults.proxy import a_proxy, to_postgres
 
 OURS = trustme.CA()

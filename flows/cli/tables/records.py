@@ -14,8 +14,8 @@ from flows.tracking.text import many
 from storage.postgres.rejects import Reject
 
 if TYPE_CHECKING:  # a command need not wait for what it does not use
-    from flows.datasets.near_duplicates import Groups
-    from flows.ingestion.retry_rejects import Retry
+    from flows.datasets.near_duplicates import DuplicateGroups
+    from flows.ingestion.retry_rejects import RetryReport
     from flows.maintenance.delete import Receipt
     from flows.search.query import Results
 
@@ -70,7 +70,7 @@ def of_rejects(rejects: Sequence[Reject]) -> RenderableType:
     return Group(table, Text(f"{len(rejects):,} open; {remedy}"))
 
 
-def of_retries(retries: Sequence[Retry]) -> RenderableType:
+def of_retries(retries: Sequence[RetryReport]) -> RenderableType:
     """Return what became of the rejects that were tried again, by source."""
     if not retries:
         return Text("No open rejects.")
@@ -81,7 +81,7 @@ def of_retries(retries: Sequence[Retry]) -> RenderableType:
     return table
 
 
-def of_groups(found: Groups) -> RenderableType:
+def of_groups(found: DuplicateGroups) -> RenderableType:
     """Return the items that show the same image, group by group."""
     table = table_of("group", "source", "key", "picture", numbers=1)
     for number, group in enumerate(found.groups, start=1):

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from flows.cli.tables.format import busy_line, table_of
 from flows.ingestion.report import as_sentences
-from flows.ingestion.throughput import Speed
+from flows.ingestion.throughput import Throughput
 from storage.embedded.server_info import Server
 from storage.postgres.runs import Run
 from storage.qdrant import Collection
@@ -77,7 +77,7 @@ def _dimensions(collection: Collection) -> str:
 
 def _of_speed(run: Run) -> RenderableType:
     """Return how fast the last ingest was, and what it waited for."""
-    speed = Speed(**run.counts["speed"])
+    speed = Throughput(**run.counts["speed"])
     rates, advice = as_sentences(speed)
     return Group(*(Text(line) for line in (f"last ingest: {rates}", busy_line(speed.busy), advice)))
 

@@ -1,4 +1,4 @@
-"""Whether the two stores agree, by the comparisons on record, in plain words."""
+"""Summarize the consistency of Postgres and Qdrant from recorded comparisons."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,41 +9,41 @@ from sqlalchemy.orm import Session
 
 from flows.console.context import ConsoleContext
 from flows.maintenance.repair import MAX_DELETE
-from flows.service.pool import AWAY
 from flows.tracking.text import many
 from storage import qdrant
 from storage.consistency.differences import DAMAGE
+from storage.errors import StoreUnavailable
 from storage.postgres import model_registry, runs
 from storage.postgres.run_totals import COMPARISON, STILL
 from storage.postgres.runs import Run
 
 COMPARISONS = 10
 MEANINGS = {
-    "missing": "Postgres says that they can be found, but Qdrant has no point of them: searches miss them.",
-    "stray": "Qdrant has points that no living record belongs to: searches may show what is gone.",
-    "stale": "The point was made from an older state of its record.",
-    "wrong_vectors": "The point has a vector too many or too few for the pictures and texts of its record.",
-    "missing_picture": "The bytes of the picture are gone from where pictures are kept.",
-    "other_model": "The collection says that another model made it than Postgres says: scores mean nothing.",
-    "no_alias": "Searches do not go to the collection that Postgres calls active.",
-    "lost_writes": "The index could not read back all that was written to the collection.",
+    "missing": "Postgres records them as embedded, but Qdrant has no point of them: searches miss them.",
+    "stray": "Qdrant has points without a living record: searches may return deleted records.",
+    "stale": "The point was made from an older version of its record.",
+    "wrong_vectors": "The point has too many or too few vectors for the image and texts of its record.",
+    "missing_picture": "The bytes of the image are missing from the image store.",
+    "other_model": "Qdrant and Postgres name different models for the collection: scores mean nothing.",
+    "no_alias": "The alias of searches does not point to the collection that is active in Postgres.",
+    "lost_writes": "The index could not read back all writes to the collection.",
 }
 REPAIRS = {
     "missing": "embeds {} again",
     "stray": "removes {} from Qdrant",
     "stale": "writes {} again",
     "wrong_vectors": "embeds {} again",
-    "missing_picture": "fetches {} again from where it came from",
+    "missing_picture": "fetches {} again from the source",
     "other_model": "drops {} and embeds its records again",
-    "no_alias": "has searches go to the active collection",
-    "lost_writes": "compares all of {} with Postgres and writes again what differs",
+    "no_alias": "points the alias to the active collection",
+    "lost_writes": "compares {} with Postgres point by point and rewrites the differences",
 }
 NOUNS = {
     "missing": "record",
     "stray": "point",
     "stale": "point",
     "wrong_vectors": "record",
-    "missing_picture": "picture",
+    "missing_picture": "image",
     "other_model": "collection",
     "no_alias": "alias",
     "lost_writes": "collection",
@@ -53,20 +53,23 @@ CLASS_NAME = re.compile(r"^[A-Z]\w*: ")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the comparisons on record say."""
+    """Summarize the recorded comparisons."""
 
     last: Run | None = None
-    """The last one that got to the end of comparing."""
+    """The last comparison that was completed."""
 
     differences: Mapping[str, int] = field(default_factory=dict)
-    """What differs since then, by kind."""
+    """Differences found by it, by kind."""
 
     problem: str | None = None
-    """Why a later one did not get to its end."""
+    """Why a later comparison failed."""
 
 
 def verdict_of(comparisons: Sequence[Run]) -> Verdict:
-    """Return what comparisons, newest first, say; those that go on or were cancelled say nothing."""
+    """Return the verdict of comparisons, newest first.
+
+    Running and cancelled ones do not count.
+    """
     ended = [run for run in comparisons if run.outcome not in ("running", "cancelled")]
     last = next((run for run in ended if run.outcome == "completed" or run.counts), None)
     problem = problem_of(ended[0]) if ended else None
@@ -74,33 +77,42 @@ def verdict_of(comparisons: Sequence[Run]) -> Verdict:
 
 
 def remaining_differences(run: Run) -> dict[str, int]:
-    """Return what differed when a comparison, or a repair, was at its end."""
+    """Return the differences at the end of a comparison or repair."""
     found = run.counts.get(STILL, run.counts)
     return {kind: found[kind] for kind in DAMAGE if found.get(kind)}
 
 
 def problem_of(run: Run) -> str | None:
-    """Return in plain words why a run did not do what it was for; None where it did."""
+    """Return why a run failed, in plain words; None if it succeeded."""
     if run.outcome == "crashed":
-        return "The last one was cut off: its process ended. Nothing is lost; compare again."
+        return "The last comparison was interrupted: its process ended. Nothing is lost; compare again."
     if run.outcome != "failed" or run.error is None or (run.error.startswith("the stores differ")):
         return None
-    return f"The last one did not get to its end: {CLASS_NAME.sub('', run.error)}"
+    return f"The last comparison failed: {CLASS_NAME.sub('', run.error)}"
 
 
 def findings_text(run: Run) -> str:
-    """Return what a comparison found, or what a repair mended and left."""
+    """Return the findings of a comparison, or the effects of a repair."""
     still = remaining_differences(run)
-    mended = sum(run.counts[kind] for kind in DAMAGE if run.counts.get(kind)) - sum(still.values())
-    parts = [f"mended {mended:,}"] if STILL in run.counts and mended > 0 else []
-    parts += [f"{number:,} {kind.replace('_', ' ')}" for kind, number in still.items()]
+    repaired = sum(run.counts[kind] for kind in DAMAGE if run.counts.get(kind)) - sum(still.values())
+    parts = [f"repaired {repaired:,}"] if STILL in run.counts and repaired > 0 else []
+    parts += [f"{number:,} {kind_name(kind)}" for kind, number in still.items()]
     if not parts and run.outcome == "completed":
-        return "they agree"
+        return "no differences"
     return ", ".join(parts) or CLASS_NAME.sub("", run.error or "")
 
 
+def kind_name(kind: str) -> str:
+    """Return the display name of a kind of difference.
+
+    >>> kind_name("missing_picture")
+    'missing image'
+    """
+    return kind.replace("_", " ").replace("picture", "image")
+
+
 def repair_text(differences: Mapping[str, int], points: int) -> str:
-    """Return what a repair will do, with figures.
+    """Describe the effects of a repair, with figures.
 
     >>> repair_in_words({"missing": 2}, 100)
     'It compares the stores again and embeds 2 records again. Other runs wait meanwhile.'
@@ -111,7 +123,7 @@ def repair_text(differences: Mapping[str, int], points: int) -> str:
     if deletes > MAX_DELETE * points:
         return (
             f"{does} But it would delete {deletes:,} of {points:,} points, and refuses to delete more than "
-            f"{MAX_DELETE:.0%}, for that may be a wrong database. Look first, and then at a terminal: "
+            f"{MAX_DELETE:.0%}, which may mean a wrong database. Check that first, then run in a terminal: "
             "sightline reconcile --repair --yes"
         )
     if deletes:
@@ -121,36 +133,36 @@ def repair_text(differences: Mapping[str, int], points: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CollectionState:
-    """One collection, as either store has it."""
+    """Represent a collection as Postgres and Qdrant report it."""
 
     name: str
     state: str | None
     """In Postgres; None where it does not know the collection."""
 
     promised: int
-    """Points that Postgres says are there."""
+    """Points expected by Postgres."""
 
     points: int | None
-    """Those that are there; None where Qdrant has no such collection."""
+    """Points in Qdrant; None without the collection."""
 
     is_searched: bool
 
     @property
     def remark(self) -> str:
-        """What is odd about it; nothing where all is well."""
+        """Return the inconsistency of the collection; empty if there is none."""
         if self.points is None:
-            return "gone from Qdrant"
+            return "missing from Qdrant"
         if self.state is None:
-            return "Postgres does not know it"
+            return "unknown to Postgres"
         if self.state == "active" and not self.is_searched:
-            return "searches do not go to it"
+            return "the alias does not point to it"
         apart = self.points - self.promised
         return "" if not apart else f"{abs(apart):,} {'more' if apart > 0 else 'fewer'} than Postgres says"
 
 
 @dataclass(frozen=True, slots=True)
 class Comparisons:
-    """What Postgres says of comparisons; where it is away the problem."""
+    """Hold recorded comparisons, or why Postgres is unavailable."""
 
     comparisons: tuple[Run, ...] = ()
     problem: str | None = None
@@ -158,23 +170,23 @@ class Comparisons:
 
 @dataclass(frozen=True, slots=True)
 class Collections:
-    """The collections; where a store is away the problem."""
+    """Hold the collections, or why a store is unavailable."""
 
     collections: tuple[CollectionState, ...] = ()
     problem: str | None = None
 
 
 def read_comparisons(context: ConsoleContext) -> Comparisons:
-    """Return the last ones, newest first."""
+    """Read the last comparisons, newest first."""
     try:
         with context.backend.sessions() as sessions, sessions() as session:
             return Comparisons(tuple(runs.recent_runs(session, COMPARISONS, flow=COMPARISON)))
-    except AWAY as error:
+    except StoreUnavailable as error:
         return Comparisons(problem=str(error))
 
 
 def read_collections(context: ConsoleContext) -> Collections:
-    """Return what both stores say of them."""
+    """Read the collections of both stores."""
     try:
         with (
             context.backend.sessions() as sessions,
@@ -182,12 +194,12 @@ def read_collections(context: ConsoleContext) -> Collections:
             sessions() as session,
         ):
             return Collections(tuple(collections(session, client)))
-    except AWAY as error:
+    except StoreUnavailable as error:
         return Collections(problem=str(error))
 
 
 def collections(session: Session, client: QdrantClient) -> list[CollectionState]:
-    """Return all collections of ours that either store has, by name."""
+    """Return all Sightline collections of either store, by name."""
     states = {one.name: one.state for one in model_registry.known_collections(session)}
     promised = model_registry.marks_by_collection(session)
     there = set(qdrant.list_collections(client))

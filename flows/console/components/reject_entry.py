@@ -1,4 +1,4 @@
-"""One reject on its page: what is wrong, what to do, the row itself, its image, and another try."""
+"""Show one reject: cause, remedy, row, image, and a retry button."""
 
 from asyncio import to_thread
 from base64 import b64encode
@@ -10,18 +10,18 @@ from nicegui import ui
 from flows.console.context import ConsoleContext
 from flows.console.format import ago, moment
 from flows.console.widgets import start_flow
-from flows.ingestion.reject_preview import NoPicture, picture_of_reject
+from flows.ingestion.reject_preview import NoPreview, preview_reject
 from flows.ingestion.reject_reasons import REASONS
-from flows.service.pool import AWAY
+from storage.errors import StoreUnavailable
 from storage.postgres.rejects import Reject
 
 SHORT_CHARS = 120
-RETRY_STARTED = "It is tried again within seconds."
-STILL_REJECTED = "It was tried again, and is still not taken in."
+RETRY_STARTED = "It is retried within seconds."
+STILL_REJECTED = "It was retried, and is still rejected."
 
 
 class RejectEntry:
-    """The elements of one reject."""
+    """Show one reject, updated in place."""
 
     def __init__(
         self,
@@ -31,14 +31,14 @@ class RejectEntry:
         chosen: Callable[[], None],
         note: str = "",
     ) -> None:
-        """Make them where the caller is.
+        """Build the elements at the current place.
 
         Args:
             chosen: called when the box is ticked or cleared.
         """
         self.reject, self._context = reject, context
         self.is_retried = False
-        """Whether a person just had it tried again."""
+        """Whether it was just retried on this page."""
 
         self._image: ui.element | None = None
         self._is_busy = False
@@ -60,11 +60,11 @@ class RejectEntry:
                 self._image_button()
 
     def update_age(self, now: datetime) -> None:
-        """Say how long ago it was seen."""
+        """Show the current age."""
         self._seen.set_text(_seen(self.reject, now))
 
     def show_retried(self) -> None:
-        """Say that it is tried again."""
+        """Show that it is being retried."""
         self.is_retried = True
         self._note.set_text(RETRY_STARTED)
 
@@ -73,9 +73,9 @@ class RejectEntry:
             self.show_retried()
 
     def _image_button(self) -> None:
-        self._button = ui.button("Show picture", on_click=self._show_or_hide)
+        self._button = ui.button("Show image", on_click=self._show_or_hide)
         self._button.props('flat padding="0 8px"').classes("self-start")
-        self._button.props["aria-label"] = f"Show picture of {self.reject.place}"
+        self._button.props["aria-label"] = f"Show image of {self.reject.place}"
         self._shown = ui.element("div").props('aria-live="polite"')
 
     async def _show_or_hide(self) -> None:
@@ -84,15 +84,15 @@ class RejectEntry:
         if self._image is not None:
             self._image = None
             self._shown.clear()
-            self._button.set_text("Show picture")
+            self._button.set_text("Show image")
             return
         self._is_busy = True
-        self._button.set_text("Looking for it…")
+        self._button.set_text("Loading…")
         found = await to_thread(read_image, self._context, self.reject)
         self._is_busy = False
         if self._shown.is_deleted:
             return
-        self._button.set_text("Hide picture")
+        self._button.set_text("Hide image")
         image, problem = found
         with self._shown:
             if image is None:
@@ -100,15 +100,15 @@ class RejectEntry:
                 return
             self._image = ui.element("img").classes("sl-picture")
             self._image.props["src"] = f"data:image/jpeg;base64,{b64encode(image).decode('ascii')}"
-            self._image.props["alt"] = f"The picture of {self.reject.place}"
+            self._image.props["alt"] = f"The image of {self.reject.place}"
 
 
 def read_image(context: ConsoleContext, reject: Reject) -> tuple[bytes | None, str]:
     """Return the image of a reject, or why it cannot be shown."""
     try:
         with context.backend.sessions() as sessions:
-            return picture_of_reject(sessions, context.backend.settings.limits, reject.id), ""
-    except (NoPicture, *AWAY) as error:
+            return preview_reject(sessions, context.backend.settings.limits, reject.id), ""
+    except (NoPreview, StoreUnavailable) as error:
         return None, str(error).removeprefix(f"{reject.place}: ")
 
 

@@ -1,4 +1,4 @@
-"""How the runs went: a table that is narrowed by flow, source and outcome, and read page by page."""
+"""Show the run history: filtered by flow, source and outcome, and paged."""
 
 from asyncio import to_thread
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from flows.console.format import duration
 from flows.console.keyed_list import KeyedList, box
 from flows.console.layout import with_query
 from flows.console.widgets import OUTCOMES, heading, outcome, problem, table_body, table_row
-from flows.service.pool import AWAY
+from storage.errors import StoreUnavailable
 from storage.postgres import runs
 from storage.postgres.runs import Run
 
@@ -28,7 +28,7 @@ COLUMNS = (
     "source",
     "outcome",
     "stages",
-    "took",
+    "duration",
     "read",
     "embedded",
     "rejected",
@@ -37,12 +37,12 @@ COLUMNS = (
 NUMBERS = 5
 
 Cursor = tuple[datetime, UUID]
-"""The run after which a page begins: when it started, and its id."""
+"""The run after which a page begins: its start, and its id."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFilter:
-    """Which runs are looked at, as the address of the page says it."""
+    """Represent the filter of the run history, as in the URL."""
 
     flow: str | None = None
     source: str | None = None
@@ -51,7 +51,7 @@ class RunFilter:
 
     @classmethod
     def of_query(cls, query: Mapping[str, str]) -> "RunFilter":
-        """Read what `url` wrote; what cannot be read is left out."""
+        """Parse a URL that `url` built; invalid parameters are ignored."""
         outcome = query.get("outcome")
         return cls(
             query.get("flow") or None,
@@ -61,7 +61,7 @@ class RunFilter:
         )
 
     def url(self) -> str:
-        """Return the address of a page that shows these.
+        """Return the URL of this filter.
 
         >>> Wanted(flow="ingest", source="a&b").url()
         '/runs?flow=ingest&source=a%26b'
@@ -84,7 +84,7 @@ def _cursor(text: str) -> Cursor | None:
 
 @dataclass(frozen=True, slots=True)
 class RunPage:
-    """A page of runs, and what they can be narrowed by."""
+    """Hold a page of runs, and the choices of its filters."""
 
     runs: tuple[Run, ...] = ()
     has_more: bool = False
@@ -106,13 +106,13 @@ def read_runs(context: ConsoleContext, wanted: RunFilter) -> RunPage:
                 outcome=wanted.outcome,
                 before=wanted.before,
             )
-    except AWAY as error:
+    except StoreUnavailable as error:
         return RunPage(problem=str(error))
     return RunPage(tuple(found[:PAGE]), len(found) > PAGE, tuple(flows), tuple(sources))
 
 
 class History:
-    """The table, where it is made; narrowing and paging happen in place, and the address follows."""
+    """Show the table; filtering and paging update the URL in place."""
 
     def __init__(self, context: ConsoleContext, wanted: RunFilter, found: RunPage) -> None:
         self._context, self._wanted = context, wanted
@@ -132,11 +132,11 @@ class History:
         self._show(found)
 
     async def follow(self) -> None:
-        """Show the newest page as it is now; an older one stays as it was."""
+        """Refresh the newest page; older pages stay."""
         wanted = self._wanted
         if wanted.before is None:
             found = await to_thread(read_runs, self._context, wanted)
-            if wanted == self._wanted:  # else somebody has chosen others meanwhile
+            if wanted == self._wanted:  # else the filter has changed meanwhile
                 self._show(found)
 
     def _choice(self, name: str, known: tuple[str, ...]) -> None:
@@ -168,8 +168,8 @@ class History:
     def _show(self, found: RunPage) -> None:
         self._rows.show([(run.id, (run.outcome, run.ended), partial(_row, run)) for run in found.runs])
         self._none.visible = not found.runs and found.problem is None
-        away = [found.problem] if found.problem else []
-        self._problem.show([(one, None, partial(box, problem, one)) for one in away])
+        problems = [found.problem] if found.problem else []
+        self._problem.show([(one, None, partial(box, problem, one)) for one in problems])
         if found.runs:
             self._last = found.runs[-1]
         self._older.enabled, self._newer.enabled = found.has_more, len(self._pages) > 1
@@ -192,11 +192,11 @@ def _row(run: Run) -> ui.element:
 
 
 def link_to(run: Run) -> None:
-    """Show when a run started, and lead to all of it."""
+    """Show the start of a run, linked to its page."""
     ui.link(f"{run.started:%d %b %Y %H:%M:%S}", f"/runs/{run.id}").classes("sl-when")
 
 
 def count(run: Run, name: str) -> str:
-    """Return one of the counts of a run; a dash where it counts no such thing."""
+    """Return a count of a run; a dash if it has none."""
     found = run.counts.get(name)
     return f"{found:,}" if isinstance(found, int) else "–"

@@ -1,4 +1,4 @@
-"""What runs now and what is about to, as Prefect and Postgres say; one look serves everybody who watches."""
+"""Snapshot running and scheduled flows, shared by all open pages."""
 
 from asyncio import to_thread
 from collections.abc import Mapping
@@ -10,32 +10,32 @@ from uuid import UUID
 
 from flows.console.context import ConsoleContext
 from flows.orchestration.prefect_client import Begun, Deployed, NothingServes, Skipped
-from flows.service.pool import AWAY
+from storage.errors import StoreUnavailable
 from storage.postgres import runs
 from storage.postgres.run_totals import COMPARISON
 from storage.postgres.runs import Run
 
 FRESH_S = 1.0
 SKIPPED_FOR = timedelta(minutes=10)
-"""How long it is told that a run had nothing to do."""
+"""How long a skipped run is reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunSnapshot:
-    """One look."""
+    """Hold the runs in progress, from Postgres and Prefect, at one time."""
 
     at: datetime
     runs: tuple[Run, ...] = ()
-    """Those that say on record that they go on, oldest first."""
+    """Runs on record that have not ended, oldest first."""
 
     begun: Mapping[UUID, Begun] = field(default_factory=dict)
-    """By id what Prefect has begun or is about to."""
+    """By id, the runs that Prefect has begun or accepted."""
 
     ending: frozenset[UUID] = frozenset()
-    """What Prefect has ended, though the run on record has not been closed yet."""
+    """Runs that Prefect has ended, though the run on record has not been closed yet."""
 
     recorded: frozenset[UUID] = frozenset()
-    """Which of these have put a run on record."""
+    """Those of Prefect's runs that are on record."""
 
     skipped: tuple[Skipped, ...] = ()
     deployed: tuple[Deployed, ...] = ()
@@ -44,26 +44,35 @@ class RunSnapshot:
 
     @property
     def soon(self) -> list[Begun]:
-        """What Prefect has accepted, and of which there is nothing on record yet."""
+        """Return the runs that Prefect has accepted, not on record yet."""
         return [one for id, one in self.begun.items() if id not in self.recorded]
 
     def prefect_run(self, run: Run) -> Begun | None:
-        """Return what Prefect says of a run; None where it did not begin it, and cannot end it."""
+        """Return the Prefect run of a run.
+
+        None where Prefect did not begin it, and cannot cancel it.
+        """
         return None if run.prefect_run_id is None else self.begun.get(run.prefect_run_id)
 
     def is_active(self, flow: str) -> bool:
-        """Whether a run of a flow goes on or is about to, so that a second one would have nothing to do."""
+        """Return whether a run of a flow is running or about to.
+
+        A second one would have nothing to do.
+        """
         on_record = any(name_of(run) == flow and run.source is None for run in self.runs)
         return on_record or any(one.flow == flow for one in self.begun.values())
 
 
 def name_of(run: Run) -> str:
-    """Return what a person calls a run: a repair is kept on record as the comparison that it begins with."""
+    """Return the display name of a run's flow.
+
+    A repair is recorded as the comparison that it begins with.
+    """
     return "repair" if run.flow == COMPARISON and run.options.get("repair") else run.flow
 
 
 class RunWatcher:
-    """Looks when somebody asks, unless it did just now."""
+    """Read snapshots on request, at most one a second."""
 
     def __init__(self, context: ConsoleContext) -> None:
         self._context = context
@@ -72,11 +81,11 @@ class RunWatcher:
         self._until = 0.0
 
     async def read(self) -> RunSnapshot:
-        """Return what goes on, at most a second old."""
+        """Return a snapshot at most a second old."""
         return await to_thread(self._read)
 
     async def refresh(self) -> RunSnapshot:
-        """Return what goes on now: something was just done that shows."""
+        """Return a new snapshot, after an action."""
         self._until = 0.0
         return await self.read()
 
@@ -90,22 +99,22 @@ class RunWatcher:
 
 
 def read_snapshot(context: ConsoleContext) -> RunSnapshot:
-    """Return what goes on now; of a store that is away, or of Prefect, there is a problem instead."""
+    """Read a snapshot; an unavailable service is reported as a problem."""
     at = datetime.now(UTC)
     try:
         with context.backend.sessions() as sessions:
             with sessions() as session:
                 snapshot = tuple(runs.running(session))
-            told = read_prefect(context, at, snapshot)
+            seen = read_prefect(context, at, snapshot)
             with sessions() as session:
-                recorded = frozenset(runs.recorded_prefect_runs(session, told.begun.keys()))
-    except AWAY as error:
+                recorded = frozenset(runs.recorded_prefect_runs(session, seen.begun.keys()))
+    except StoreUnavailable as error:
         return replace(read_prefect(context, at, ()), postgres_problem=str(error))
-    return replace(told, runs=snapshot, recorded=recorded)
+    return replace(seen, runs=snapshot, recorded=recorded)
 
 
 def read_prefect(context: ConsoleContext, at: datetime, snapshot: tuple[Run, ...]) -> RunSnapshot:
-    """Return what Prefect says of the runs that go on, and of those that are about to."""
+    """Read the runs in progress and scheduled from Prefect."""
     try:
         with context.prefect() as prefect:
             begun = {one.id: one for one in prefect.begun()}

@@ -1,4 +1,4 @@
-"""What a search page asks of the stores and of the model."""
+"""Run searches of the search page, and suggest filters."""
 
 import asyncio
 
@@ -10,14 +10,15 @@ from embedding.images.worker_pool import WorkersFailed
 from flows.console.components.search_params import SearchParams
 from flows.console.uploads import UploadExpired, Uploads
 from flows.search.query import BadText, NoSuchRecord, Query, Results, search
-from flows.service.pool import AWAY, Backend
+from flows.service.pool import Backend
+from storage.errors import StoreUnavailable
 from storage.postgres import catalog, facets
 from storage.qdrant import ModelMismatch
 from storage.records import Item
 
 UNUSABLE_QUERY = BadText, BadImage, WorkersFailed
 SEARCH_ERRORS = (
-    *AWAY,
+    StoreUnavailable,
     ModelUnavailable,
     ModelMismatch,
     NoSuchRecord,
@@ -25,11 +26,11 @@ SEARCH_ERRORS = (
     UnexpectedResponse,
     *UNUSABLE_QUERY,
 )
-"""What keeps a search from being answered; `explain` says what to do."""
+"""Errors of a search that `explain` turns into a message."""
 
 
 class ModelWarmup:
-    """Loads the model when somebody opens the page, so that their first search need not; once."""
+    """Load the model once, before the first search."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -37,11 +38,11 @@ class ModelWarmup:
         self.is_done = False
 
     async def __call__(self) -> None:
-        """Return once the model is loaded.
+        """Wait until the model is loaded.
 
         Raises:
             NoCollection: nothing has been ingested yet.
-            AWAY: a store does not answer.
+            StoreUnavailable: a store does not answer.
             ModelUnavailable: it cannot be loaded.
         """
         async with self._turn:
@@ -55,10 +56,10 @@ class ModelWarmup:
 
 
 def run_search(backend: Backend, uploads: Uploads, params: SearchParams) -> tuple[Results, Item | None]:
-    """Return what is found, and the record that others are to be like, if one is meant.
+    """Return the hits, and the record of a similarity search.
 
     Raises:
-        REFUSED: it cannot be answered.
+        SEARCH_ERRORS: it cannot be answered.
         NoCollection: nothing has been ingested yet.
     """
     query = Query(
@@ -68,7 +69,7 @@ def run_search(backend: Backend, uploads: Uploads, params: SearchParams) -> tupl
         min_score=params.min_score,
         where=dict(params.where),
         oversampling=backend.settings.qdrant.oversampling,
-        picture=None if params.picture is None else uploads.get(params.picture),
+        picture=None if params.image is None else uploads.get(params.image),
         like=params.like,
     )
     with backend.searching() as deps:
@@ -81,7 +82,7 @@ def run_search(backend: Backend, uploads: Uploads, params: SearchParams) -> tupl
 
 
 def suggestions(backend: Backend) -> list[str]:
-    """Return filters that would leave something, as people write them."""
+    """Return suggested filters, as `field=value`."""
     with backend.sessions() as sessions, sessions() as session:
         own = [f"source={name}" for name in facets.sources(session)]
         return own + [f"{field}={value}" for field, value in facets.metadata(session)]

@@ -1,4 +1,4 @@
-"""Models and collections: where they come from, how good they are, what was decided; and changing them."""
+"""Show models and collections: lineage, recall, promotion decisions, and actions."""
 
 from asyncio import to_thread
 from collections.abc import Awaitable, Callable
@@ -25,7 +25,7 @@ from flows.console.format import moment
 from flows.console.layout import PATIENCE_S, frame, with_query
 from flows.console.widgets import Row, heading, hidden_title, problem, table, tile
 from flows.service.model_overview import WORK, Lineage, look_at_models
-from flows.service.pool import AWAY
+from storage.errors import StoreUnavailable
 from storage.postgres import runs
 from storage.postgres.model_history import Life
 from storage.postgres.runs import Run
@@ -36,11 +36,11 @@ DECISIONS = 10
 
 @dataclass(frozen=True, slots=True)
 class ModelsParams:
-    """What the address asks for."""
+    """Represent the parameters of the page's URL."""
 
     dataset: str | None = None
     before: int | None = None
-    """Decisions that were put on record before the one with this id."""
+    """Only decisions before the one with this id."""
 
     def address(self, **changed: object) -> str:
         return with_query("/models", {"dataset": self.dataset, "before": self.before} | changed)
@@ -48,7 +48,7 @@ class ModelsParams:
 
 @dataclass(frozen=True, slots=True)
 class ModelsSnapshot:
-    """What was found."""
+    """Hold the lineage of models, and the jobs in progress."""
 
     lineage: Lineage
     running: tuple[Run, ...]
@@ -67,7 +67,7 @@ def add_page(context: ConsoleContext) -> None:
 
 
 def read_models(context: ConsoleContext, wanted: ModelsParams) -> ModelsSnapshot | str:
-    """Return what is known of models, or why that cannot be told."""
+    """Read the models, or why they cannot be read."""
     seen = context.observer.seen
     if seen.catalogued is None:
         return seen.postgres_problem or ""
@@ -75,13 +75,13 @@ def read_models(context: ConsoleContext, wanted: ModelsParams) -> ModelsSnapshot
         lineage = look_at_models(context.backend, decisions=DECISIONS + 1, before=wanted.before)
         with context.backend.sessions() as sessions, sessions() as session:
             running = tuple(one for one in runs.running(session) if one.flow in WORK)
-    except AWAY as error:
+    except StoreUnavailable as error:
         return str(error)
     return ModelsSnapshot(lineage, running)
 
 
 class Page:
-    """The elements of the page; all but what runs is made anew only when something has changed."""
+    """Show the page; all but running jobs is rebuilt only on changes."""
 
     def __init__(self, context: ConsoleContext, wanted: ModelsParams) -> None:
         self._context, self._wanted = context, wanted
@@ -91,7 +91,7 @@ class Page:
         self._root = ui.context.slot.parent
 
     async def refresh(self) -> None:
-        """Look again, and show what has changed."""
+        """Read again, and show changes."""
         found = await to_thread(read_models, self._context, self._wanted)
         if self._rest.is_deleted:
             return
@@ -131,7 +131,7 @@ class Page:
         collection = next((one for one in seen.collections if one.state == "active"), None)
         with ui.element("div").classes("sl-tiles"):
             if active is not None:
-                tile("Model in use", short(active.name, active.fingerprint), active.name)
+                tile("Active model", short(active.name, active.fingerprint), active.name)
             if collection is not None:
                 points = seen.points.get(collection.name)
                 since = "" if collection.activated is None else f"since {moment(collection.activated)}"
@@ -164,8 +164,8 @@ class Page:
                 ("model", "state", "", "collection", "text to image", "image to text", "last decision"), rows
             )
             ui.label(
-                "A model stands below the one that it was fine-tuned from. Figures: recall@10 on the pairs "
-                "that were held out of its training, before and after it."
+                "A model is listed below the one that it was fine-tuned from. Figures: recall@10 on the "
+                "held-out pairs, before and after its training."
             ).classes("sl-faint")
 
     def _actions(self, seen: Lineage, life: Life) -> None:
@@ -181,7 +181,7 @@ class Page:
                 ui.button("Promote…", on_click=act).props('outline no-wrap padding="2px 12px"')
 
     async def _act(self, ask: Callable[[], Awaitable[None]]) -> None:
-        with self._root:  # a dialog goes with what it was made in, and the table may be made anew meanwhile
+        with self._root:  # a dialog is removed with its parent, and the table may be rebuilt meanwhile
             await ask()
 
     def _recall(self, seen: Lineage) -> None:
@@ -189,7 +189,7 @@ class Page:
         with ui.element("section").classes("sl-sheet"):
             heading("Recall")
             if not names:
-                ui.label("Nothing was evaluated yet. Begin with: sightline evaluate").classes("sl-faint")
+                ui.label("No evaluation yet. Begin with: sightline evaluate").classes("sl-faint")
                 return
             chosen = self._wanted.dataset if self._wanted.dataset in names else names[0]
             with ui.element("nav").classes("sl-chips").props('aria-label="Data sets"'):
@@ -201,7 +201,7 @@ class Page:
 
     def _decisions(self, seen: Lineage) -> None:
         with ui.element("section").classes("sl-sheet"):
-            heading("Decisions of the gate")
+            heading("Promotion gate decisions")
             if not seen.decisions:
                 ui.label("None yet.").classes("sl-faint")
             for decision in seen.decisions[:DECISIONS]:

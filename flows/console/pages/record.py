@@ -1,4 +1,4 @@
-"""The page of one record: all that is kept of it, whether searches find it, and what is like it."""
+"""Show one record: image, texts, metadata, searchability, and duplicates."""
 
 import json
 from asyncio import to_thread
@@ -19,8 +19,9 @@ from flows.console.context import ConsoleContext
 from flows.console.format import ago
 from flows.console.layout import PATIENCE_S, frame
 from flows.console.widgets import Row, heading, note, problem, table
-from flows.service.pool import AWAY, Backend
+from flows.service.pool import Backend
 from flows.tracking.text import many
+from storage.errors import StoreUnavailable
 from storage.postgres import model_registry, perceptual_hashes
 from storage.postgres.item_view import Details, details
 from storage.postgres.perceptual_hashes import Copy
@@ -32,12 +33,12 @@ MOST_COPIES = 24
 
 @dataclass(frozen=True, slots=True)
 class RecordSnapshot:
-    """A record and its surroundings."""
+    """Hold a record, the active collection, and the record's duplicates."""
 
     collection: str | None
     details: Details | None
     copies: Sequence[Copy] | None
-    """Others with the same image or one that looks like it; None where its look is not known."""
+    """Records with the same or a near-duplicate image; None where the image has no perceptual hash yet."""
 
 
 def add_page(context: ConsoleContext) -> None:
@@ -48,7 +49,7 @@ def add_page(context: ConsoleContext) -> None:
         try:
             known = UUID(id)
             seen = await to_thread(read_record, context.backend, known)
-        except (ValueError, *AWAY) as error:
+        except (ValueError, StoreUnavailable) as error:
             with frame(context, request, "Record"):
                 problem(f"{id!r} is no record's id" if isinstance(error, ValueError) else str(error))
             return
@@ -57,18 +58,18 @@ def add_page(context: ConsoleContext) -> None:
 
 
 def read_record(backend: Backend, id: UUID) -> RecordSnapshot:
-    """Return what Postgres knows of a record.
+    """Read a record from Postgres.
 
     Raises:
-        AWAY: it does not answer.
+        StoreUnavailable: it does not answer.
     """
     with backend.sessions() as sessions, sessions() as session:
         collection = model_registry.active_collection(session)
         found = details(session, id, collection)
         item = None if found is None else found.item
-        if item is None or item.picture is None:
+        if item is None or item.image is None:
             return RecordSnapshot(collection, found, ())
-        sha256 = item.picture.sha256
+        sha256 = item.image.sha256
         copies = perceptual_hashes.near(session, sha256, bits=NEAR, least_bits=LEAST_BITS, limit=MOST_COPIES)
     return RecordSnapshot(
         collection, found, None if copies is None else [one for one in copies if one.id != id]
@@ -83,33 +84,33 @@ def show(id: UUID, seen: RecordSnapshot, now: datetime) -> None:
         return
     ui.label(found.key).props("role=heading aria-level=1 dir=auto").classes("sl-title")
     if found.item is None:
-        why = "somebody asked for it" if found.deletion == "asked" else "its source no longer had it"
-        note(f"This record of {found.source} was deleted {ago(found.deleted, now)}, because {why}.")
+        why = "by request" if found.deletion == "asked" else "because its source no longer contains it"
+        note(f"This record of {found.source} was deleted {ago(found.deleted, now)}, {why}.")
         return
     item = found.item
     with ui.element("div").classes("sl-row"):
-        if item.picture is not None:
-            ui.link("Pictures like this", SearchParams(like=id).address)
+        if item.image is not None:
+            ui.link("Images like this", SearchParams(like=id).address)
             ui.link("Texts like this", SearchParams(like=id, find="texts").address)
         elif item.embedded_texts:
             ui.link("Texts like this", SearchParams(like=id, find="texts").address)
-            ui.link("Pictures like this", SearchParams(like=id).address)
+            ui.link("Images like this", SearchParams(like=id).address)
     with ui.element("div").classes("sl-two"):
         with ui.element("div").classes("sl-column"):
-            if item.picture is not None:
+            if item.image is not None:
                 with ui.element("div").classes("sl-sheet sl-picture"):
-                    image(f"/pictures/{id}?v={item.picture.sha256[:12]}", item.short_text or item.key)
+                    image(f"/pictures/{id}?v={item.image.sha256[:12]}", item.short_text or item.key)
             _texts(item)
         with ui.element("div").classes("sl-column"):
             _facts(id, found, item, seen.collection, now)
             if item.metadata:
                 _metadata(item.metadata)
-    if item.picture is not None:
-        _copies(seen.copies, item.picture.sha256)
+    if item.image is not None:
+        _copies(seen.copies, item.image.sha256)
 
 
 def searchable(found: Details, collection: str | None) -> str:
-    """Say whether searches find a record as it is."""
+    """Return whether searches find the current version of a record."""
     if collection is None:
         return "no: there is no collection yet"
     if found.embedded is None:
@@ -123,7 +124,7 @@ def _texts(item: Item) -> None:
     with ui.element("section").classes("sl-sheet"):
         heading("Texts")
         if not item.texts:
-            ui.label("It has none.").classes("sl-faint")
+            ui.label("None.").classes("sl-faint")
             return
         searched, others = (
             [[one.text, one.lang or "–"] for one in item.texts if one.embedded is embedded]
@@ -132,7 +133,7 @@ def _texts(item: Item) -> None:
         if searched:
             table(("searched", "language"), searched)
         if others:
-            with ui.expansion(f"{many(len(others), 'text')} kept, in languages that are not searched"):
+            with ui.expansion(f"{many(len(others), 'text')} stored, in languages that are not embedded"):
                 table(("text", "language"), others)
 
 
@@ -143,15 +144,15 @@ def _facts(id: UUID, found: Details, item: Item, collection: str | None, now: da
             ["source", item.source],
             ["id", str(id)],
             ["searchable", searchable(found, collection)],
-            ["taken in", f"{found.created:%Y-%m-%d %H:%M} UTC, {ago(found.created, now)}"],
+            ["ingested", f"{found.created:%Y-%m-%d %H:%M} UTC, {ago(found.created, now)}"],
             ["changed", f"{found.updated:%Y-%m-%d %H:%M} UTC, {ago(found.updated, now)}"],
         ]
-        if item.picture is not None:
-            shot = item.picture
+        if item.image is not None:
+            own = item.image
             rows += [
-                ["picture", f"{shot.width:,} × {shot.height:,} {shot.format}"],
-                ["from", redacted(shot.uri)],
-                ["SHA-256", shot.sha256],
+                ["image", f"{own.width:,} × {own.height:,} {own.format}"],
+                ["from", redacted(own.uri)],
+                ["SHA-256", own.sha256],
             ]
         table(("", ""), rows)
 
@@ -168,21 +169,21 @@ def _metadata(metadata: Mapping[str, Any]) -> None:
 
 def _copies(copies: Sequence[Copy] | None, sha256: str) -> None:
     with ui.element("section").classes("sl-sheet"):
-        heading("Copies")
+        heading("Duplicates")
         if copies is None:
             ui.label(
-                "No other record has these bytes. Those that look alike are known after: "
+                "No other record has these bytes. Near duplicates are known after: "
                 "sightline duplicates --near"
             ).classes("sl-faint")
             return
         if not copies:
-            ui.label("No other record has this picture, or one that looks like it.").classes("sl-faint")
+            ui.label("No other record has this image or a near duplicate.").classes("sl-faint")
             return
         rows: list[Row] = [
             [
                 partial(ui.link, one.key, f"/records/{one.id}"),
                 one.source,
-                "the same bytes" if one.sha256 == sha256 else "looks alike",
+                "identical bytes" if one.sha256 == sha256 else "near duplicate",
             ]
             for one in copies
         ]

@@ -1,4 +1,4 @@
-"""What could not be taken in: why, what to do about it, and another try. The address says what is shown."""
+"""List open rejects by reason and source, with causes, remedies and retries."""
 
 from asyncio import to_thread
 from collections import Counter
@@ -16,8 +16,8 @@ from flows.console.context import ConsoleContext
 from flows.console.layout import PATIENCE_S, frame, with_query
 from flows.console.widgets import confirm, hidden_title, problem, start_flow
 from flows.ingestion.reject_reasons import REASONS
-from flows.service.pool import AWAY
 from flows.tracking.text import many
+from storage.errors import StoreUnavailable
 from storage.postgres import statistics
 from storage.postgres.rejects import Reject, open_rejects
 from storage.postgres.statistics import RejectCount
@@ -28,12 +28,12 @@ PAGE = 20
 
 @dataclass(frozen=True, slots=True)
 class RejectFilter:
-    """Which rejects are shown."""
+    """Represent the filter of rejects, as in the URL."""
 
     reason: str | None = None
     source: str | None = None
     after: tuple[str, str] | None = None
-    """Only those that come after this source and place."""
+    """Only rejects after this source and place."""
 
     @property
     def address(self) -> str:
@@ -52,7 +52,7 @@ class RejectFilter:
 
 @dataclass(frozen=True, slots=True)
 class RejectPage:
-    """What was found, with one reject more than a page has if there is a next page."""
+    """Hold a page of rejects, plus one if there are more."""
 
     counts: tuple[RejectCount, ...]
     rejects: Sequence[Reject]
@@ -78,7 +78,7 @@ def add_page(context: ConsoleContext) -> None:
 
 
 def read_rejects(context: ConsoleContext, wanted: RejectFilter) -> RejectPage | str:
-    """Return what is open, or why that cannot be told."""
+    """Read a page of open rejects, or why it cannot be read."""
     seen = context.observer.seen
     if seen.catalogued is None:
         return seen.postgres_problem or ""
@@ -87,19 +87,19 @@ def read_rejects(context: ConsoleContext, wanted: RejectFilter) -> RejectPage | 
             found = open_rejects(
                 session, reason=wanted.reason, source=wanted.source, after=wanted.after, limit=PAGE + 1
             )
-    except AWAY as error:
+    except StoreUnavailable as error:
         return str(error)
     return RejectPage(seen.catalogued.rejects, found)
 
 
 def count_open(context: ConsoleContext, wanted: RejectFilter) -> int:
-    """Return how many are open right now, on all pages."""
+    """Count the open rejects on all pages."""
     with context.backend.sessions() as sessions, sessions() as session:
         return sum(one.many for one in statistics.rejects(session) if wanted.has(one))
 
 
 class Listing:
-    """The elements of the page; what stays the same on it is left alone when it is looked at again."""
+    """Show the list, updated in place."""
 
     def __init__(self, context: ConsoleContext, wanted: RejectFilter) -> None:
         self._context, self._wanted = context, wanted
@@ -124,7 +124,7 @@ class Listing:
         self._count_chosen()
 
     async def refresh(self) -> None:
-        """Look again, and show what has changed."""
+        """Read again, and show changes."""
         found = await to_thread(read_rejects, self._context, self._wanted)
         if self._content.is_deleted:
             return
@@ -159,9 +159,7 @@ class Listing:
         self._reasons.show(by_reason)
         self._sources.show(by_source)
         total = sum(one.many for one in counts if self._wanted.has(one))
-        self._total.set_text(
-            f"{many(total, 'reject')} open" if total else "Nothing waits here: all of it was taken in."
-        )
+        self._total.set_text(f"{many(total, 'reject')} open" if total else "No open rejects.")
         for element in (self._every, self._some, self._all):
             element.set_visibility(total > 0)
 
@@ -192,7 +190,7 @@ class Listing:
 
     def _count_chosen(self) -> None:
         chosen = len(self._chosen())
-        self._some.set_text(f"Retry chosen ({chosen})")
+        self._some.set_text(f"RetryReport chosen ({chosen})")
         self._some.set_enabled(chosen > 0)
 
     def _choose_every(self) -> None:
@@ -210,15 +208,15 @@ class Listing:
         reason, source = self._wanted.reason, self._wanted.source
         try:
             total = await to_thread(count_open, self._context, self._wanted)
-        except AWAY as error:
+        except StoreUnavailable as error:
             ui.notify(str(error), type="negative")
             return
         which = (f" rejected as {reason}" if reason else "") + (f" from {source}" if source else "")
-        happens = (
-            f"{many(total, 'row')}{which} will be read again at the source and tried. What passes is found "
-            "by searches at once and leaves this list; the rest stays here, with what is wrong with it now."
+        consequences = (
+            f"{many(total, 'row')}{which} will be read from the source and retried. Rows that pass are "
+            "searchable at once and leave this list; the others stay, with their current errors."
         )
-        if await confirm("Retry all of them?", happens, f"Retry {total:,}") and await start_flow(
+        if await confirm("RetryReport all?", consequences, f"RetryReport {total:,}") and await start_flow(
             self._context, "retry", reason=reason, source=source
         ):
             for entry in self._entries.values():

@@ -1,4 +1,4 @@
-"""One run: everything on record of it, and its log."""
+"""Show everything on record of one run, and its log."""
 
 from asyncio import to_thread
 from datetime import UTC, datetime, timedelta
@@ -27,15 +27,15 @@ from flows.console.layout import PATIENCE_S, frame
 from flows.console.pages.rejects import RejectFilter
 from flows.console.widgets import Row, heading, outcome, problem, table
 from flows.ingestion.report import COUNTS
-from flows.service.pool import AWAY
 from flows.tracking.text import many
+from storage.errors import StoreUnavailable
 from storage.postgres import runs
 from storage.postgres.runs import Run
 
 REFRESH_S = 3.0
 SPEED = "speed"
 SETTLES = timedelta(seconds=30)
-"""After its end Prefect tells a run's last lines, and that it did not fail but was cancelled."""
+"""After its end Prefect reports a run's last lines, and that it was cancelled rather than failed."""
 
 
 def add_page(context: ConsoleContext, watch: RunWatcher) -> None:
@@ -52,7 +52,7 @@ def add_page(context: ConsoleContext, watch: RunWatcher) -> None:
             ui.page_title(f"{title_of(found)} · Sightline")
             ui.label(title_of(found)).props("role=heading aria-level=1").classes("sl-title")
             if found.ended is None:
-                _while_it_goes_on(context, watch, found)
+                _show_progress(context, watch, found)
                 return
             show(found)
             log = RunLog(context, found)
@@ -64,15 +64,15 @@ def find(context: ConsoleContext, id: str) -> Run | str:
     try:
         with context.backend.sessions() as sessions, sessions() as session:
             found = runs.find_run(session, UUID(id))
-    except AWAY as error:
+    except StoreUnavailable as error:
         return str(error)
     except ValueError:
         found = None
     return f"There is no run {id} on record." if found is None else found
 
 
-def _while_it_goes_on(context: ConsoleContext, watch: RunWatcher, run: Run) -> None:
-    """Show how far it is, until it ends; then everything."""
+def _show_progress(context: ConsoleContext, watch: RunWatcher, run: Run) -> None:
+    """Show the progress of a run until it ends, then its record."""
     with ui.element("div").classes("sl-column") as shown:
 
         async def cancel() -> None:
@@ -87,11 +87,11 @@ def _while_it_goes_on(context: ConsoleContext, watch: RunWatcher, run: Run) -> N
     async def refresh() -> None:
         snapshot, found = await watch.read(), await to_thread(find, context, str(run.id))
         if isinstance(found, Run):
-            goes_on = found.ended is None
-            shown.visible = goes_on
-            if goes_on:
+            is_running = found.ended is None
+            shown.visible = is_running
+            if is_running:
                 card.show(found, snapshot)
-            ended.show([] if goes_on else [("ended", found.outcome, partial(_shown, found))])
+            ended.show([] if is_running else [("ended", found.outcome, partial(_shown, found))])
             if found.ended is not None and snapshot.at - found.ended > SETTLES:
                 timer.deactivate()
         await log.read()
@@ -106,17 +106,17 @@ def _shown(run: Run) -> ui.element:
 
 
 def show(run: Run) -> None:
-    """Show what is on record of a run that has ended."""
+    """Show the record of a run that has ended."""
     now = datetime.now(UTC)
     if run.error is not None:
         with ui.element("section").classes(
             "sl-sheet " + ("" if run.outcome == "cancelled" else "sl-problem")
         ):
-            heading("Why it ended so")
+            heading("Why it ended")
             ui.label(run.error).classes("sl-code")
     with ui.element("div").classes("sl-two"):
         with ui.element("section").classes("sl-sheet"):
-            heading("On record")
+            heading("Run")
             table(("", ""), facts(run, now))
             if run.source is not None and run.counts.get("rejected"):
                 rejected = many(run.counts["rejected"], "record")
@@ -129,7 +129,7 @@ def show(run: Run) -> None:
 
 
 def facts(run: Run, now: datetime) -> list[Row]:
-    """Return what is known of a run, a name and a value each."""
+    """Return the facts of a run, a name and a value each."""
     rows: list[Row] = [["flow", name_of(run)]]
     if run.source is not None:
         rows.append(["source", run.source])
@@ -139,17 +139,20 @@ def facts(run: Run, now: datetime) -> list[Row]:
         ["outcome", partial(outcome, run.outcome)],
         ["started", f"{run.started:%d %b %Y %H:%M:%S} UTC"],
         ["ended", "–" if run.ended is None else f"{run.ended:%d %b %Y %H:%M:%S} UTC"],
-        ["took", duration(duration_s(run, now))],
+        ["duration", duration(duration_s(run, now))],
         ["records/s", records_per_second(run, now)],
         *([f"option {name}", option_text(value)] for name, value in run.options.items()),
         ["id", str(run.id)],
-        ["id in Prefect", "none: it ran without" if run.prefect_run_id is None else str(run.prefect_run_id)],
+        [
+            "id in Prefect",
+            "none: it ran without Prefect" if run.prefect_run_id is None else str(run.prefect_run_id),
+        ],
     ]
     return rows
 
 
 def option_text(value: object) -> str:
-    """Return a value that is on record as a person writes it.
+    """Format the value of an option.
 
     >>> in_words(12000), in_words(["en", "de"]), in_words(True), in_words(None)
     ('12,000', 'en, de', 'yes', '–')
@@ -169,7 +172,10 @@ def option_text(value: object) -> str:
 
 
 def counted(run: Run) -> list[tuple[str, Any]]:
-    """Return the counts of a run, those of an ingest in the order of the work; without its speed."""
+    """Return the counts of a run, without its throughput.
+
+    Those of an ingest are in pipeline order.
+    """
     order = {name: place for place, name in enumerate(COUNTS)}
     ordered = sorted(run.counts.items(), key=lambda count: order.get(count[0], len(order)))
     return flattened({name: value for name, value in ordered if name != SPEED})
@@ -184,7 +190,7 @@ def _counts(run: Run) -> None:
                 ("", ""), [[name.replace("_", " "), option_text(value)] for name, value in found], numbers=1
             )
         else:
-            ui.label("There was nothing to count.").classes("sl-faint")
+            ui.label("None.").classes("sl-faint")
 
 
 def _stages(run: Run) -> None:
@@ -201,9 +207,7 @@ def _stages(run: Run) -> None:
             [name, duration(seconds), share(seconds / whole), share(busy.get(name))]
             for name, seconds in taken
         ]
-        table(("stage", "at work", "of all work", "of the time"), rows, numbers=3)
-        ui.label("Stages work at the same time: together they may take longer than the run.").classes(
-            "sl-faint"
-        )
+        table(("stage", "time", "share of all stages", "share of the run"), rows, numbers=3)
+        ui.label("Stages run concurrently: their sum may exceed the duration of the run.").classes("sl-faint")
         if "advice" in speed:
-            ui.label(f"{speed['advice']}; {speed['peak_mib']:,.0f} MiB of memory at most.")
+            ui.label(f"{speed['advice']}; {speed['peak_mib']:,.0f} MiB of memory at the peak.")

@@ -1,4 +1,4 @@
-"""The page that searches: by words, by an image, by both, or by a record; its address says what for."""
+"""Search by text, image, or record; the URL holds the search."""
 
 from asyncio import to_thread
 from collections.abc import Callable
@@ -24,18 +24,19 @@ from flows.console.thumbnails import Thumbnails
 from flows.console.uploads import Uploads
 from flows.console.widgets import hidden_title, note, problem
 from flows.search.query import Results
-from flows.service.pool import AWAY, Backend
+from flows.service.pool import Backend
 from flows.tracking.errors import explain
+from storage.errors import StoreUnavailable
 from storage.qdrant import NoCollection
 from storage.records import Item
 
 SCRIPT = (Path(__file__).parent / "search.js").read_text("utf-8")
 EMPTY = "Nothing has been ingested yet. Begin with: sightline ingest FOLDER"
-HINT = "Type words, or choose, drop or paste a picture; words and a picture are looked for together."
+HINT = "Type words, or choose, drop or paste an image; words and an image are combined into one query."
 
 
 def add_page(context: ConsoleContext) -> None:
-    """Add the page at `/search`, and the images that it shows."""
+    """Add the page at `/search`, and the image routes of its results."""
     uploads, thumbnails, warmup = Uploads(), Thumbnails(), ModelWarmup(context.backend)
     thumbnail_routes.add_routes(context.backend, thumbnails)
     upload_routes.add_routes(uploads, thumbnails, context.backend.settings.limits.max_picture_bytes)
@@ -49,17 +50,17 @@ def add_page(context: ConsoleContext) -> None:
 
 
 class SearchPage:
-    """One open page: the form, what it was asked for last, and what was found."""
+    """Show one open search page: form, query, and hits."""
 
     def __init__(self, backend: Backend, uploads: Uploads, warmup: ModelWarmup) -> None:
         self._backend, self._uploads, self._warmup = backend, uploads, warmup
         self._params = SearchParams()
         self._shown: set[UUID] = set()
         self._turn = 0
-        """Of the search that was asked for last; an answer to one before it is not shown."""
+        """Number of the last search; results of an earlier one are dropped."""
 
     def open(self, url_params: QueryParams) -> None:
-        """Show the form and, once the browser is connected, what the address asks for."""
+        """Show the form and, once the browser is connected, the URL's search."""
         max_bytes = self._backend.settings.limits.max_picture_bytes
         self._form = Form(self._search, self._clear, max_bytes)
         with ui.element("div").classes("sl-form"):
@@ -70,21 +71,21 @@ class SearchPage:
         self._grid = ui.element("div").classes("sl-cards").props('role=list aria-label="Hits"')
         self._more = ui.button("Show more", on_click=self._show_more).props("outline").classes("self-center")
         self._more.set_visibility(False)
-        ui.on("sl_picture", self._take_image)
+        ui.on("sl_image", self._take_image)
         ui.on("sl_went", lambda event: self._go(QueryParams(str(event.args).lstrip("?"))))
         ui.timer(0, partial(self._go, url_params), once=True)
         ui.timer(0, self._suggest, once=True)
 
     async def _suggest(self) -> None:
-        """Offer filters that would leave something."""
+        """Suggest filters that match some records."""
         try:
             known = await to_thread(suggestions, self._backend)
-        except AWAY:
-            return  # the search says so
+        except StoreUnavailable:
+            return  # the search reports it
         self._form.offer(known)
 
     async def _go(self, url_params: QueryParams) -> None:
-        """Show what an address asks for."""
+        """Show the search of a URL."""
         try:
             params = parse_params(url_params)
         except ValueError as error:
@@ -94,10 +95,10 @@ class SearchPage:
         await self._submit(params, is_new=False)
 
     async def _show_idle(self) -> None:
-        """Show that nothing is asked for, and have the model ready for when something is."""
+        """Show the empty page, and load the model for the first search."""
         self._turn += 1
         self._reset()
-        self._status.text = HINT if self._warmup.is_done else f"{HINT} The model is being loaded meanwhile."
+        self._status.text = HINT if self._warmup.is_done else f"{HINT} The model is loading."
         self._waits.set_visibility(not self._warmup.is_done)
         try:
             await self._warmup()
@@ -111,7 +112,7 @@ class SearchPage:
                 self._waits.set_visibility(False)
 
     async def _search(self, **changed: object) -> None:
-        """Search for what the form says, and have the address say it."""
+        """Search with the values of the form, and update the URL."""
         try:
             params = self._form.read(self._params)
         except ValueError as error:
@@ -121,7 +122,7 @@ class SearchPage:
         await self._submit(replace(params, limit=PAGE, **changed))  # type: ignore[arg-type]
 
     async def _submit(self, params: SearchParams, *, is_new: bool = True) -> None:
-        """Search; what the address does not say yet, it says from now on."""
+        """Search, and push a new URL to the browser history."""
         if is_new and params.address != self._params.address:
             ui.navigate.history.push(params.address)
         self._params = params
@@ -132,12 +133,12 @@ class SearchPage:
             await self._show_idle()
 
     async def _clear(self) -> None:
-        """Look for nothing; what narrows a search stays."""
+        """Clear the query; filters stay."""
         self._form.words = ""
-        await self._search(text="", picture=None, like=None)
+        await self._search(text="", image=None, like=None)
 
     async def _take_image(self, event: GenericEventArguments) -> None:
-        """Search by an image that was handed in, beside the words."""
+        """Search by an uploaded image, besides the text."""
         event_data = event.args
         if "problem" in event_data:
             self._turn += 1
@@ -146,12 +147,12 @@ class SearchPage:
         elif "coming" in event_data:
             self._status.text = f"Sending {event_data['coming']} …"
         else:
-            await self._search(picture=str(event_data["token"]), like=None)
+            await self._search(image=str(event_data["token"]), like=None)
 
     async def _more_like(self, id: UUID) -> None:
         self._form.words = ""
         ui.run_javascript('scrollTo(0, 0); document.getElementById("sl-query").focus()')
-        await self._search(text="", picture=None, like=id)
+        await self._search(text="", image=None, like=id)
 
     async def _show_more(self) -> None:
         self._params = replace(self._params, limit=min(MOST, self._params.limit + PAGE))
@@ -159,14 +160,14 @@ class SearchPage:
         await self._answer(goes_on=True)
 
     async def _answer(self, *, goes_on: bool = False) -> None:
-        """Show what is found, best first.
+        """Show the hits, best first.
 
         Args:
-            goes_on: it is the same search with more hits, which are added to those that are shown.
+            goes_on: the same search with a higher limit: further hits are appended.
         """
         self._turn += 1
         turn, params = self._turn, self._params
-        self._status.text = "Searching …" if self._warmup.is_done else "Loading the model: it takes seconds …"
+        self._status.text = "SearchDeps …" if self._warmup.is_done else "Loading the model …"
         self._grid.classes(add="sl-waiting")
         self._waits.set_visibility(True)
         try:
@@ -193,7 +194,7 @@ class SearchPage:
         with self._grid:
             for one in results.found:
                 if one.item.id not in self._shown:
-                    similar = replace(params, text="", picture=None, like=one.item.id, limit=PAGE)
+                    similar = replace(params, text="", image=None, like=one.item.id, limit=PAGE)
                     card(one, best, similar.address, partial(self._more_like, one.item.id))
         self._shown |= {one.item.id for one in results.found}
         if not results.found:
@@ -201,20 +202,20 @@ class SearchPage:
         self._more.set_visibility(len(results.found) >= params.limit and params.limit < MOST)
 
     def _show_examples(self, like: Item | None) -> None:
-        """Show the image, or the record, that is searched by."""
+        """Show the query image or the query record."""
         params = self._params
         self._form.examples.clear()
         with self._form.examples:
-            if params.picture is not None:
-                image = f"/search/pictures/{params.picture}" if params.picture in self._uploads else None
-                query_example(image, "your picture", lambda: self._search(picture=None))
+            if params.image is not None:
+                image = f"/search/pictures/{params.image}" if params.image in self._uploads else None
+                query_example(image, "your image", lambda: self._search(image=None))
             if params.like is not None:
-                shown = "a record" if like is None else (like.key if like.picture else like.short_text)
-                source = f"/thumbnails/{params.like}" if like is not None and like.picture else None
+                shown = "a record" if like is None else (like.key if like.image else like.short_text)
+                source = f"/thumbnails/{params.like}" if like is not None and like.image else None
                 query_example(source, f"like {shown}", lambda: self._search(like=None))
 
     def _reset(self) -> None:
-        """Show no hits and no message."""
+        """Remove all hits and messages."""
         self._waits.set_visibility(False)
         self._grid.clear()
         self._grid.classes(remove="sl-waiting")

@@ -8,7 +8,8 @@ from typing import Any
 import qdrant_edge as edge
 from pydantic import BaseModel
 
-from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.errors import RequestError
+from storage.errors import SightlineError
 
 FAULTS = ("Service runtime error", "Service internal error", "Out of memory")
 OTHER_NAMES = {
@@ -21,7 +22,7 @@ OTHER_NAMES = {
 PANIC = "PanicException"
 
 
-class EngineFault(RuntimeError):
+class EngineFault(SightlineError):
     """The engine failed at something that was no fault of the request."""
 
 
@@ -31,26 +32,26 @@ class EnginePanic(EngineFault):
 
 @contextmanager
 def engine_errors() -> Iterator[None]:
-    """Turn the engine's refusals into `Refused`.
+    """Turn the engine's refusals into `RequestError`.
 
     The engine raises `Exception` itself, no subclass, for whatever it refuses, and ValueError or TypeError
     while its arguments are built. Its panics derive from BaseException, by a class that cannot be imported.
 
     Raises:
-        Refused: with the engine's own sentence.
+        RequestError: with the engine's own sentence.
         EngineFault: the disk is full, a file is damaged and the like.
         EnginePanic: the engine panicked.
     """
     try:
         yield
     except (ValueError, TypeError, OverflowError) as error:
-        raise Refused(str(error)) from error
+        raise RequestError(str(error)) from error
     except Exception as error:
         if type(error) is not Exception:
             raise
         if str(error).startswith(FAULTS):
             raise EngineFault(str(error)) from error
-        raise Refused(str(error)) from error
+        raise RequestError(str(error)) from error
     except BaseException as error:
         if type(error).__name__ != PANIC:
             raise
@@ -91,4 +92,4 @@ def _member(kind: Any, value: str) -> Any:
     for name in dir(kind):
         if name.replace("_", "").lower() == plain:
             return getattr(kind, name)
-    raise Refused(f"the engine has no {value!r}")
+    raise RequestError(f"the engine has no {value!r}")

@@ -22,16 +22,17 @@ import qdrant_edge as edge
 
 from storage.embedded.qdrant.engine.bindings import EngineFault, engine_errors
 from storage.embedded.qdrant.engine.collection import Collection
-from storage.embedded.qdrant.engine.state import Stored
+from storage.embedded.qdrant.engine.state import CollectionState
 from storage.embedded.qdrant.engine.store import Store
 from storage.embedded.qdrant.process.graph_builder import DONE, LENGTH, Row, copy
-from storage.embedded.qdrant.protocol.config import OPTIMIZERS, overlaid
-from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.config import OPTIMIZERS, with_defaults
+from storage.embedded.qdrant.protocol.errors import RequestError
 from storage.embedded.qdrant.protocol.vectors import rest_id
 from storage.embedded.qdrant.protocol.writes import PointId
+from storage.errors import SightlineError
 
 SLICE = 200
-LOOK_ROUND_S = 2.0
+CHECK_INTERVAL_S = 2.0
 QUIET_S = 10.0
 RETRY_S = 300.0
 NOT_WAITING_FOR_QUIET = 3
@@ -40,11 +41,11 @@ LAST_CHANGES = 1000
 log = logging.getLogger("sightline.qdrant")
 
 
-class BuildFailed(RuntimeError):
+class BuildFailed(SightlineError):
     """The process that built a graph ended before it was done; the collection goes on without."""
 
 
-class Outdated(RuntimeError):
+class CollectionChanged(SightlineError):
     """The collection was deleted or has another schema than when its graph was begun."""
 
 
@@ -58,8 +59,8 @@ class Graphs:
     async def build_when_due(self) -> None:
         """Look round for ever, and build what is due."""
         while True:
-            await asyncio.sleep(LOOK_ROUND_S)
-            for collection in self._store.opened():
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            for collection in self._store.open_collections():
                 if is_due(collection) and time.monotonic() > self._not_before.get(collection.name, 0):
                     await self._try(collection)
 
@@ -70,16 +71,16 @@ class Graphs:
             log.info(
                 "%s: a graph over %d points in %.0f s", collection.name, points, time.monotonic() - begun
             )
-        except Outdated:
+        except CollectionChanged:
             log.info("%s: it changed while its graph was built; begun again later", collection.name)
-        except (BuildFailed, EngineFault, Refused, OSError) as error:
+        except (BuildFailed, EngineFault, RequestError, OSError) as error:
             self._not_before[collection.name] = time.monotonic() + RETRY_S
             log.error("%s: no graph (%s); searches go on without; tried again later", collection.name, error)
 
 
 def is_due(collection: Collection) -> bool:
     """Whether so much was written that a graph is worth building, and nobody is writing just now."""
-    threshold = overlaid(OPTIMIZERS, collection.stored.config.optimizers_config).indexing_threshold or 0
+    threshold = with_defaults(OPTIMIZERS, collection.stored.config.optimizers_config).indexing_threshold or 0
     if threshold <= 0:  # as on a server, 0 turns graphs off
         return False
     open_bytes, graphed = collection.ungraphed_bytes, collection.stored.graph_points
@@ -92,7 +93,7 @@ async def build(store: Store, collection: Collection) -> int:
     """Build the graph of `collection` and switch to it; returns how many points it covers.
 
     Raises:
-        Outdated: the collection was deleted or its schema was changed meanwhile.
+        CollectionChanged: the collection was deleted or its schema was changed meanwhile.
         BuildFailed: the other process ended early.
     """
     async with collection.replicating, replica(store, collection, has_graph=True) as stored:
@@ -101,18 +102,18 @@ async def build(store: Store, collection: Collection) -> int:
 
 
 @asynccontextmanager
-async def replica(store: Store, collection: Collection, *, has_graph: bool) -> AsyncIterator[Stored]:
+async def replica(store: Store, collection: Collection, *, has_graph: bool) -> AsyncIterator[CollectionState]:
     """Make files that hold what the collection holds at the moment they are handed out.
 
     They are removed on the way out, unless the store has adopted them. The caller holds
     `collection.replicating`.
 
     Raises:
-        Outdated: the collection was deleted or its schema was changed meanwhile.
+        CollectionChanged: the collection was deleted or its schema was changed meanwhile.
         BuildFailed: the other process ended early.
     """
     if not store.holds(collection):
-        raise Outdated
+        raise CollectionChanged
     stored = collection.stored.model_copy(update={"folder": uuid4().hex, "graph_points": 0})
     path = store.shards / stored.folder
     changed: set[PointId] = set()
@@ -123,10 +124,10 @@ async def replica(store: Store, collection: Collection, *, has_graph: bool) -> A
             await builder.send_all(collection, changed)
             await builder.send_changed(collection, changed)
             if has_graph:
-                await builder.ask("optimize")
+                await builder.request("optimize")
                 await builder.send_changed(collection, changed)
-            await builder.ask("flush")
-            await builder.ask("close")
+            await builder.request("flush")
+            await builder.request("close")
         _require_current(collection, changed)
         points = _catch_up(path, collection, changed)
         collection.changed = None
@@ -143,7 +144,7 @@ def _catch_up(path: Path, collection: Collection, changed: set[PointId]) -> int:
     with engine_errors():
         shard = edge.EdgeShard.load(str(path))
         for ids in _slices(changed):
-            copy(shard, read(collection.shard, ids), ids)
+            copy(shard, read_rows(collection.shard, ids), ids)
         shard.flush()
         points = int(shard.info().points_count)
         shard.close()
@@ -154,7 +155,7 @@ def _catch_up(path: Path, collection: Collection, changed: set[PointId]) -> int:
 
 def _require_current(collection: Collection, changed: set[PointId]) -> None:
     if collection.changed is not changed:
-        raise Outdated
+        raise CollectionChanged
 
 
 def _slices(ids: set[PointId]) -> Iterator[list[PointId]]:
@@ -193,13 +194,13 @@ class _Builder:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
-    async def ask(self, *what: object) -> None:
+    async def request(self, *call: object) -> None:
         """Have one thing done, and wait until it is.
 
         Raises:
             BuildFailed: the process has ended instead.
         """
-        message = pickle.dumps(what, protocol=pickle.HIGHEST_PROTOCOL)
+        message = pickle.dumps(call, protocol=pickle.HIGHEST_PROTOCOL)
         pipe, answers = self._process.stdin, self._process.stdout
         if pipe is None or answers is None:
             raise BuildFailed("no pipe to the process that builds")
@@ -220,7 +221,7 @@ class _Builder:
             with engine_errors():
                 page, following = collection.shard.scroll(request)
             ids = [rest_id(point.id) for point in page]
-            await self.ask("copy", read(collection.shard, ids), ids)
+            await self.request("copy", read_rows(collection.shard, ids), ids)
             if following is None:
                 return
             offset = rest_id(following)
@@ -230,10 +231,10 @@ class _Builder:
         while len(changed) > LAST_CHANGES:
             for ids in _slices(changed):
                 _require_current(collection, changed)
-                await self.ask("copy", read(collection.shard, ids), ids)
+                await self.request("copy", read_rows(collection.shard, ids), ids)
 
 
-def read(shard: edge.EdgeShard, ids: Sequence[PointId]) -> list[Row]:
+def read_rows(shard: edge.EdgeShard, ids: Sequence[PointId]) -> list[Row]:
     """Return the points of `ids` that are there."""
     with engine_errors():
         found = shard.retrieve(list(ids), with_payload=True, with_vector=True)

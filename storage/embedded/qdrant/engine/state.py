@@ -11,18 +11,19 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import PydanticSerializationError
 from qdrant_client import models
 
-from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.errors import RequestError
+from storage.errors import SightlineError
 from storage.files import atomic_write
 
 FILE = "collections.json"
 SHARDS = "shards"
 
 
-class Damaged(RuntimeError):
+class DamagedState(SightlineError):
     """A file of the index cannot be read; the message says which, and what to do."""
 
 
-class Stored(BaseModel):
+class CollectionState(BaseModel):
     """A collection on disk."""
 
     folder: str
@@ -37,14 +38,14 @@ class Stored(BaseModel):
     """Which writes could not be read back from the log, until an update of the collection acknowledges it."""
 
 
-class State(BaseModel):
+class IndexState(BaseModel):
     """All collections by name, and the collection that each alias stands for."""
 
-    collections: dict[str, Stored] = Field(default_factory=dict)
+    collections: dict[str, CollectionState] = Field(default_factory=dict)
     aliases: dict[str, str] = Field(default_factory=dict)
 
 
-def read(folder: Path) -> State:
+def read(folder: Path) -> IndexState:
     """Return the state in `folder`; in a new folder it is empty, and written at once.
 
     Raises:
@@ -52,48 +53,48 @@ def read(folder: Path) -> State:
     """
     path, shards = folder / FILE, folder / SHARDS
     if path.exists():
-        return _parsed(path)
+        return _parse(path)
     if shards.is_dir() and any(shards.iterdir()):
-        raise Damaged(
+        raise DamagedState(
             f"{path} is missing, and {shards} has files of collections; put back a copy of it, or move "
             f"{folder} away: `sightline ingest` then embeds everything again"
         )
-    write(folder, State())
-    return State()
+    write(folder, IndexState())
+    return IndexState()
 
 
-def _parsed(path: Path) -> State:
+def _parse(path: Path) -> IndexState:
     try:
-        return State.model_validate_json(path.read_bytes())
+        return IndexState.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise Damaged(
+        raise DamagedState(
             f"{path} cannot be read ({error.error_count()} errors); put back a copy of it, or move "
             f"{path.parent} away: `sightline ingest` then embeds everything again"
         ) from error
 
 
-def write(folder: Path, state: State) -> None:
+def write(folder: Path, state: IndexState) -> None:
     """Replace the state in `folder`, and sync it; a crash leaves the old one or the new.
 
     Raises:
-        Refused: it could not be read back; the old state stays.
+        RequestError: it could not be read back; the old state stays.
     """
-    atomic_write(folder / FILE, _written(state))
+    atomic_write(folder / FILE, _serialize(state))
 
 
-def require_readable(stored: Stored) -> None:
+def require_readable(stored: CollectionState) -> None:
     """Refuse a collection whose description could not be read back from the state's file.
 
     Raises:
-        Refused: with the reason.
+        RequestError: with the reason.
     """
-    _written(State(collections={"": stored}))
+    _serialize(IndexState(collections={"": stored}))
 
 
-def _written(state: State) -> bytes:
+def _serialize(state: IndexState) -> bytes:
     try:
         content = state.model_dump_json(exclude_none=True, indent=1).encode()
-        State.model_validate_json(content)
+        IndexState.model_validate_json(content)
     except (ValidationError, PydanticSerializationError, UnicodeEncodeError) as error:
-        raise Refused(f"the index could not read back this configuration: {error}") from error
+        raise RequestError(f"the index could not read back this configuration: {error}") from error
     return content

@@ -18,18 +18,19 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from storage.data_directory import make_data_directory, require_trusted
 from storage.embedded.qdrant.process.discovery import (
-    OWNED_ELSEWHERE,
+    ALREADY_OWNED,
     SOCKET,
     Access,
     access_file,
     find,
     folder_of,
+    is_listening,
     is_owned,
-    listens,
     socket_path,
 )
 from storage.embedded.qdrant.process.unix_http import UnixTransport, has_no_listener
 from storage.embedded.server_info import Server, disk_bytes
+from storage.errors import StoreUnavailable
 from storage.files import NotPrivate, make_folder, open_file, open_folder, private_folder
 
 OWNER = "storage.embedded.qdrant.process.owner"
@@ -40,7 +41,7 @@ LAST_LINES = 8
 MAX_CONNECTIONS = 100
 
 
-class IndexUnavailable(RuntimeError):
+class IndexUnavailable(StoreUnavailable):
     """The embedded index cannot be started, reached or stopped; the message says what to change."""
 
 
@@ -53,7 +54,7 @@ def index_client(home: Path, *, timeout_s: int) -> Iterator[QdrantClient]:
     Raises:
         IndexUnavailable: it cannot be started.
     """
-    transport = _Restarting(home)
+    transport = _RestartingTransport(home)
     client = _client_of(transport.access, transport, timeout=timeout_s)
     try:
         yield client
@@ -66,7 +67,7 @@ def _client_of(access: Access, transport: httpx.BaseTransport, **options: Any) -
     return QdrantClient(access.url, check_compatibility=False, transport=transport, **options)
 
 
-class _Direct(httpx.BaseTransport):
+class _OwnerTransport(httpx.BaseTransport):
     """Send requests to one owner by its private socket.
 
     The folder stays open, and connections lead through it: none leads to a socket of another user.
@@ -88,7 +89,7 @@ class _Direct(httpx.BaseTransport):
         os.close(self._folder)
 
 
-class _Restarting(httpx.BaseTransport):
+class _RestartingTransport(httpx.BaseTransport):
     """Send requests to the owner; start another when none listens."""
 
     def __init__(self, home: Path) -> None:
@@ -98,9 +99,9 @@ class _Restarting(httpx.BaseTransport):
             IndexUnavailable: it cannot be started.
         """
         self._home = home
-        self._opened: list[_Direct] = []
+        self._opened: list[_OwnerTransport] = []
         self._renewing = threading.Lock()
-        self._to_owner = self._renewed(None)
+        self._to_owner = self._reconnect(None)
 
     @property
     def access(self) -> Access:
@@ -122,20 +123,20 @@ class _Restarting(httpx.BaseTransport):
             if response.status_code != HTTPStatus.UNAUTHORIZED:
                 return response
             response.close()
-        return self._renewed(to_owner).handle_request(request)
+        return self._reconnect(to_owner).handle_request(request)
 
     def close(self) -> None:
         for transport in self._opened:
             transport.close()
 
-    def _renewed(self, gone: _Direct | None) -> _Direct:
+    def _reconnect(self, gone: _OwnerTransport | None) -> _OwnerTransport:
         """Return a transport to the owner that follows `gone`.
 
         The old transport stays open, because other threads may use it.
         """
         with self._renewing:
             if not self._opened or self._to_owner is gone:
-                self._to_owner = _Direct(self._home, start(self._home))
+                self._to_owner = _OwnerTransport(self._home, start(self._home))
                 self._opened.append(self._to_owner)
             return self._to_owner
 
@@ -149,7 +150,7 @@ def start(home: Path) -> Access:
         IndexUnavailable: it does not start, or not in time, or belongs to another user.
         UntrustedDirectory: another user made `home`, or can write to it.
     """
-    with _permission_explained(home):
+    with _explain_permission_errors(home):
         require_trusted(home)
         found = find(home)
         return found if found is not None else _start(home)
@@ -161,11 +162,11 @@ def stop(home: Path) -> bool:
     Raises:
         IndexUnavailable: it did not end in time.
     """
-    with _permission_explained(home):
+    with _explain_permission_errors(home):
         access = find(home)
         if access is None:
             return False
-        if listens(home, access) or _is_of_earlier_release(home, access):
+        if is_listening(home, access) or _is_of_earlier_release(home, access):
             with suppress(ProcessLookupError):
                 os.kill(access.pid, signal.SIGTERM)
         _wait_for_end(home, access)
@@ -185,7 +186,7 @@ def _is_of_earlier_release(home: Path, access: Access) -> bool:
 
 def find_index(home: Path) -> Server | None:
     """Return what there is to tell about the owner of the index in `home`, or None while there is none."""
-    with _permission_explained(home):
+    with _explain_permission_errors(home):
         access = find(home)
     if access is None:
         return None
@@ -197,7 +198,7 @@ def find_index(home: Path) -> Server | None:
 
 
 def _points(home: Path, access: Access) -> int:
-    client = _client_of(access, _Direct(home, access))
+    client = _client_of(access, _OwnerTransport(home, access))
     try:
         return sum(_count(client, one.name) for one in client.get_collections().collections)
     finally:
@@ -223,16 +224,16 @@ def _start(home: Path) -> Access:
     # Of several that start at once one wins. The others leave, and each starter sees its own off, so that
     # none of them comes to life after a `stop`.
     while (found := find(home)) is None or (found.pid != process.pid and process.poll() is None):
-        if process.poll() == OWNED_ELSEWHERE and not is_owned(home):
+        if process.poll() == ALREADY_OWNED and not is_owned(home):
             process = _spawn(home)  # that one was just ending
-        elif process.poll() not in (None, OWNED_ELSEWHERE):
+        elif process.poll() not in (None, ALREADY_OWNED):
             raise IndexUnavailable(
-                f"the index in {folder} does not start; its log ends:\n{_last_words(folder)}"
+                f"the index in {folder} does not start; its log ends:\n{_log_tail(folder)}"
             )
         if time.monotonic() > deadline:
             raise IndexUnavailable(
                 f"the index in {folder} does not answer after {START_TIMEOUT_S} s; its log ends:\n"
-                f"{_last_words(folder)}"
+                f"{_log_tail(folder)}"
             )
         time.sleep(POLL_S)
     return found
@@ -264,7 +265,7 @@ def _wait_for_end(home: Path, access: Access) -> None:
         time.sleep(POLL_S)
 
 
-def _last_words(folder: Path) -> str:
+def _log_tail(folder: Path) -> str:
     return "\n".join((folder / "log").read_text(errors="replace").splitlines()[-LAST_LINES:])
 
 
@@ -277,7 +278,7 @@ def _refuse_local_mode(home: Path) -> None:
 
 
 @contextmanager
-def _permission_explained(home: Path) -> Iterator[None]:
+def _explain_permission_errors(home: Path) -> Iterator[None]:
     try:
         yield
     except NotPrivate as error:

@@ -19,10 +19,11 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from storage.data_directory import make_data_directory
+from storage.errors import StoreUnavailable
 from storage.files import NotPrivate, atomic_write, make_folder, open_file, private_folder, read_bytes
 
 HOST = "127.0.0.1"
-OWNED_ELSEWHERE = 3
+ALREADY_OWNED = 3
 """Exit status of an owner that found another one."""
 
 SOCKET = "socket"
@@ -33,7 +34,7 @@ CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 POLL_S = 0.02
 
 
-class OwnedElsewhere(RuntimeError):
+class AlreadyOwned(StoreUnavailable):
     """Another process owns this index already."""
 
 
@@ -89,7 +90,7 @@ def socket_path(folder: int, path: Path) -> str:
     return name
 
 
-def listens(home: Path, access: Access) -> bool:
+def is_listening(home: Path, access: Access) -> bool:
     """Return whether the process of `access` listens at the socket.
 
     The kernel says which process does; on systems without SO_PEERCRED, any process counts.
@@ -146,7 +147,7 @@ def ownership(home: Path) -> Iterator[int]:
         The file descriptor of the index's folder.
 
     Raises:
-        OwnedElsewhere: another one is.
+        AlreadyOwned: another one is.
         NotPrivate: another user can have written what is there.
     """
     path = folder_of(home)
@@ -158,7 +159,7 @@ def ownership(home: Path) -> Iterator[int]:
     ):
         while not _locks(file.fileno(), fcntl.LOCK_EX):
             if not _locks(file.fileno(), fcntl.LOCK_SH):
-                raise OwnedElsewhere(f"another process owns the index in {path}")
+                raise AlreadyOwned(f"another process owns the index in {path}")
             fcntl.flock(file, fcntl.LOCK_UN)  # someone was just looking whether it is held
             time.sleep(POLL_S)
         file.truncate(0)

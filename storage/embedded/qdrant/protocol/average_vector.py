@@ -8,7 +8,7 @@ import numpy as np
 import qdrant_edge as edge
 from numpy.typing import NDArray
 
-from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.errors import RequestError
 from storage.embedded.qdrant.protocol.vectors import EngineVector, is_rows
 
 
@@ -21,30 +21,30 @@ def average(positive: Sequence[EngineVector], negative: Sequence[EngineVector]) 
         positive: at least one; both lists are of one kind: all dense, all sparse or all multivectors.
 
     Raises:
-        Refused: `positive` is empty, or the kinds are mixed.
+        RequestError: `positive` is empty, or the kinds are mixed.
     """
     if not positive:
-        raise Refused("At least one positive vector is required with the average_vector strategy")
-    liked, disliked = _Kinds.of(positive), _Kinds.of(negative)
+        raise RequestError("At least one positive vector is required with the average_vector strategy")
+    liked, disliked = _VectorsByKind.of(positive), _VectorsByKind.of(negative)
     match liked, disliked:
-        case _Kinds(dense=[_, *_], sparse=[], multi=[]), _Kinds(sparse=[], multi=[]):
+        case _VectorsByKind(dense=[_, *_], sparse=[], multi=[]), _VectorsByKind(sparse=[], multi=[]):
             return _dense(liked.dense, disliked.dense)
-        case _Kinds(dense=[], sparse=[_, *_], multi=[]), _Kinds(dense=[], multi=[]):
+        case _VectorsByKind(dense=[], sparse=[_, *_], multi=[]), _VectorsByKind(dense=[], multi=[]):
             return _sparse(_weights(liked.sparse), _weights(disliked.sparse))
-        case _Kinds(dense=[], sparse=[]), _Kinds(dense=[], sparse=[]):
+        case _VectorsByKind(dense=[], sparse=[]), _VectorsByKind(dense=[], sparse=[]):
             return liked.multi + [[-number for number in row] for row in disliked.multi]
-    raise Refused("Can't average vectors with different types")
+    raise RequestError("Can't average vectors with different types")
 
 
 @dataclass(frozen=True, slots=True)
-class _Kinds:
+class _VectorsByKind:
     dense: list[list[float]]
     sparse: list[edge.SparseVector]
     multi: list[list[float]]
     """The rows of all multivectors."""
 
     @classmethod
-    def of(cls, vectors: Sequence[EngineVector]) -> "_Kinds":
+    def of(cls, vectors: Sequence[EngineVector]) -> "_VectorsByKind":
         kinds = cls([], [], [])
         for vector in vectors:
             if isinstance(vector, edge.SparseVector):

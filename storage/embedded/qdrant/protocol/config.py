@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from qdrant_client import models
 
 from storage.embedded.qdrant.engine.bindings import engine_errors, to_engine
-from storage.embedded.qdrant.protocol.errors import Conflict, NotFound, NotSupported, Refused
+from storage.embedded.qdrant.protocol.errors import Conflict, NotFound, NotSupported, RequestError
 from storage.embedded.qdrant.protocol.named_vectors import UNNAMED, Spaces
 
 HNSW = models.HnswConfig(m=16, ef_construct=100, full_scan_threshold=10_000, max_indexing_threads=0)
@@ -39,7 +39,7 @@ def require_supported(wanted: models.CreateCollection) -> None:
 
     Raises:
         NotSupported: shards, replicas, strict mode, or a collection without any vectors.
-        Refused: a vector's name or size cannot be.
+        RequestError: a vector's name or size cannot be.
     """
     if wanted.sharding_method not in (None, models.ShardingMethod.AUTO):
         raise NotSupported(f"sharding_method: {ONE_MACHINE}")
@@ -52,7 +52,7 @@ def require_supported(wanted: models.CreateCollection) -> None:
     if not spaces.dense and not spaces.sparse:
         raise NotSupported("a collection without vectors: name at least one dense or sparse vector")
     if spaces.dense.keys() & spaces.sparse.keys():
-        raise Refused("a dense and a sparse vector have the same name")
+        raise RequestError("a dense and a sparse vector have the same name")
     for name in (*spaces.dense, *spaces.sparse):
         _require_vector_name(name)
     for name, params in spaces.dense.items():
@@ -63,7 +63,7 @@ def _require_vector_name(name: str) -> None:
     """Refuse a name that no folder of every system could have: the engine keeps each vector in one."""
     too_long = len(name.encode()) > MAX_VECTOR_NAME_BYTES
     if too_long or FORBIDDEN_IN_VECTOR_NAMES.search(name) or name in (".", ".."):
-        raise Refused(
+        raise RequestError(
             f"{name[:MAX_VECTOR_NAME_BYTES]!r} cannot name a vector: at most {MAX_VECTOR_NAME_BYTES} bytes "
             'of UTF-8, none of < > : " / \\ | ? * and NUL'
         )
@@ -71,7 +71,7 @@ def _require_vector_name(name: str) -> None:
 
 def _require_size(name: str, size: int) -> None:
     if not 1 <= size <= MAX_DIMENSIONS:
-        raise Refused(f"vector {name!r}: size must be 1 to {MAX_DIMENSIONS}, not {size}")
+        raise RequestError(f"vector {name!r}: size must be 1 to {MAX_DIMENSIONS}, not {size}")
 
 
 def spaces_of(config: models.CreateCollection) -> Spaces:
@@ -89,7 +89,7 @@ def bytes_per_point(spaces: Spaces) -> int:
 def engine_config(config: models.CreateCollection) -> edge.EdgeConfig:
     """Return the engine's configuration, with which its optimizer builds a graph over whatever it holds."""
     spaces = spaces_of(config)
-    optimizers = overlaid(OPTIMIZERS, config.optimizers_config)
+    optimizers = with_defaults(OPTIMIZERS, config.optimizers_config)
     with engine_errors():
         return edge.EdgeConfig(
             vectors={name: _dense(params, config) for name, params in spaces.dense.items()} or None,
@@ -109,7 +109,7 @@ def engine_config(config: models.CreateCollection) -> edge.EdgeConfig:
         )
 
 
-def described(
+def collection_info(
     config: models.CreateCollection,
     shard: "edge.ShardInfo",
     schema: dict[str, models.PayloadFieldSchema],
@@ -134,9 +134,9 @@ def described(
                 id_tracker=config.id_tracker,
                 sparse_vectors=config.sparse_vectors,
             ),
-            hnsw_config=overlaid(HNSW, config.hnsw_config),
-            optimizer_config=overlaid(OPTIMIZERS, config.optimizers_config),
-            wal_config=overlaid(WAL, config.wal_config),
+            hnsw_config=with_defaults(HNSW, config.hnsw_config),
+            optimizer_config=with_defaults(OPTIMIZERS, config.optimizers_config),
+            wal_config=with_defaults(WAL, config.wal_config),
             quantization_config=config.quantization_config,
             metadata=config.metadata,
         ),
@@ -148,7 +148,7 @@ def described(
     )
 
 
-def updated(config: models.CreateCollection, change: models.UpdateCollection) -> models.CreateCollection:
+def apply_update(config: models.CreateCollection, change: models.UpdateCollection) -> models.CreateCollection:
     """Return `config` after a `PATCH`; how vectors are indexed takes effect when the graph is next built.
 
     Raises:
@@ -177,7 +177,7 @@ def updated(config: models.CreateCollection, change: models.UpdateCollection) ->
     return result
 
 
-def overlaid(defaults: Config, given: BaseModel | None) -> Config:
+def with_defaults(defaults: Config, given: BaseModel | None) -> Config:
     """Return `defaults` with what `given` sets put over them."""
     changes = given.model_dump(exclude_none=True) if given else {}
     return defaults.model_copy(update=changes)
@@ -185,7 +185,7 @@ def overlaid(defaults: Config, given: BaseModel | None) -> Config:
 
 def _dense(params: models.VectorParams, config: models.CreateCollection) -> edge.EdgeVectorParams:
     has_own_graph = params.hnsw_config is not None
-    own_graph = _hnsw(overlaid(HNSW, config.hnsw_config), params.hnsw_config) if has_own_graph else None
+    own_graph = _hnsw(with_defaults(HNSW, config.hnsw_config), params.hnsw_config) if has_own_graph else None
     return edge.EdgeVectorParams(
         size=params.size,
         distance=to_engine(params.distance),
@@ -214,7 +214,7 @@ def _sparse(params: models.SparseVectorParams) -> edge.EdgeSparseVectorParams:
 
 
 def _hnsw(defaults: models.HnswConfig, diff: models.HnswConfigDiff | None) -> edge.HnswIndexConfig:
-    config: edge.HnswIndexConfig = to_engine(overlaid(defaults, diff))
+    config: edge.HnswIndexConfig = to_engine(with_defaults(defaults, diff))
     return config
 
 
@@ -251,7 +251,7 @@ def _changed_quantization(
 
 
 def _merged(before: Diff | None, change: Diff | None) -> Diff | None:
-    return overlaid(before, change) if before and change else change or before
+    return with_defaults(before, change) if before and change else change or before
 
 
 def _named(known: Mapping[str, Params], name: str) -> Params:
@@ -267,7 +267,7 @@ def with_vector(
 
     Raises:
         Conflict: it has a vector of that name with another schema.
-        Refused: the name or the size cannot be, a vector of the other kind has the name, or the collection's
+        RequestError: the name or the size cannot be, a vector of the other kind has the name, or the collection's
             vector has no name, so that no other can be beside it.
     """
     _require_vector_name(name)
@@ -283,7 +283,7 @@ def with_vector(
         return config.model_copy(update={"sparse_vectors": {**(config.sparse_vectors or {}), name: params}})
     _require_free(name, "sparse", spaces.sparse)
     if isinstance(config.vectors, models.VectorParams):
-        raise Refused("the collection's vector has no name; make another collection with named vectors")
+        raise RequestError("the collection's vector has no name; make another collection with named vectors")
     _require_size(name, wanted.dense.size)
     dense = models.VectorParams(**wanted.dense.model_dump(exclude_none=True))
     if name in spaces.dense:
@@ -294,7 +294,7 @@ def with_vector(
 
 def _require_free(name: str, kind: str, known: Mapping[str, object]) -> None:
     if name in known:
-        raise Refused(f"vector {name!r} already exists as a {kind} vector")
+        raise RequestError(f"vector {name!r} already exists as a {kind} vector")
 
 
 def _require_same(name: str, known: object, wanted: object) -> None:
@@ -319,12 +319,12 @@ def without_vector(config: models.CreateCollection, name: str) -> models.CreateC
 
     Raises:
         NotFound: there is none of that name.
-        Refused: it is the only one.
+        RequestError: it is the only one.
     """
     spaces = spaces_of(config)
     _named({**spaces.dense, **spaces.sparse}, name)
     if len(spaces.dense) + len(spaces.sparse) == 1:
-        raise Refused(f"{name!r} is the collection's only vector; delete the collection instead")
+        raise RequestError(f"{name!r} is the collection's only vector; delete the collection instead")
     dense = {other: params for other, params in spaces.dense.items() if other != name}
     sparse = {other: params for other, params in spaces.sparse.items() if other != name}
     vectors = config.vectors if isinstance(config.vectors, models.VectorParams) and dense else dense

@@ -8,7 +8,7 @@ from qdrant_client import models
 
 from storage.embedded.qdrant.engine.bindings import engine_errors
 from storage.embedded.qdrant.engine.target import Target
-from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.errors import RequestError
 from storage.embedded.qdrant.protocol.filters import to_filter
 from storage.embedded.qdrant.protocol.named_vectors import UNNAMED
 from storage.embedded.qdrant.protocol.responses import checked_limit, refuse_shard_key, scored_points
@@ -55,7 +55,7 @@ def _neighbours(request: models.SearchMatrixRequest, target: Target) -> list[Nei
     size = checked_limit(request.sample, DEFAULT_SAMPLE, least=2)
     using = request.using or UNNAMED
     if using not in target.spaces.dense and using not in target.spaces.sparse:
-        raise Refused(f"Not existing vector name error: {using!r}")
+        raise RequestError(f"Not existing vector name error: {using!r}")
     with engine_errors():
         sample = _sample(to_filter(request.filter), size, using, target)
         if len(sample) < 2:

@@ -1,37 +1,39 @@
 """Why a request is refused. The class is the HTTP status, the message what the caller can do about it."""
 
+from storage.errors import SightlineError
 
-class Refused(Exception):
+
+class RequestError(SightlineError):
     """The request is wrong, and nothing was changed by it."""
 
-    status = 400
+    http_status = 400
 
 
-class Unauthorized(Refused):
+class Unauthorized(RequestError):
     """The key is missing or wrong."""
 
-    status = 401
+    http_status = 401
 
 
-class NotFound(Refused):
+class NotFound(RequestError):
     """There is no such collection, alias, point or snapshot."""
 
-    status = 404
+    http_status = 404
 
 
-class Conflict(Refused):
+class Conflict(RequestError):
     """Something of that name is there already."""
 
-    status = 409
+    http_status = 409
 
 
-class TooLarge(Refused):
+class TooLarge(RequestError):
     """The request, or what it asks for, is over a limit."""
 
-    status = 413
+    http_status = 413
 
 
-class NotSupported(Refused):
+class NotSupported(RequestError):
     """A Qdrant server can do this, the embedded index cannot; never answered with something else."""
 
-    status = 501
+    http_status = 501

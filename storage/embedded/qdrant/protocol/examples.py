@@ -7,7 +7,7 @@ from uuid import UUID
 from qdrant_client import models
 
 from storage.embedded.qdrant.engine.target import Find, Target
-from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported, Refused
+from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported, RequestError
 from storage.embedded.qdrant.protocol.named_vectors import UNNAMED
 from storage.embedded.qdrant.protocol.vectors import EngineVector, point_id, query_vector, stored_vector
 
@@ -27,7 +27,7 @@ class Examples:
         """Return a checked vector.
 
         Raises:
-            Refused: it does not belong in the space.
+            RequestError: it does not belong in the space.
             NotFound: there is no such point, or it lacks the vector.
         """
         if isinstance(given, int | str | UUID):
@@ -40,7 +40,7 @@ class Examples:
     def _stored(self, id: int | str) -> models.Vector:
         spaces = self.lookup.spaces
         if self.lookup_name not in spaces.dense and self.lookup_name not in spaces.sparse:
-            raise Refused(f"Not existing vector name error: {self.lookup_name!r}")
+            raise RequestError(f"Not existing vector name error: {self.lookup_name!r}")
         found = self.lookup.shard.retrieve([id], with_payload=False, with_vector=[self.lookup_name])
         if not found:
             raise NotFound(f"Not found: No point with id {id} found")
@@ -61,7 +61,7 @@ def examples(stage: Stage, target: Target, find: Find) -> Examples:
     return Examples(target, using, find(place.collection), place.vector or using)
 
 
-def asked(query: models.QueryInterface | None) -> models.Query | None:
+def typed_query(query: models.QueryInterface | None) -> models.Query | None:
     """Return a query by its kind; a bare vector or id asks for what is nearest to it."""
     match query:
         case None:
@@ -82,17 +82,17 @@ def prefetches(stage: Stage) -> list[models.Prefetch]:
     return given if isinstance(given, list) else [given]
 
 
-def points_named(stage: Stage, target: Target, find: Find) -> Iterator[int | str]:
+def example_ids(stage: Stage, target: Target, find: Find) -> Iterator[int | str]:
     """Yield the ids of this collection that the stage and those before it use as examples.
 
     A server leaves them all out of the result, also those of a prefetch.
     """
     if examples(stage, target, find).lookup.shard is target.shard:
-        for given in _inputs(asked(stage.query)):
+        for given in _inputs(typed_query(stage.query)):
             if isinstance(given, int | str | UUID):
                 yield point_id(given)
     for earlier in prefetches(stage):
-        yield from points_named(earlier, target, find)
+        yield from example_ids(earlier, target, find)
 
 
 def pairs(context: list[models.ContextPair] | models.ContextPair) -> list[models.ContextPair]:

@@ -10,7 +10,7 @@ import qdrant_edge as edge
 from qdrant_client import models
 
 from storage.embedded.qdrant.engine.bindings import engine_errors
-from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.errors import RequestError
 from storage.embedded.qdrant.protocol.json_depth import MAX_LEVELS, levels
 from storage.embedded.qdrant.protocol.vectors import point_id
 
@@ -33,7 +33,7 @@ def to_filter(filter: models.Filter | None, level: int = OUTER_LEVEL) -> edge.Fi
         level: at which level of the engine's record the filter is to lie.
 
     Raises:
-        Refused: it reaches below `MAX_LEVELS`, and the engine could not read its record of it; or a condition
+        RequestError: it reaches below `MAX_LEVELS`, and the engine could not read its record of it; or a condition
             asks nothing, holds a bad path, id or number.
     """
     with engine_errors():
@@ -96,7 +96,7 @@ def _condition(condition: models.Condition, level: int) -> EngineCondition:
 def _require_room(condition: models.Condition, level: int) -> None:
     own = levels(condition.model_dump(mode="json", exclude_none=True))
     if level - 1 + own > MAX_LEVELS:
-        raise Refused(
+        raise RequestError(
             f"the filter is nested too deep: the request with it has {level - 1 + own} levels of JSON, "
             f"the limit is {MAX_LEVELS}"
         )
@@ -104,14 +104,14 @@ def _require_room(condition: models.Condition, level: int) -> None:
 
 def _slice(part: models.Slice) -> EngineCondition:
     if not 0 <= part.index < part.total < 2**32:
-        raise Refused(f"slice {part.index} of {part.total}: the index must be from 0 to below the total")
+        raise RequestError(f"slice {part.index} of {part.total}: the index must be from 0 to below the total")
     slice_condition: Any = getattr(edge, "SliceCondition")  # noqa: B009  (the stubs lack it)
     return slice_condition(part.total, part.index)
 
 
 def _field(given: models.FieldCondition) -> edge.FieldCondition:
     if all(value is None for name, value in given if name != "key"):
-        raise Refused(
+        raise RequestError(
             f"the condition on {given.key!r} asks nothing: at least one field condition must be specified"
         )
     return edge.FieldCondition(
@@ -202,15 +202,15 @@ def _values_count(bounds: models.ValuesCount) -> edge.ValuesCount:
 def _check_int64(values: Iterable[int | str]) -> None:
     for value in values:
         if isinstance(value, int) and value not in INT64:
-            raise Refused(f"{value} is no signed 64-bit number, so no payload can match it")
+            raise RequestError(f"{value} is no signed 64-bit number, so no payload can match it")
 
 
 def _check_natural(what: str, value: int | None) -> None:
     if value is not None and not 0 <= value < 2**63:
-        raise Refused(f"{what} must be a number from 0 up, got {value}")
+        raise RequestError(f"{what} must be a number from 0 up, got {value}")
 
 
 def check_finite(what: str, value: float | None) -> None:
-    """Raise Refused for NaN and infinity, which JSON has no words for but Python's parsers take."""
+    """Raise RequestError for NaN and infinity, which JSON has no words for but Python's parsers take."""
     if value is not None and not isfinite(value):
-        raise Refused(f"{what} must be finite, got {value}")
+        raise RequestError(f"{what} must be finite, got {value}")

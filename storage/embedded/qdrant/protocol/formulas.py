@@ -7,7 +7,7 @@ from typing import get_args
 import qdrant_edge as edge
 from qdrant_client import models
 
-from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.errors import RequestError
 from storage.embedded.qdrant.protocol.filters import to_condition
 
 MAX_DEPTH = 64
@@ -38,14 +38,14 @@ def to_formula(query: models.FormulaQuery) -> edge.Formula:
     """Return the engine's form of a formula and its defaults.
 
     Raises:
-        Refused: it is nested deeper than `MAX_DEPTH`, or holds a number that is not finite.
+        RequestError: it is nested deeper than `MAX_DEPTH`, or holds a number that is not finite.
     """
     return edge.Formula(_expression(query.formula, 1), query.defaults or {})
 
 
 def _expression(given: models.Expression, depth: int) -> Expression:
     if depth > MAX_DEPTH:
-        raise Refused(f"the formula is nested deeper than {MAX_DEPTH} levels")
+        raise RequestError(f"the formula is nested deeper than {MAX_DEPTH} levels")
     if isinstance(given, get_args(models.Condition)):
         return Expression.Condition(to_condition(given))
     kind = type(given)
@@ -79,7 +79,7 @@ def _other(given: models.Expression, depth: int) -> Expression:
             left, right = _expression(ratio.left, depth + 1), _expression(ratio.right, depth + 1)
             default = ratio.by_zero_default
             return Expression.Div(left, right, None if default is None else _finite(default))
-    raise Refused(f"the formula holds a {type(given).__name__}, which is no expression")
+    raise RequestError(f"the formula holds a {type(given).__name__}, which is no expression")
 
 
 def _decay(kind: edge.DecayKind, given: models.DecayParamsExpression, depth: int) -> Expression:
@@ -94,5 +94,5 @@ def _decay(kind: edge.DecayKind, given: models.DecayParamsExpression, depth: int
 
 def _finite(number: float) -> float:
     if not isfinite(number):
-        raise Refused(f"a number in the formula must be finite, got {number}")
+        raise RequestError(f"a number in the formula must be finite, got {number}")
     return float(number)

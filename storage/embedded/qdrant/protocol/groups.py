@@ -16,8 +16,8 @@ from qdrant_client.local.payload_value_extractor import value_by_key
 
 from storage.embedded.qdrant.engine.bindings import engine_errors
 from storage.embedded.qdrant.engine.target import Find, Target
-from storage.embedded.qdrant.protocol.errors import Refused
-from storage.embedded.qdrant.protocol.examples import asked, prefetches
+from storage.embedded.qdrant.protocol.errors import RequestError
+from storage.embedded.qdrant.protocol.examples import prefetches, typed_query
 from storage.embedded.qdrant.protocol.filters import INT64
 from storage.embedded.qdrant.protocol.query import run
 from storage.embedded.qdrant.protocol.responses import (
@@ -73,28 +73,28 @@ def query_groups(request: models.QueryGroupsRequest, target: Target, find: Find)
     """Return the best groups, best first, each with its best hits; a point with many values is in many.
 
     Raises:
-        Refused, NotFound, NotSupported, TooLarge: as `query_points` does.
+        RequestError, NotFound, NotSupported, TooLarge: as `query_points` does.
     """
     refuse_shard_key(request.shard_key)
     limit = checked_limit(request.limit, DEFAULT_LIMIT)
     size = checked_limit(request.group_size, DEFAULT_GROUP_SIZE)
     checked_limit(limit * size, DEFAULT_LIMIT)
-    if not _splits(request):
-        request = _widened(request, limit)
+    if not _keeps_ranking(request):
+        request = _widen(request, limit)
     grouping = Grouping(request, target, find, limit, size)
-    found = _by_steps(grouping) if _splits(request) else _at_once(grouping)
-    return models.GroupsResult.model_construct(groups=_dressed(found, grouping))
+    found = _group_stepwise(grouping) if _keeps_ranking(request) else _group_all(grouping)
+    return models.GroupsResult.model_construct(groups=_with_contents(found, grouping))
 
 
-def _splits(request: models.QueryGroupsRequest) -> bool:
+def _keeps_ranking(request: models.QueryGroupsRequest) -> bool:
     """Tell whether the ranking under a filter is the same ranking with the others left out."""
-    query = asked(request.query)
+    query = typed_query(request.query)
     if prefetches(request) or isinstance(query, models.SampleQuery):
         return False
     return not (isinstance(query, models.NearestQuery) and query.mmr is not None)
 
 
-def _widened(request: models.QueryGroupsRequest, groups: int) -> models.QueryGroupsRequest:
+def _widen(request: models.QueryGroupsRequest, groups: int) -> models.QueryGroupsRequest:
     """Let every prefetch find that many times more, as a server does to have enough for the groups."""
     query = request.query
     if (
@@ -104,39 +104,39 @@ def _widened(request: models.QueryGroupsRequest, groups: int) -> models.QueryGro
     ):
         mmr = query.mmr.model_copy(update={"candidates_limit": groups})
         query = query.model_copy(update={"mmr": mmr})
-    wider = [_wider(prefetch, groups) for prefetch in prefetches(request)]
+    wider = [_widen_prefetch(prefetch, groups) for prefetch in prefetches(request)]
     return request.model_copy(update={"prefetch": wider or None, "query": query})
 
 
-def _wider(stage: models.Prefetch, groups: int) -> models.Prefetch:
+def _widen_prefetch(stage: models.Prefetch, groups: int) -> models.Prefetch:
     limit = min(checked_limit(stage.limit, DEFAULT_LIMIT) * groups, MAX_RESULTS)
-    inner = [_wider(earlier, groups) for earlier in prefetches(stage)]
+    inner = [_widen_prefetch(earlier, groups) for earlier in prefetches(stage)]
     return stage.model_copy(update={"limit": limit, "prefetch": inner or None})
 
 
-def _at_once(grouping: Grouping) -> Groups:
-    return _first(_gathered(grouping.ranking(MAX_RESULTS), grouping), grouping)
+def _group_all(grouping: Grouping) -> Groups:
+    return _first(_group(grouping.ranking(MAX_RESULTS), grouping), grouping)
 
 
-def _by_steps(grouping: Grouping) -> Groups:
+def _group_stepwise(grouping: Grouping) -> Groups:
     found: Groups = {}
     want = grouping.limit * grouping.size
     while len(found) < grouping.limit:
-        hits = grouping.ranking(want, *_other_than(found, grouping.request.group_by))
-        new = {key: near for key, near in _gathered(hits, grouping).items() if key not in found}
+        hits = grouping.ranking(want, *_outside_groups(found, grouping.request.group_by))
+        new = {key: near for key, near in _group(hits, grouping).items() if key not in found}
         found |= new
         if len(hits) < want:
             break
         if not new:
             want = checked_limit(want * GROWTH, want)
     found = _first(found, grouping)
-    return {key: _filled(key, hits, grouping) for key, hits in found.items()}
+    return {key: _fill_group(key, hits, grouping) for key, hits in found.items()}
 
 
-def _filled(key: Key, hits: list[models.ScoredPoint], grouping: Grouping) -> list[models.ScoredPoint]:
+def _fill_group(key: Key, hits: list[models.ScoredPoint], grouping: Grouping) -> list[models.ScoredPoint]:
     want = grouping.size
     while len(hits) < grouping.size:
-        near = grouping.ranking(want, *_only(key, grouping.request.group_by))
+        near = grouping.ranking(want, *_in_group(key, grouping.request.group_by))
         hits = [hit for hit in near if key in grouping.keys(hit)]
         if len(near) < want:
             break
@@ -144,7 +144,7 @@ def _filled(key: Key, hits: list[models.ScoredPoint], grouping: Grouping) -> lis
     return hits[: grouping.size]
 
 
-def _gathered(hits: Sequence[models.ScoredPoint], grouping: Grouping) -> Groups:
+def _group(hits: Sequence[models.ScoredPoint], grouping: Grouping) -> Groups:
     groups: Groups = {}
     for hit in hits:
         for key in grouping.keys(hit):
@@ -157,7 +157,7 @@ def _first(groups: Groups, grouping: Grouping) -> Groups:
     return {key: hits[: grouping.size] for key, hits in best}
 
 
-def _other_than(found: Groups, path: str) -> list[models.Condition]:
+def _outside_groups(found: Groups, path: str) -> list[models.Condition]:
     # "Except" keeps a point that has any other value: it may be the best one of a group not met yet.
     texts = [key for key in found if isinstance(key, str)]
     numbers = [key for key in found if isinstance(key, int) and key in INT64]
@@ -168,13 +168,13 @@ def _other_than(found: Groups, path: str) -> list[models.Condition]:
     ]
 
 
-def _only(key: Key, path: str) -> list[models.Condition]:
+def _in_group(key: Key, path: str) -> list[models.Condition]:
     if isinstance(key, int) and key not in INT64:
         return []  # no condition can name it; what it does not find is told apart by its payload
     return [models.FieldCondition(key=path, match=models.MatchValue(value=key))]
 
 
-def _dressed(found: Groups, grouping: Grouping) -> list[models.PointGroup]:
+def _with_contents(found: Groups, grouping: Grouping) -> list[models.PointGroup]:
     """Give the hits the payload and vectors that were asked for, and the groups their looked up points."""
     request, target = grouping.request, grouping.target
     ids: list[edge.PointId] = list(dict.fromkeys(hit.id for hits in found.values() for hit in hits))
@@ -215,5 +215,5 @@ def _as_id(key: Key) -> int | str | None:
     """Return the point that a group's value names, or None: most values are no ids."""
     try:
         return point_id(key)
-    except Refused:
+    except RequestError:
         return None

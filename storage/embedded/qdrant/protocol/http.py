@@ -17,15 +17,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from storage.embedded.qdrant.engine.bindings import EngineFault, EnginePanic
-from storage.embedded.qdrant.protocol.errors import Refused, TooLarge, Unauthorized
+from storage.embedded.qdrant.protocol.errors import RequestError, TooLarge, Unauthorized
 from storage.embedded.qdrant.protocol.json_depth import require_shallow
 
 MAX_BODY_BYTES = 64 * 1024**2
-OPEN_PATHS = ("/healthz", "/livez", "/readyz")
+PUBLIC_PATHS = ("/healthz", "/livez", "/readyz")
 FIRST_ERRORS = 3
 log = logging.getLogger("sightline.qdrant")
 
-Act = Callable[[Request, Any], Any]
+Handler = Callable[[Request, Any], Any]
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class Activity:
             "rest_responses_duration_seconds", "Time to an answer.", names, registry=self.registry
         )
 
-    def note(self, method: str, endpoint: str, status: int, seconds: float) -> None:
+    def record(self, method: str, endpoint: str, status: int, seconds: float) -> None:
         """Count one answer; `endpoint` is the route's pattern, never a name from a request."""
         self.last_request_s = time.monotonic()
         labels = (method, endpoint, str(status))
@@ -53,7 +53,7 @@ class Activity:
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class Gateway:
     """Lets in who has the key, and turns what an act returns or raises into an answer."""
 
     key: str
@@ -61,44 +61,44 @@ class Door:
     after_panic: Callable[[str | None], None]
     """Called with the name in the path, if there is one, when the engine has panicked."""
 
-    def route(self, method: str, path: str, act: Act, body: Any = None) -> Route:
-        """Return the route that answers with what `act(request, body)` returns.
+    def route(self, method: str, path: str, handler: Handler, body: Any = None) -> Route:
+        """Return the route that answers with what `handler(request, body)` returns.
 
         Args:
             method: GET, PUT, POST, PATCH or DELETE.
             path: with `{parameters}`, as in Qdrant's own description.
-            act: what to do; an awaitable that it returns is awaited, and a Response goes out as it is.
+            handler: called for each request; an awaitable that it returns is awaited, and a Response goes out as it is.
             body: the type that the request's JSON must have; None to leave the body alone.
         """
         adapter = TypeAdapter(body) if body is not None else None
         # A whole name between slashes, decoded: what the client quoted may hold a slash.
-        return Route(path, partial(self._answer, path, act, adapter), methods=[method])
+        return Route(path, partial(self._handle, path, handler, adapter), methods=[method])
 
-    async def _answer(
-        self, path: str, act: Act, adapter: TypeAdapter[Any] | None, request: Request
+    async def _handle(
+        self, path: str, handler: Handler, adapter: TypeAdapter[Any] | None, request: Request
     ) -> Response:
         begun = time.perf_counter()
         try:
-            self._let_in(request)
-            body = _parsed(adapter, await _read(request)) if adapter else None
+            self._authenticate(request)
+            body = _parse(adapter, await _read(request)) if adapter else None
             # Freeing a hundred thousand numbers takes its time too: not before the answer is sent.
             request.state.body = body
-            result = act(request, body)
+            result = handler(request, body)
             if isinstance(result, Awaitable):
                 result = await result
-            response = result if isinstance(result, Response) else _good(result, begun)
-        except Refused as error:
-            response = _bad(error.status, str(error), begun)
+            response = result if isinstance(result, Response) else _success(result, begun)
+        except RequestError as error:
+            response = _failure(error.http_status, str(error), begun)
         except (EngineFault, OSError) as error:
             if isinstance(error, EnginePanic):
                 self.after_panic(request.path_params.get("name"))
             log.exception("%s %s failed", request.method, path)
-            response = _bad(500, f"{error}; the log of the index in the home folder has more", begun)
-        self.activity.note(request.method, path, response.status_code, time.perf_counter() - begun)
+            response = _failure(500, f"{error}; the log of the index in the home folder has more", begun)
+        self.activity.record(request.method, path, response.status_code, time.perf_counter() - begun)
         return response
 
-    def _let_in(self, request: Request) -> None:
-        if request.scope["path"] in OPEN_PATHS:  # a URL would be made up of the Host header as well
+    def _authenticate(self, request: Request) -> None:
+        if request.scope["path"] in PUBLIC_PATHS:  # a URL would be made up of the Host header as well
             return
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
         given = request.headers.get("api-key") or bearer
@@ -109,15 +109,15 @@ class Door:
             )
 
 
-def _parsed(adapter: TypeAdapter[Any], body: bytearray) -> Any:
+def _parse(adapter: TypeAdapter[Any], body: bytearray) -> Any:
     require_shallow(body)
     try:
         # Pydantic's own parser takes twice as long over a batch of vectors, and lets NaN through.
         return adapter.validate_python(orjson.loads(body or b"null"))
     except orjson.JSONDecodeError as error:
-        raise Refused(f"not JSON: {error}") from error
+        raise RequestError(f"not JSON: {error}") from error
     except ValidationError as error:
-        raise Refused(f"not such a request: {_told(error)}") from error
+        raise RequestError(f"not such a request: {_summary(error)}") from error
 
 
 async def _read(request: Request) -> bytearray:
@@ -133,17 +133,17 @@ async def _read(request: Request) -> bytearray:
     return body
 
 
-def _good(result: Any, begun: float) -> Response:
+def _success(result: Any, begun: float) -> Response:
     answer = {"result": result, "status": "ok", "time": time.perf_counter() - begun}
     return Response(to_json(answer), media_type="application/json")
 
 
-def _bad(status: int, message: str, begun: float) -> Response:
+def _failure(status: int, message: str, begun: float) -> Response:
     answer = {"result": None, "status": {"error": message}, "time": time.perf_counter() - begun}
     return Response(to_json(answer), status, media_type="application/json")
 
 
-def _told(error: ValidationError) -> str:
+def _summary(error: ValidationError) -> str:
     found = error.errors(include_url=False, include_input=False, include_context=False)
     told = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in found[:FIRST_ERRORS]]
     more = f", and {len(found) - FIRST_ERRORS} more" if len(found) > FIRST_ERRORS else ""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.errors import RequestError
 
 MAX_LEVELS = 127
 """Of a request's JSON, and of a record of the log."""
@@ -33,7 +33,7 @@ def require_shallow(body: bytearray) -> None:
     It takes a tenth of the time of parsing vectors: one pass drops all but quotes and brackets.
 
     Raises:
-        Refused: it has more than `MAX_LEVELS`.
+        RequestError: it has more than `MAX_LEVELS`.
     """
     # No backslash stands outside of a string, so all pairs can go.
     plain = ESCAPE.sub(b"", body) if b"\\" in body else body
@@ -44,7 +44,7 @@ def require_shallow(body: bytearray) -> None:
     marks = np.frombuffer(outside_strings, np.uint8) & CASE
     deepest = int(np.where(marks == OPENING, 1, -1).cumsum().max())
     if deepest > MAX_LEVELS:
-        raise Refused(
+        raise RequestError(
             f"the request is nested {deepest} levels deep; the limit is {MAX_LEVELS} levels of JSON"
         )
 
@@ -57,12 +57,14 @@ def require_payload(payload: Any, key: str | None = None) -> None:
         key: the path below which it is to be merged.
 
     Raises:
-        Refused: path and payload have more than `MAX_PAYLOAD_LEVELS`.
+        RequestError: path and payload have more than `MAX_PAYLOAD_LEVELS`.
     """
     above = 0 if key is None else path_levels(key)
     if above + levels(payload, MAX_PAYLOAD_LEVELS - above) > MAX_PAYLOAD_LEVELS:
         below = f" below {key[:40]!r}" if key is not None else ""
-        raise Refused(f"the payload{below} is nested deeper than the limit of {MAX_PAYLOAD_LEVELS} levels")
+        raise RequestError(
+            f"the payload{below} is nested deeper than the limit of {MAX_PAYLOAD_LEVELS} levels"
+        )
 
 
 def path_levels(path: str) -> int:

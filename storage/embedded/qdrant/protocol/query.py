@@ -9,8 +9,8 @@ from qdrant_client import models
 
 from storage.embedded.qdrant.engine.bindings import engine_errors
 from storage.embedded.qdrant.engine.target import Find, Target
-from storage.embedded.qdrant.protocol.errors import Refused
-from storage.embedded.qdrant.protocol.examples import Stage, asked, examples, points_named, prefetches
+from storage.embedded.qdrant.protocol.errors import RequestError
+from storage.embedded.qdrant.protocol.examples import Stage, example_ids, examples, prefetches, typed_query
 from storage.embedded.qdrant.protocol.filters import check_finite, to_filter
 from storage.embedded.qdrant.protocol.responses import (
     EnginePayloadSelector,
@@ -34,7 +34,7 @@ def query_points(request: models.QueryRequest, target: Target, find: Find) -> li
     by a random sample, whose order means nothing.
 
     Raises:
-        Refused: the query is wrong; also what the engine refuses.
+        RequestError: the query is wrong; also what the engine refuses.
         NotFound: an example or a collection does not exist.
         NotSupported: it names a shard key, or has something to embed.
         TooLarge: it asks for more than `answers.MAX_RESULTS`.
@@ -89,7 +89,9 @@ def run(
 
 def _check_scores(found: list[edge.ScoredPoint]) -> None:
     if not all(isfinite(hit.score) for hit in found):
-        raise Refused("the scores overflow 32-bit floats; use smaller weights, feedback or formula numbers")
+        raise RequestError(
+            "the scores overflow 32-bit floats; use smaller weights, feedback or formula numbers"
+        )
 
 
 @contextmanager
@@ -100,7 +102,7 @@ def _formula_errors() -> Iterator[None]:
     except Exception as error:
         if not str(error).startswith("Operation cancelled"):
             raise
-        raise Refused(
+        raise RequestError(
             "the formula gives no finite number for some point: a field it names is missing there or holds "
             "no number (see `defaults`), or it divides by zero and the like"
         ) from error
@@ -108,7 +110,7 @@ def _formula_errors() -> Iterator[None]:
 
 def _prefetch(stage: models.Prefetch, target: Target, find: Find, depth: int) -> edge.Prefetch:
     if depth > MAX_DEPTH:
-        raise Refused(f"prefetches are nested deeper than {MAX_DEPTH} levels")
+        raise RequestError(f"prefetches are nested deeper than {MAX_DEPTH} levels")
     limit = checked_limit(stage.limit, DEFAULT_LIMIT)
     return edge.Prefetch(
         limit=limit,
@@ -122,13 +124,13 @@ def _prefetch(stage: models.Prefetch, target: Target, find: Find, depth: int) ->
 
 def _scoring(stage: Stage, target: Target, find: Find, limit: int) -> ScoringQuery | None:
     check_stage(stage)
-    query = asked(stage.query)
+    query = typed_query(stage.query)
     return None if query is None else scoring_query(query, examples(stage, target, find), limit)
 
 
 def _filter(stage: Stage, target: Target, find: Find, also: models.Filter | None) -> edge.Filter | None:
     given = [part for part in (to_filter(stage.filter), to_filter(also)) if part is not None]
-    named: set[edge.PointId] = set(points_named(stage, target, find))
+    named: set[edge.PointId] = set(example_ids(stage, target, find))
     if not named and len(given) < 2:
         return given[0] if given else None
     return edge.Filter(must=[*given], must_not=[edge.HasIdCondition(named)] if named else None)

@@ -5,7 +5,7 @@ from qdrant_client import models
 
 from storage.embedded.qdrant.engine.bindings import engine_errors
 from storage.embedded.qdrant.engine.target import Target
-from storage.embedded.qdrant.protocol.errors import Refused, TooLarge
+from storage.embedded.qdrant.protocol.errors import RequestError, TooLarge
 from storage.embedded.qdrant.protocol.filters import to_filter
 from storage.embedded.qdrant.protocol.responses import (
     MAX_RESULTS,
@@ -43,17 +43,17 @@ def scroll(request: models.ScrollRequest, target: Target) -> models.ScrollResult
     In the order of a payload field there is no next id: pages start from a value of that field.
 
     Raises:
-        Refused: both an order and an offset are asked; the field has no index to order by.
+        RequestError: both an order and an offset are asked; the field has no index to order by.
     """
     refuse_shard_key(request.shard_key)
     if request.order_by is not None and request.offset is not None:
-        raise Refused(
+        raise RequestError(
             "Cannot use an `offset` when using `order_by`: page with `order_by.start_from`, "
             "and a filter that excludes the ids already seen for that value"
         )
     limit = checked_limit(request.limit, DEFAULT_LIMIT)
     with engine_errors():
-        asked = edge.ScrollRequest(
+        query = edge.ScrollRequest(
             offset=None if request.offset is None else point_id(request.offset),
             limit=limit,
             filter=to_filter(request.filter),
@@ -61,7 +61,7 @@ def scroll(request: models.ScrollRequest, target: Target) -> models.ScrollResult
             with_vector=vector_selector(request.with_vector, target, limit),
             order_by=None if request.order_by is None else order_by(request.order_by),
         )
-        points, following = target.shard.scroll(asked)
+        points, following = target.shard.scroll(query)
     start = None if following is None else rest_id(following)
     return models.ScrollResult.model_construct(points=records(points), next_page_offset=start)
 
@@ -82,11 +82,11 @@ def facet(request: models.FacetRequest, target: Target) -> models.FacetResponse:
     """Return the values of a field with how many points have each, the most frequent first.
 
     Raises:
-        Refused: the field has no payload index; a server needs one too.
+        RequestError: the field has no payload index; a server needs one too.
     """
     refuse_shard_key(request.shard_key)
     limit = checked_limit(request.limit, DEFAULT_LIMIT)
     with engine_errors():
-        asked = edge.FacetRequest(request.key, limit, request.exact or False, to_filter(request.filter))
-        hits = target.shard.facet(asked).hits
+        query = edge.FacetRequest(request.key, limit, request.exact or False, to_filter(request.filter))
+        hits = target.shard.facet(query).hits
     return models.FacetResponse(hits=[models.FacetValueHit(value=hit.value, count=hit.count) for hit in hits])

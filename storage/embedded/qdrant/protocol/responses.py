@@ -6,7 +6,7 @@ import qdrant_edge as edge
 from qdrant_client import models
 
 from storage.embedded.qdrant.engine.target import Target
-from storage.embedded.qdrant.protocol.errors import NotSupported, Refused, TooLarge
+from storage.embedded.qdrant.protocol.errors import NotSupported, RequestError, TooLarge
 from storage.embedded.qdrant.protocol.vectors import rest_id, to_rest
 
 MAX_RESULTS = 100_000
@@ -17,9 +17,9 @@ EnginePayloadSelector = bool | list[str] | edge.PayloadSelector
 EngineVectorSelector = bool | list[str]
 
 
-def payload_selector(asked: models.WithPayloadInterface | None, default: bool) -> EnginePayloadSelector:
+def payload_selector(selector: models.WithPayloadInterface | None, default: bool) -> EnginePayloadSelector:
     """Return the engine's form of `with_payload`; `default` is what the kind of request does without it."""
-    match asked:
+    match selector:
         case None:
             return default
         case models.PayloadSelectorInclude(include=keys):
@@ -27,47 +27,47 @@ def payload_selector(asked: models.WithPayloadInterface | None, default: bool) -
         case models.PayloadSelectorExclude(exclude=keys):
             return edge.PayloadSelector.Exclude(keys)
         case _:
-            return asked
+            return selector
 
 
-def vector_selector(asked: models.WithVector | None, target: Target, most: int) -> EngineVectorSelector:
+def vector_selector(selector: models.WithVector | None, target: Target, most: int) -> EngineVectorSelector:
     """Return the engine's form of `with_vector`, which is false unless asked for.
 
     Args:
         most: how many points are asked for.
 
     Raises:
-        Refused: there is no vector of such a name.
+        RequestError: there is no vector of such a name.
         TooLarge: there are over `MAX_NUMBERS` numbers in them, a multivector counted as one row.
     """
-    if not asked:
+    if not selector:
         return False
     spaces = target.spaces
-    names = asked if isinstance(asked, list) else [*spaces.dense, *spaces.sparse]
+    names = selector if isinstance(selector, list) else [*spaces.dense, *spaces.sparse]
     for name in names:
         if name not in spaces.dense and name not in spaces.sparse:
-            raise Refused(f"Not existing vector name error: {name!r}")
+            raise RequestError(f"Not existing vector name error: {name!r}")
     length = sum(spaces.dense[name].size for name in names if name in spaces.dense)
     if most * length > MAX_NUMBERS and min(most, target.shard.info().points_count) * length > MAX_NUMBERS:
         raise TooLarge(
             f"the vectors of {most:,} points are over the limit of {MAX_NUMBERS:,} numbers an answer; "
             f"read {MAX_NUMBERS // length:,} points at a time, or ask for fewer of their vectors"
         )
-    return asked
+    return selector
 
 
 def checked_limit(limit: int | None, default: int, *, offset: int = 0, least: int = 1) -> int:
     """Return how many results are asked for.
 
     Raises:
-        Refused: fewer than `least`, or a negative offset.
+        RequestError: fewer than `least`, or a negative offset.
         TooLarge: more than `MAX_RESULTS`, those skipped included: one answer would hold up all others.
     """
     limit = default if limit is None else limit
     if limit < least:
-        raise Refused(f"limit value {limit} is invalid, must be {least} or larger")
+        raise RequestError(f"limit value {limit} is invalid, must be {least} or larger")
     if offset < 0:
-        raise Refused(f"offset value {offset} is invalid, must be 0 or larger")
+        raise RequestError(f"offset value {offset} is invalid, must be 0 or larger")
     if limit + offset > MAX_RESULTS:
         raise TooLarge(
             f"{limit + offset:,} results are over the limit of {MAX_RESULTS:,} a request; "

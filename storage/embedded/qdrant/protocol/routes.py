@@ -25,7 +25,7 @@ from storage.embedded.qdrant.protocol import reads, writes
 from storage.embedded.qdrant.protocol.distance_matrix import matrix_offsets, matrix_pairs
 from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported
 from storage.embedded.qdrant.protocol.groups import query_groups
-from storage.embedded.qdrant.protocol.http import Activity, Door
+from storage.embedded.qdrant.protocol.http import Activity, Gateway
 from storage.embedded.qdrant.protocol.query import query_points
 from storage.embedded.qdrant.protocol.writes import Write
 
@@ -37,49 +37,51 @@ DONE = models.UpdateResult(status=models.UpdateStatus.COMPLETED)
 
 log = logging.getLogger("sightline.qdrant")
 
-Checked = Callable[[Any, Any], list[Write]]
+Translate = Callable[[Any, Any], list[Write]]
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class IndexApp:
     """The index while it is open, and the app that answers for it."""
 
     store: Store
     graphs: Graphs
     activity: Activity
-    app: Starlette
+    asgi: Starlette
     key: str
 
     @classmethod
     @contextmanager
-    def opened(cls, folder: Path, key: str) -> Iterator["Served"]:
+    def open(cls, folder: Path, key: str) -> Iterator["IndexApp"]:
         """Open the index in `folder`, to be reached with `key`; sync and close it on the way out."""
         store, activity = Store(folder), Activity()
-        app = Starlette(routes=list(_routes(store, Door(key, activity, store.reopen))))
+        app = Starlette(routes=list(_routes(store, Gateway(key, activity, store.reopen))))
         try:
             yield cls(store, Graphs(store), activity, app, key)
         finally:
             store.close()
 
 
-def _routes(store: Store, door: Door) -> Iterator[Route]:
-    yield from _service_routes(store, door)
-    yield from _collection_routes(store, door)
-    yield from _write_routes(store, door)
-    yield from _read_routes(store, door)
-    yield from snapshots.routes(store, door)
+def _routes(store: Store, gateway: Gateway) -> Iterator[Route]:
+    yield from _service_routes(store, gateway)
+    yield from _collection_routes(store, gateway)
+    yield from _write_routes(store, gateway)
+    yield from _read_routes(store, gateway)
+    yield from snapshots.routes(store, gateway)
     for method in EVERY_METHOD:
-        yield door.route(method, "/{path:path}", _not_spoken)
+        yield gateway.route(method, "/{path:path}", _unsupported)
 
 
-def _service_routes(store: Store, door: Door) -> Iterator[Route]:
-    yield door.route("GET", "/", lambda *_: _version())
+def _service_routes(store: Store, gateway: Gateway) -> Iterator[Route]:
+    yield gateway.route("GET", "/", lambda *_: _version())
     for name in ("healthz", "livez", "readyz"):
-        yield door.route("GET", f"/{name}", lambda *_, name=name: PlainTextResponse(f"{name} check passed"))
-    yield door.route("GET", "/metrics", lambda *_: _metrics(store, door.activity))
+        yield gateway.route(
+            "GET", f"/{name}", lambda *_, name=name: PlainTextResponse(f"{name} check passed")
+        )
+    yield gateway.route("GET", "/metrics", lambda *_: _metrics(store, gateway.activity))
 
 
-def _collection_routes(store: Store, door: Door) -> Iterator[Route]:
+def _collection_routes(store: Store, gateway: Gateway) -> Iterator[Route]:
     def act(method: str, path: str, do: Callable[..., Any], body: Any = None) -> Route:
         """Call `do` with the names in the path, in order, and with the body where there is one."""
 
@@ -87,26 +89,26 @@ def _collection_routes(store: Store, door: Door) -> Iterator[Route]:
             names = request.path_params.values()
             return do(*names) if body is None else do(*names, parsed)
 
-        return door.route(method, path, with_names, body)
+        return gateway.route(method, path, with_names, body)
 
     vector = f"{COLLECTION}/vectors/{{vector}}"
-    yield act("GET", "/collections", lambda: _listed(store))
+    yield act("GET", "/collections", lambda: _list_collections(store))
     yield act("GET", COLLECTION, lambda name: store.get(name).info())
     yield act("GET", f"{COLLECTION}/exists", lambda name: {"exists": store.exists(name)})
-    yield act("PUT", COLLECTION, _then(store.create, True), models.CreateCollection)
-    yield act("PATCH", COLLECTION, _then(store.update, True), models.UpdateCollection)
+    yield act("PUT", COLLECTION, _returning(store.create, True), models.CreateCollection)
+    yield act("PATCH", COLLECTION, _returning(store.update, True), models.UpdateCollection)
     yield act("DELETE", COLLECTION, store.delete)
     yield act("GET", f"{COLLECTION}/aliases", lambda name: _aliases(store, name))
     yield act("GET", "/aliases", lambda: _aliases(store))
-    aliases = _then(store.change_aliases, True)
+    aliases = _returning(store.change_aliases, True)
     yield act("POST", "/collections/aliases", aliases, models.ChangeAliasesOperation)
-    yield act("PUT", f"{COLLECTION}/index", _then(store.create_index, DONE), models.CreateFieldIndex)
-    yield act("DELETE", f"{COLLECTION}/index/{{field:path}}", _then(store.delete_index, DONE))
-    yield act("PUT", vector, _then(store.create_vector, DONE), models.VectorNameConfig)
-    yield act("DELETE", vector, _then(store.delete_vector, DONE))
+    yield act("PUT", f"{COLLECTION}/index", _returning(store.create_index, DONE), models.CreateFieldIndex)
+    yield act("DELETE", f"{COLLECTION}/index/{{field:path}}", _returning(store.delete_index, DONE))
+    yield act("PUT", vector, _returning(store.create_vector, DONE), models.VectorNameConfig)
+    yield act("DELETE", vector, _returning(store.delete_vector, DONE))
 
 
-def _then(do: Callable[..., None], answer: Any) -> Callable[..., Any]:
+def _returning(do: Callable[..., None], answer: Any) -> Callable[..., Any]:
     """Return what answers `answer` once `do` is done."""
 
     def act(*given: Any) -> Any:
@@ -116,19 +118,19 @@ def _then(do: Callable[..., None], answer: Any) -> Callable[..., Any]:
     return act
 
 
-def _write_routes(store: Store, door: Door) -> Iterator[Route]:
-    def act(method: str, path: str, body: Any, check: Checked) -> Route:
+def _write_routes(store: Store, gateway: Gateway) -> Iterator[Route]:
+    def act(method: str, path: str, body: Any, check: Translate) -> Route:
         def write(request: Request, body: Any) -> models.UpdateResult:
             collection = store.get(request.path_params["name"])
             collection.apply(check(body, collection.spaces))
             return DONE
 
-        return door.route(method, path, write, body)
+        return gateway.route(method, path, write, body)
 
     def batch(request: Request, body: models.UpdateOperations) -> list[models.UpdateResult]:
         collection = store.get(request.path_params["name"])
         steps = writes.batch(body, collection.spaces)
-        collection.apply(writes.all_of(steps))
+        collection.apply(writes.flatten(steps))
         return [DONE for _ in steps]
 
     yield act("PUT", POINTS, models.PointInsertOperations, writes.upsert)
@@ -139,10 +141,10 @@ def _write_routes(store: Store, door: Door) -> Iterator[Route]:
     yield act("POST", f"{POINTS}/payload/clear", models.PointsSelector, writes.clear_payload)
     yield act("PUT", f"{POINTS}/vectors", models.UpdateVectors, writes.update_vectors)
     yield act("POST", f"{POINTS}/vectors/delete", models.DeleteVectors, writes.delete_vectors)
-    yield door.route("POST", f"{POINTS}/batch", batch, models.UpdateOperations)
+    yield gateway.route("POST", f"{POINTS}/batch", batch, models.UpdateOperations)
 
 
-def _read_routes(store: Store, door: Door) -> Iterator[Route]:
+def _read_routes(store: Store, gateway: Gateway) -> Iterator[Route]:
     def find(name: str) -> Target:
         collection = store.get(name)
         return Target(collection.shard, collection.spaces)
@@ -151,7 +153,7 @@ def _read_routes(store: Store, door: Door) -> Iterator[Route]:
         return QueryResponse(points=query_points(body, target, find))
 
     def act(path: str, body: Any, read: Callable[[Any, Target], Any]) -> Route:
-        return door.route(
+        return gateway.route(
             "POST", path, lambda request, body: read(body, find(request.path_params["name"])), body
         )
 
@@ -172,14 +174,14 @@ def _read_routes(store: Store, door: Door) -> Iterator[Route]:
     )
     yield act(f"{POINTS}/search/matrix/pairs", models.SearchMatrixRequest, matrix_pairs)
     yield act(f"{POINTS}/search/matrix/offsets", models.SearchMatrixRequest, matrix_offsets)
-    yield door.route(
+    yield gateway.route(
         "GET",
         f"{POINTS}/{{id}}",
-        lambda request, _: _one(request.path_params["id"], find(request.path_params["name"])),
+        lambda request, _: _get_point(request.path_params["id"], find(request.path_params["name"])),
     )
 
 
-def _one(id: str, target: Target) -> models.Record:
+def _get_point(id: str, target: Target) -> models.Record:
     wanted = models.PointRequest(ids=[int(id) if id.isdecimal() else id], with_vector=True)
     found = reads.retrieve(wanted, target)
     if not found:
@@ -187,7 +189,7 @@ def _one(id: str, target: Target) -> models.Record:
     return found[0]
 
 
-def _listed(store: Store) -> models.CollectionsResponse:
+def _list_collections(store: Store) -> models.CollectionsResponse:
     return models.CollectionsResponse(
         collections=[models.CollectionDescription(name=name) for name in store.names]
     )
@@ -221,13 +223,13 @@ def _metrics(store: Store, activity: Activity) -> Response:
         f"collections_total {len(store.names)}",
         "# HELP collection_points number of points in a collection",
         "# TYPE collection_points gauge",
-        *(f'collection_points{{id="{_label(name)}"}} {points}' for name, points in _counted(store)),
+        *(f'collection_points{{id="{_label(name)}"}} {points}' for name, points in _count_points(store)),
     ]
     text = "\n".join(lines).encode() + b"\n" + generate_latest(activity.registry)
     return Response(text, media_type="text/plain; version=0.0.4")
 
 
-def _counted(store: Store) -> Iterator[tuple[str, int]]:
+def _count_points(store: Store) -> Iterator[tuple[str, int]]:
     """Yield the points of each collection that can be opened."""
     for name in store.names:
         try:
@@ -240,7 +242,7 @@ def _label(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def _not_spoken(request: Request, _: Any) -> None:
+def _unsupported(request: Request, _: Any) -> None:
     raise NotSupported(
         f"the embedded index does not answer {request.method} {request.url.path}; a Qdrant server may: "
         "set SIGHTLINE_QDRANT__URL to one"

@@ -6,8 +6,8 @@ import qdrant_edge as edge
 from qdrant_client import models
 
 from storage.embedded.qdrant.protocol.average_vector import average
-from storage.embedded.qdrant.protocol.errors import NotSupported, Refused
-from storage.embedded.qdrant.protocol.examples import Examples, asked, pairs, prefetches
+from storage.embedded.qdrant.protocol.errors import NotSupported, RequestError
+from storage.embedded.qdrant.protocol.examples import Examples, pairs, prefetches, typed_query
 from storage.embedded.qdrant.protocol.filters import check_finite, to_filter
 from storage.embedded.qdrant.protocol.formulas import to_formula
 
@@ -47,16 +47,16 @@ def scoring_query(query: models.Query, examples: Examples, limit: int) -> Scorin
 
 
 def check_stage(stage: models.QueryRequest | models.QueryGroupsRequest | models.Prefetch) -> None:
-    """Raise Refused where a server does: for a threshold, a fusion or prefetches that nothing uses."""
-    query = asked(stage.query)
+    """Raise RequestError where a server does: for a threshold, a fusion or prefetches that nothing uses."""
+    query = typed_query(stage.query)
     if query is None and prefetches(stage):
-        raise Refused("A query is needed to merge the prefetches")
+        raise RequestError("A query is needed to merge the prefetches")
     if stage.score_threshold is not None and query is None:
-        raise Refused("A query is needed to use the score_threshold")
+        raise RequestError("A query is needed to use the score_threshold")
     if stage.score_threshold is not None and isinstance(query, models.OrderByQuery):
-        raise Refused("Can't use score_threshold with an order_by query")
+        raise RequestError("Can't use score_threshold with an order_by query")
     if stage.using and isinstance(query, models.FusionQuery | models.RrfQuery):
-        raise Refused("Fusion queries cannot be combined with the 'using' field")
+        raise RequestError("Fusion queries cannot be combined with the 'using' field")
 
 
 def order_by(given: models.OrderByInterface) -> edge.OrderBy:
@@ -73,7 +73,7 @@ def search_params(given: models.SearchParams | None) -> edge.SearchParams | None
     if given is None:
         return None
     if given.hnsw_ef is not None and not 0 <= given.hnsw_ef < 2**32:
-        raise Refused(f"hnsw_ef must be 0 or larger, got {given.hnsw_ef}")
+        raise RequestError(f"hnsw_ef must be 0 or larger, got {given.hnsw_ef}")
     return edge.SearchParams(
         hnsw_ef=given.hnsw_ef,
         exact=given.exact or False,
@@ -88,18 +88,18 @@ def _mmr(mmr: models.Mmr, given: models.VectorInput, examples: Examples, limit: 
     diversity = DEFAULT_DIVERSITY if mmr.diversity is None else mmr.diversity
     candidates = limit if mmr.candidates_limit is None else mmr.candidates_limit
     if not 0 <= diversity <= 1:
-        raise Refused(f"mmr diversity must be from 0 to 1, got {diversity}")
+        raise RequestError(f"mmr diversity must be from 0 to 1, got {diversity}")
     if examples.using in examples.target.spaces.sparse:
         raise NotSupported("the embedded index has no mmr for sparse vectors")
     if not 0 <= candidates <= MAX_CANDIDATES:
-        raise Refused(f"mmr candidates_limit must be from 0 to {MAX_CANDIDATES}, got {candidates}")
+        raise RequestError(f"mmr candidates_limit must be from 0 to {MAX_CANDIDATES}, got {candidates}")
     return edge.Mmr(examples.vector(given), 1 - diversity, candidates, examples.using)
 
 
 def _rrf(rrf: models.Rrf) -> edge.Fusion:
     k = DEFAULT_RRF_K if rrf.k is None else rrf.k
     if not 1 <= k < 2**32:
-        raise Refused(f"rrf k must be 1 or larger, got {k}")
+        raise RequestError(f"rrf k must be 1 or larger, got {k}")
     for weight in rrf.weights or ():
         check_finite("a weight of the fusion", weight)
     return _fusion(edge.Fusion.Rrf(k, rrf.weights))
@@ -114,7 +114,7 @@ def _fusion(kind: object) -> edge.Fusion:
 
 def _text(text: models.TextInterface, field: str) -> edge.TextQuery:
     if not field:
-        raise Refused("a text query needs the payload field to search, in 'using'")
+        raise RequestError("a text query needs the payload field to search, in 'using'")
     if isinstance(text, str):
         return edge.TextQuery(field, text)
     if text.scoring is None:
@@ -134,7 +134,7 @@ def _by_examples(query: models.Query, examples: Examples) -> edge.Query:
             return edge.Query.Context(edge.ContextQuery(_pairs(context, examples)), using)
         case models.RelevanceFeedbackQuery(relevance_feedback=given):
             return edge.Query.FeedbackNaive(_feedback(given, examples), using)
-    raise Refused(f"the query is a {type(query).__name__}, which is no query")
+    raise RequestError(f"the query is a {type(query).__name__}, which is no query")
 
 
 def _recommend(given: models.RecommendInput, examples: Examples) -> edge.Query:
@@ -142,7 +142,7 @@ def _recommend(given: models.RecommendInput, examples: Examples) -> edge.Query:
     if given.strategy in (None, models.RecommendStrategy.AVERAGE_VECTOR):
         return edge.Query.Nearest(average(positive, negative), examples.using)
     if not positive and not negative:
-        raise Refused("At least one positive or negative vector is required with this strategy")
+        raise RequestError("At least one positive or negative vector is required with this strategy")
     both = edge.RecommendQuery(positive, negative)
     if given.strategy is models.RecommendStrategy.BEST_SCORE:
         return edge.Query.RecommendBestScore(both, examples.using)
@@ -163,7 +163,7 @@ def _feedback(given: models.RelevanceFeedbackInput, examples: Examples) -> edge.
     for number in (naive.a, naive.b, naive.c, *(item.score for item in given.feedback)):
         check_finite("a number of the feedback", number)
     if naive.b < 0:
-        raise Refused(f"naive feedback b must be 0 or larger, got {naive.b}")
+        raise RequestError(f"naive feedback b must be 0 or larger, got {naive.b}")
     return edge.FeedbackNaiveQuery(
         examples.vector(given.target),
         [edge.FeedbackItem(examples.vector(item.example), item.score) for item in given.feedback],
@@ -175,7 +175,7 @@ def _quantization(given: models.QuantizationSearchParams | None) -> edge.Quantiz
     if given is None:
         return None
     if given.oversampling is not None and not given.oversampling >= 1:
-        raise Refused(f"oversampling must be 1 or larger, got {given.oversampling}")
+        raise RequestError(f"oversampling must be 1 or larger, got {given.oversampling}")
     return edge.QuantizationSearchParams(given.ignore or False, given.rescore, given.oversampling)
 
 
@@ -183,7 +183,7 @@ def _acorn(given: models.AcornSearchParams | None) -> edge.AcornSearchParams | N
     if given is None:
         return None
     if given.max_selectivity is not None and not 0 <= given.max_selectivity <= 1:
-        raise Refused(f"acorn max_selectivity must be from 0 to 1, got {given.max_selectivity}")
+        raise RequestError(f"acorn max_selectivity must be from 0 to 1, got {given.max_selectivity}")
     return edge.AcornSearchParams(given.enable or False, given.max_selectivity)
 
 

@@ -7,7 +7,7 @@ import qdrant_edge as edge
 from qdrant_client import models
 from typing_extensions import TypeIs
 
-from storage.embedded.qdrant.protocol.errors import NotSupported, Refused
+from storage.embedded.qdrant.protocol.errors import NotSupported, RequestError
 from storage.embedded.qdrant.protocol.named_vectors import UNNAMED, Spaces
 
 EngineVector = list[float] | list[list[float]] | edge.SparseVector
@@ -23,7 +23,7 @@ def point_id(id: models.ExtendedPointId) -> int | str:
     """Return the one form of an id: a number, or a UUID with hyphens in lower case.
 
     Raises:
-        Refused: it is neither an unsigned 64-bit number nor a UUID.
+        RequestError: it is neither an unsigned 64-bit number nor a UUID.
     """
     if isinstance(id, UUID):
         return str(id)
@@ -32,7 +32,7 @@ def point_id(id: models.ExtendedPointId) -> int | str:
     try:
         return str(UUID(str(id)))
     except ValueError as error:
-        raise Refused(f"{id!r} is not a point id: use an unsigned 64-bit number or a UUID") from error
+        raise RequestError(f"{id!r} is not a point id: use an unsigned 64-bit number or a UUID") from error
 
 
 def rest_id(id: int | UUID | str) -> int | str:
@@ -46,11 +46,11 @@ def to_engine(vector: models.VectorStruct, spaces: Spaces) -> EngineVectors:
     The engine must not see a bad one: it panics on ragged rows, and it stores NaN.
 
     Raises:
-        Refused: a vector is unknown, has another kind or size than its space, or is not finite.
+        RequestError: a vector is unknown, has another kind or size than its space, or is not finite.
         NotSupported: it is a text or an image still to be embedded.
     """
     if isinstance(vector, dict):
-        return {name: _checked(part, name, spaces) for name, part in vector.items()}
+        return {name: _check(part, name, spaces) for name, part in vector.items()}
     if isinstance(vector, list):
         return _rows(vector, UNNAMED, spaces)
     raise _inference()
@@ -62,10 +62,10 @@ def query_vector(vector: models.Vector, using: str, spaces: Spaces) -> EngineVec
     A plain list asks a multivector space with one row, as on a server.
 
     Raises:
-        Refused: there is no such space, or the vector does not belong in it.
+        RequestError: there is no such space, or the vector does not belong in it.
         NotSupported: it is a text or an image still to be embedded.
     """
-    return _checked(vector, using, spaces)
+    return _check(vector, using, spaces)
 
 
 def to_rest(vector: object) -> models.VectorStructOutput | None:
@@ -87,7 +87,7 @@ def _to_rest(vector: EngineVector) -> models.VectorOutput:
     return vector
 
 
-def _checked(vector: models.Vector, name: str, spaces: Spaces) -> EngineVector:
+def _check(vector: models.Vector, name: str, spaces: Spaces) -> EngineVector:
     if isinstance(vector, list):  # first, because telling apart the models below costs more than the check
         return _rows(vector, name, spaces)
     if isinstance(vector, models.SparseVector):
@@ -97,14 +97,14 @@ def _checked(vector: models.Vector, name: str, spaces: Spaces) -> EngineVector:
 
 def _sparse(vector: models.SparseVector, name: str, spaces: Spaces) -> edge.SparseVector:
     if name not in spaces.sparse:
-        raise _misplaced("sparse", name, spaces)
+        raise _wrong_vector("sparse", name, spaces)
     indices = vector.indices
     if len(indices) != len(vector.values):
-        raise Refused(f"vector {name!r} has {len(indices)} indices but {len(vector.values)} values")
+        raise RequestError(f"vector {name!r} has {len(indices)} indices but {len(vector.values)} values")
     if len(set(indices)) != len(indices):
-        raise Refused(f"vector {name!r} has the same index twice; indices must be unique")
+        raise RequestError(f"vector {name!r} has the same index twice; indices must be unique")
     if indices and not 0 <= min(indices) <= max(indices) <= MAX_INDEX:
-        raise Refused(f"vector {name!r} has an index outside 0 to {MAX_INDEX}")
+        raise RequestError(f"vector {name!r} has an index outside 0 to {MAX_INDEX}")
     _check_numbers(vector.values, name)
     return edge.SparseVector(indices, vector.values)
 
@@ -112,10 +112,10 @@ def _sparse(vector: models.SparseVector, name: str, spaces: Spaces) -> edge.Spar
 def _rows(vector: Rows, name: str, spaces: Spaces) -> Rows:
     space = spaces.dense.get(name)
     if space is None:
-        raise _misplaced("dense", name, spaces)
+        raise _wrong_vector("dense", name, spaces)
     many = is_rows(vector)
     if many and space.multivector_config is None:
-        raise Refused(f"vector {name!r} is one list of numbers, not a list of lists")
+        raise RequestError(f"vector {name!r} is one list of numbers, not a list of lists")
     for row in vector if many else [vector]:
         _check_row(row, name, space.size)
     return vector
@@ -128,26 +128,26 @@ def is_rows(vector: Rows) -> TypeIs[list[list[float]]]:
 
 def _check_row(row: object, name: str, size: int) -> None:
     if not isinstance(row, list):
-        raise Refused(f"vector {name!r} mixes numbers and lists")
+        raise RequestError(f"vector {name!r} mixes numbers and lists")
     if len(row) != size:
-        raise Refused(f"vector {name!r} has {size} dimensions, got {len(row)}")
+        raise RequestError(f"vector {name!r} has {size} dimensions, got {len(row)}")
     _check_numbers(row, name)
 
 
 def _check_numbers(numbers: list[float], name: str) -> None:
     norm = hypot(*numbers)  # NaN and infinity show in it, and it is one fast call
     if not norm <= MAX_NORM:
-        raise Refused(
+        raise RequestError(
             f"vector {name!r} has the norm {norm}; its numbers must be finite, and the norm at most "
             f"{MAX_NORM}: beyond, scores overflow 32-bit floats"
         )
 
 
-def _misplaced(kind: str, name: str, spaces: Spaces) -> Refused:
+def _wrong_vector(kind: str, name: str, spaces: Spaces) -> RequestError:
     known = sorted([*spaces.dense, *spaces.sparse])
     if name in known:
-        return Refused(f"vector {name!r} is not {kind} in this collection")
-    return Refused(f"Not existing vector name error: {name!r}; the collection has {known}")
+        return RequestError(f"vector {name!r} is not {kind} in this collection")
+    return RequestError(f"Not existing vector name error: {name!r}; the collection has {known}")
 
 
 def _inference() -> NotSupported:

@@ -13,7 +13,7 @@ import qdrant_edge as edge
 from qdrant_client import models
 
 from storage.embedded.qdrant.engine.bindings import engine_errors
-from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported, Refused
+from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported, RequestError
 from storage.embedded.qdrant.protocol.filters import to_filter
 from storage.embedded.qdrant.protocol.json_depth import require_payload
 from storage.embedded.qdrant.protocol.named_vectors import Spaces
@@ -38,10 +38,10 @@ class Write:
     operation: edge.UpdateOperation
     ids: tuple[PointId, ...] = ()
     where: edge.Filter | None = None
-    makes: bool = False
+    creates: bool = False
     """Whether `ids` are there afterwards; else they must be there before."""
 
-    removes: bool = False
+    deletes: bool = False
     """Whether it deletes its points, and so asks for none to be there."""
 
 
@@ -50,9 +50,9 @@ def require_points(shard: edge.EdgeShard, writes: Sequence[Write]) -> None:
     made: set[PointId] = set()
     needed: set[PointId] = set()
     for write in writes:
-        if write.makes:
+        if write.creates:
             made.update(write.ids)
-        elif not write.removes:
+        elif not write.deletes:
             needed.update(id for id in write.ids if id not in made)
     if not needed:
         return
@@ -73,47 +73,51 @@ def upsert(request: models.PointInsertOperations, spaces: Spaces) -> list[Write]
         made = [_point(point, spaces) for point in points]
         operation = Operation.upsert_points(made, condition, mode)
     ids = tuple(point_id(point.id) for point in points)
-    return [Write(operation, ids, makes=True)]
+    return [Write(operation, ids, creates=True)]
 
 
 def delete(selector: models.PointsSelector, _: Spaces) -> list[Write]:
     """Return the write of a `POST /points/delete`."""
-    return _selected(selector, Operation.delete_points, Operation.delete_points_by_filter, removes=True)
+    return _by_selector(selector, Operation.delete_points, Operation.delete_points_by_filter, deletes=True)
 
 
 def clear_payload(selector: models.PointsSelector, _: Spaces) -> list[Write]:
     """Return the write of a `POST /points/payload/clear`."""
-    return _selected(selector, Operation.clear_payload, Operation.clear_payload_by_filter)
+    return _by_selector(selector, Operation.clear_payload, Operation.clear_payload_by_filter)
 
 
 def set_payload(request: models.SetPayload, _: Spaces) -> list[Write]:
     """Return the write of a `POST /points/payload`, which keeps the keys it does not name."""
     require_payload(request.payload, request.key)
     more = (request.payload, request.key)
-    return _chosen(request, Operation.set_payload, Operation.set_payload_by_filter, *more)
+    return _by_ids_and_filter(request, Operation.set_payload, Operation.set_payload_by_filter, *more)
 
 
 def overwrite_payload(request: models.SetPayload, _: Spaces) -> list[Write]:
-    """Return the write of a `PUT /points/payload`, which removes the keys it does not name."""
+    """Return the write of a `PUT /points/payload`, which deletes the keys it does not name."""
     if request.key is not None:
         return set_payload(request, _)  # as a server does: below a key, it merges
     require_payload(request.payload)
-    return _chosen(
+    return _by_ids_and_filter(
         request, Operation.overwrite_payload, Operation.overwrite_payload_by_filter, request.payload
     )
 
 
 def delete_payload(request: models.DeletePayload, _: Spaces) -> list[Write]:
     """Return the write of a `POST /points/payload/delete`."""
-    return _chosen(request, Operation.delete_payload, Operation.delete_payload_by_filter, request.keys)
+    return _by_ids_and_filter(
+        request, Operation.delete_payload, Operation.delete_payload_by_filter, request.keys
+    )
 
 
 def delete_vectors(request: models.DeleteVectors, spaces: Spaces) -> list[Write]:
     """Return the write of a `POST /points/vectors/delete`."""
     for name in request.vector:
         if name not in spaces.dense and name not in spaces.sparse:
-            raise Refused(f"the collection has no vector named {name!r}")
-    return _chosen(request, Operation.delete_vectors, Operation.delete_vectors_by_filter, request.vector)
+            raise RequestError(f"the collection has no vector named {name!r}")
+    return _by_ids_and_filter(
+        request, Operation.delete_vectors, Operation.delete_vectors_by_filter, request.vector
+    )
 
 
 def update_vectors(request: models.UpdateVectors, spaces: Spaces) -> list[Write]:
@@ -130,10 +134,10 @@ def update_vectors(request: models.UpdateVectors, spaces: Spaces) -> list[Write]
 
 def batch(request: models.UpdateOperations, spaces: Spaces) -> list[list[Write]]:
     """Return the writes of each operation of a `POST /points/batch`, all of them checked."""
-    return [_one_of(operation, spaces) for operation in request.operations]
+    return [_single_operation(operation, spaces) for operation in request.operations]
 
 
-def _one_of(operation: models.UpdateOperation, spaces: Spaces) -> list[Write]:
+def _single_operation(operation: models.UpdateOperation, spaces: Spaces) -> list[Write]:
     [(name, request)] = [(name, getattr(operation, name)) for name in type(operation).model_fields]
     kinds: dict[str, Callable[[Any, Spaces], list[Write]]] = {
         "upsert": upsert,
@@ -161,29 +165,29 @@ def _rows(batch: models.Batch) -> Iterator[models.PointStruct]:
     columns = {"": vectors} if isinstance(vectors, list) else vectors
     for name, column in (*columns.items(), ("payloads", payloads)):
         if len(column) != len(batch.ids):
-            raise Refused(f"{len(batch.ids)} ids, but {len(column)} of {name or 'vectors'!r}")
+            raise RequestError(f"{len(batch.ids)} ids, but {len(column)} of {name or 'vectors'!r}")
     for row, (id, payload) in enumerate(zip(batch.ids, payloads, strict=True)):
         named = {name: column[row] for name, column in columns.items()}
         vector = named[""] if isinstance(vectors, list) else named
         yield models.PointStruct.model_construct(id=id, vector=vector, payload=payload)
 
 
-def _selected(
-    selector: models.PointsSelector, by_ids: Any, by_filter: Any, *, removes: bool = False
+def _by_selector(
+    selector: models.PointsSelector, by_ids: Any, by_filter: Any, *, deletes: bool = False
 ) -> list[Write]:
     _refuse_shards(selector.shard_key)
     if isinstance(selector, models.PointIdsList):
         ids = tuple(point_id(id) for id in selector.points)
-        return [Write(by_ids(list(ids)), ids, removes=removes)]
+        return [Write(by_ids(list(ids)), ids, deletes=deletes)]
     where = to_filter(selector.filter) or edge.Filter()
-    return [Write(by_filter(where), where=where, removes=removes)]
+    return [Write(by_filter(where), where=where, deletes=deletes)]
 
 
-def _chosen(request: Any, by_ids: Any, by_filter: Any, *more: Any) -> list[Write]:
+def _by_ids_and_filter(request: Any, by_ids: Any, by_filter: Any, *more: Any) -> list[Write]:
     """Return a write by the ids and one by the filter that `request` gives, either of which may be absent."""
     _refuse_shards(request.shard_key)
     if request.points is None and request.filter is None:
-        raise Refused("say which points: neither `points` nor `filter` is given")
+        raise RequestError("say which points: neither `points` nor `filter` is given")
     writes = []
     with engine_errors():
         if request.points is not None:
@@ -200,6 +204,6 @@ def _refuse_shards(shard_key: models.ShardKeySelector | None) -> None:
         raise NotSupported("shard_key: the embedded index is one shard on one machine")
 
 
-def all_of(writes: Sequence[Sequence[Write]]) -> list[Write]:
+def flatten(writes: Sequence[Sequence[Write]]) -> list[Write]:
     """Return the writes of all operations of a batch, in order."""
     return list(chain.from_iterable(writes))
