@@ -1,4 +1,4 @@
-"""Picture bytes by their SHA-256: a folder, or whatever else fsspec reaches."""
+"""Store image bytes by their SHA-256, in a folder or behind fsspec."""
 
 import re
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ from fsspec.implementations.local import LocalFileSystem
 from storage.files import PART, atomic_write
 
 PREFIXES = tuple(f"{number:02x}" for number in range(256))
-"""All that a SHA-256 can begin with."""
+"""First two digits of every possible SHA-256."""
 
 NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class Blobs:
-    """A content-addressed store: a blob never changes, so writing it twice is the same as once.
+    """Store immutable blobs by content hash; writes are idempotent.
 
     Args:
-        url: a folder, or a URL such as `s3://bucket/pictures`; made on the first `put`.
+        url: a folder, or a URL such as `s3://bucket/pictures`; made by the first `put`.
     """
 
     def __init__(self, url: str) -> None:
@@ -28,7 +28,7 @@ class Blobs:
         self._files, self._root = found
 
     def put(self, sha256: str, data: bytes) -> None:
-        """Store `data`; once this returns, it survives a crash, and half a blob is never seen."""
+        """Store a blob atomically; once this returns, it survives a crash."""
         path = self._path(sha256)
         if self._files.exists(path):
             return
@@ -39,7 +39,7 @@ class Blobs:
             self._files.pipe_file(path, data)
 
     def get(self, sha256: str) -> bytes:
-        """Return the bytes stored under `sha256`.
+        """Read a blob.
 
         Raises:
             FileNotFoundError: there is no such blob.
@@ -48,12 +48,12 @@ class Blobs:
         return data
 
     def delete(self, sha256: str) -> None:
-        """Remove the blob; it is no error when there is none."""
+        """Remove a blob, if there is one."""
         if self._files.exists(path := self._path(sha256)):
             self._files.rm_file(path)
 
     def names(self, prefix: str) -> set[str]:
-        """Return the SHA-256 of every blob that starts with `prefix`, two hexadecimal digits."""
+        """Return the SHA-256 of every blob with a prefix of two digits."""
         folder = f"{self._root}/{prefix}"
         if not self._files.exists(folder):
             return set()
@@ -61,14 +61,17 @@ class Blobs:
         return {name for name in names if NAME.fullmatch(name)}
 
     def unfinished(self, prefix: str) -> list[str]:
-        """Return the paths of files below `prefix` that a crash left half-written; nobody may be writing."""
+        """Return the paths of files below `prefix` that a crash left incomplete.
+
+        No process may be writing meanwhile.
+        """
         folder = f"{self._root}/{prefix}"
         if not isinstance(self._files, LocalFileSystem) or not self._files.exists(folder):
             return []
         return sorted(path for path in self._files.find(folder) if path.endswith(PART))
 
     def remove_unfinished(self, prefix: str) -> None:
-        """Remove what `unfinished` tells of."""
+        """Remove the files that `unfinished` returns."""
         for path in self.unfinished(prefix):
             self._files.rm_file(path)
 
@@ -77,7 +80,7 @@ class Blobs:
 
 
 def copy_new(source: Blobs, target: Blobs) -> Iterator[str]:
-    """Copy what `target` lacks; yield the SHA-256 of each blob once it is there."""
+    """Copy missing blobs to `target`; yield the SHA-256 of each."""
     for prefix in PREFIXES:
         for sha256 in sorted(source.names(prefix) - target.names(prefix)):
             try:

@@ -35,8 +35,11 @@ SERVER = os.environ.get("SIGHTLINE_TEST_QDRANT_URL")
 SERVED = ["embedded", "server"] if SERVER else ["embedded"]
 
 SERVERS = {"postgres_home", "index_home", "home_at", "server", "postgres_15_server"}
-BROWSERS = {"browser", "running", "workshop"}
-"""Fixtures that start servers, and those that start a browser or `sightline` itself as a process."""
+"""Fixtures that start servers."""
+
+CONSOLES = ("workshop", "running")
+BROWSERS = {"browser", *CONSOLES}
+"""Fixtures that start a browser, or a console and its flows as processes."""
 
 # The same examples everywhere, and no clock: a busy machine must not decide whether a test passes.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
@@ -78,14 +81,22 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests in their lanes by the fixtures that they use; files without any of these say it themselves."""
+    """Put tests in their lanes by their fixtures; files that use none of these say it themselves.
+
+    A file's tests run in one worker, so that what they share is made once; so do the tests of one console.
+    The longest come first, for at the end of a session only short ones fill up all workers.
+    """
     for item in items:
-        used = set(getattr(item, "fixturenames", ()))
-        if used & BROWSERS:
+        used = getattr(item, "fixturenames", ())
+        if BROWSERS.intersection(used):
             item.add_marker("system")
-        elif used & SERVERS:
+        elif SERVERS.intersection(used):
             item.add_marker("services")
+        shared = next((name for name in CONSOLES if name in used), str(item.path))
+        item.add_marker(pytest.mark.xdist_group(shared))
+    items.sort(key=lambda item: [item.get_closest_marker(lane) is None for lane in ("system", "services")])
 
 
 def pytest_collection_finish() -> None:

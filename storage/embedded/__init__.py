@@ -1,1 +1,1 @@
-"""The stores that need no server: Postgres and Qdrant's own engine, both kept in the home folder."""
+"""Run Postgres and Qdrant's engine in the data directory, without servers of the user."""

@@ -1,4 +1,4 @@
-"""What is told about one of the servers that run in a home folder."""
+"""Describe the servers that run in a data directory."""
 
 import os
 from contextlib import suppress
@@ -11,21 +11,24 @@ BLOCK_BYTES = 512
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server of our own that runs now."""
+    """Represent an embedded server that runs."""
 
     name: str
     address: str
     pid: int
     since: datetime
     bytes: int
-    """What its files take on the disk."""
+    """Disk space of its files, in bytes."""
 
     points: int | None = None
-    """How many points all its collections hold; None where there are none to hold."""
+    """Number of points in all its collections; None for Postgres."""
 
 
 def disk_bytes(folder: Path) -> int:
-    """Return what the files below `folder` take on the disk; one that goes meanwhile counts nothing."""
+    """Return the disk space of the files below a folder, in bytes.
+
+    A file that is removed meanwhile counts nothing.
+    """
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:

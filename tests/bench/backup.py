@@ -16,6 +16,7 @@ from flows.resources.connections import open_stores
 from storage.embedded.postgres.server import stop_postgres
 from storage.embedded.qdrant.process.client import stop as stop_index
 from tests.bench.reconcile import peak_kib
+from tests.support.processes import let_in
 from tests.support.saved_stores import a_store_of
 
 SIZES = (2_000, 20_000)
@@ -47,7 +48,7 @@ def main() -> None:
     print(head, flush=True)
     for many in SIZES:
         with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
-            Path(folder).chmod(0o711)  # the account that runs Postgres has to get through
+            let_in(Path(folder))
             home, other, target = Path(folder) / "home", Path(folder) / "other", str(Path(folder) / "backups")
             try:
                 with open_stores(Settings(home=home)) as stores:

@@ -15,7 +15,8 @@ from flows.config.settings import Settings
 from storage.embedded.postgres.server import stop_postgres
 from storage.embedded.qdrant.process.client import stop as stop_index
 from storage.qdrant import Point
-from storage.records import Digest, Item, Picture, Text
+from storage.records import Digest, ImageInfo, Item, Text
+from tests.support.processes import let_in
 from tests.support.tiny_clip import write_vit_b_32
 
 Row = dict[str, str | int | float]
@@ -32,7 +33,7 @@ def scratch() -> Iterator[Path]:
     """Yield a folder whose home, `home`, has stopped and whose files are gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
         try:
-            yield Path(folder)
+            yield let_in(Path(folder))
         finally:
             stop_index(Path(folder) / "home")
             stop_postgres(Path(folder) / "home")
@@ -72,6 +73,6 @@ def captions(many: int) -> list[str]:
 def a_point(number: int, row: NDArray[np.float32], *texts: str) -> Point:
     """Return an item with a picture and `texts`, all of them at `row`, shape (dim,)."""
     sha256 = f"{number:064x}"
-    picture = Picture(sha256, f"/photos/{number}.jpg", 500, 375, "JPEG")
+    picture = ImageInfo(sha256, f"/photos/{number}.jpg", 500, 375, "JPEG")
     item = Item("bench", str(number), tuple(map(Text, texts)), picture, {})
     return Point(item, Digest(sha256, sha256), row, np.repeat(row[None], len(texts), axis=0))

@@ -23,6 +23,7 @@ from storage.embedded.qdrant.process.client import stop as stop_index
 from storage.postgres import catalog, model_registry
 from storage.qdrant import Point
 from storage.records import Digest, Item, Text
+from tests.support.processes import let_in
 
 SIZES = (20_000, 200_000)
 DIM = 16
@@ -83,7 +84,7 @@ def main() -> None:
     print(f"{'items':>8} {'seconds':>8} {'µs each':>8} {'peak MiB':>9} {'added MiB':>9}", flush=True)
     for many in SIZES:
         with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
-            home = Path(folder) / "home"
+            home = let_in(Path(folder)) / "home"
             try:
                 with open_stores(Settings(home=home)) as stores:
                     fill(stores, many)

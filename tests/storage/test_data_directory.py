@@ -17,7 +17,7 @@ from flows.tracking.file_modes import usual_files
 from storage.data_directory import (
     SecretUnusable,
     UntrustedDirectory,
-    kept_secret,
+    load_or_create_secret,
     make_data_directory,
     require_trusted,
     restrict,
@@ -234,13 +234,13 @@ def test_a_secret_that_many_need_at_once_is_made_once_and_read_whole(tmp_path: P
         found = [
             one.result()
             for one in [
-                threads.submit(kept_secret, tmp_path / "key", lambda: f"secret {next(numbers)}")
+                threads.submit(load_or_create_secret, tmp_path / "key", lambda: f"secret {next(numbers)}")
                 for _ in range(40)
             ]
         ]
 
     assert len(set(found)) == 1
-    assert kept_secret(tmp_path / "key", lambda: "another") == found[0]
+    assert load_or_create_secret(tmp_path / "key", lambda: "another") == found[0]
     assert mode(tmp_path / "key") == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
@@ -252,4 +252,4 @@ def test_a_secret_that_others_may_know_or_that_is_none_is_not_used(tmp_path: Pat
     path.chmod(rights)
 
     with pytest.raises(SecretUnusable, match="remove it"):
-        kept_secret(path, lambda: "new")
+        load_or_create_secret(path, lambda: "new")

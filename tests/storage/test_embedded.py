@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import Connection, NullPool, create_engine, text
 
 from storage.embedded.postgres.account import PostgresUnavailable
-from storage.embedded.postgres.data_folder import OtherPostgresVersion
-from storage.embedded.postgres.location import Place
+from storage.embedded.postgres.data_folder import PostgresVersionMismatch
+from storage.embedded.postgres.paths import PostgresPaths
 from storage.embedded.postgres.server import postgres_url, stop_postgres
-from tests.support.processes import HomeAt, is_gone
+from tests.support.processes import HomeAt, is_gone, let_in
 
 REPOSITORY = Path(__file__).parents[2]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root meets folders that only root may enter")
@@ -44,7 +44,7 @@ def saved(home: Path) -> list[int]:
 
 
 def server_pid(home: Path) -> int:
-    return int(Place(home).data.joinpath("postmaster.pid").read_text().split()[0])
+    return int(PostgresPaths(home).data.joinpath("postmaster.pid").read_text().split()[0])
 
 
 def test_a_server_outlives_its_starter_and_other_processes_share_it(home: Path):
@@ -102,7 +102,7 @@ def test_a_home_that_was_deleted_under_its_server_can_be_used_again_at_once(home
 
 def test_a_server_whose_socket_is_gone_is_replaced_and_keeps_its_rows(home: Path):
     save(home, 7)
-    (Place(home).sockets / ".s.PGSQL.5432").unlink()
+    (PostgresPaths(home).sockets / ".s.PGSQL.5432").unlink()
 
     assert saved(home) == [7]
 
@@ -154,7 +154,7 @@ def test_a_socket_outside_of_a_long_home_is_private_and_goes_with_the_server(tmp
     home = home_at(tmp_path / ("long/" * 40))
 
     url = postgres_url(home)
-    sockets = Place(home).sockets
+    sockets = PostgresPaths(home).sockets
     assert sockets.parent == Path("/tmp")
     assert sockets.stat().st_mode & 0o777 == 0o700
 
@@ -168,7 +168,7 @@ def test_data_of_another_major_version_are_refused(home: Path):
     (home / "postgres/data").mkdir()
     (home / "postgres/data/PG_VERSION").write_text("12\n")
 
-    with pytest.raises(OtherPostgresVersion, match=r"written by Postgres 12, but .*: install the"):
+    with pytest.raises(PostgresVersionMismatch, match=r"written by Postgres 12, but .*: install the"):
         postgres_url(home)
 
 
@@ -214,30 +214,37 @@ def test_a_server_without_a_free_connection_counts_as_running(home: Path):
 
 
 @as_root
-@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv (util-linux) is not installed")
-def test_root_can_use_a_home_that_only_root_may_enter(tmp_path: Path, home_at: HomeAt):
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o700)
-    home = home_at(closed / "home")
-
+def test_for_root_the_server_and_its_folder_are_another_users(home: Path):
     save(home, 7)
-    stop_postgres(home)
 
-    assert saved(home) == [7]
-    assert Path(f"/proc/{server_pid(home)}").stat().st_uid != 0
+    around = (home / "postgres").stat()
+    assert around.st_mode & 0o777 == 0o700
+    assert {around.st_uid, (home / "postgres/data").stat().st_uid} == {
+        Path(f"/proc/{server_pid(home)}").stat().st_uid
+    }
+    assert around.st_uid != 0
 
 
 @as_root
-@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv (util-linux) is not installed")
-def test_nobody_but_root_can_reach_a_server_that_may_enter_what_is_roots(tmp_path: Path, home_at: HomeAt):
-    tmp_path.chmod(0o700)
-    home = home_at(tmp_path / "home")
+def test_a_server_folder_that_an_earlier_release_left_to_root_is_handed_over(home: Path):
+    save(home, 7)
+    stop_postgres(home)
+    os.chown(home / "postgres", 0, 0)
 
-    postgres_url(home)
+    assert saved(home) == [7]
 
-    around = (home / "postgres").stat()
-    assert (around.st_uid, around.st_mode & 0o777) == (0, 0o700)
-    assert (home / "postgres/data").stat().st_uid != 0
+
+@as_root
+def test_a_home_that_only_root_may_enter_is_rejected_with_what_to_do(tmp_path: Path):
+    closed = let_in(tmp_path) / "closed"
+    closed.mkdir(mode=0o700)
+
+    with pytest.raises(PostgresUnavailable, match=f"may not enter {closed}.*: use a data directory and"):
+        postgres_url(closed / "home")
+    closed.chmod(0o711)
+
+    save(closed / "home", 7)
+    stop_postgres(closed / "home")
 
 
 @as_root

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import models
 
-from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.protocol.errors import RequestError
 from storage.embedded.qdrant.protocol.filters import OUTER_LEVEL, to_filter
 from storage.embedded.qdrant.protocol.json_depth import MAX_LEVELS
 from storage.embedded.qdrant.protocol.reads import count, scroll
@@ -218,7 +218,7 @@ REFUSED: dict[str, tuple[models.Condition, str]] = {
 def test_a_condition_that_means_nothing_is_refused_with_a_sentence(name: str):
     condition, sentence = REFUSED[name]
 
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(RequestError) as refusal:
         to_filter(models.Filter(must=[condition]))
 
     assert sentence in str(refusal.value)

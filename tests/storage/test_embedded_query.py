@@ -9,7 +9,7 @@ import qdrant_edge as edge
 from qdrant_client import QdrantClient, models
 
 from storage.embedded.qdrant.engine.target import Target
-from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported, Refused, TooLarge
+from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported, RequestError, TooLarge
 from storage.embedded.qdrant.protocol.named_vectors import Spaces
 from storage.embedded.qdrant.protocol.query import query_points
 from storage.embedded.qdrant.protocol.responses import MAX_RESULTS
@@ -468,21 +468,21 @@ RRF = models.FusionQuery(fusion=models.Fusion.RRF)
 ORDER = models.OrderByQuery(order_by="n")
 MIXED = recommend([FIRST], [SPARSE])
 
-REFUSED: dict[str, tuple[dict[str, Any], type[Refused], str]] = {
-    "unknown vector": ({"query": V, "using": "nope"}, Refused, "'nope'; the collection has"),
-    "no unnamed vector": ({"query": V}, Refused, "Not existing vector name error: ''"),
-    "wrong dimension": ({"query": V[:3], "using": "cos"}, Refused, "6 dimensions, got 3"),
-    "empty vector": ({"query": [], "using": "cos"}, Refused, "6 dimensions, got 0"),
-    "nan": ({"query": [float("nan"), *V[1:]], "using": "cos"}, Refused, "the norm nan"),
-    "too large a number": ({"query": [1e39, *V[1:]], "using": "cos"}, Refused, "overflow"),
-    "sparse where dense": ({"query": SPARSE, "using": "cos"}, Refused, "not sparse"),
-    "dense where sparse": ({"query": V, "using": "sparse"}, Refused, "not dense"),
-    "rows where one": ({"query": [V], "using": "cos"}, Refused, "one list of numbers"),
+REFUSED: dict[str, tuple[dict[str, Any], type[RequestError], str]] = {
+    "unknown vector": ({"query": V, "using": "nope"}, RequestError, "'nope'; the collection has"),
+    "no unnamed vector": ({"query": V}, RequestError, "Not existing vector name error: ''"),
+    "wrong dimension": ({"query": V[:3], "using": "cos"}, RequestError, "6 dimensions, got 3"),
+    "empty vector": ({"query": [], "using": "cos"}, RequestError, "6 dimensions, got 0"),
+    "nan": ({"query": [float("nan"), *V[1:]], "using": "cos"}, RequestError, "the norm nan"),
+    "too large a number": ({"query": [1e39, *V[1:]], "using": "cos"}, RequestError, "overflow"),
+    "sparse where dense": ({"query": SPARSE, "using": "cos"}, RequestError, "not sparse"),
+    "dense where sparse": ({"query": V, "using": "sparse"}, RequestError, "not dense"),
+    "rows where one": ({"query": [V], "using": "cos"}, RequestError, "one list of numbers"),
     "to embed": ({"query": DOCUMENT, "using": "cos"}, NotSupported, "embed texts and pictures on the client"),
     "no such point": ({"query": 10**6, "using": "cos"}, NotFound, "No point with id 1000000"),
     "point without vector": ({"query": WITHOUT_MULTI, "using": "multi"}, NotFound, "'multi' for point 7"),
-    "no id": ({"query": "seven", "using": "cos"}, Refused, "'seven' is not a point id"),
-    "negative id": ({"query": -1, "using": "cos"}, Refused, "unsigned 64-bit"),
+    "no id": ({"query": "seven", "using": "cos"}, RequestError, "'seven' is not a point id"),
+    "negative id": ({"query": -1, "using": "cos"}, RequestError, "unsigned 64-bit"),
     "no such collection": (
         {"query": FIRST, "using": "cos", "lookup_from": models.LookupLocation(collection="nope")},
         NotFound,
@@ -494,7 +494,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Refused], str]] = {
             "using": "cos",
             "lookup_from": models.LookupLocation(collection="other", vector="multi"),
         },
-        Refused,
+        RequestError,
         "one list of numbers",
     ),
     "lookup of an unknown vector": (
@@ -503,7 +503,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Refused], str]] = {
             "using": "cos",
             "lookup_from": models.LookupLocation(collection="other", vector="no"),
         },
-        Refused,
+        RequestError,
         "'no'",
     ),
     "lookup in a shard": (
@@ -523,39 +523,47 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Refused], str]] = {
         TooLarge,
         "limit",
     ),
-    "no results": ({"query": V, "using": "cos", "limit": 0}, Refused, "limit value 0"),
-    "negative offset": ({"query": V, "using": "cos", "offset": -1}, Refused, "offset value -1"),
-    "prefetch for nothing": ({"prefetch": prefetched("cos")}, Refused, "merge the prefetches"),
-    "threshold of nothing": ({"score_threshold": 0.5}, Refused, "A query is needed"),
-    "threshold of an order": ({"query": ORDER, "score_threshold": 0.5}, Refused, "order_by"),
-    "threshold of nan": ({"query": V, "using": "cos", "score_threshold": float("nan")}, Refused, "finite"),
+    "no results": ({"query": V, "using": "cos", "limit": 0}, RequestError, "limit value 0"),
+    "negative offset": ({"query": V, "using": "cos", "offset": -1}, RequestError, "offset value -1"),
+    "prefetch for nothing": ({"prefetch": prefetched("cos")}, RequestError, "merge the prefetches"),
+    "threshold of nothing": ({"score_threshold": 0.5}, RequestError, "A query is needed"),
+    "threshold of an order": ({"query": ORDER, "score_threshold": 0.5}, RequestError, "order_by"),
+    "threshold of nan": (
+        {"query": V, "using": "cos", "score_threshold": float("nan")},
+        RequestError,
+        "finite",
+    ),
     "fusion with a vector": (
         {"prefetch": prefetched("cos"), "query": RRF, "using": "cos"},
-        Refused,
+        RequestError,
         "'using'",
     ),
-    "fusion of nothing": ({"query": RRF}, Refused, "without prefetches"),
+    "fusion of nothing": ({"query": RRF}, RequestError, "without prefetches"),
     "weights too few": (
         {"prefetch": prefetched("cos", "l2"), "query": models.RrfQuery(rrf=models.Rrf(weights=[1.0]))},
-        Refused,
+        RequestError,
         "weights length",
     ),
     "rrf k": (
         {"prefetch": prefetched("cos"), "query": models.RrfQuery(rrf=models.Rrf(k=0))},
-        Refused,
+        RequestError,
         "rrf k",
     ),
-    "nothing liked": ({"query": recommend([], [FIRST]), "using": "cos"}, Refused, "At least one positive"),
-    "no examples": ({"query": recommend([], [], "best_score"), "using": "cos"}, Refused, "At least one"),
-    "mixed examples": ({"query": MIXED, "using": "cos"}, Refused, "not sparse"),
+    "nothing liked": (
+        {"query": recommend([], [FIRST]), "using": "cos"},
+        RequestError,
+        "At least one positive",
+    ),
+    "no examples": ({"query": recommend([], [], "best_score"), "using": "cos"}, RequestError, "At least one"),
+    "mixed examples": ({"query": MIXED, "using": "cos"}, RequestError, "not sparse"),
     "rows and lists": (
         {"query": recommend([MULTI], [MULTI[0]]), "using": "multi"},
-        Refused,
+        RequestError,
         "different types",
     ),
     "mmr diversity": (
         {"query": models.NearestQuery(nearest=V, mmr=models.Mmr(diversity=2.0)), "using": "cos"},
-        Refused,
+        RequestError,
         "diversity",
     ),
     "mmr of sparse vectors": (
@@ -563,26 +571,34 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Refused], str]] = {
         NotSupported,
         "sparse",
     ),
-    "feedback of nan": ({"query": feedback(float("nan")), "using": "dot"}, Refused, "finite"),
+    "feedback of nan": ({"query": feedback(float("nan")), "using": "dot"}, RequestError, "finite"),
     "weights of infinity": (
         {"prefetch": prefetched("cos"), "query": models.RrfQuery(rrf=models.Rrf(weights=[float("inf")]))},
-        Refused,
+        RequestError,
         "finite",
     ),
-    "formula of too much": (formula(1e300), Refused, ""),
-    "text without index": ({"query": models.TextQuery(text="red"), "using": "deep"}, Refused, "deep"),
-    "text of no field": ({"query": models.TextQuery(text="red")}, Refused, "payload field"),
-    "order without index": ({"query": models.OrderByQuery(order_by="deep")}, Refused, "No range index"),
+    "formula of too much": (formula(1e300), RequestError, ""),
+    "text without index": ({"query": models.TextQuery(text="red"), "using": "deep"}, RequestError, "deep"),
+    "text of no field": ({"query": models.TextQuery(text="red")}, RequestError, "payload field"),
+    "order without index": ({"query": models.OrderByQuery(order_by="deep")}, RequestError, "No range index"),
     "formula of a missing value": (
         formula(models.SumExpression(sum=["$score", "nowhere"])),
-        Refused,
+        RequestError,
         "is missing there",
     ),
-    "formula of nan": (formula(float("nan")), Refused, "finite"),
-    "deep formula": (formula(deep_sum(100)), Refused, "nested deeper"),
-    "deep prefetch": ({"prefetch": deep_prefetch(100), "query": V, "using": "cos"}, Refused, "nested deeper"),
-    "hnsw_ef": ({"query": V, "using": "cos", "params": models.SearchParams(hnsw_ef=-1)}, Refused, "hnsw_ef"),
-    "unknown vector to return": ({"query": V, "using": "cos", "with_vector": ["no"]}, Refused, "'no'"),
+    "formula of nan": (formula(float("nan")), RequestError, "finite"),
+    "deep formula": (formula(deep_sum(100)), RequestError, "nested deeper"),
+    "deep prefetch": (
+        {"prefetch": deep_prefetch(100), "query": V, "using": "cos"},
+        RequestError,
+        "nested deeper",
+    ),
+    "hnsw_ef": (
+        {"query": V, "using": "cos", "params": models.SearchParams(hnsw_ef=-1)},
+        RequestError,
+        "hnsw_ef",
+    ),
+    "unknown vector to return": ({"query": V, "using": "cos", "with_vector": ["no"]}, RequestError, "'no'"),
 }
 
 
@@ -590,7 +606,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Refused], str]] = {
 def test_what_cannot_be_answered_is_refused_with_a_sentence(both: Both, name: str):
     request, kind, sentence = REFUSED[name]
 
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(RequestError) as refusal:
         query_points(models.QueryRequest(**request), both.target, both.find)
 
     assert type(refusal.value) is kind

@@ -17,7 +17,7 @@ from storage.embedded.qdrant.engine.target import Target
 from storage.embedded.qdrant.protocol import responses
 from storage.embedded.qdrant.protocol.average_vector import average
 from storage.embedded.qdrant.protocol.distance_matrix import matrix_offsets, matrix_pairs
-from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported, Refused, TooLarge
+from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported, RequestError, TooLarge
 from storage.embedded.qdrant.protocol.groups import query_groups
 from storage.embedded.qdrant.protocol.named_vectors import UNNAMED, Spaces
 from storage.embedded.qdrant.protocol.query import query_points
@@ -321,7 +321,7 @@ def test_all_forms_of_a_uuid_are_one_id(id: str):
 
 @pytest.mark.parametrize("id", [-1, 2**64, "", "x", "12", "5c56c793"])
 def test_what_is_no_id_is_refused(id: int | str):
-    with pytest.raises(Refused, match="is not a point id"):
+    with pytest.raises(RequestError, match="is not a point id"):
         point_id(id)
 
 
@@ -350,7 +350,7 @@ BAD_VECTORS: dict[str, tuple[Any, str]] = {
 def test_a_bad_vector_is_refused_before_the_engine_sees_it(name: str):
     vector, sentence = BAD_VECTORS[name]
 
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(RequestError) as refusal:
         to_engine(vector, SPACES)
 
     assert sentence in str(refusal.value)
@@ -383,20 +383,20 @@ def test_the_average_moves_away_from_what_is_disliked():
     assert (sparse.indices, sparse.values) == ([1, 2, 3], [2.0, 6.0, -1.0])
 
 
-READS: dict[str, tuple[Callable[[Both], Any], type[Refused], str]] = {
+READS: dict[str, tuple[Callable[[Both], Any], type[RequestError], str]] = {
     "both an order and an offset": (
         lambda both: scroll(models.ScrollRequest(order_by="n", offset=3), both.target),
-        Refused,
+        RequestError,
         "start_from",
     ),
     "order without an index": (
         lambda both: scroll(models.ScrollRequest(order_by="key"), both.target),
-        Refused,
+        RequestError,
         "No range index for `order_by` key",
     ),
     "facet without an index": (
         lambda both: facet(models.FacetRequest(key="key"), both.target),
-        Refused,
+        RequestError,
         "Please create one",
     ),
     "too long a page": (
@@ -406,7 +406,7 @@ READS: dict[str, tuple[Callable[[Both], Any], type[Refused], str]] = {
     ),
     "an empty page": (
         lambda both: scroll(models.ScrollRequest(limit=0), both.target),
-        Refused,
+        RequestError,
         "limit value 0",
     ),
     "too many ids": (
@@ -416,7 +416,7 @@ READS: dict[str, tuple[Callable[[Both], Any], type[Refused], str]] = {
     ),
     "an unknown vector": (
         lambda both: retrieve(models.PointRequest(ids=[1], with_vector=["no"]), both.target),
-        Refused,
+        RequestError,
         "'no'",
     ),
     "a shard key": (
@@ -429,17 +429,17 @@ READS: dict[str, tuple[Callable[[Both], Any], type[Refused], str]] = {
         TooLarge,
         "1,000,000 results",
     ),
-    "groups of none": (lambda both: grouped(both, group_size=0), Refused, "limit value 0"),
-    "groups by a bad path": (lambda both: grouped(both, group_by="n["), Refused, "JSON path"),
+    "groups of none": (lambda both: grouped(both, group_size=0), RequestError, "limit value 0"),
+    "groups by a bad path": (lambda both: grouped(both, group_by="n["), RequestError, "JSON path"),
     "groups with a lookup nowhere": (lambda both: grouped(both, with_lookup="nope"), NotFound, "nope"),
     "a matrix of one": (
         lambda both: matrix_pairs(models.SearchMatrixRequest(using="cos", sample=1), both.target),
-        Refused,
+        RequestError,
         "must be 2 or larger",
     ),
     "a matrix of nothing": (
         lambda both: matrix_pairs(models.SearchMatrixRequest(), both.target),
-        Refused,
+        RequestError,
         "Not existing vector name error: ''",
     ),
 }
@@ -454,7 +454,7 @@ def grouped(both: Both, **given: Any) -> models.GroupsResult:
 def test_a_read_that_cannot_be_answered_is_refused_with_a_sentence(both: Both, name: str):
     read, kind, sentence = READS[name]
 
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(RequestError) as refusal:
         read(both)
 
     assert type(refusal.value) is kind

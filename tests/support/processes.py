@@ -1,10 +1,13 @@
 """Servers that outlive the test's process: made for one test, waited for, and gone afterwards."""
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 from pathlib import Path
+from tempfile import gettempdir
 
 from sqlalchemy import URL
 
@@ -16,6 +19,7 @@ PATIENCE_S = 30
 ONCE_A_YEAR = "30 4 1 1 *"
 """A schedule by which nothing runs while tests do."""
 
+TEMPORARY = {Path("/dev/shm"), Path(gettempdir())}
 HomeAt = Callable[[Path], Path]
 
 
@@ -59,9 +63,18 @@ def homes() -> Iterator[HomeAt]:
         def home_at(path: Path) -> Path:
             stops.callback(stop_postgres, path)
             stops.callback(stop_index, path)
-            return path
+            return let_in(path)
 
         yield home_at
+
+
+def let_in(folder: Path) -> Path:
+    """Let the account that runs root's Postgres pass to a folder below the temporary one; return it."""
+    if os.geteuid() == 0 and not TEMPORARY.isdisjoint(folder.parents):
+        for one in takewhile(lambda path: path not in TEMPORARY, (folder, *folder.parents)):
+            if one.is_dir():
+                one.chmod(one.stat().st_mode | 0o011)
+    return folder
 
 
 def is_gone(pid: int) -> bool:

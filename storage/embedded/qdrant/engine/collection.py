@@ -13,9 +13,9 @@ from qdrant_client import models
 
 from storage.embedded.qdrant.engine import log_salvage
 from storage.embedded.qdrant.engine.bindings import EngineFault, engine_errors, to_engine
-from storage.embedded.qdrant.engine.state import Stored
-from storage.embedded.qdrant.protocol.config import bytes_per_point, described, engine_config, spaces_of
-from storage.embedded.qdrant.protocol.errors import Refused
+from storage.embedded.qdrant.engine.state import CollectionState
+from storage.embedded.qdrant.protocol.config import bytes_per_point, collection_info, engine_config, spaces_of
+from storage.embedded.qdrant.protocol.errors import RequestError
 from storage.embedded.qdrant.protocol.named_vectors import Spaces
 from storage.embedded.qdrant.protocol.writes import PointId, Write, require_points
 
@@ -35,7 +35,11 @@ class Collection:
     """A collection that is open. Not for several threads: the engine takes one call at a time anyway."""
 
     def __init__(
-        self, name: str, stored: Stored, shards: Path, note: Callable[[Stored], None] = lambda _: None
+        self,
+        name: str,
+        stored: CollectionState,
+        shards: Path,
+        save: Callable[[CollectionState], None] = lambda _: None,
     ) -> None:
         """Describe it; it is opened when it is first used.
 
@@ -47,7 +51,7 @@ class Collection:
         """
         self.name = name
         self.stored = stored
-        self._note = note
+        self._save = save
         self.spaces: Spaces = spaces_of(stored.config)
         self.path = shards / stored.folder
         self.changed: set[PointId] | None = None
@@ -58,11 +62,11 @@ class Collection:
 
         self.last_write_s = time.monotonic()
         self._shard: edge.EdgeShard | None = None
-        self._written = 0
+        self._ungraphed = 0
         self._unflushed = 0
 
     @staticmethod
-    def create_files(path: Path, stored: Stored) -> None:
+    def create_files(path: Path, stored: CollectionState) -> None:
         """Make the empty shard of a collection, with its payload indexes."""
         path.mkdir(parents=True)
         with engine_errors():
@@ -80,9 +84,9 @@ class Collection:
             EngineFault: its files cannot be read; the message names the remedy.
         """
         if self._shard is None:
-            self._shard = self._opened()
-            held = self._shard.info().points_count
-            self._written = max(held - self.stored.graph_points, 0)
+            self._shard = self._open()
+            found = self._shard.info().points_count
+            self._ungraphed = max(found - self.stored.graph_points, 0)
         return self._shard
 
     @property
@@ -93,12 +97,12 @@ class Collection:
     @property
     def ungraphed_bytes(self) -> int:
         """How much of the vectors no graph covers: a search scans it. Deletes and repeats count as well."""
-        return max(self._written, 0) * bytes_per_point(self.spaces)
+        return max(self._ungraphed, 0) * bytes_per_point(self.spaces)
 
     @property
     def ungraphed_points(self) -> int:
         """How many points were written since the graph was built."""
-        return self._written
+        return self._ungraphed
 
     def apply(self, writes: Sequence[Write]) -> None:
         """Carry out `writes`, all of which were checked; each is in the write-ahead log when this returns.
@@ -109,9 +113,9 @@ class Collection:
         require_points(self.shard, writes)
         for write in writes:
             touched = self._touched(write)
-            with self._reopening(), engine_errors():
+            with self._reopen_on_fault(), engine_errors():
                 self.shard.update(write.operation)
-            self._written += len(touched)
+            self._ungraphed += len(touched)
             self._unflushed += len(touched)
             self.last_write_s = time.monotonic()
 
@@ -121,7 +125,7 @@ class Collection:
         What was written before is synced first: the log could not be replayed over another schema.
         """
         self.flush()
-        with self._reopening(), engine_errors():
+        with self._reopen_on_fault(), engine_errors():
             self.shard.update(operation)
         self._unflushed += 1
         self.flush()
@@ -151,10 +155,10 @@ class Collection:
         """Give up the engine's shard, in whatever state it is; the next use opens it again."""
         shard, self._shard, self._unflushed = self._shard, None, 0
         if shard is not None:
-            with suppress(EngineFault, Refused), engine_errors():
+            with suppress(EngineFault, RequestError), engine_errors():
                 shard.close()
 
-    def switch(self, stored: Stored, shards: Path) -> None:
+    def switch(self, stored: CollectionState, shards: Path) -> None:
         """Go over to the folder that `stored` names, which holds the same points, and open it."""
         self.close()
         self.stored = stored
@@ -170,7 +174,7 @@ class Collection:
         """
         shard = self.shard.info()
         status = models.CollectionStatus.GREEN if self.changed is None else models.CollectionStatus.YELLOW
-        return described(
+        return collection_info(
             self.stored.config,
             shard,
             self.stored.payload_schema,
@@ -179,17 +183,17 @@ class Collection:
         )
 
     @contextmanager
-    def _reopening(self) -> Iterator[None]:
+    def _reopen_on_fault(self) -> Iterator[None]:
         """Open the shard anew after a fault: the record of the write that failed may stop its log."""
         try:
             yield
         except EngineFault:
             self.reopen()
-            with suppress(EngineFault, Refused):
-                self._shard = self._opened(has_failed=True)
+            with suppress(EngineFault, RequestError):
+                self._shard = self._open(has_failed=True)
             raise
 
-    def _opened(self, *, has_failed: bool = False) -> edge.EdgeShard:
+    def _open(self, *, has_failed: bool = False) -> edge.EdgeShard:
         """Open the shard, after its log was cut if need be.
 
         Args:
@@ -199,20 +203,20 @@ class Collection:
         opening = self.path / OPENING
         try:
             self._require_segments()
-            is_deadly = opening.exists() and log_salvage.failure(self.path) is not None
-            if log_salvage.is_halfway(self.path) or is_deadly or log_salvage.is_damaged(self.path):
+            is_deadly = opening.exists() and log_salvage.probe_failure(self.path) is not None
+            if log_salvage.is_cut_unfinished(self.path) or is_deadly or log_salvage.is_damaged(self.path):
                 self._cut_log(has_failed)
             opening.touch()
             try:
                 shard = self._load()
-            except (EngineFault, Refused) as error:
-                if log_salvage.is_of_the_machine(str(error)):
+            except (EngineFault, RequestError) as error:
+                if log_salvage.is_machine_fault(str(error)):
                     raise
                 self._cut_log(has_failed)
                 shard = self._load()
             finally:
                 opening.unlink(missing_ok=True)
-        except (EngineFault, Refused) as error:
+        except (EngineFault, RequestError) as error:
             raise EngineFault(self._remedy(str(error))) from error
         return shard
 
@@ -238,11 +242,11 @@ class Collection:
         else:
             log.error("%s: %s", self.name, sentence)
             self.stored = self.stored.model_copy(update={"damage": sentence})
-            self._note(self.stored)
-        log_salvage.finish(self.path)
+            self._save(self.stored)
+        log_salvage.remove_cut_log(self.path)
 
     def _remedy(self, reason: str) -> str:
-        if log_salvage.is_of_the_machine(reason):
+        if log_salvage.is_machine_fault(reason):
             return f"collection {self.name!r} cannot be opened: {reason}"
         return (
             f"collection {self.name!r} cannot be opened: put back a copy of its files, or delete it and make "

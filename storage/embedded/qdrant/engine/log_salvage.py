@@ -25,7 +25,7 @@ UNREADABLE = "wal.unreadable"
 """The log while it is being cut; a shard that has one was left halfway."""
 
 SEGMENTS = "segments"
-OF_THE_MACHINE = re.compile(r"\(os error (?:5|11|12|13|23|24|28|30|122)\)|Out of memory")
+MACHINE_FAULT = re.compile(r"\(os error (?:5|11|12|13|23|24|28|30|122)\)|Out of memory")
 """Faults that pass: a lock, no access, no memory, no descriptors, no room, a disk that fails."""
 
 MAX_REASON_CHARS = 200
@@ -45,12 +45,12 @@ class Cut:
     """Where the record and all after it are kept."""
 
 
-def is_of_the_machine(reason: str) -> bool:
+def is_machine_fault(reason: str) -> bool:
     """Whether the engine failed for want of something that the machine lacks just now."""
-    return OF_THE_MACHINE.search(reason) is not None
+    return MACHINE_FAULT.search(reason) is not None
 
 
-def is_halfway(shard: Path) -> bool:
+def is_cut_unfinished(shard: Path) -> bool:
     """Whether a process ended while it cut the log of `shard`."""
     return (shard / UNREADABLE).exists()
 
@@ -60,13 +60,13 @@ def is_damaged(shard: Path) -> bool:
 
     A record that a killed process left unfinished was never acknowledged: it is overwritten here.
     """
-    found = write_ahead_log.examine(shard / LOG)
+    found = write_ahead_log.check_log(shard / LOG)
     if found.unfinished is not None and not found.is_damaged:
-        write_ahead_log.forget(found.unfinished)
+        write_ahead_log.erase(found.unfinished)
     return found.is_damaged
 
 
-def failure(shard: Path) -> str | None:
+def probe_failure(shard: Path) -> str | None:
     """Try to open `shard` in another process; returns why it cannot be opened, or None."""
     module = "storage.embedded.qdrant.process.shard_probe"
     tried = subprocess.run(
@@ -81,20 +81,20 @@ def failure(shard: Path) -> str | None:
 def cut_log(shard: Path, aside: Path) -> Cut:
     """Cut the log of `shard` before the record that stops it, and keep the rest in a file in `aside`.
 
-    The caller notes what was cut, and then calls `finish`: until then, the next process does it all again.
+    The caller notes what was cut, and then calls `remove_cut_log`: until then, the next process does it all again.
 
     Raises:
         EngineFault: the log is not at fault, or not alone; the shard is as it was.
     """
     unreadable = shard / UNREADABLE
-    if not is_halfway(shard):
+    if not is_cut_unfinished(shard):
         (shard / LOG).rename(unreadable)
     try:
-        good, reason = _replayable(shard, unreadable)
-        cut = _kept(unreadable, good, reason, aside / shard.name)
-        _lay(shard, partial(write_ahead_log.lay, unreadable, count=good))
-        _settle(shard)
-        _lay(shard, partial(write_ahead_log.begin_anew, segments=shard / SEGMENTS))
+        good, reason = _find_replayable(shard, unreadable)
+        cut = _save_remainder(unreadable, good, reason, aside / shard.name)
+        _replace_log(shard, partial(write_ahead_log.write_prefix, unreadable, count=good))
+        _flush_segments(shard)
+        _replace_log(shard, partial(write_ahead_log.create_empty, segments=shard / SEGMENTS))
     except BaseException:
         shutil.rmtree(shard / LOG, ignore_errors=True)
         unreadable.rename(shard / LOG)
@@ -102,29 +102,29 @@ def cut_log(shard: Path, aside: Path) -> Cut:
     return cut
 
 
-def finish(shard: Path) -> None:
+def remove_cut_log(shard: Path) -> None:
     """Remove the log that was cut: its first part is in the segments, the rest was set aside."""
     shutil.rmtree(shard / UNREADABLE)
 
 
-def _replayable(shard: Path, unreadable: Path) -> tuple[int, str]:
+def _find_replayable(shard: Path, unreadable: Path) -> tuple[int, str]:
     """Return how many records can be replayed, and why not one more; by halves, with a process each."""
-    good, bad = -1, write_ahead_log.examine(unreadable).intact + 1
+    good, bad = -1, write_ahead_log.check_log(unreadable).intact + 1
     reason = "its bytes are damaged"
     while bad - good > 1:
         middle = (good + bad) // 2 if good >= 0 else 0
-        _lay(shard, partial(write_ahead_log.lay, unreadable, count=middle))
-        why = failure(shard)
+        _replace_log(shard, partial(write_ahead_log.write_prefix, unreadable, count=middle))
+        why = probe_failure(shard)
         if why is None:
             good = middle
-        elif middle == 0 or is_of_the_machine(why):
+        elif middle == 0 or is_machine_fault(why):
             raise EngineFault(why)
         else:
             bad, reason = middle, why
     return good, reason
 
 
-def _kept(unreadable: Path, good: int, reason: str, aside: Path) -> Cut:
+def _save_remainder(unreadable: Path, good: int, reason: str, aside: Path) -> Cut:
     """Write the log from record `good` on to a file, and describe it."""
     found = write_ahead_log.records(unreadable)
     stopped = found[good] if good < len(found) else None
@@ -132,7 +132,7 @@ def _kept(unreadable: Path, good: int, reason: str, aside: Path) -> Cut:
     number = stopped.number if stopped else before + 1
     file = aside.with_name(f"{aside.name}-from-{number}.log")
     aside.parent.mkdir(mode=0o700, exist_ok=True)
-    atomic_write(file, write_ahead_log.rest(unreadable, good))
+    atomic_write(file, write_ahead_log.remainder(unreadable, good))
     return Cut(
         number=number,
         kind=stopped.kind if stopped else "of an unknown kind",
@@ -142,12 +142,12 @@ def _kept(unreadable: Path, good: int, reason: str, aside: Path) -> Cut:
     )
 
 
-def _lay(shard: Path, make: Callable[[Path], None]) -> None:
+def _replace_log(shard: Path, make: Callable[[Path], None]) -> None:
     shutil.rmtree(shard / LOG, ignore_errors=True)
     make(shard / LOG)
 
 
-def _settle(shard: Path) -> None:
+def _flush_segments(shard: Path) -> None:
     """Have the segments hold all that is left in the log."""
     with engine_errors():
         opened = edge.EdgeShard.load(str(shard))

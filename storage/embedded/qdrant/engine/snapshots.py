@@ -32,11 +32,11 @@ from starlette.responses import FileResponse
 from starlette.routing import Route
 
 from storage.embedded.qdrant.engine.collection import Collection
-from storage.embedded.qdrant.engine.graphs import BuildFailed, Outdated, replica
-from storage.embedded.qdrant.engine.state import Stored
+from storage.embedded.qdrant.engine.graphs import BuildFailed, CollectionChanged, replica
+from storage.embedded.qdrant.engine.state import CollectionState
 from storage.embedded.qdrant.engine.store import Store
-from storage.embedded.qdrant.protocol.errors import Conflict, NotFound, NotSupported, Refused, TooLarge
-from storage.embedded.qdrant.protocol.http import Door
+from storage.embedded.qdrant.protocol.errors import Conflict, NotFound, NotSupported, RequestError, TooLarge
+from storage.embedded.qdrant.protocol.http import Gateway
 from storage.files import NotPrivate, durable_rename, open_file
 
 CHECKSUM = ".checksum"
@@ -55,14 +55,14 @@ MAX_READ_BYTES = 2**20
 """Of names and attributes in an archive, which `tarfile` holds in memory; files are read in parts."""
 
 
-def routes(store: Store, door: Door) -> Iterator[Route]:
+def routes(store: Store, gateway: Gateway) -> Iterator[Route]:
     """Yield what is answered about snapshots."""
     path = "/collections/{name}/snapshots"
 
     def act(method: str, path: str, do: Any, body: Any = None) -> Route:
-        return door.route(method, path, lambda request, body: do(store, request, body), body)
+        return gateway.route(method, path, lambda request, body: do(store, request, body), body)
 
-    yield act("GET", path, _listed)
+    yield act("GET", path, _list)
     yield act("POST", path, _create)
     yield act("PUT", f"{path}/recover", _recover, models.SnapshotRecover)
     yield act("POST", f"{path}/upload", _upload)
@@ -70,9 +70,9 @@ def routes(store: Store, door: Door) -> Iterator[Route]:
     yield act("DELETE", f"{path}/{{snapshot}}", _delete)
 
 
-def _listed(store: Store, request: Request, _: None) -> list[models.SnapshotDescription]:
+def _list(store: Store, request: Request, _: None) -> list[models.SnapshotDescription]:
     folder = _folder(store, store.get(request.path_params["name"]).name)
-    return [_described(path) for path in sorted(folder.glob("*.snapshot"))]
+    return [_description(path) for path in sorted(folder.glob("*.snapshot"))]
 
 
 async def _create(store: Store, request: Request, _: None) -> models.SnapshotDescription:
@@ -84,24 +84,24 @@ async def _create(store: Store, request: Request, _: None) -> models.SnapshotDes
     try:
         async with collection.replicating, replica(store, collection, has_graph=False) as stored:
             await asyncio.to_thread(_pack, store.shards / stored.folder, stored, path)
-    except (Outdated, BuildFailed) as error:
+    except (CollectionChanged, BuildFailed) as error:
         raise Conflict(f"no snapshot: {error or 'the collection changed its schema'}; try again") from error
-    return _described(path)
+    return _description(path)
 
 
 def _download(store: Store, request: Request, _: None) -> FileResponse:
-    return FileResponse(_existing(store, request), media_type="application/octet-stream")
+    return FileResponse(_require_snapshot(store, request), media_type="application/octet-stream")
 
 
 def _delete(store: Store, request: Request, _: None) -> bool:
-    path = _existing(store, request)
+    path = _require_snapshot(store, request)
     path.unlink()
     _checksum_file(path).unlink(missing_ok=True)
     return True
 
 
 async def _recover(store: Store, request: Request, wanted: models.SnapshotRecover) -> bool:
-    snapshot = _named(store, wanted.location)
+    snapshot = _snapshot_path(store, wanted.location)
     return await _recover_from(store, request.path_params["name"], snapshot, wanted.checksum)
 
 
@@ -109,7 +109,7 @@ async def _upload(store: Store, request: Request, _: None) -> bool:
     """Recover from the file `snapshot` of a form; it goes to disk as it comes."""
     length = request.headers.get("content-length", "")
     if not length.isdecimal():
-        raise Refused("send the length of the upload as Content-Length")
+        raise RequestError("send the length of the upload as Content-Length")
     for folder, copies in ((Path(gettempdir()), 1), (store.folder, COPIES)):
         if copies * int(length) > _room(folder):
             raise TooLarge(f"no room in {folder} for {copies} copies of this upload; free space on its disk")
@@ -117,7 +117,7 @@ async def _upload(store: Store, request: Request, _: None) -> bool:
     async with request.form(max_files=1, max_fields=0) as form:
         upload = form.get("snapshot")
         if not isinstance(upload, UploadFile):
-            raise Refused("send the snapshot as the file `snapshot` of a form")
+            raise RequestError("send the snapshot as the file `snapshot` of a form")
         try:
             with path.open("xb") as file:
                 await asyncio.to_thread(shutil.copyfileobj, upload.file, file)
@@ -134,7 +134,7 @@ async def _recover_from(store: Store, name: str, snapshot: Path, checksum: str |
         target = store.shards / stored.folder
         durable_rename(unpacked / SHARD, target)
         try:
-            stored = _opened_once(name, stored, store.shards)
+            stored = _open_once(name, stored, store.shards)
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
@@ -144,7 +144,7 @@ async def _recover_from(store: Store, name: str, snapshot: Path, checksum: str |
     return True
 
 
-def _pack(shard: Path, stored: Stored, path: Path) -> None:
+def _pack(shard: Path, stored: CollectionState, path: Path) -> None:
     """Write the snapshot; it gets its name last, so whatever has that name is whole."""
     unfinished = path.with_suffix(".new")
     description = shard.parent / f"{shard.name}.json"
@@ -161,7 +161,7 @@ def _pack(shard: Path, stored: Stored, path: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _named(store: Store, location: str) -> Path:
+def _snapshot_path(store: Store, location: str) -> Path:
     """Return the path of the index's snapshot at `location`.
 
     Args:
@@ -182,28 +182,28 @@ def _named(store: Store, location: str) -> Path:
     return path
 
 
-def _unpack(path: Path, checksum: str | None, folder: Path) -> Stored:
+def _unpack(path: Path, checksum: str | None, folder: Path) -> CollectionState:
     folder.mkdir(mode=0o700)
     snapshot = folder / "snapshot"
     _copy(path, snapshot)
     with snapshot.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if checksum is not None and checksum != found:
-        raise Refused(f"the snapshot's SHA-256 is {found}, not {checksum}")
+        raise RequestError(f"the snapshot's SHA-256 is {found}, not {checksum}")
     try:
         _extract(snapshot, folder)
         if (folder / DESCRIPTION).stat().st_size > MAX_DESCRIPTION_BYTES:
             raise TooLarge(f"{DESCRIPTION} in the snapshot has over {MAX_DESCRIPTION_BYTES:,} bytes")
-        stored = Stored.model_validate_json((folder / DESCRIPTION).read_bytes())
+        stored = CollectionState.model_validate_json((folder / DESCRIPTION).read_bytes())
     except (*NO_ARCHIVE, FileNotFoundError, ValidationError) as error:
-        raise Refused(
+        raise RequestError(
             f"{path.name} is no snapshot of this index ({error}); a Qdrant server's is another format: "
             "copy its points with `QdrantClient.migrate` instead"
         ) from error
     return stored.model_copy(update={"folder": uuid4().hex, "graph_points": 0})
 
 
-class _Unpacked(gzip.GzipFile):
+class _BoundedGzip(gzip.GzipFile):
     """The bytes of a compressed archive, few at once."""
 
     def read(self, size: int | None = -1) -> bytes:
@@ -223,7 +223,7 @@ def _extract(snapshot: Path, folder: Path) -> None:
         TarError, BadGzipFile, zlib.error, EOFError, RecursionError: it is no such archive.
     """
     room = _room(folder)
-    with _Unpacked(snapshot) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as tar:
+    with _BoundedGzip(snapshot) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as tar:
         for number, member in enumerate(tar, 1):
             room -= member.size
             if number > MAX_FILES:
@@ -254,10 +254,10 @@ def _copy(path: Path, target: Path) -> None:
                 )
             shutil.copyfileobj(source, file)
     except (FileNotFoundError, NotPrivate) as error:
-        raise Refused(f"cannot read the snapshot {path}: {error}") from error
+        raise RequestError(f"cannot read the snapshot {path}: {error}") from error
 
 
-def _opened_once(name: str, stored: Stored, shards: Path) -> Stored:
+def _open_once(name: str, stored: CollectionState, shards: Path) -> CollectionState:
     """Return what to store of a recovered collection, after its shard was opened."""
     probe = Collection(name, stored, shards)
     _ = probe.points
@@ -265,7 +265,7 @@ def _opened_once(name: str, stored: Stored, shards: Path) -> Stored:
     return probe.stored
 
 
-def _existing(store: Store, request: Request) -> Path:
+def _require_snapshot(store: Store, request: Request) -> Path:
     folder = _folder(store, store.get(request.path_params["name"]).name)
     name = str(request.path_params["snapshot"])
     path = folder / name
@@ -282,7 +282,7 @@ def _checksum_file(path: Path) -> Path:
     return path.with_name(path.name + CHECKSUM)
 
 
-def _described(path: Path) -> models.SnapshotDescription:
+def _description(path: Path) -> models.SnapshotDescription:
     found = path.stat()
     made = datetime.fromtimestamp(found.st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     checksum = None

@@ -14,9 +14,9 @@ from qdrant_client import models
 from storage.embedded.qdrant.engine import state
 from storage.embedded.qdrant.engine.bindings import EngineFault, engine_errors, to_engine
 from storage.embedded.qdrant.engine.collection import ASIDE, Collection
-from storage.embedded.qdrant.engine.state import SHARDS, Stored
+from storage.embedded.qdrant.engine.state import SHARDS, CollectionState
 from storage.embedded.qdrant.protocol import config
-from storage.embedded.qdrant.protocol.errors import Conflict, NotFound, NotSupported, Refused
+from storage.embedded.qdrant.protocol.errors import Conflict, NotFound, NotSupported, RequestError
 from storage.files import unfinished_files
 
 MAX_NAME_CHARS = 255
@@ -64,14 +64,14 @@ class Store:
         if real not in self._state.collections:
             raise NotFound(f"collection {name!r} does not exist")
         if real not in self._open:
-            stored, note = self._state.collections[real], partial(self._replace, real)
-            self._open[real] = Collection(real, stored, self.shards, note)
+            stored, save = self._state.collections[real], partial(self._replace, real)
+            self._open[real] = Collection(real, stored, self.shards, save)
         return self._open[real]
 
     def reopen(self, name: str | None) -> None:
         """Open the collection called `name` anew, or all that are in use, after the engine panicked in it."""
         real = self._state.aliases.get(name or "", name)
-        for collection in self.opened():
+        for collection in self.open_collections():
             if name is None or collection.name == real:
                 collection.reopen()
 
@@ -79,7 +79,7 @@ class Store:
         """Whether `collection` has not been deleted since it was opened."""
         return self._open.get(collection.name) is collection
 
-    def opened(self) -> Iterator[Collection]:
+    def open_collections(self) -> Iterator[Collection]:
         """Yield the collections that are in use."""
         yield from list(self._open.values())
 
@@ -88,17 +88,17 @@ class Store:
 
         Raises:
             Conflict: a collection or an alias has this name.
-            Refused: the name or the configuration cannot be.
+            RequestError: the name or the configuration cannot be.
         """
         _require_name(name)
         if self.exists(name):
             raise Conflict(f"collection {name!r} already exists")
         config.require_supported(wanted)
-        stored = Stored(folder=uuid4().hex, config=wanted)
+        stored = CollectionState(folder=uuid4().hex, config=wanted)
         state.require_readable(stored)
         self.adopt(name, self.new_files(stored))
 
-    def new_files(self, stored: Stored) -> Stored:
+    def new_files(self, stored: CollectionState) -> CollectionState:
         """Make the files that `stored` names, or none at all."""
         path = self.shards / stored.folder
         try:
@@ -108,7 +108,7 @@ class Store:
             raise
         return stored
 
-    def adopt(self, name: str, stored: Stored) -> None:
+    def adopt(self, name: str, stored: CollectionState) -> None:
         """Let `name` be the collection in the files of `stored`; what it was before is removed."""
         before = self._state.collections.get(name)
         opened = self._open.get(name)
@@ -137,7 +137,7 @@ class Store:
     def update(self, name: str, change: models.UpdateCollection) -> None:
         """Change the configuration of a collection; this acknowledges what could not be read of its log."""
         collection = self.get(name)
-        self._restate(collection, config=config.updated(collection.stored.config, change), damage=None)
+        self._save(collection, config=config.apply_update(collection.stored.config, change), damage=None)
 
     def change_aliases(self, wanted: models.ChangeAliasesOperation) -> None:
         """Carry out all actions that are wanted, in order, or none of them.
@@ -164,7 +164,7 @@ class Store:
         with engine_errors():
             operation = edge.UpdateOperation.create_field_index(field, to_engine(schema))
         collection.alter(operation)
-        self._restate(collection, payload_schema={**collection.stored.payload_schema, field: schema})
+        self._save(collection, payload_schema={**collection.stored.payload_schema, field: schema})
 
     def delete_index(self, name: str, field: str) -> None:
         """Drop the index of a field; nothing happens where there is none."""
@@ -173,7 +173,7 @@ class Store:
             operation = edge.UpdateOperation.delete_field_index(field)
         collection.alter(operation)
         kept = {other: schema for other, schema in collection.stored.payload_schema.items() if other != field}
-        self._restate(collection, payload_schema=kept)
+        self._save(collection, payload_schema=kept)
 
     def create_vector(self, name: str, vector: str, wanted: models.VectorNameConfig) -> None:
         """Add a named vector to a living collection; its points have none of it yet.
@@ -184,7 +184,7 @@ class Store:
         more = config.with_vector(collection.stored.config, vector, wanted)
         if more is not collection.stored.config:
             collection.alter(_new_vector(vector, wanted))
-            self._restate(collection, config=more)
+            self._save(collection, config=more)
 
     def delete_vector(self, name: str, vector: str) -> None:
         """Drop a named vector and what the points hold of it."""
@@ -193,32 +193,32 @@ class Store:
         with engine_errors():
             operation = edge.UpdateOperation.delete_vector_name(vector)
         collection.alter(operation)
-        self._restate(collection, config=fewer)
+        self._save(collection, config=fewer)
 
     def close(self) -> None:
         """Sync and close all collections, also those after one that cannot be closed."""
-        for collection in self.opened():
+        for collection in self.open_collections():
             try:
                 collection.close()
-            except (EngineFault, Refused, OSError):
+            except (EngineFault, RequestError, OSError):
                 log.exception("%s: not closed; what was written is in its log", collection.name)
 
     def flush_due(self) -> None:
         """Sync the collections that are due; the log of one that cannot be synced has what was written."""
-        for collection in self.opened():
+        for collection in self.open_collections():
             try:
                 collection.flush_if_due()
-            except (EngineFault, Refused, OSError):
+            except (EngineFault, RequestError, OSError):
                 log.exception("%s: not synced; tried again", collection.name)
 
-    def _restate(self, collection: Collection, **changes: object) -> None:
+    def _save(self, collection: Collection, **changes: object) -> None:
         changed = collection.stored.model_copy(update=changes)
         self._replace(collection.name, changed)
         collection.stored = changed
         collection.spaces = config.spaces_of(changed.config)
         collection.changed = None  # a graph that is being built has the old schema: it is begun again
 
-    def _replace(self, name: str, stored: Stored) -> None:
+    def _replace(self, name: str, stored: CollectionState) -> None:
         self._write(collections={**self._state.collections, name: stored})
 
     def _write(self, **changes: object) -> None:
@@ -243,12 +243,14 @@ class Store:
 
 def _require_name(name: str) -> None:
     if not 1 <= len(name) <= MAX_NAME_CHARS or FORBIDDEN_IN_NAMES.search(name) or name in (".", ".."):
-        raise Refused(
+        raise RequestError(
             f'{name!r} cannot name a collection: 1 to {MAX_NAME_CHARS} characters, none of < > : " / \\ | ? *'
         )
 
 
-def _change(aliases: dict[str, str], action: models.AliasOperations, collections: dict[str, Stored]) -> None:
+def _change(
+    aliases: dict[str, str], action: models.AliasOperations, collections: dict[str, CollectionState]
+) -> None:
     match action:
         case models.CreateAliasOperation(create_alias=wanted):
             if wanted.collection_name not in collections:

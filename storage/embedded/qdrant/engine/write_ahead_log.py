@@ -57,7 +57,7 @@ def records(log: Path) -> list[Record]:
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
+class LogCheck:
     """What the checksums say of a log."""
 
     intact: int
@@ -70,7 +70,7 @@ class Examined:
     """Whether there is more after the intact ones than one unfinished record."""
 
 
-def examine(log: Path) -> Examined:
+def check_log(log: Path) -> LogCheck:
     """Compare all records with their checksums, and look for bytes after the last one."""
     found = records(log)
     intact, unfinished = 0, None
@@ -91,7 +91,7 @@ def examine(log: Path) -> Examined:
         elif good < len(own):
             is_damaged = True
         is_damaged |= len(content.rstrip(b"\0")) > (own[-1].end if own else START)
-    return Examined(intact, unfinished, is_damaged)
+    return LogCheck(intact, unfinished, is_damaged)
 
 
 def checksum(record: bytes, before: int) -> int:
@@ -100,7 +100,7 @@ def checksum(record: bytes, before: int) -> int:
     return int(google_crc32c.extend(mirrored ^ 0xFFFFFFFF, record))
 
 
-def forget(record: Record) -> None:
+def erase(record: Record) -> None:
     """Overwrite an unfinished record with zeros, so that no part of it is left after the next one."""
     with record.file.open("r+b") as file:
         file.seek(record.start)
@@ -113,7 +113,7 @@ def files(log: Path) -> list[Path]:
     return closed + sorted(log.glob("open-*"), key=_suffix)
 
 
-def lay(log: Path, target: Path, count: int) -> None:
+def write_prefix(log: Path, target: Path, count: int) -> None:
     """Make in `target` a log of the first `count` records of `log`; the next number stays the same."""
     target.mkdir()
     found = records(log)
@@ -130,7 +130,7 @@ def lay(log: Path, target: Path, count: int) -> None:
         (target / FIRST_INDEX).write_bytes((log / FIRST_INDEX).read_bytes())
 
 
-def rest(log: Path, count: int) -> bytes:
+def remainder(log: Path, count: int) -> bytes:
     """Return the bytes of the log after its first `count` records, without the zeros at the files' ends.
 
     They begin with a record, or with bytes that could not be taken for one.
@@ -145,7 +145,7 @@ def rest(log: Path, count: int) -> bytes:
     return b"".join([content[start:] for content in contents[:1]] + used)
 
 
-def begin_anew(log: Path, segments: Path) -> None:
+def create_empty(log: Path, segments: Path) -> None:
     """Make an empty log, whose numbers are above all that the shard in `segments` has seen.
 
     The engine skips an operation with a number below that of the points that it changes.

@@ -20,12 +20,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storage.embedded.qdrant.engine.state import Damaged
+from storage.embedded.qdrant.engine.state import DamagedState
 from storage.embedded.qdrant.process.discovery import (
+    ALREADY_OWNED,
     HOST,
-    OWNED_ELSEWHERE,
     SOCKET,
-    OwnedElsewhere,
+    AlreadyOwned,
     access_file,
     announce,
     folder_of,
@@ -39,10 +39,10 @@ from storage.embedded.qdrant.process.discovery import (
 if TYPE_CHECKING:
     import uvicorn
 
-    from storage.embedded.qdrant.protocol.routes import Served
+    from storage.embedded.qdrant.protocol.routes import IndexApp
 
 IDLE_S = 24 * 3600
-LOOK_ROUND_S = 1.0
+CHECK_INTERVAL_S = 1.0
 STOP_PATIENCE_S = 10
 KEEP_ALIVE_S = 75  # longer than any client keeps an idle connection, so that none is cut while it is used
 BACKLOG = 256
@@ -50,7 +50,7 @@ GARBAGE_AFTER_OBJECTS = 100_000
 log = logging.getLogger("sightline.qdrant")
 
 
-def own(home: Path, *, idle_s: float | None = IDLE_S) -> None:
+def serve_index(home: Path, *, idle_s: float | None = IDLE_S) -> None:
     """Serve the index of `home` until a signal says stop, or nobody has asked anything for `idle_s`.
 
     Args:
@@ -58,21 +58,21 @@ def own(home: Path, *, idle_s: float | None = IDLE_S) -> None:
         idle_s: None to go on for ever.
 
     Raises:
-        OwnedElsewhere: another process does so already.
+        AlreadyOwned: another process does so already.
         Damaged: the list of collections cannot be read.
     """
     path = folder_of(home)
     with ownership(home) as folder:
         # Imported under the lock: of several that start at once, the losers leave before this second of work.
-        from storage.embedded.qdrant.protocol.routes import Served
+        from storage.embedded.qdrant.protocol.routes import IndexApp
 
         # A batch of points is thousands of objects and no cycle: looking for one took a third of the parsing.
         gc.freeze()
         gc.set_threshold(GARBAGE_AFTER_OBJECTS)
         private, public = _private_listener(folder, path), _public_listener()
         try:
-            with private, public, Served.opened(path, new_key()) as served:
-                asyncio.run(_serve(home, served, [private, public], idle_s))
+            with private, public, IndexApp.open(path, new_key()) as app:
+                asyncio.run(_serve(home, app, [private, public], idle_s))
         finally:
             withdraw(home)
         log.info("the index in %s is closed", path)
@@ -97,13 +97,13 @@ def _public_listener() -> socket.socket:
     return listener
 
 
-async def _serve(home: Path, served: "Served", listeners: list[socket.socket], idle_s: float | None) -> None:
+async def _serve(home: Path, app: "IndexApp", listeners: list[socket.socket], idle_s: float | None) -> None:
     import uvicorn
 
     from storage.embedded.qdrant.process.connections import LoopbackProtocol
 
     config = uvicorn.Config(
-        served.app,
+        app.asgi,
         http=LoopbackProtocol,
         log_level="warning",
         access_log=False,
@@ -115,16 +115,16 @@ async def _serve(home: Path, served: "Served", listeners: list[socket.socket], i
     server = uvicorn.Server(config)
     _end_on_signals(server)
     port = listeners[-1].getsockname()[1]
-    access = announce(home, port, served.key)
-    log.info("the index in %s is served at %s by process %d", folder_of(home), access.url, access.pid)
-    chores = asyncio.create_task(_chores(home, served, server, idle_s))
+    access = announce(home, port, app.key)
+    log.info("the index in %s is app at %s by process %d", folder_of(home), access.url, access.pid)
+    maintenance = asyncio.create_task(_maintain(home, app, server, idle_s))
     try:
         # not `serve`, which would raise the signal again before the collections are closed
         await server._serve(listeners)
     finally:
-        chores.cancel()
+        maintenance.cancel()
         with suppress(asyncio.CancelledError):
-            await chores
+            await maintenance
 
 
 def _end_on_signals(server: "uvicorn.Server") -> None:
@@ -135,18 +135,18 @@ def _end_on_signals(server: "uvicorn.Server") -> None:
         asyncio.get_running_loop().add_signal_handler(kind, end)
 
 
-async def _chores(home: Path, served: "Served", server: "uvicorn.Server", idle_s: float | None) -> None:
+async def _maintain(home: Path, app: "IndexApp", server: "uvicorn.Server", idle_s: float | None) -> None:
     """Between requests: sync what was written, build graphs, and end when nobody needs this process."""
-    builder = asyncio.create_task(served.graphs.build_when_due())
+    builder = asyncio.create_task(app.graphs.build_when_due())
     try:
         while not server.should_exit:
-            await asyncio.sleep(LOOK_ROUND_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             now = time.monotonic()
-            served.store.flush_due()
+            app.store.flush_due()
             if not is_announced(home):
                 log.warning("%s or the socket no longer leads to this process: it ends", access_file(home))
                 server.should_exit = True
-            if idle_s is not None and now - served.activity.last_request_s > idle_s:
+            if idle_s is not None and now - app.activity.last_request_s > idle_s:
                 log.info("nobody asked anything for %.0f s: this process ends", idle_s)
                 server.should_exit = True
             if builder.done():
@@ -161,11 +161,11 @@ def main() -> None:
     """Own the index of the home named on the command line."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     try:
-        own(Path(sys.argv[1]))
-    except OwnedElsewhere as error:
+        serve_index(Path(sys.argv[1]))
+    except AlreadyOwned as error:
         log.info("%s", error)
-        sys.exit(OWNED_ELSEWHERE)
-    except Damaged as error:
+        sys.exit(ALREADY_OWNED)
+    except DamagedState as error:
         sys.exit(str(error))
 
 
