@@ -68,13 +68,13 @@ def evaluate(
         raise click.UsageError("give one of --keys, --held-out, --manifest and --judgments")
     settings = load_settings()
     from flows.cli.tables.models import of_evaluation
-    from flows.datasets.test_sets import TestSetChoice, choose_test_set
+    from flows.datasets.test_sets import EvaluationChoice, choose_test_set
     from flows.evaluation.evaluate import evaluate as measure
     from flows.resources.connections import open_stores
     from flows.tracking.progress import stage_bars
 
     chosen = None if langs is None else split_list(langs)
-    question = TestSetChoice(keys, held_out, manifest, judgments, chosen)
+    question = EvaluationChoice(keys, held_out, manifest, judgments, chosen)
     with open_stores(settings) as stores, stage_bars("evaluate") as progress:
         test_set = choose_test_set(stores, settings, question, models)
         result = measure(stores, settings, models, test_set, by=by, progress=progress)

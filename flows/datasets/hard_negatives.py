@@ -10,8 +10,8 @@ import numpy as np
 from embedding.encoders.sentence_encoder import Encoder
 from embedding.training.batches import Row
 from embedding.training.splits import Part
-from flows.datasets.splits import Sides
-from flows.datasets.training_pairs import StoredMaterial, text_number
+from flows.datasets.splits import ImageSplit
+from flows.datasets.training_pairs import StoredTrainingData, text_number
 from flows.resources.connections import Stores
 from storage import qdrant
 from storage.postgres import catalog
@@ -36,7 +36,7 @@ class Candidate:
     score: float
 
 
-def chosen_negatives(
+def select_negatives(
     row: Row, own_score: float, candidates: Sequence[Candidate], many: int
 ) -> list[Candidate]:
     """Return the `many` closest candidates that are no false negatives.
@@ -56,11 +56,11 @@ def chosen_negatives(
     return list(good.values())[:many]
 
 
-def with_negatives(
+def add_negatives(
     stores: Stores,
     encoder: Encoder,
-    sides: Sides,
-    material: StoredMaterial,
+    sides: ImageSplit,
+    material: StoredTrainingData,
     pairs: Iterator[tuple[Part, Row]],
     many: int,
 ) -> Iterator[tuple[Part, Row]]:
@@ -84,7 +84,7 @@ def _mine(
     stores: Stores,
     encoder: Encoder,
     collection: qdrant.Collection,
-    sides: Sides,
+    sides: ImageSplit,
     asked: Sequence[tuple[Row, str]],
     many: int,
 ) -> None:
@@ -103,23 +103,23 @@ def _mine(
         if twin is None or twin.id not in vectors:
             continue
         own_score = float(np.dot(query, vectors[twin.id]))
-        picked = chosen_negatives(row, own_score, _candidates(hits, items, sides), many)
+        picked = select_negatives(row, own_score, _candidates(hits, items, sides), many)
         row["negatives"] += [one.sha256 for one in picked]
         row["negative_groups"] += [one.group for one in picked]
 
 
 def _candidates(
-    hits: Sequence[tuple[UUID, float]], items: Mapping[UUID, Item], sides: Sides
+    hits: Sequence[tuple[UUID, float]], items: Mapping[UUID, Item], sides: ImageSplit
 ) -> list[Candidate]:
     """Return those hits that may be learned from: what is held out is seen by no training."""
     pictures = ((items[id], score) for id, score in hits if id in items)
     return [
         Candidate(
-            item.picture.sha256,
-            sides.number_of(item.picture.sha256),
+            item.image.sha256,
+            sides.number_of(item.image.sha256),
             frozenset(text_number(text.text) for text in item.texts),
             score,
         )
         for item, score in pictures
-        if item.picture is not None and sides.part_of(item.picture.sha256) == "train"
+        if item.image is not None and sides.part_of(item.image.sha256) == "train"
     ]

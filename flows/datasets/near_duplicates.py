@@ -25,7 +25,7 @@ BATCH = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
+class DuplicateGroups:
     """Items that belong together, group by group."""
 
     near: bool
@@ -43,14 +43,16 @@ class Groups:
         return {"near": self.near, "groups": groups, "unreadable": self.unreadable}
 
 
-def same_bytes(stores: Stores) -> Groups:
+def exact_duplicates(stores: Stores) -> DuplicateGroups:
     """Return the items that share a image's bytes with another."""
     with stores.sessions() as session:
         copies = perceptual_hashes.copies(session)
-    return Groups(False, tuple(tuple(group) for _, group in groupby(copies, key=lambda copy: copy.sha256)))
+    return DuplicateGroups(
+        False, tuple(tuple(group) for _, group in groupby(copies, key=lambda copy: copy.sha256))
+    )
 
 
-def look_alikes(stores: Stores, limits: Limits, *, advance: Steps = no_steps) -> Groups:
+def near_duplicates(stores: Stores, limits: Limits, *, advance: Steps = no_steps) -> DuplicateGroups:
     """Return the items whose images look alike, those with the same bytes among them.
 
     What an image looks like is worked out once and kept, so that the next call costs little.
@@ -68,10 +70,10 @@ def look_alikes(stores: Stores, limits: Limits, *, advance: Steps = no_steps) ->
         grouped = {copy.sha256 for group in found for copy in group}
         same = groupby(perceptual_hashes.copies(session), key=lambda copy: copy.sha256)
         found += [list(group) for sha256, group in same if sha256 not in grouped]
-    return Groups(True, tuple(map(tuple, _in_order(found))), unreadable)
+    return DuplicateGroups(True, tuple(map(tuple, _in_order(found))), unreadable)
 
 
-def picture_groups(
+def duplicate_groups(
     stores: Stores, limits: Limits, *, others: Mapping[str, int] = MappingProxyType({})
 ) -> dict[str, str]:
     """Return for each living image, by SHA-256, its group: the smallest SHA-256 among its near duplicates.

@@ -11,8 +11,8 @@ from embedding.images.perceptual_hash import SEEN
 from embedding.images.worker_pool import Workers
 from embedding.training.splits import Part, Split
 from flows.config.settings import Limits
-from flows.datasets.near_duplicates import hash_of, picture_groups
-from flows.datasets.relevance_judgments import BadJudgments, Judgment, pictures_of, sha256_of
+from flows.datasets.near_duplicates import duplicate_groups, hash_of
+from flows.datasets.relevance_judgments import BadJudgments, Judgment, file_sha256, query_images
 from flows.resources.connections import Stores
 from flows.resources.images import decode_many
 from storage.postgres import catalog, perceptual_hashes
@@ -20,7 +20,7 @@ from storage.records import Origin
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
+class ImageSplit:
     """Which images may be learned from: by SHA-256 their group, by group its part."""
 
     groups: Mapping[str, str]
@@ -40,15 +40,17 @@ class Sides:
         return number_of_name(self.groups.get(sha256, sha256))
 
 
-def divide(stores: Stores, limits: Limits, split: Split, judgments: Sequence[Judgment] = ()) -> Sides:
-    """Look at all images, those that are new for the first time, and divide them.
+def split_images(
+    stores: Stores, limits: Limits, split: Split, judgments: Sequence[Judgment] = ()
+) -> ImageSplit:
+    """Look at all images, those that are new for the first time, and split_images them.
 
     Raises:
         BadJudgments: an image that is a query cannot be read.
     """
     hashes = _hashes(judgments)
-    groups = picture_groups(stores, limits, others=hashes)
-    return sides_of(stores, groups | _beside_their_items(stores, groups, set(hashes), judgments), split)
+    groups = duplicate_groups(stores, limits, others=hashes)
+    return image_split(stores, groups | _beside_their_items(stores, groups, set(hashes), judgments), split)
 
 
 def _beside_their_items(
@@ -59,26 +61,26 @@ def _beside_their_items(
     moved: dict[str, str] = {}
     with stores.sessions() as session:
         for one in judgments:
-            own = None if one.image is None else groups[sha256_of(one.image)]
+            own = None if one.image is None else groups[file_sha256(one.image)]
             if own is None or own in stored or own in moved or one.relevance == 0:
                 continue
             for item in catalog.items_with_key(session, one.key, one.source):
-                if item.picture is not None:
-                    moved.setdefault(own, groups.get(item.picture.sha256, item.picture.sha256))
+                if item.image is not None:
+                    moved.setdefault(own, groups.get(item.image.sha256, item.image.sha256))
     return {sha256: moved[groups[sha256]] for sha256 in queries if groups[sha256] in moved}
 
 
-def sides_of(stores: Stores, groups: Mapping[str, str], split: Split) -> Sides:
+def image_split(stores: Stores, groups: Mapping[str, str], split: Split) -> ImageSplit:
     """Divide images whose groups are known."""
     with stores.sessions() as session:
         named = catalog.pictures_of_keys(session, split.keys or ())
         unreadable = frozenset(perceptual_hashes.unhashed(session))
-    return Sides(groups, split, frozenset(groups.get(sha256, sha256) for sha256 in named), unreadable)
+    return ImageSplit(groups, split, frozenset(groups.get(sha256, sha256) for sha256 in named), unreadable)
 
 
 def _hashes(judgments: Sequence[Judgment]) -> dict[str, int]:
     """Return what images that are queries look like, by SHA-256, as `perceptual_hash` has it."""
-    origins = {sha256: Origin(path) for sha256, path in pictures_of(judgments).items()}
+    origins = {sha256: Origin(path) for sha256, path in query_images(judgments).items()}
     with Workers(SEEN, 0) as workers:
         decoding = decode_many(workers, origins, lambda _, origin: Path(origin.uri).read_bytes())
         try:

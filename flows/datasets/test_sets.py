@@ -38,7 +38,7 @@ class NothingToEvaluate(InvalidInput):
 
 
 @dataclass(frozen=True, slots=True)
-class TestImage:
+class EvaluationImage:
     """A image that is judged, and where it can be had."""
 
     origin: Origin
@@ -51,11 +51,11 @@ class TestImage:
 
 
 @dataclass(frozen=True, slots=True)
-class TestRecord:
+class EvaluationRecord:
     """A record of a test set: its image, if it has one, and those of its captions that are queries."""
 
     id: UUID
-    shot: TestImage | None
+    shot: EvaluationImage | None
     captions: tuple[Text, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -64,7 +64,7 @@ class TestRecord:
 class JudgedQuery:
     """A query, and how relevant some items are to it."""
 
-    query: str | TestImage
+    query: str | EvaluationImage
     gains: Mapping[UUID, float]
 
 
@@ -75,7 +75,7 @@ class TestSet:
     __test__ = False  # not one of pytest's, whatever its name
 
     name: str
-    entries: tuple[TestRecord, ...]
+    entries: tuple[EvaluationRecord, ...]
     judged: tuple[JudgedQuery, ...] = ()
     langs: str | None = None
     """The languages of the captions that were asked for; None for those that are embedded."""
@@ -93,14 +93,14 @@ class TestSet:
         return len(self.judged) or len(self.texts) + len(self.shots)
 
     @property
-    def shots(self) -> list[TestImage]:
+    def shots(self) -> list[EvaluationImage]:
         """The rows of the side `pictures`: the gallery, and then the queries."""
-        asked = [one.query for one in self.judged if isinstance(one.query, TestImage)]
+        asked = [one.query for one in self.judged if isinstance(one.query, EvaluationImage)]
         return [entry.shot for entry in self.entries if entry.shot] + asked
 
 
 @dataclass(frozen=True, slots=True)
-class TestSetChoice:
+class EvaluationChoice:
     """What a person wants to know of some models: at most one of the first four, else all records."""
 
     keys: Path | None = None
@@ -113,7 +113,7 @@ class TestSetChoice:
 def choose_test_set(
     stores: Stores,
     settings: Settings,
-    question: TestSetChoice,
+    question: EvaluationChoice,
     models: Sequence[str],
     *,
     at_most: int | None = None,
@@ -213,9 +213,9 @@ def of_manifest(path: Path, embedded: Sequence[str], langs: Languages) -> TestSe
     name = source_name(path)
     records = {row.key: row for row in read_source(path) if isinstance(row, Record)}
     entries = (
-        TestRecord(
+        EvaluationRecord(
             item_id(name, record.key),
-            None if record.image is None else TestImage(Origin(record.image, folder=record.folder)),
+            None if record.image is None else EvaluationImage(Origin(record.image, folder=record.folder)),
             _chosen(record.select_languages(embedded).texts, langs),
             record.metadata,
         )
@@ -230,12 +230,12 @@ def of_judgments(stores: Stores, path: Path) -> TestSet:
     Raises:
         BadJudgments: a line of the file cannot be used.
     """
-    gains: dict[str | TestImage, dict[UUID, float]] = defaultdict(dict)
+    gains: dict[str | EvaluationImage, dict[UUID, float]] = defaultdict(dict)
     with stores.sessions() as session:
         entries = tuple(entry for entry in _entries(catalog.living_items(session), None) if entry.shot)
         there = {entry.id for entry in entries}
         for one in read_judgments(path):
-            query = one.text if one.text is not None else TestImage(Origin(str(one.image)))
+            query = one.text if one.text is not None else EvaluationImage(Origin(str(one.image)))
             own = gains[query]  # also of a query none of whose items is here: it is counted
             for item in catalog.items_with_key(session, one.key, one.source):
                 if item.id in there and one.relevance > 0:
@@ -315,7 +315,7 @@ def _judged(test_set: TestSet, present: NDArray[np.bool_]) -> list[Direction]:
     gallery = [row for row in range(len(test_set.entries)) if present[row]]
     column = {test_set.entries[row].id: place for place, row in enumerate(gallery)}
     words = [one for one in test_set.judged if isinstance(one.query, str)]
-    pictures = [one for one in test_set.judged if isinstance(one.query, TestImage)]
+    pictures = [one for one in test_set.judged if isinstance(one.query, EvaluationImage)]
     seen = present[len(test_set.entries) :]
     directions = [
         _of_judged("text_to_image", "texts", dict(enumerate(words)), gallery, column),
@@ -359,11 +359,11 @@ def _of_judged(
     )
 
 
-def _entries(items: Iterable[tuple[Any, Any]], langs: Languages) -> Iterator[TestRecord]:
+def _entries(items: Iterable[tuple[Any, Any]], langs: Languages) -> Iterator[EvaluationRecord]:
     for item, digest in items:
-        picture = item.image
-        shot = None if picture is None else TestImage(picture.origin, item.id, picture.sha256, digest.content)
-        yield TestRecord(item.id, shot, _chosen(item.texts, langs), item.metadata)
+        stored = item.image
+        image = stored and EvaluationImage(stored.origin, item.id, stored.sha256, digest.content)
+        yield EvaluationRecord(item.id, image, _chosen(item.texts, langs), item.metadata)
 
 
 def _named(langs: Languages) -> str | None:
@@ -382,7 +382,7 @@ def _positions(numbers: Iterable[int]) -> Positions:
     return np.fromiter(numbers, np.int64)
 
 
-def _values(entry: TestRecord, by: Sequence[str]) -> set[str]:
+def _values(entry: EvaluationRecord, by: Sequence[str]) -> set[str]:
     """Return such as `kind=fruit` for each value of these metadata fields."""
     values = ((name, entry.metadata[name]) for name in by if name in entry.metadata)
     return {

@@ -15,7 +15,7 @@ from embedding.images.preparation import Prepared
 from embedding.images.worker_pool import Workers
 from embedding.pipeline import ahead
 from flows.config.settings import Settings
-from flows.datasets.test_sets import Shot, TestSet
+from flows.datasets.test_sets import EvaluationImage, TestSet
 from flows.resources.connections import Stores
 from flows.resources.images import decode_many, fetch_image, load_image
 from flows.tracking.progress import Progress
@@ -75,7 +75,7 @@ class _Chunk:
     """Some images: their vectors, or what is being decoded to make these."""
 
     start: int
-    shots: Sequence[Shot]
+    shots: Sequence[EvaluationImage]
     known: Mapping[Any, NDArray[np.float32]]
     decoding: Mapping[int, "Future[Prepared]"]
 
@@ -87,7 +87,7 @@ class _Chunk:
         workers: Workers,
         collection: str | None,
         start: int,
-        shots: Sequence[Shot],
+        shots: Sequence[EvaluationImage],
     ) -> "_Chunk":
         wanted = {shot.id: shot.content_hash for shot in shots if shot.id and shot.content_hash}
         known = {} if collection is None else qdrant.image_vectors_of(stores.vectors, collection, wanted)
@@ -110,7 +110,7 @@ class _Chunk:
                 yield self.start + number, self.known[shot.id]
 
 
-def _bytes_of(stores: Stores, settings: Settings, shot: Shot) -> bytes | None:
+def _bytes_of(stores: Stores, settings: Settings, shot: EvaluationImage) -> bytes | None:
     if shot.sha256 is not None:
         return load_image(stores, shot.sha256, shot.origin, settings.limits)
     try:

@@ -15,7 +15,7 @@ from flows.config.settings import Settings
 from flows.datasets.test_sets import TestSet, directions_of
 from flows.evaluation.embed_test_set import Seen, show
 from flows.resources.connections import Stores
-from flows.resources.model_loader import Load, open_evaluated, open_model
+from flows.resources.model_loader import Load, open_model, open_model_of
 from flows.tracking.progress import Progress, no_progress
 from storage.postgres import model_registry
 
@@ -117,7 +117,7 @@ def evaluate(
         ModelMismatch: the model of a collection is another one now.
     """
     encoders = (
-        open_evaluated(stores.vectors, stores.sessions, settings, name, load) for name in names or (None,)
+        open_model_of(stores.vectors, stores.sessions, settings, name, load) for name in names or (None,)
     )
     seen, judged = judge(stores, settings, encoders, test_set, by=by, progress=progress)
     models = tuple(map(_figures, seen, judged))

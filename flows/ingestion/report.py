@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID
 
-from flows.ingestion.throughput import Speed
+from flows.ingestion.throughput import Throughput
 
 COUNTS = (
     "read",
@@ -76,7 +76,7 @@ class IngestReport:
     stages: dict[str, float]
     """Seconds at work, by stage; of decoding, on a processor, added up over its workers."""
 
-    speed: Speed
+    speed: Throughput
     not_deleted_because: str | None = None
     """Why missing items were left, in a sentence."""
 
@@ -92,7 +92,7 @@ def as_report(
     outcome: str,
     seconds: float,
     stages: Mapping[str, float],
-    speed: Speed,
+    speed: Throughput,
     not_deleted_because: str | None = None,
 ) -> IngestReport:
     """Return the report of a run from its counts."""
@@ -122,7 +122,7 @@ def as_markdown(report: IngestReport) -> str:
     return f"{title}\n\n{summary}\n\n| what | value |\n|---|---:|\n{rows}\n"
 
 
-def as_sentences(speed: Speed) -> tuple[str, str]:
+def as_sentences(speed: Throughput) -> tuple[str, str]:
     """Return the rates and memory of a run, and the advice."""
     device = "" if speed.peak_device_mib is None else f", {speed.peak_device_mib:,.0f} MiB on the GPU"
     rates = f"{speed.records_per_s:,.0f} records a second, {speed.pictures_per_s:,.0f} pictures a second"

@@ -19,7 +19,7 @@ from storage.sources import BadSource
 
 
 @dataclass(frozen=True, slots=True)
-class Retry:
+class RetryReport:
     """Report the retry of the open rejects of one source."""
 
     source: str
@@ -42,7 +42,7 @@ def retry_rejects(
     source: str | None = None,
     ids: Collection[UUID] | None = None,
     prefect_run_id: UUID | None = None,
-) -> list[Retry]:
+) -> list[RetryReport]:
     """Retry the open rejects, and resolve those that pass.
 
     Their sources are read again. A row is identified by its place or by its key. A reject whose row the
@@ -68,22 +68,24 @@ def retry_rejects(
 
 def _retry(
     deps: Deps, settings: Settings, source: str, rejects: list[Reject], prefect_run_id: UUID | None
-) -> Iterator[Retry]:
+) -> Iterator[RetryReport]:
     """Retry rejects that can be read again; report the others."""
     read = [reject for reject in rejects if not reject.sent]
     if read:
         yield _read_again(deps, settings, source, read, prefect_run_id)
     if many := len(rejects) - len(read):
-        yield Retry(source, 0, many, "they came over the API; their client must send them again")
+        yield RetryReport(source, 0, many, "they came over the API; their client must send them again")
 
 
 def _read_again(
     deps: Deps, settings: Settings, source: str, rejects: list[Reject], prefect_run_id: UUID | None
-) -> Retry:
+) -> RetryReport:
     with deps.sessions() as session:
         found = runs.last_read(session, source)
     if found is None:
-        return Retry(source, len(rejects), len(rejects), "no run has read it; run: sightline ingest SOURCE")
+        return RetryReport(
+            source, len(rejects), len(rejects), "no run has read it; run: sightline ingest SOURCE"
+        )
     location, options = found
     langs = options.get("langs")
     keys = frozenset(reject.key for reject in rejects if reject.key is not None)
@@ -92,12 +94,12 @@ def _read_again(
     try:
         ingest_source(deps, settings, request, prefect_run_id=prefect_run_id)
     except (BadSource, EmptySource) as error:
-        return Retry(source, len(rejects), len(rejects), str(error))
+        return RetryReport(source, len(rejects), len(rejects), str(error))
     with deps.sessions() as session:
         still = {one.place: one for one in open_rejects(session, source=source) if not one.sent}
     left = [reject for reject in rejects if reject.place in still]
     lost = [reject.place for reject in left if still[reject.place].last_seen == reject.last_seen]
-    return Retry(source, len(rejects), len(left), _not_found(lost))
+    return RetryReport(source, len(rejects), len(left), _not_found(lost))
 
 
 def _not_found(places: list[str]) -> str | None:

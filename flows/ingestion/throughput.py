@@ -12,7 +12,7 @@ BUSY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class Throughput:
     """Report the rates of one run and the load of its stages."""
 
     records_per_s: float
@@ -32,7 +32,7 @@ class Speed:
         return asdict(self)
 
 
-def speed_of(
+def throughput_of(
     stages: Mapping[str, float],
     *,
     seconds: float,
@@ -40,7 +40,7 @@ def speed_of(
     pictures: int,
     workers: int,
     peak_device_mib: float | None,
-) -> Speed:
+) -> Throughput:
     """Return the throughput of a run.
 
     Args:
@@ -58,7 +58,7 @@ def speed_of(
     ordered = sorted(shares.items(), key=lambda share: (-share[1], share[0]))
     busy = {name: round(min(1.0, share), 3) for name, share in ordered}
     bottleneck = next(iter(busy), "none")
-    return Speed(
+    return Throughput(
         records_per_s=round(records / elapsed, 1),
         pictures_per_s=round(pictures / elapsed, 1),
         busy=busy,

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from flows.config.settings import BadSettings, Settings
-from flows.datasets.test_sets import MAX_TEST_RECORDS, NothingToEvaluate, TestSetChoice, choose_test_set
+from flows.datasets.test_sets import MAX_TEST_RECORDS, EvaluationChoice, NothingToEvaluate, choose_test_set
 from flows.evaluation.evaluate import Evaluation
 from flows.evaluation.evaluate import evaluate as measure
 from flows.ingestion.pipeline import ingest_source
@@ -17,7 +17,7 @@ from flows.maintenance.backup import backup as write_backup
 from flows.maintenance.backup_files import BadBackup
 from flows.maintenance.purge import purge as remove_orphans
 from flows.maintenance.restore import check as check_backup
-from flows.resources.comparison import damage_of, watch
+from flows.resources.comparison import damage_of, record_comparison
 from flows.resources.connections import Deps, Stores, open_stores, with_model
 from flows.resources.model_loader import models_folder
 from flows.tracking.progress import Progress
@@ -125,7 +125,7 @@ def figures(stores: Stores, settings: Settings, progress: Progress) -> Counts:
     """Return what an evaluation found; where there is nothing to evaluate yet, that."""
     try:
         held_out = choose_test_set(
-            stores, settings, TestSetChoice(held_out=True), (), at_most=MAX_TEST_RECORDS
+            stores, settings, EvaluationChoice(held_out=True), (), at_most=MAX_TEST_RECORDS
         )
         return summary(measure(stores, settings, (), held_out, progress=progress))
     except (NothingToEvaluate, NoCollection) as error:
@@ -148,7 +148,7 @@ def reconcile(settings: Settings, prefect_run_id: UUID | None) -> Counts:
         Busy: another comparison or a repair is running.
     """
     with open_stores(settings, wait_s=settings.retry_for_s) as stores:
-        report = watch(stores, settings, prefect_run_id=prefect_run_id)
+        report = record_comparison(stores, settings, prefect_run_id=prefect_run_id)
     if report.damage:
         raise StoresDiffer(damage_of(report))
     return dict(report.counts)

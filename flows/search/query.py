@@ -1,4 +1,4 @@
-"""SearchDeps: a text or an image in, ranked items out."""
+"""Search: a text or an image in, ranked items out."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext

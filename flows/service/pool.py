@@ -16,24 +16,17 @@ from flows.config.settings import Settings
 from flows.resources.connections import (
     Deps,
     Stores,
-    StoreUnavailable,
     index_named,
     open_blobs,
     open_catalog,
     open_index,
     postgres_named,
 )
-from flows.resources.model_loader import Load, Models, active_model, open_model
-from flows.search.query import Searching
+from flows.resources.model_loader import Load, ModelCache, active_model, open_model
+from flows.search.query import SearchDeps
 from flows.service.search_metrics import SearchTimes
 from storage import qdrant
 from storage.data_directory import make_data_directory
-from storage.embedded.postgres.account import PostgresUnavailable
-from storage.embedded.qdrant.process.client import IndexUnavailable
-from storage.embedded.qdrant.process.discovery import OwnedElsewhere
-
-AWAY = (StoreUnavailable, PostgresUnavailable, IndexUnavailable, OwnedElsewhere)
-"""What says that a store cannot be used now; its message names the store and the remedy."""
 
 
 class Backend:
@@ -52,7 +45,8 @@ class Backend:
         self._turn = Lock()
         self._engine: Engine | None = None
         self._vectors: QdrantClient | None = None
-        self._models = Models(settings, load)
+        self._models = ModelCache(settings, load)
+        self._alias = qdrant.AliasCache()
         self.blobs = open_blobs(settings)
 
     @contextmanager
@@ -60,7 +54,7 @@ class Backend:
         """Yield sessions of Postgres.
 
         Raises:
-            AWAY: it does not answer, now or in what the caller does with it.
+            StoreUnavailable: it does not answer, now or in what the caller does with it.
         """
         engine = self._catalog()
         with postgres_named(self.settings, engine):
@@ -71,29 +65,29 @@ class Backend:
         """Yield the client of Qdrant.
 
         Raises:
-            AWAY: it does not answer, now or in what the caller does with it.
+            StoreUnavailable: it does not answer, now or in what the caller does with it.
         """
         client = self._index()
         with index_named(self.settings):
             yield client
 
     @contextmanager
-    def searching(self) -> Iterator[Searching]:
+    def searching(self) -> Iterator[SearchDeps]:
         """Yield what searches need; the first time it loads the model, which takes seconds.
 
         Raises:
-            AWAY: a store does not answer, now or in what the caller does with it.
+            StoreUnavailable: a store does not answer, now or in what the caller does with it.
             NoCollection: nothing has been ingested yet.
             ModelUnavailable: the model of the collection cannot be loaded.
         """
         with self.sessions() as sessions, self.vectors() as vectors:
-            collection = qdrant.active_collection(vectors)
+            collection = self._alias.collection(vectors)
             if collection is None:
                 raise qdrant.NoCollection
             keep_freed_memory()
             wait_briefly()
             encoder = self._models.of(collection)
-            yield Searching(
+            yield SearchDeps(
                 self._catalog(),
                 sessions,
                 vectors,
@@ -101,6 +95,7 @@ class Backend:
                 encoder,
                 self._models,
                 self.search_times.of,
+                self._alias,
             )
 
     @contextmanager
@@ -108,7 +103,7 @@ class Backend:
         """Yield the stores.
 
         Raises:
-            AWAY: one does not answer, now or in what the caller does with it.
+            StoreUnavailable: one does not answer, now or in what the caller does with it.
         """
         with self.sessions() as sessions, self.vectors() as vectors:
             yield Stores(self._catalog(), sessions, vectors, self.blobs)
@@ -118,8 +113,8 @@ class Backend:
         """Yield what ingests need: the stores, and the model that searches use, or will use.
 
         Raises:
-            AWAY: a store does not answer, now or in what the caller does with it.
-            OtherModel: a model is set that has never been used here.
+            StoreUnavailable: a store does not answer, now or in what the caller does with it.
+            UnusedModel: a model is set that has never been used here.
             ModelUnavailable: it cannot be loaded.
         """
         with self.stores() as stores:

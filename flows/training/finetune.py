@@ -37,12 +37,12 @@ from embedding.training.trainer import (
     options_of,
 )
 from flows.config.settings import Settings
-from flows.datasets.hard_negatives import with_negatives
-from flows.datasets.relevance_judgments import Judgment, pictures_of, read_judgments
-from flows.datasets.splits import divide
+from flows.datasets.hard_negatives import add_negatives
+from flows.datasets.relevance_judgments import Judgment, query_images, read_judgments
+from flows.datasets.splits import split_images
 from flows.datasets.test_sets import lines_of
 from flows.datasets.training_pairs import (
-    StoredMaterial,
+    StoredTrainingData,
     TooFewPairs,
     pairs_of_judgments,
     pairs_of_records,
@@ -161,7 +161,7 @@ def train_candidate(
         work = settings.home / "training" / _digest(order, encoder.fingerprint)
         judgments = [] if order.judgments is None else list(read_judgments(order.judgments))
         with Workers(encoder.preparation, settings.decode_workers) as workers:
-            material = StoredMaterial(stores, workers, settings.limits, pictures_of(judgments))
+            material = StoredTrainingData(stores, workers, settings.limits, query_images(judgments))
             counts = _gather(stores, settings, order, judgments, encoder, material, work, run.progress)
             run.counts = {"pairs": counts}
             candidate = _train(order, encoder, material, work, settings, counts, run.progress)
@@ -187,7 +187,7 @@ def _gather(
     order: Order,
     judgments: Sequence[Judgment],
     encoder: SentenceEncoder,
-    material: StoredMaterial,
+    material: StoredTrainingData,
     work: Path,
     progress: Progress,
 ) -> dict[Part, int]:
@@ -197,13 +197,13 @@ def _gather(
         counts: dict[Part, int] = json.loads(known.read_text())
         return counts
     progress("hash images", 0, 0)
-    sides = divide(stores, settings.limits, order.split, judgments)
+    sides = split_images(stores, settings.limits, order.split, judgments)
     pairs: Iterator[tuple[Part, Row]] = chain(
         pairs_of_records(stores, sides), pairs_of_judgments(stores, sides, judgments)
     )
     if order.hard_negatives:
         progress("mine negatives", 0, 0)
-        pairs = with_negatives(stores, encoder, sides, material, pairs, order.hard_negatives)
+        pairs = add_negatives(stores, encoder, sides, material, pairs, order.hard_negatives)
     counts = write_pairs(work, pairs)
     if counts["train"] < LEAST_PAIRS or not counts["validation"]:
         shutil.rmtree(work)
@@ -219,7 +219,7 @@ def _gather(
 def _train(
     order: Order,
     encoder: SentenceEncoder,
-    material: StoredMaterial,
+    material: StoredTrainingData,
     work: Path,
     settings: Settings,
     counts: dict[Part, int],
@@ -271,7 +271,7 @@ def candidate_stem(base: str) -> str:
 
 @contextmanager
 def _prepared(
-    options: Options, encoder: SentenceEncoder, material: StoredMaterial, work: Path, progress: Progress
+    options: Options, encoder: SentenceEncoder, material: StoredTrainingData, work: Path, progress: Progress
 ) -> Iterator[tuple[SentenceTransformer, Collate, dict[Part, Dataset]]]:
     """Yield what is trained, what makes its batches and the pairs; afterwards `encoder` has been trained."""
     rows = {part: read_pairs(work, part) for part in get_args(Part)}

@@ -15,12 +15,12 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from embedding.training.trainer import options_of
 from flows.config.settings import Settings
-from flows.datasets.test_sets import Question, chosen_set
+from flows.datasets.test_sets import EvaluationChoice, choose_test_set
 from flows.evaluation.evaluate import evaluate
 from flows.evaluation.promotion_gate import promote
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
-from flows.resources.comparison import watch
+from flows.resources.comparison import record_comparison
 from flows.resources.connections import open_deps
 from flows.training.finetune import Order, train_candidate
 from tests.support.builders import a_folder, a_manifest, encoded, noise, png
@@ -87,9 +87,9 @@ def fill(running: Running) -> None:
     with open_deps(settings) as deps:
         for source in (shop, words):
             ingest_source(deps, settings, Request(source))
-        everything = chosen_set(deps, settings, Question(), ())
+        everything = choose_test_set(deps, settings, EvaluationChoice(), ())
         evaluate(deps, settings, (), everything, load=lambda *_: deps.encoder)
-        watch(deps, settings)
+        record_comparison(deps, settings)
 
 
 def fill_workshop(running: Running) -> None:
@@ -117,7 +117,7 @@ def fill_workshop(running: Running) -> None:
             ingest_source(deps, settings, Request(a_manifest(folder / name, rows)))
         order = Order(options_of("head", epochs=1, batch_size=16))
         models = str(running.model), train_candidate(deps, settings, order).name
-        held_out = chosen_set(deps, settings, Question(held_out=True), models)
+        held_out = choose_test_set(deps, settings, EvaluationChoice(held_out=True), models)
         evaluate(deps, settings, models, held_out)
         promote(deps, settings, models[1])
 

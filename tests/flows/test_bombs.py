@@ -13,7 +13,7 @@ from embedding.images.preparation import Shrink
 from embedding.images.worker_pool import MOST_WAITING, SHARED, Workers, WorkersBusy, prepare_soon
 from embedding.images.worker_process import CPU_S
 from flows.console.thumbnails import make_thumbnail
-from flows.ingestion.reject_preview import drawn_anew
+from flows.ingestion.reject_preview import as_small_jpeg
 from tests.support import bombs
 from tests.support.builders import encoded, noise, png
 from tests.support.watching import MIB, watched
@@ -135,6 +135,6 @@ def test_a_page_shows_no_bomb(name: str):
     with watched() as most:
         assert make_thumbnail(bombs.images()[name], 320) is None
         with pytest.raises(BadImage):
-            drawn_anew(bombs.images()[name], name=name)
+            as_small_jpeg(bombs.images()[name], name=name)
 
     assert most["own"] < 50

@@ -13,14 +13,14 @@ from embedding.encoders.sentence_encoder import load_encoder
 from embedding.images.decode import DECODE_BYTES
 from embedding.training.trainer import What, options_of
 from flows.config.settings import Settings
-from flows.datasets.near_duplicates import look_alikes
-from flows.datasets.test_sets import Question, chosen_set
+from flows.datasets.near_duplicates import near_duplicates
+from flows.datasets.test_sets import EvaluationChoice, choose_test_set
 from flows.evaluation.evaluate import evaluate
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.ingestion.retry_rejects import retry_rejects
 from flows.maintenance.repair import repair
-from flows.reindexing.reindex import MissingPictures
+from flows.reindexing.reindex import MissingImages
 from flows.resources.connections import Deps
 from flows.search.gallery import render
 from flows.search.query import Query, gallery_page, search
@@ -112,7 +112,7 @@ def test_a_reindex_leaves_stored_bombs_behind_or_says_which_they_are(
     bad = sum(name in REJECTED for name in names)
 
     with watched() as most:
-        with pytest.raises(MissingPictures, match=f"{bad} items cannot be taken along"):
+        with pytest.raises(MissingImages, match=f"{bad} items have no usable image"):
             forced(deps, settings)
         switched = forced(deps, settings, max_missing=bad)
 
@@ -170,8 +170,8 @@ def test_what_else_reads_stored_images_passes_bombs_by(deps: Deps, settings: Set
     [collection] = [one.name for one in deps.vectors.get_collections().collections]
 
     with watched() as most:
-        alike = look_alikes(deps, settings.limits)
-        everything = chosen_set(deps, settings, Question(), ())
+        alike = near_duplicates(deps, settings.limits)
+        everything = choose_test_set(deps, settings, EvaluationChoice(), ())
         figures = evaluate(deps, settings, (), everything, load=lambda *_: deps.encoder)
         page = gallery_page(
             deps, search(with_models(deps, settings), Query("red", limit=15)), settings.limits
@@ -183,5 +183,5 @@ def test_what_else_reads_stored_images_passes_bombs_by(deps: Deps, settings: Set
     assert alike is not None
     assert figures is not None
     assert shown.count("data:image/jpeg") == 15 - len(REJECTED)
-    assert len(mended.unmended) == len(REJECTED)
+    assert len(mended.unrepaired) == len(REJECTED)
     assert is_bounded(most)

@@ -184,7 +184,7 @@ def test_a_delete_that_was_interrupted_is_finished_by_the_next(
     a_folder(shop, {"a.png": b"no picture"})
     ingest(deps, settings, shop)
     with monkeypatch.context() as crashing:
-        crashing.setattr(deletion.qdrant, "delete", _crash)
+        crashing.setattr(deletion.qdrant, "delete_everywhere", _crash)
         with pytest.raises(KeyboardInterrupt):
             delete(deps, tmp_path, "a.png")
     assert points(deps) == {"a.png", "b.png", "c.png"}

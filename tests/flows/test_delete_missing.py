@@ -21,7 +21,7 @@ from flows.ingestion.missing_items import DeleteLimit, MissingItems, SourceCover
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.report import IngestReport, as_markdown
 from flows.ingestion.request import PartOfSource, Request, RowSelection
-from flows.ingestion.retry_rejects import Retry, retry_rejects
+from flows.ingestion.retry_rejects import RetryReport, retry_rejects
 from flows.ingestion.run_state import TooManyMissing, TooManyRejects
 from flows.orchestration import scheduled_jobs
 from flows.resources.connections import Deps, open_deps
@@ -544,7 +544,7 @@ def test_a_retry_of_an_empty_source_resolves_nothing(deps: Deps, settings: Setti
 
     [done] = retry_rejects(deps, settings)
 
-    assert done == Retry("shop", 1, 1, done.problem)
+    assert done == RetryReport("shop", 1, 1, done.problem)
     assert "no record in it" in (done.problem or "")
     assert open_places(deps) == {"b.png"}
 
@@ -554,4 +554,4 @@ def test_a_row_that_is_still_bad_is_no_problem_of_a_retry(deps: Deps, settings: 
     spoil(source, '{"key": "k9"', '{"key: "k9"')
     ingest(deps, settings, source)
 
-    assert retry_rejects(deps, settings) == [Retry("s", tried=1, open=1)]
+    assert retry_rejects(deps, settings) == [RetryReport("s", tried=1, open=1)]

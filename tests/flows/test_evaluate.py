@@ -16,10 +16,10 @@ from embedding.training.splits import Split
 from flows.config.settings import Settings
 from flows.datasets.relevance_judgments import BadJudgments
 from flows.datasets.test_sets import (
+    EvaluationChoice,
     NothingToEvaluate,
-    Question,
     TestSet,
-    chosen_set,
+    choose_test_set,
     of_held_out,
     of_judgments,
     of_manifest,
@@ -227,8 +227,8 @@ def test_a_picture_that_one_model_cannot_be_shown_is_left_out_for_all(
     assert deps.blobs is not None
     with deps.sessions() as session:
         [item] = catalog.items_with_key(session, "c", None)
-    assert item.picture is not None
-    deps.blobs.delete(item.picture.sha256)
+    assert item.image is not None
+    deps.blobs.delete(item.image.sha256)
 
     result = measured(deps, settings, everything(deps), ["colour", "blind"])
 
@@ -258,7 +258,7 @@ def test_what_is_held_out_is_what_no_model_or_its_parents_have_learned_from(
     def keys_of(test_set: TestSet) -> set[object]:
         return {entry.id for entry in test_set.entries}
 
-    asked = chosen_set(deps, settings, Question(held_out=True), ["child"])
+    asked = choose_test_set(deps, settings, EvaluationChoice(held_out=True), ["child"])
     alone = [of_held_out(deps, settings.limits, [split], None) for split in (first, second)]
     assert keys_of(asked) == keys_of(alone[0]) & keys_of(alone[1])
     assert 0 < len(asked.entries) < min(len(one.entries) for one in alone)

@@ -22,9 +22,9 @@ from embedding.training.splits import Part, Split
 from embedding.training.trainer import What, figures_of, last_checkpoint, options_of
 from flows.config.settings import Settings
 from flows.datasets.hard_negatives import Candidate as Close
-from flows.datasets.hard_negatives import chosen_negatives
-from flows.datasets.relevance_judgments import BadJudgments, pictures_of, read_judgments
-from flows.datasets.splits import divide
+from flows.datasets.hard_negatives import select_negatives
+from flows.datasets.relevance_judgments import BadJudgments, query_images, read_judgments
+from flows.datasets.splits import split_images
 from flows.datasets.training_pairs import (
     TooFewPairs,
     pairs_of_judgments,
@@ -84,7 +84,7 @@ def stores(deps: Deps, trainable: Settings, tmp_path: Path) -> Stores:
 
 
 def all_pairs(stores: Stores, settings: Settings, split: Split) -> list[tuple[Part, Row]]:
-    return list(pairs_of_records(stores, divide(stores, settings.limits, split)))
+    return list(pairs_of_records(stores, split_images(stores, settings.limits, split)))
 
 
 def test_each_embedded_text_makes_a_pair_with_its_picture(stores: Stores, trainable: Settings):
@@ -112,9 +112,7 @@ def test_no_picture_and_no_near_duplicate_of_it_is_on_both_sides(
     pairs = all_pairs(deps, settings, Split(seed, held_out=0.4, validation=0.2))
 
     with deps.sessions() as session:
-        of_key = {
-            item.picture.sha256: item.key for item in catalog.captioned_pictures(session) if item.picture
-        }
+        of_key = {item.image.sha256: item.key for item in catalog.captioned_pictures(session) if item.image}
     sides: dict[str, set[Part]] = {}
     for part, row in pairs:
         sides.setdefault(of_key[row["picture"]].partition(".")[0].partition("-")[0], set()).add(part)
@@ -149,7 +147,7 @@ def test_pairs_are_ids_in_a_file(stores: Stores, trainable: Settings, tmp_path: 
 def test_a_judgment_makes_a_pair_and_what_is_irrelevant_its_negative(
     stores: Stores, trainable: Settings, tmp_path: Path
 ):
-    sides = divide(stores, trainable.limits, Split(held_out=0.0, validation=0.0))
+    sides = split_images(stores, trainable.limits, Split(held_out=0.0, validation=0.0))
     path = a_manifest(
         tmp_path / "clicks.jsonl",
         [
@@ -164,9 +162,9 @@ def test_a_judgment_makes_a_pair_and_what_is_irrelevant_its_negative(
     with stores.sessions() as session:
         [first], [second] = (catalog.items_with_key(session, key, None) for key in "12")
     assert part == "train"
-    assert first.picture is not None
-    assert second.picture is not None
-    assert (row["picture"], row["negatives"]) == (first.picture.sha256, [second.picture.sha256])
+    assert first.image is not None
+    assert second.image is not None
+    assert (row["picture"], row["negatives"]) == (first.image.sha256, [second.image.sha256])
 
 
 def test_a_judged_picture_makes_a_pair_with_each_text_of_its_item_and_is_never_on_two_sides(
@@ -176,15 +174,15 @@ def test_a_judged_picture_makes_a_pair_with_each_text_of_its_item_and_is_never_o
     scene(3).resize((72, 72)).save(tmp_path / "query.png")
     judged = [{"image": "query.png", "key": "3"}, {"image": "query.png", "key": "7"}]
     judgments = list(read_judgments(a_manifest(tmp_path / "clicks.jsonl", judged)))
-    [sha256] = pictures_of(judgments)
+    [sha256] = query_images(judgments)
 
     for seed in range(4):
-        sides = divide(stores, trainable.limits, Split(seed, held_out=0.5), judgments)
+        sides = split_images(stores, trainable.limits, Split(seed, held_out=0.5), judgments)
         with stores.sessions() as session:
             [three], [seven] = (catalog.items_with_key(session, key, None) for key in "37")
-        assert three.picture is not None
-        assert seven.picture is not None
-        part, other = sides.part_of(three.picture.sha256), sides.part_of(seven.picture.sha256)
+        assert three.image is not None
+        assert seven.image is not None
+        part, other = sides.part_of(three.image.sha256), sides.part_of(seven.image.sha256)
 
         pairs = list(pairs_of_judgments(stores, sides, judgments))
 
@@ -236,8 +234,8 @@ def test_a_false_negative_is_none():
     ]
     again = Close("good once more, resized", 2, nothing, 0.59)
 
-    assert chosen_negatives(row, 0.8, [further, *false, again, good], many=5) == [good, further]
-    assert chosen_negatives(row, 0.8, [further, good], many=1) == [good]
+    assert select_negatives(row, 0.8, [further, *false, again, good], many=5) == [good, further]
+    assert select_negatives(row, 0.8, [further, good], many=1) == [good]
 
 
 def test_a_held_out_picture_is_nobodys_negative(stores: Stores, trainable: Settings):
@@ -251,7 +249,7 @@ def test_a_held_out_picture_is_nobodys_negative(stores: Stores, trainable: Setti
 
     train_candidate(stores, trainable, order, progress=keep_pairs)
 
-    sides = divide(stores, trainable.limits, Split())
+    sides = split_images(stores, trainable.limits, Split())
     negatives = [sha256 for row in mined for sha256 in row["negatives"]]
     assert len(negatives) > len(mined)
     assert {sides.part_of(sha256) for sha256 in negatives} == {"train"}
@@ -385,9 +383,9 @@ def test_a_picture_that_is_gone_meanwhile_does_not_end_a_training(stores: Stores
     assert stores.blobs is not None
     with stores.sessions() as session:
         [item] = catalog.items_with_key(session, "7", None)
-    assert item.picture is not None
-    stores.blobs.delete(item.picture.sha256)
-    Path(item.picture.uri).unlink()
+    assert item.image is not None
+    stores.blobs.delete(item.image.sha256)
+    Path(item.image.uri).unlink()
 
     candidate = train_candidate(stores, trainable, an_order("head"))
 

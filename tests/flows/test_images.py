@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 
 from embedding.images.worker_pool import Workers
 from flows.console.thumbnails import stored_image
-from flows.datasets.near_duplicates import look_alikes
-from flows.datasets.training_pairs import StoredMaterial
+from flows.datasets.near_duplicates import near_duplicates
+from flows.datasets.training_pairs import StoredTrainingData
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.maintenance.repair import repair
@@ -113,15 +113,15 @@ def readers_that_get(backend: Backend, caller: TestClient, id: UUID) -> set[str]
     with backend.stores() as stores, Workers(ColourEncoder().preparation, 0) as workers:
         with stores.sessions() as session:
             item, _ = catalog.items_with_digests(session, [id])[id]
-        original, own = stored_image(backend, id), item.picture
+        original, own = stored_image(backend, id), item.image
         assert original is not None
         assert own is not None
         got = {
             "API": caller.get(f"records/{id}/picture").status_code == 200,
             "console": original.read() is not None,
             "re-index": load_image(stores, own.sha256, own.origin, limits, or_origin=True) is not None,
-            "training": StoredMaterial(stores, workers, limits).pictures([own.sha256]) != [None],
-            "near duplicates": look_alikes(stores, limits).unreadable == 0,
+            "training": StoredTrainingData(stores, workers, limits).pictures([own.sha256]) != [None],
+            "near duplicates": near_duplicates(stores, limits).unreadable == 0,
         }
     return {name for name, whether in got.items() if whether}
 
@@ -167,7 +167,7 @@ def test_a_repair_embeds_no_other_bytes(forgetful: Backend, caller: TestClient, 
         mended = repair(deps, forgetful.settings, max_delete=1, yes=True)
 
     assert mended.after.counts["missing"] == 1
-    assert any("is gone" in why for why in mended.unmended)
+    assert any("is gone" in why for why in mended.unrepaired)
 
 
 def test_a_gallery_shows_no_other_bytes(forgetful: Backend, caller: TestClient, host: Host):

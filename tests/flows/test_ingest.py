@@ -162,8 +162,8 @@ def test_a_picture_that_moved_keeps_its_vector_and_what_is_known_of_it(
     with deps.sessions() as session:
         [(item, _)] = catalog.items_with_digests(session, [item_id("shop", "a")]).values()
     assert report.updated == 1
-    assert item.picture is not None
-    assert (item.picture.uri, item.picture.width, item.picture.format) == (
+    assert item.image is not None
+    assert (item.image.uri, item.image.width, item.image.format) == (
         str(tmp_path / "new.png"),
         16,
         "PNG",
@@ -526,7 +526,7 @@ def test_a_delete_that_was_cut_short_is_finished_by_the_next_run(
     ingest(deps, settings, folder)
     (folder / "b.png").unlink()
     with monkeypatch.context() as crashing:
-        crashing.setattr(qdrant, "delete", _crash)
+        crashing.setattr(qdrant, "delete_everywhere", _crash)
         with pytest.raises(KeyboardInterrupt):
             ingest(deps, settings, folder, delete_missing=True)
     assert points(deps) == 2

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from embedding.images import perceptual_hash as hashing
 from embedding.images.perceptual_hash import NEAR, near_groups, perceptual_hash
 from flows.config.settings import Settings
-from flows.datasets.near_duplicates import Groups, look_alikes, same_bytes
+from flows.datasets.near_duplicates import DuplicateGroups, exact_duplicates, near_duplicates
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.resources.connections import Deps
@@ -26,7 +26,7 @@ def ingest(deps: Deps, settings: Settings, folder: Path) -> None:
     ingest_source(deps, settings, Request(folder))
 
 
-def keys(found: Groups) -> list[list[str]]:
+def keys(found: DuplicateGroups) -> list[list[str]]:
     return [[copy.key for copy in group] for group in found.groups]
 
 
@@ -82,7 +82,7 @@ def test_copies_are_listed_in_groups(deps: Deps, settings: Settings, tmp_path: P
     files = {"a.png": png("red"), "b.png": png("red"), "c.png": png("blue"), "d.png": png("grey")}
     ingest(deps, settings, a_folder(tmp_path / "shop", files | {"e.png": png("blue")}))
 
-    assert sorted(keys(same_bytes(deps))) == [["a.png", "b.png"], ["c.png", "e.png"]]
+    assert sorted(keys(exact_duplicates(deps))) == [["a.png", "b.png"], ["c.png", "e.png"]]
 
 
 def test_resized_and_re_encoded_pictures_look_alike_and_others_do_not(
@@ -94,7 +94,7 @@ def test_resized_and_re_encoded_pictures_look_alike_and_others_do_not(
     folder = a_folder(tmp_path / "shop", files)
     ingest(deps, settings, folder)
 
-    found = look_alikes(deps, settings.limits)
+    found = near_duplicates(deps, settings.limits)
 
     assert keys(found) == [["0 small.jpg", "0.jpg"], ["1 poor.jpg", "1.jpg"], ["red.png", "same.png"]]
 
@@ -102,12 +102,12 @@ def test_resized_and_re_encoded_pictures_look_alike_and_others_do_not(
 def test_the_perceptual_hash_of_a_picture_is_computed_once(deps: Deps, settings: Settings, tmp_path: Path):
     folder = a_folder(tmp_path / "shop", {"a.jpg": a_scene(0), "b.jpg": a_scene(0, 64)})
     ingest(deps, settings, folder)
-    first = look_alikes(deps, settings.limits)
+    first = near_duplicates(deps, settings.limits)
     shutil.rmtree(folder)
     shutil.rmtree(tmp_path / "blobs")
 
     assert keys(first) == [["a.jpg", "b.jpg"]]
-    assert look_alikes(deps, settings.limits) == first
+    assert near_duplicates(deps, settings.limits) == first
 
 
 def test_a_picture_that_is_gone_is_counted_not_hidden(deps: Deps, settings: Settings, tmp_path: Path):
@@ -116,7 +116,7 @@ def test_a_picture_that_is_gone_is_counted_not_hidden(deps: Deps, settings: Sett
         sha = session.scalar(text("select image_sha256 from items where key = 'a.jpg'"))
     deps.blobs.delete(sha)
 
-    assert look_alikes(deps, settings.limits).unreadable == 1
+    assert near_duplicates(deps, settings.limits).unreadable == 1
 
 
 detailed = st.integers(0, 2**64 - 1).filter(lambda number: number.bit_count() >= hashing.LEAST_BITS)

@@ -11,9 +11,9 @@ from flows.config.settings import Limits, Settings
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.resources.connections import Deps
-from flows.resources.model_loader import Models
+from flows.resources.model_loader import ModelCache
 from flows.search.gallery import render
-from flows.search.query import NoSuchRecord, Query, Searching, gallery_page, search
+from flows.search.query import NoSuchRecord, Query, SearchDeps, gallery_page, search
 from storage import qdrant
 from storage.postgres import catalog
 from storage.records import item_id
@@ -42,11 +42,11 @@ def keys(deps: Deps, query: Query) -> list[str]:
     return [one.item.key for one in search(deps, query).found]
 
 
-def warm(deps: Deps, settings: Settings, clock: Callable[[], float]) -> Searching:
+def warm(deps: Deps, settings: Settings, clock: Callable[[], float]) -> SearchDeps:
     """Return what a process keeps that goes on searching."""
-    models = Models(settings, lambda _settings, name: ColourEncoder(name, f"{name}1"))
+    models = ModelCache(settings, lambda _settings, name: ColourEncoder(name, f"{name}1"))
     alias = qdrant.AliasCache(clock)
-    return Searching(deps.engine, deps.sessions, deps.vectors, deps.blobs, deps.encoder, models, alias=alias)
+    return SearchDeps(deps.engine, deps.sessions, deps.vectors, deps.blobs, deps.encoder, models, alias=alias)
 
 
 def requests_sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:

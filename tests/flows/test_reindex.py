@@ -19,19 +19,19 @@ from flows.ingestion.request import Request
 from flows.maintenance.delete import delete_items
 from flows.maintenance.purge import purge
 from flows.reindexing.reindex import (
-    MissingPictures,
+    MissingImages,
+    NoPreviousCollection,
     NotEnoughDisk,
-    NothingToGoBackTo,
     NotPromoted,
-    Order,
-    Switched,
+    ReindexRequest,
+    ReindexResult,
     reindex,
     rollback,
 )
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps
-from flows.resources.model_loader import Models, OtherModel, active_model
-from flows.search.query import Query, Results, Searching, search
+from flows.resources.model_loader import ModelCache, UnusedModel, active_model
+from flows.search.query import Query, Results, SearchDeps, search
 from storage import qdrant
 from storage.postgres import model_registry
 from storage.postgres.catalog import Selection
@@ -85,24 +85,24 @@ def forced(
     *,
     during: Callable[[str, int], None] = lambda _what, _done: None,
     max_missing: int = 0,
-) -> Switched:
+) -> ReindexResult:
     return reindex(
         deps,
         settings,
-        Order("turned", force=True, max_missing=max_missing),
+        ReindexRequest("turned", force=True, max_missing=max_missing),
         load=load,
         progress=lambda what, done, _of: during(what, done),
     )
 
 
-def with_models(deps: Deps, settings: Settings, clock: Callable[[], float] = time.monotonic) -> Searching:
-    return Searching(
+def with_models(deps: Deps, settings: Settings, clock: Callable[[], float] = time.monotonic) -> SearchDeps:
+    return SearchDeps(
         deps.engine,
         deps.sessions,
         deps.vectors,
         deps.blobs,
         deps.encoder,
-        Models(settings, load),
+        ModelCache(settings, load),
         alias=qdrant.AliasCache(clock),
     )
 
@@ -146,7 +146,7 @@ def test_searches_that_go_on_follow_the_switch(shop: Deps, settings: Settings):
 
 def test_a_model_that_was_not_promoted_is_refused(shop: Deps, settings: Settings):
     with pytest.raises(NotPromoted, match="sightline promote turned"):
-        reindex(shop, settings, Order("turned"), load=load)
+        reindex(shop, settings, ReindexRequest("turned"), load=load)
 
     assert states(shop) == {OLD: "active"}
 
@@ -165,14 +165,14 @@ def decide(deps: Deps, *decisions: bool) -> None:
 def test_a_promoted_model_needs_no_force(shop: Deps, settings: Settings):
     decide(shop, False, True)
 
-    assert reindex(shop, settings, Order("turned"), load=load).collection == NEW
+    assert reindex(shop, settings, ReindexRequest("turned"), load=load).collection == NEW
 
 
 def test_the_last_decision_counts(shop: Deps, settings: Settings):
     decide(shop, True, False)
 
     with pytest.raises(NotPromoted):
-        reindex(shop, settings, Order("turned"), load=load)
+        reindex(shop, settings, ReindexRequest("turned"), load=load)
 
 
 def test_force_is_on_record(shop: Deps, settings: Settings):
@@ -190,10 +190,10 @@ def test_force_is_on_record(shop: Deps, settings: Settings):
 
 def test_a_collection_that_does_not_fit_is_refused_before_anything_is_made(shop: Deps, settings: Settings):
     with pytest.raises(NotEnoughDisk, match="MiB are free"):
-        reindex(shop, settings, Order("turned", force=True), load=load, free_bytes=1000)
+        reindex(shop, settings, ReindexRequest("turned", force=True), load=load, free_bytes=1000)
     assert not shop.vectors.collection_exists(NEW)
 
-    reindex(shop, settings, Order("turned", force=True, yes=True), load=load, free_bytes=1000)
+    reindex(shop, settings, ReindexRequest("turned", force=True, yes=True), load=load, free_bytes=1000)
 
 
 def test_what_arrives_changes_and_goes_meanwhile_is_taken_along(
@@ -226,7 +226,7 @@ def test_an_item_deleted_between_its_point_and_its_mark_leaves_nothing(shop: Dep
             delete_items(shop, Selection(keys=("2",)), settings.home / "receipts", for_s=0)
             return super().texts(texts)
 
-    reindex(shop, settings, Order("turned", force=True), load=lambda *_: DeletesMeanwhile())
+    reindex(shop, settings, ReindexRequest("turned", force=True), load=lambda *_: DeletesMeanwhile())
 
     assert qdrant.count(shop.vectors, NEW) == 11
     assert not reconcile(shop).work
@@ -270,7 +270,7 @@ def test_pictures_that_are_gone_hold_up_the_switch_until_they_are_let_go(
     shop.blobs.delete(sha256)
     (tmp_path / "shop" / "4.png").unlink()
 
-    with pytest.raises(MissingPictures, match="1 items cannot be taken along, the first of them set: 4"):
+    with pytest.raises(MissingImages, match="1 items have no usable image, the first of them set: 4"):
         forced(shop, settings)
     assert states(shop)[OLD] == "active"
 
@@ -334,7 +334,7 @@ def test_an_ingest_afterwards_uses_the_new_model(shop: Deps, settings: Settings,
 def test_a_model_that_is_set_and_was_never_used_is_an_error_that_names_the_remedy(
     shop: Deps, settings: Settings
 ):
-    with pytest.raises(OtherModel, match="sightline reindex --model clip"):
+    with pytest.raises(UnusedModel, match="sightline reindex --model clip"):
         active_model(shop.vectors, shop.sessions, settings.model_copy(update={"model": "clip"}))
 
 
@@ -353,7 +353,7 @@ def test_back_in_one_step_with_what_came_meanwhile(shop: Deps, settings: Setting
 
 
 def test_without_a_kept_collection_there_is_no_way_back(shop: Deps, settings: Settings):
-    with pytest.raises(NothingToGoBackTo, match="sightline reindex --model M"):
+    with pytest.raises(NoPreviousCollection, match="sightline reindex --model M"):
         rollback(shop, settings, load=load)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from flows.config.settings import Settings
 from flows.ingestion.pipeline import ingest_source
-from flows.ingestion.reject_preview import SIDE, NoPicture, drawn_anew, picture_of_reject
+from flows.ingestion.reject_preview import SIDE, NoPreview, as_small_jpeg, preview_reject
 from flows.ingestion.request import Request
 from flows.resources.connections import Deps
 from storage.postgres import rejects
@@ -44,8 +44,8 @@ def colour_of(jpeg: bytes) -> tuple[int, ...]:
 
 
 def why_not(deps: Deps, settings: Settings, id: UUID) -> str:
-    with pytest.raises(NoPicture) as caught:
-        picture_of_reject(deps.sessions, settings.limits, id)
+    with pytest.raises(NoPreview) as caught:
+        preview_reject(deps.sessions, settings.limits, id)
     return str(caught.value)
 
 
@@ -54,7 +54,7 @@ def test_the_picture_is_that_of_the_row_and_not_of_the_one_with_its_key(
 ):
     reject = rejected(deps, lenient, a_shop(tmp_path / "shop", TWINS))
 
-    shown = picture_of_reject(deps.sessions, lenient.limits, reject)
+    shown = preview_reject(deps.sessions, lenient.limits, reject)
 
     assert colour_of(shown) == (0, 0, 1)
 
@@ -64,7 +64,7 @@ def test_a_row_that_has_moved_is_known_by_its_key(deps: Deps, lenient: Settings,
     reject = rejected(deps, lenient, manifest)
     a_manifest(manifest, [{"key": "new", "image": "red.png"}, {"key": "a", "image": "blue.png"}])
 
-    shown = picture_of_reject(deps.sessions, lenient.limits, reject)
+    shown = preview_reject(deps.sessions, lenient.limits, reject)
 
     assert colour_of(shown) == (0, 0, 1)
 
@@ -110,7 +110,7 @@ def test_what_is_shown_is_small_and_holds_nothing_but_pixels():
     exif = Image.Exif()
     exif[0x010E] = "taken at home"
 
-    shown = drawn_anew(encoded(picture, "JPEG", exif=exif), name="big.jpg")
+    shown = as_small_jpeg(encoded(picture, "JPEG", exif=exif), name="big.jpg")
 
     with Image.open(BytesIO(shown), formats=["JPEG"]) as opened:
         assert opened.size == (SIDE, SIDE // 2)

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from flows.config.settings import Settings
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
-from flows.ingestion.retry_rejects import Retry, retry_rejects
+from flows.ingestion.retry_rejects import RetryReport, retry_rejects
 from flows.resources.connections import Deps
 from storage.postgres import rejects
 from tests.support.builders import a_folder, a_manifest, png
@@ -55,7 +55,7 @@ def test_only_rejects_are_tried_and_what_passes_is_resolved(
 
     done = retry_rejects(deps, lenient)
 
-    assert done == [Retry("shop", tried=4, open=2)]
+    assert done == [RetryReport("shop", tried=4, open=2)]
     assert items(deps) == {"a": "red", "b": None, "e": "blue"}
     assert open_rejects(deps) == {"line 3": "nothing_to_embed", "line 4": "duplicate_key"}
     assert deps.encoder.seen_texts[seen:] == ["blue"]
@@ -65,7 +65,7 @@ def test_a_reason_leaves_the_others_alone(deps: Deps, lenient: Settings, tmp_pat
     a_folder(tmp_path / "shop", {"b.png": png("red")})
     a_manifest(manifest, [*ROWS[:4], {"key": "e", "text": "blue"}])
 
-    assert retry_rejects(deps, lenient, reason="missing_file") == [Retry("shop", tried=1, open=0)]
+    assert retry_rejects(deps, lenient, reason="missing_file") == [RetryReport("shop", tried=1, open=0)]
 
     assert set(open_rejects(deps)) == {"line 3", "line 4", "line 5"}
 
@@ -78,7 +78,7 @@ def test_some_rejects_leave_the_others_alone(deps: Deps, lenient: Settings, tmp_
 
     done = retry_rejects(deps, lenient, ids=[chosen.id])
 
-    assert done == [Retry("shop", tried=1, open=0)]
+    assert done == [RetryReport("shop", tried=1, open=0)]
     assert set(open_rejects(deps)) == {"line 3", "line 4", "line 5"}
 
 
@@ -96,7 +96,7 @@ def test_the_languages_of_the_ingest_are_those_of_the_retry(deps: Deps, lenient:
 def test_a_row_that_the_source_no_longer_has_is_resolved(deps: Deps, lenient: Settings, manifest: Path):
     a_manifest(manifest, ROWS[:1])
 
-    assert retry_rejects(deps, lenient) == [Retry("shop", tried=4, open=0)]
+    assert retry_rejects(deps, lenient) == [RetryReport("shop", tried=4, open=0)]
     assert open_rejects(deps) == {}
 
 

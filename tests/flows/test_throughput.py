@@ -15,7 +15,7 @@ from flows.config.settings import Settings
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.report import as_markdown
 from flows.ingestion.request import Request
-from flows.ingestion.throughput import Speed, speed_of
+from flows.ingestion.throughput import Throughput, throughput_of
 from flows.resources.connections import Deps
 from storage.postgres import runs
 from tests.support.builders import a_folder, png
@@ -25,9 +25,9 @@ seconds = st.floats(0, 1000)
 
 def of_stages(
     stages: dict[str, float], *, workers: int = 2, peak_device_mib: float | None = None, records: int = 100
-) -> Speed:
+) -> Throughput:
     """Return the speed of a run that took ten seconds."""
-    return speed_of(
+    return throughput_of(
         stages,
         seconds=10,
         records=records,
@@ -78,7 +78,7 @@ def test_advice_names_what_to_turn(stages: dict[str, float], gpu_mib: float | No
 
 
 def test_a_run_of_no_time_at_all_has_a_speed():
-    speed = speed_of({}, seconds=0, records=0, pictures=0, workers=2, peak_device_mib=None)
+    speed = throughput_of({}, seconds=0, records=0, pictures=0, workers=2, peak_device_mib=None)
 
     assert (speed.records_per_s, speed.busy, speed.bottleneck) == (0, {}, "none")
 
@@ -99,7 +99,7 @@ print(peak_memory_mib() - before)
 def test_a_speed_survives_json():
     speed = of_stages({"embed": 9, "decode": 4}, peak_device_mib=12.5)
 
-    assert Speed(**json.loads(json.dumps(speed.as_json()))) == speed
+    assert Throughput(**json.loads(json.dumps(speed.as_json()))) == speed
 
 
 def test_a_run_tells_its_speed_on_record_in_its_table_and_on_its_page(
@@ -117,7 +117,7 @@ def test_a_run_tells_its_speed_on_record_in_its_table_and_on_its_page(
     with deps.sessions() as session:
         last = runs.last_ingest(session)
     assert last is not None
-    assert Speed(**last.counts["speed"]).busy.keys() == report.speed.busy.keys()
+    assert Throughput(**last.counts["speed"]).busy.keys() == report.speed.busy.keys()
 
 
 def text_of(shown: RenderableType) -> str:

@@ -23,12 +23,12 @@ from sqlalchemy.orm import sessionmaker
 from starlette.applications import Starlette
 
 from flows.config.settings import Settings
-from flows.datasets.test_sets import Question, chosen_set
+from flows.datasets.test_sets import EvaluationChoice, choose_test_set
 from flows.evaluation.evaluate import evaluate
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.ingestion.run_state import TooManyRejects
-from flows.resources.comparison import watch
+from flows.resources.comparison import record_comparison
 from flows.resources.connections import Deps
 from flows.search.query import Query, search
 from flows.service.metrics import metrics_route
@@ -113,9 +113,9 @@ def watched(engine: Engine, embedded: QdrantClient, index_home: Path, tmp_path: 
         watched = Watched(deps, backend, observer, address, shop)
         wait_long(lambda: bool(watched.ask('up{job="sightline"} == 1')))
         watched.ingest()
-        chosen = chosen_set(deps, settings, Question(), ())
+        chosen = choose_test_set(deps, settings, EvaluationChoice(), ())
         evaluate(deps, settings, (), chosen, load=lambda _settings, _name: ColourEncoder())
-        watch(deps, settings)
+        record_comparison(deps, settings)
         yield watched
     backend.close()
 
@@ -238,7 +238,7 @@ def test_a_flow_that_fails_and_stores_that_differ_are_told(watched: Watched):
         watched.ingest()
     collection = watched.ask("sightline_index_info")[0]["metric"]["collection"]
     watched.deps.vectors.delete_collection(collection)
-    watch(watched.deps, watched.backend.settings)
+    record_comparison(watched.deps, watched.backend.settings)
     watched.observer.look_again()
 
     wait_long(lambda: {"SightlineFlowFailing", "SightlineStoresDiffer"} <= watched.alerts().keys())

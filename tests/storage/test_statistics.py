@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from flows.config.settings import Qdrant, Settings
-from flows.datasets.test_sets import TestSetChoice, choose_test_set
+from flows.datasets.test_sets import EvaluationChoice, choose_test_set
 from flows.evaluation.evaluate import evaluate
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
@@ -101,7 +101,7 @@ def test_each_day_has_what_its_ingests_did_and_how_good_searches_were(
     files = {"a.png": png("red"), "a.txt": "red", "b.png": png("blue"), "b.txt": "blue", "c.png": b"none"}
     ingest(deps, settings, a_folder(tmp_path / "shop", files))
     run_sql(deps, "update runs set started = :at, seconds = '{\"total\": 2.0}'", at=NOON)
-    everything = choose_test_set(deps, settings, TestSetChoice(), ())
+    everything = choose_test_set(deps, settings, EvaluationChoice(), ())
     evaluate(deps, settings, (), everything, load=lambda *_: deps.encoder)
     run_sql(deps, "update evaluations set at = :at", at=NOON - timedelta(days=1))
 

@@ -190,7 +190,7 @@ class Listing:
 
     def _count_chosen(self) -> None:
         chosen = len(self._chosen())
-        self._some.set_text(f"RetryReport chosen ({chosen})")
+        self._some.set_text(f"Retry chosen ({chosen})")
         self._some.set_enabled(chosen > 0)
 
     def _choose_every(self) -> None:
@@ -216,7 +216,7 @@ class Listing:
             f"{many(total, 'row')}{which} will be read from the source and retried. Rows that pass are "
             "searchable at once and leave this list; the others stay, with their current errors."
         )
-        if await confirm("RetryReport all?", consequences, f"RetryReport {total:,}") and await start_flow(
+        if await confirm("Retry all?", consequences, f"Retry {total:,}") and await start_flow(
             self._context, "retry", reason=reason, source=source
         ):
             for entry in self._entries.values():

@@ -167,7 +167,7 @@ class SearchPage:
         """
         self._turn += 1
         turn, params = self._turn, self._params
-        self._status.text = "SearchDeps …" if self._warmup.is_done else "Loading the model …"
+        self._status.text = "Searching …" if self._warmup.is_done else "Loading the model …"
         self._grid.classes(add="sl-waiting")
         self._waits.set_visibility(True)
         try:
