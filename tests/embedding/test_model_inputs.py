@@ -152,7 +152,6 @@ def test_a_text_is_tokenized_once(starter: SentenceEncoder, monkeypatch: pytest.
         pytest.param({}, True, id="as long as the longest"),
         pytest.param({"text": {"padding": "max_length"}}, True, id="as long as the limit"),
         pytest.param({"text": {"padding": "max_length", "max_length": 12}}, False, id="a limit of its own"),
-        pytest.param({"text": {"add_special_tokens": False}}, False, id="without special tokens"),
     ],
 )
 @pytest.mark.parametrize("prompt", [None, "query: "])
