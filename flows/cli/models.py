@@ -78,7 +78,7 @@ def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, a
     settings = load_settings()
     from flows.cli.tables.models import of_switched
     from flows.orchestration import jobs
-    from flows.reindexing.reindex import Order
+    from flows.reindexing.reindex import ReindexRequest
 
     if joins_prefect(settings, debug):
         from flows.orchestration.reindex_flow import reindex as reindex_flow
@@ -87,7 +87,7 @@ def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, a
             switched = reindex_flow(model, force, yes, max_missing)
     else:
         with run_directly():
-            switched = jobs.reindex(settings, Order(model, force, yes, max_missing))
+            switched = jobs.reindex(settings, ReindexRequest(model, force, yes, max_missing))
     print_out(switched.as_json(), as_json, lambda: of_switched(switched))
 
 

@@ -28,7 +28,7 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
     settings = load_settings()
     from flows.cli.tables.stores import of_differences, of_mended
     from flows.maintenance import repair as repairing
-    from flows.resources.comparison import watch
+    from flows.resources.comparison import record_comparison
     from flows.resources.connections import open_stores, with_model
     from flows.tracking.progress import stage_bars
 
@@ -39,7 +39,7 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
             print_out(mended.as_json(), as_json, lambda: of_mended(mended))
             damage = mended.after.damage
         else:
-            report = watch(stores, settings, progress=progress)
+            report = record_comparison(stores, settings, progress=progress)
             print_out(report.as_json(), as_json, lambda: of_differences(report))
             damage = report.damage
     ctx.exit(1 if damage else 0)

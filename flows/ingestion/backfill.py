@@ -1,86 +1,107 @@
-"""A collection is filled with what it lacks, in passes beside others that write, and looked over."""
+"""Write the points that a collection lacks, from what Postgres and the blob store have."""
 
-import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from heapq import nsmallest
 from itertools import islice
 from uuid import UUID
 
 from embedding.encoders.sentence_encoder import Encoder
 from embedding.images.worker_pool import Workers
-from embedding.pipeline import ahead
+from embedding.pipeline import ahead, behind
 from flows.config.settings import Settings
 from flows.ingestion.image_cache import CachedImage
 from flows.ingestion.stages import decoding_errors, encode_items, stored_vectors
-from flows.resources.comparison import Report, confirmed, item_pages
 from flows.resources.connections import Stores
 from flows.resources.images import decode_many, load_image
-from flows.tracking.progress import Progress, no_steps
+from flows.tracking.progress import Progress
 from flows.tracking.retry_policy import HeldLock
 from storage import qdrant
-from storage.consistency.differences import Difference
-from storage.postgres import catalog
+from storage.postgres import catalog, embedding_states
 from storage.postgres.locks import Busy, Lock, writing_lock
+from storage.qdrant import Point
 from storage.records import Digest, Item
-from storage.sources import redacted
+from storage.redaction import redacted
 
 PAUSE_S = 3.0
-SETTLE_S = 600.0
-SAMPLE = 100
-NEIGHBOURS = 10
-
-
-class NotVerified(RuntimeError):
-    """The new collection is not what it should be; searches stay with the old one."""
+PAGE = 2000
 
 
 @dataclass(slots=True)
-class Filling:
-    """A collection that is being filled."""
+class Backfill:
+    """Hold a collection that is completed, the model that does it, and the outcome so far."""
 
     stores: Stores
     encoder: Encoder
     collection: qdrant.Collection
     workers: Workers
     settings: Settings
-    written: int
-    missing: dict[UUID, str]
-    """Items whose images cannot be had, each with why."""
+    written: int = 0
+    """Points written."""
+
+    missing: dict[UUID, str] = field(default_factory=dict)
+    """Items without a usable image, with the reason of each."""
+
+    unusable: dict[str, str] = field(default_factory=dict)
+    """Images that are lost or cannot be decoded, by SHA-256, with the reason: none is tried twice."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """Some items with all that the model needs of them."""
+class DecodedItems:
+    """Hold items with their decoded images."""
 
     items: Mapping[UUID, Item]
     digests: Mapping[UUID, Digest]
-    pictures: Mapping[str, CachedImage]
+    images: Mapping[str, CachedImage]
     missing: Mapping[UUID, str]
 
 
-def catch_up(filling: Filling, lock: HeldLock, progress: Progress) -> None:
-    """Write what the collection lacks, beside others that write, until a pass finds nothing."""
-    with filling.stores.sessions() as session:
+@dataclass(frozen=True, slots=True)
+class EncodedItems:
+    """Hold points that are ready to be written."""
+
+    points: Sequence[Point]
+    digests: Mapping[UUID, Digest]
+    missing: Mapping[UUID, str]
+
+
+def catch_up(backfill: Backfill, lock: HeldLock, progress: Progress) -> None:
+    """Write outdated points beside other writers, until a pass finds none."""
+    stores = backfill.stores
+    with stores.sessions() as session:
         total = catalog.counts(session)["items"]
+
+    def write_beside_others(items: EncodedItems) -> None:
+        with _when_free(writing_lock(stores.engine), progress):
+            lock.persist(partial(write, backfill, items))
+        progress("embed", backfill.written, total)
+
     while True:
-        before = filling.written
-        filling.missing.clear()
-        with ahead(batches(filling)) as decoded:
-            for ready in decoded:
-                with _when_free(writing_lock(filling.stores.engine), progress):
-                    lock.persist(partial(write, filling, ready))
-                progress("embed", filling.written, total)
-        if filling.written == before:
+        before = backfill.written
+        backfill.missing.clear()
+        with ahead(decode_outdated(backfill)) as decoded, behind(write_beside_others) as hand_on:
+            for items in decoded:
+                hand_on(encode(backfill, items))
+        if backfill.written == before:
             return
+
+
+def rewrite(backfill: Backfill, ids: Iterable[Sequence[UUID]]) -> None:
+    """Write the points of some items anew, batch by batch.
+
+    The caller holds the exclusive lock. `ids` is read in another thread.
+    """
+    decoded_items = (decode(backfill, batch) for batch in ids)
+    with ahead(decoded_items) as decoded, behind(partial(write, backfill)) as hand_on:
+        for items in decoded:
+            hand_on(encode(backfill, items))
 
 
 @contextmanager
 def _when_free(lock: Lock, progress: Progress) -> Iterator[None]:
-    """Hold `lock`, however long it takes until others give it back."""
+    """Wait for a lock, and hold it."""
     while True:
         try:
             lock.keep()
@@ -94,82 +115,68 @@ def _when_free(lock: Lock, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def batches(filling: Filling) -> Iterator[Ready]:
-    """Yield what the collection lacks, in id order, with images that are decoded."""
-    lacking = _lacking(filling.stores, filling.collection.name)
-    while ids := list(islice(lacking, filling.settings.batch_size)):
-        yield _ready(filling, ids)
+def decode_outdated(backfill: Backfill) -> Iterator[DecodedItems]:
+    """Yield the items without a current point, in id order, with decoded images."""
+    ids = _outdated(backfill.stores, backfill.collection.name)
+    while batch := list(islice(ids, backfill.settings.batch_size)):
+        yield decode(backfill, batch)
 
 
-def _lacking(stores: Stores, collection: str) -> Iterator[UUID]:
-    """Yield the living items whose mark in the collection is not that of their content, in id order."""
-    for page in item_pages(stores, collection):
-        yield from (one.id for one in page if one.mark != one.wanted)
+def _outdated(stores: Stores, collection: str) -> Iterator[UUID]:
+    after = None
+    while True:
+        with stores.sessions() as session:
+            page = embedding_states.outdated(session, collection, after=after, limit=PAGE)
+        if not page:
+            return
+        yield from page
+        after = page[-1]
 
 
-def _ready(filling: Filling, ids: Sequence[UUID]) -> Ready:
-    stores, name, limits = filling.stores, filling.collection.name, filling.settings.limits
+def decode(backfill: Backfill, ids: Sequence[UUID]) -> DecodedItems:
+    """Load items and their images; an image with a stored vector is not decoded."""
+    stores, limits, unusable = backfill.stores, backfill.settings.limits, backfill.unusable
     with stores.sessions() as session:
         found = catalog.items_with_digests(session, ids)
-        wanted = {item.picture.sha256: item.picture for item, _ in found.values() if item.picture}
-        twins = catalog.embedded_twins(session, name, wanted)
-    pictures = stored_vectors(stores, name, twins)
-    origins = {sha256: image.origin for sha256, image in wanted.items() if sha256 not in pictures}
-    load = partial(load_image, stores, limits=limits, or_origin=True)
-    decoding = decode_many(filling.workers, origins, load)
-    pictures |= {sha256: CachedImage(future) for sha256, future in decoding.items()}
-    gone = {
-        sha256: f"its picture is gone, here and at {redacted(origin.uri)}"
-        for sha256, origin in origins.items()
-        if sha256 not in decoding
+        wanted = {item.image.sha256: item.image for item, _ in found.values() if item.image}
+        twins = catalog.embedded_twins(session, backfill.collection.name, wanted)
+    images = stored_vectors(stores, backfill.collection.name, twins)
+    origins = {
+        sha256: image.origin
+        for sha256, image in wanted.items()
+        if sha256 not in images and sha256 not in unusable
     }
-    for sha256, error in decoding_errors(pictures).items():
-        gone[sha256] = str(error)
-        del pictures[sha256]
+    load = partial(load_image, stores, limits=limits, or_origin=True)
+    decoding = decode_many(backfill.workers, origins, load)
+    images |= {sha256: CachedImage(future) for sha256, future in decoding.items()}
+    for sha256, origin in origins.items():
+        if sha256 not in decoding:
+            unusable[sha256] = f"its image is lost, here and at {redacted(origin.uri)}"
+    for sha256, error in decoding_errors(images).items():
+        unusable[sha256] = str(error)
+        del images[sha256]
     missing = {
-        id: f"{item.source}: {item.key}: {gone[item.picture.sha256]}"
+        id: f"{item.source}: {item.key}: {unusable[item.image.sha256]}"
         for id, (item, _) in found.items()
-        if item.picture and item.picture.sha256 in gone
+        if item.image and item.image.sha256 not in images
     }
     items = {id: item for id, (item, _) in found.items() if id not in missing}
-    return Ready(items, {id: digest for id, (_, digest) in found.items() if id in items}, pictures, missing)
+    return DecodedItems(items, {id: found[id][1] for id in items}, images, missing)
 
 
-def write(filling: Filling, ready: Ready) -> None:
-    """Write points, and then the marks of those that are still what Postgres has; safe to repeat."""
-    stores, name = filling.stores, filling.collection.name
-    points, *_ = encode_items(filling.encoder, ready.items, ready.digests, ready.pictures)
-    qdrant.upsert(stores.vectors, filling.collection, points)
+def encode(backfill: Backfill, decoded: DecodedItems) -> EncodedItems:
+    """Encode items as points."""
+    points, *_ = encode_items(backfill.encoder, decoded.items, decoded.digests, decoded.images)
+    return EncodedItems(points, decoded.digests, decoded.missing)
+
+
+def write(backfill: Backfill, encoded: EncodedItems) -> None:
+    """Write points, and then the embedding states of unchanged items; safe to repeat."""
+    stores, name = backfill.stores, backfill.collection.name
+    qdrant.upsert(stores.vectors, backfill.collection, encoded.points)
     with stores.sessions.begin() as session:
-        deleted = catalog.mark_current(session, name, ready.digests)
+        deleted = catalog.mark_current(session, name, encoded.digests)
     if deleted:
         qdrant.delete_points(stores.vectors, name, deleted)
-    filling.written += len(points)
-    filling.missing.update(ready.missing)
-
-
-def settle(filling: Filling, progress: Progress) -> None:
-    """Wait until the server has optimised the collection."""
-    stores, name = filling.stores, filling.collection.name
-    until = time.monotonic() + SETTLE_S
-    while not qdrant.is_settled(stores.vectors, name):
-        if time.monotonic() > until:
-            raise NotVerified(
-                f"{name} is still being optimised after {SETTLE_S / 60:.0f} minutes; searches stay as they "
-                "are; run it again later"
-            )
-        progress("wait for the index to be optimised", 0, 0)
-        time.sleep(PAUSE_S)
-
-
-def differences(filling: Filling) -> list[Difference]:
-    """Return how the collection differs from what Postgres has, in id order."""
-    return list(confirmed(filling.stores, filling.collection.name, True, Report(), no_steps))
-
-
-def measured_recall(filling: Filling) -> float | None:
-    """Return the recall of searches for a sample of images, the same for the same items."""
-    stores, name = filling.stores, filling.collection.name
-    marked = (one.id for page in item_pages(stores, name) for one in page if one.image and one.mark)
-    sample = nsmallest(SAMPLE, marked, key=lambda id: hashlib.sha256(id.bytes).digest())
-    return qdrant.sampled_recall(stores.vectors, name, sample, NEIGHBOURS)
+    backfill.written += len(encoded.points)
+    backfill.missing.update(encoded.missing)

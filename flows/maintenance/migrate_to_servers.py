@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from flows.config.settings import PREFIX, Settings
-from flows.resources.comparison import Report, damage_of, reconcile
+from flows.resources.comparison import ComparisonReport, damage_of, reconcile
 from flows.resources.connections import Stores, open_stores
 from flows.tracking.progress import Progress, no_progress, stage_steps
 from flows.tracking.retry_policy import HeldLock, hold
@@ -49,7 +49,7 @@ class Moved:
     rows: dict[str, int] = field(default_factory=dict)
     """By table."""
 
-    report: Report = field(default_factory=Report)
+    report: ComparisonReport = field(default_factory=ComparisonReport)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -105,7 +105,7 @@ def move(source: Stores, target: Stores, settings: Settings, *, progress: Progre
         moved.points = _copy_points(source, target, lock, progress)
         moved.rows = run.persist(partial(_copy_rows, source, target, run.id, progress))
         run.persist(partial(transfer.copy_aliases, source.vectors, target.vectors))
-        moved.report = run.persist(partial(_compare, target, moved.rows["items"], progress))
+        moved.report = run.persist(partial(reconcile, target, progress=progress))
         run.counts = {
             "pictures": moved.pictures,
             "points": sum(moved.points.values()),
@@ -153,7 +153,3 @@ def _copy_rows(source: Stores, target: Stores, run_id: UUID, progress: Progress)
         copied = transfer.copy_rows(source.engine, session.connection(), run_id, advance=step)
         runs.close_all(session, but=run_id)
     return copied
-
-
-def _compare(target: Stores, items: int, progress: Progress) -> Report:
-    return reconcile(target, advance=stage_steps(progress, "compare", items))

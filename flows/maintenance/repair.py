@@ -1,21 +1,19 @@
 """Repair the differences between Postgres and Qdrant; Postgres is the truth."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from embedding.images.decode import BadImage
 from embedding.images.worker_pool import Workers
 from flows.config.settings import Limits, Settings
-from flows.ingestion.image_cache import CachedImage
-from flows.ingestion.stages import encode_items
+from flows.ingestion.backfill import Backfill, rewrite
 from flows.resources.collections import open_collection
 from flows.resources.comparison import (
-    Report,
-    compared,
-    confirmed,
+    ComparisonReport,
+    confirmed_differences,
     damage_of,
     is_of_another_model,
     missing_images,
@@ -32,12 +30,11 @@ from storage.errors import Conflict
 from storage.postgres import catalog, model_registry
 from storage.postgres.locks import flow_lock, lone_lock
 from storage.postgres.run_totals import COMPARISON, STILL
-from storage.records import Item
 from storage.sources import redacted
 
 MAX_ROUNDS = 5
 MAX_DELETE = 0.05
-"""The share of points that a repair may delete; for more, a person looks first and says so at a terminal."""
+"""Share of the points that a repair may delete; above it, a person confirms the repair at a terminal."""
 
 
 class TooManyDeletes(Conflict):
@@ -45,16 +42,16 @@ class TooManyDeletes(Conflict):
 
 
 @dataclass(frozen=True, slots=True)
-class Mended:
-    """A repair: what differed before, what still differs, and why that could not be mended."""
+class RepairResult:
+    """Compare the stores before and after a repair, with the reasons of what is left."""
 
-    before: Report
-    after: Report
+    before: ComparisonReport
+    after: ComparisonReport
     rounds: int
-    unmended: tuple[str, ...]
+    unrepaired: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        rest = {"rounds": self.rounds, "unmended": list(self.unmended)}
+        rest = {"rounds": self.rounds, "unmended": list(self.unrepaired)}
         return {"before": self.before.as_json(), "after": self.after.as_json()} | rest
 
 
@@ -66,17 +63,17 @@ def repair(
     yes: bool,
     prefect_run_id: UUID | None = None,
     progress: Progress = no_progress,
-) -> Mended:
-    """Mend what differs, and compare again, until nothing does or nothing gets better.
+) -> RepairResult:
+    """Repair and compare in turns, until the stores agree or a round improves nothing.
 
     Args:
-        max_delete: the share of all points that may be deleted, in [0, 1].
-        yes: delete however many there are.
+        max_delete: share of all points that may be deleted, in [0, 1].
+        yes: whether any number may be deleted.
 
     Raises:
-        TooManyDeletes: more would go; nothing was changed.
+        TooManyDeletes: more would be deleted; nothing was changed.
         Busy: another process writes, or compares.
-        ModelMismatch: the collection that searches go to was made by another model than the one that is set.
+        ModelMismatch: another model made the active collection than the one that is set.
     """
     with (
         flow_lock(deps.engine, COMPARISON),
@@ -90,13 +87,13 @@ def repair(
             progress=progress,
         ) as run,
     ):
-        before = after = run.persist(partial(compared, deps, run.progress))
+        before = after = run.persist(partial(reconcile, deps, progress=run.progress))
         run.counts = dict(before.counts)
-        _refuse_many_deletes(before, max_delete, yes=yes)
-        rounds, unmended = 0, set[str]()
+        _require_few_deletes(before, max_delete, yes=yes)
+        rounds, unrepaired = 0, set[str]()
         while after.work and rounds < MAX_ROUNDS:
             run.progress("repair", rounds, MAX_ROUNDS)
-            unmended = run.persist(partial(_mend, deps, settings))
+            unrepaired = run.persist(partial(_repair_once, deps, settings))
             rounds, last = rounds + 1, after.work
             after = run.persist(partial(reconcile, deps))
             if after.work >= last:
@@ -104,10 +101,10 @@ def repair(
         run.counts[STILL] = dict(after.counts)
         if after.damage:
             run.error = damage_of(after)
-    return Mended(before, after, rounds, tuple(sorted(unmended)))
+    return RepairResult(before, after, rounds, tuple(sorted(unrepaired)))
 
 
-def _refuse_many_deletes(report: Report, max_delete: float, *, yes: bool) -> None:
+def _require_few_deletes(report: ComparisonReport, max_delete: float, *, yes: bool) -> None:
     deletes = report.points if report.counts["other_model"] else report.counts["stray"]
     if deletes > max_delete * report.points and not yes:
         raise TooManyDeletes(
@@ -116,13 +113,13 @@ def _refuse_many_deletes(report: Report, max_delete: float, *, yes: bool) -> Non
         )
 
 
-def _mend(deps: Deps, settings: Settings) -> set[str]:
-    """Mend what differs now; safe to repeat.
+def _repair_once(deps: Deps, settings: Settings) -> set[str]:
+    """Repair the current differences; safe to repeat.
 
     Returns:
-        Why some of it could not be mended.
+        The reasons of those that cannot be repaired.
     """
-    unmended = _mend_pictures(deps, settings.limits)
+    unrepaired = _restore_images(deps, settings.limits)
     _drop_collections_of_other_models(deps)
     active = open_collection(deps, settings)
     for _ in finish_deletes(deps, None):
@@ -130,22 +127,18 @@ def _mend(deps: Deps, settings: Settings) -> set[str]:
     with deps.sessions() as session:
         names = {one.name for one in model_registry.known_collections(session)}
     for name in sorted(names | set(qdrant.list_collections(deps.vectors))):
-        differences = confirmed(deps, name, name == active.name, Report(), no_steps)
-        while chunk := list(islice(differences, settings.batch_size)):
-            strays = [one.id for one in chunk if one.kind == "stray"]
-            if strays:
-                qdrant.delete_points(deps.vectors, name, strays)
-            if name == active.name:
-                unmended |= _write_again(deps, active, [one for one in chunk if one.entry], settings.limits)
-            else:
-                _take_back(deps, name, [one.entry.id for one in chunk if one.entry])
+        differences = confirmed_differences(deps, name, name == active.name, ComparisonReport(), no_steps)
+        if name == active.name:
+            unrepaired |= _rewrite(deps, settings, active, differences)
+        else:
+            _withdraw(deps, settings, name, differences)
         if qdrant.optimizer_error(deps.vectors, name):
             qdrant.restart_optimizer(deps.vectors, name)
-    return unmended
+    return unrepaired
 
 
 def _drop_collections_of_other_models(deps: Deps) -> None:
-    """Remove a collection that says another model made it than Postgres says; it is made anew if need be."""
+    """Delete the collections that another model made than Postgres says."""
     with deps.sessions() as session:
         known = model_registry.known_collections(session)
     for one in known:
@@ -155,76 +148,66 @@ def _drop_collections_of_other_models(deps: Deps) -> None:
                 model_registry.forget_marks(session, one.name)
 
 
-def _take_back(deps: Deps, collection: str, ids: list[UUID]) -> None:
-    """Forget points that are not what their marks say, of a model that is not at hand to make them again."""
+def _withdraw(deps: Deps, settings: Settings, collection: str, differences: Iterator[Difference]) -> None:
+    """Delete points that differ, and their states: the model that could make them again is not loaded."""
+    while chunk := list(islice(differences, settings.batch_size)):
+        if deps.vectors.collection_exists(collection):
+            qdrant.delete_points(deps.vectors, collection, [one.id for one in chunk])
+        ids = [one.entry.id for one in chunk if one.entry]
+        if ids:
+            with deps.sessions.begin() as session:
+                catalog.drop_marks(session, collection, ids)
+
+
+def _rewrite(
+    deps: Deps, settings: Settings, active: qdrant.Collection, differences: Iterator[Difference]
+) -> set[str]:
+    """Delete strays, correct payloads, and backfill the other points of the active collection.
+
+    Returns:
+        The reasons of items without a usable image.
+    """
+
+    def need_vectors() -> Iterator[Sequence[UUID]]:
+        while chunk := list(islice(differences, settings.batch_size)):
+            strays = [one.id for one in chunk if one.kind == "stray"]
+            if strays:
+                qdrant.delete_points(deps.vectors, active.name, strays)
+            _correct_payloads(
+                deps, active.name, [one.entry.id for one in chunk if one.entry and one.only_payload]
+            )
+            yield [one.entry.id for one in chunk if one.entry and not one.only_payload]
+
+    with Workers(deps.encoder.preparation, settings.decode_workers) as workers:
+        backfill = Backfill(deps, deps.encoder, active, workers, settings)
+        rewrite(backfill, need_vectors())
+    return set(backfill.missing.values())
+
+
+def _correct_payloads(deps: Deps, collection: str, ids: Sequence[UUID]) -> None:
     if not ids:
         return
-    if deps.vectors.collection_exists(collection):
-        qdrant.delete_points(deps.vectors, collection, ids)
-    with deps.sessions.begin() as session:
-        catalog.drop_marks(session, collection, ids)
-
-
-def _write_again(
-    deps: Deps, collection: qdrant.Collection, differences: list[Difference], limits: Limits
-) -> set[str]:
-    """Write the points of these items, as Postgres has them, and then their marks."""
-    if not differences:
-        return set()
     with deps.sessions() as session:
-        items = catalog.items_with_digests(session, [one.entry.id for one in differences if one.entry])
-    payloads = {
-        one.id: items[one.id]
-        for one in differences
-        if one.only_payload and isinstance(one.id, UUID) and one.id in items
-    }
-    whole = {id: entry for id, entry in items.items() if id not in payloads}
-    pictures, unreadable = _pictures(deps, [item for item, _ in whole.values()], limits)
-    good = {
-        id: item for id, (item, _) in whole.items() if not item.image or item.image.sha256 in pictures
-    }
-    digests = {id: digest for id, (_, digest) in items.items() if id in good or id in payloads}
-    points, *_ = encode_items(deps.encoder, good, digests, pictures)
-    qdrant.upsert(deps.vectors, collection, points)
-    qdrant.overwrite_payloads(deps.vectors, collection.name, payloads)
+        items = catalog.items_with_digests(session, ids)
+    qdrant.overwrite_payloads(deps.vectors, collection, items)
     with deps.sessions.begin() as session:
-        catalog.mark_embedded(session, collection.name, digests)
-    return unreadable
+        catalog.mark_embedded(session, collection, {id: digest for id, (_, digest) in items.items()})
 
 
-def _pictures(deps: Deps, items: list[Item], limits: Limits) -> tuple[dict[str, CachedImage], set[str]]:
-    """Return the decoded images of `items` by SHA-256, and why others cannot be had."""
-    pictures: dict[str, CachedImage] = {}
-    unreadable = set()
-    with Workers(deps.encoder.preparation, 0) as workers:
-        for item in items:
-            picture = item.image
-            if picture is None or picture.sha256 in pictures:
-                continue
-            data = load_image(deps, picture.sha256, picture.origin, limits, or_origin=True)
-            if data is None:
-                where = redacted(picture.uri)
-                unreadable.add(f"{item.source}: {item.key}: its picture is gone, here and at {where}")
-                continue
-            try:
-                prepared = workers.submit(data, name=item.key).result()
-            except BadImage as error:
-                unreadable.add(f"{item.source}: {error}")
-                continue
-            pictures[picture.sha256] = CachedImage.decoded(prepared)
-    return pictures, unreadable
+def _restore_images(stores: Stores, limits: Limits) -> set[str]:
+    """Fetch lost images again, where the source still has the same bytes.
 
-
-def _mend_pictures(stores: Stores, limits: Limits) -> set[str]:
-    """Fetch again what the blob store has lost, where the source still has the same bytes."""
+    Returns:
+        The reasons of those that stay lost.
+    """
     if stores.blobs is None:
         return set()
-    unmended = set()
-    for picture in missing_images(stores, Report()):
-        data = load_image(stores, picture.sha256, picture.origin, limits, or_origin=True)
+    lost = set()
+    for image in missing_images(stores, ComparisonReport()):
+        data = load_image(stores, image.sha256, image.origin, limits, or_origin=True)
         if data is not None:
-            stores.blobs.put(picture.sha256, data)
+            stores.blobs.put(image.sha256, data)
         else:
-            where = redacted(picture.uri)
-            unmended.add(f"picture {picture.sha256[:12]}…: its bytes are gone, here and at {where}")
-    return unmended
+            where = redacted(image.uri)
+            lost.add(f"image {image.sha256[:12]}…: its bytes are lost, here and at {where}")
+    return lost

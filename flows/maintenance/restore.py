@@ -26,7 +26,7 @@ from flows.maintenance.backup_files import (
     proof_of,
     read_manifest,
 )
-from flows.resources.comparison import Report, reconcile
+from flows.resources.comparison import ComparisonReport, reconcile
 from flows.resources.connections import Stores, open_blobs, open_database, open_index
 from flows.resources.model_loader import models_folder
 from flows.tracking.progress import Progress, no_progress, stage_steps
@@ -66,7 +66,7 @@ class Restored:
     points: dict[str, int]
     """How many came back, by collection; fewer than the backup has where its snapshots do not fit."""
 
-    report: Report
+    report: ComparisonReport
     proof: Proof | None = None
     """Where the backup was only checked, and was found to be whole."""
 

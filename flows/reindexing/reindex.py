@@ -1,8 +1,9 @@
-"""A collection of another model: filled beside the active one, verified, switched to, and left again.
+"""Re-index with another model: backfill a collection, verify it, switch to it, and roll back.
 
-Postgres says what belongs into it, and its marks what is there already: a killed re-index goes on where it
-was. Ingests go on meanwhile, into the active collection; pass after pass takes over what they bring, the
-last one while nobody writes. Then the alias moves, in one step, and the rows that say so are committed.
+Postgres says which items the collection must hold, and the embedding states which it has: an interrupted
+re-index resumes. Ingests go on meanwhile, into the active collection, and pass after pass follows them. The
+collection is verified beside them; only the last changes are backfilled and verified under the exclusive
+lock. Then the alias moves in one step, and the rows that record it are committed.
 """
 
 import shutil
@@ -15,16 +16,13 @@ from uuid import UUID
 from embedding.encoders.sentence_encoder import Encoder
 from embedding.images.worker_pool import Workers
 from flows.config.settings import Settings
-from flows.ingestion.backfill import (
-    PAUSE_S,
-    Filling,
-    NotVerified,
-    batches,
-    catch_up,
-    differences,
-    measured_recall,
-    settle,
-    write,
+from flows.ingestion.backfill import PAUSE_S, Backfill, catch_up, decode_outdated, encode, write
+from flows.reindexing.verification import (
+    Verification,
+    recheck,
+    require_recall,
+    verify,
+    wait_until_optimized,
 )
 from flows.resources.collections import make_collection
 from flows.resources.connections import Stores
@@ -37,62 +35,59 @@ from storage.errors import Conflict, NotFound, SightlineError
 from storage.postgres import catalog, model_registry
 from storage.postgres.locks import Busy, Lock, flow_lock, lone_lock
 
-LEAST_RECALL = 0.9
-"""Of searches, compared with exact ones, below which an index is not fit to be searched."""
-
 BYTES_A_NUMBER = 4
 SPARE = 2.5
-"""What a collection takes at its largest, in sizes of its bare vectors: while it is being optimised."""
+"""Largest size of a collection, while it is optimized, as a multiple of its bare vectors."""
 
 PAYLOAD_BYTES = 2048
 
 
 class NotPromoted(Conflict):
-    """The gate has not let the model through."""
+    """The promotion gate has not passed the model."""
 
 
 class NotEnoughDisk(SightlineError):
-    """The new collection would not fit beside the old one."""
+    """The new collection does not fit beside the old one."""
 
 
-class MissingPictures(Conflict):
-    """Pictures that are needed for the new collection are gone."""
+class MissingImages(Conflict):
+    """Images that the new collection needs are lost."""
 
 
-class NothingToGoBackTo(NotFound):
-    """No collection is kept that searches went to before."""
+class NoPreviousCollection(NotFound):
+    """No earlier collection is kept."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """Which model searches are to use, and what is put up with for it."""
+class ReindexRequest:
+    """Name the model that searches shall use, and what is accepted for it."""
 
     model: str
     force: bool = False
-    """Whether the gate is passed by."""
+    """Whether the promotion gate is bypassed."""
 
     yes: bool = False
     """Whether the disk may run full."""
 
     max_missing: int = 0
-    """How many items may be left behind because their images are gone."""
+    """Number of items that may be left out because their images are lost."""
 
 
 @dataclass(frozen=True, slots=True)
-class Switched:
-    """Where searches go now, and where they went before."""
+class ReindexResult:
+    """Name the collection that searches use now, and the one before."""
 
     collection: str
     model: str
     before: str | None
     written: int
-    """Points that were written for it."""
+    """Points written."""
 
     missing: tuple[str, ...]
-    """What could not be taken along, each with why."""
+    """Items left out, each with the reason."""
 
     recall: float | None
-    """Of a sample of its searches, compared with exact ones; None without images, or where not measured."""
+    """Recall of a sample of approximate searches, against exact ones; None without images, or if unknown."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"missing": list(self.missing)}
@@ -101,30 +96,30 @@ class Switched:
 def reindex(
     stores: Stores,
     settings: Settings,
-    order: Order,
+    request: ReindexRequest,
     *,
     load: Load = open_model,
     free_bytes: int | None = None,
     prefect_run_id: UUID | None = None,
     progress: Progress = no_progress,
-) -> Switched:
-    """Fill a collection of a model, and have searches go to it; run it again to take up a killed one.
+) -> ReindexResult:
+    """Backfill the collection of a model, and switch searches to it.
 
-    Of the active model it fills in what its collection lacks.
+    An interrupted re-index resumes. With the active model, the active collection is completed.
 
     Args:
         load: opens a model by its name.
-        free_bytes: what a new collection may take; None where that is not known.
+        free_bytes: space for a new collection; None if unknown.
 
     Raises:
-        NotPromoted: the gate has not let the model through.
-        NotEnoughDisk: the collection would not fit.
-        MissingPictures: more than `order.max_missing` items cannot be taken along.
-        NotVerified: what was filled differs from Postgres, or is searched badly.
+        NotPromoted: the promotion gate has not passed the model.
+        NotEnoughDisk: the collection does not fit.
+        MissingImages: more than `request.max_missing` items have no usable image.
+        NotVerified: the collection differs from Postgres, or is searched badly.
         ModelUnavailable: there is no such model.
         Busy: another re-index is running.
     """
-    encoder = load(settings, order.model)
+    encoder = load(settings, request.model)
     with (
         tracked_run(
             stores.sessions,
@@ -141,14 +136,14 @@ def reindex(
         if before is None:
             raise qdrant.NoCollection
         if before.fingerprint != encoder.fingerprint:
-            _refuse(stores, encoder, before, order, free_bytes)
-        collection = run.persist(partial(_begin, stores, settings, encoder, order, before))
-        filling = Filling(stores, encoder, collection, workers, settings, 0, {})
-        recall = _fill_and_switch(filling, run.lock, order, run.progress)
-        run.counts = {"written": filling.written, "missing": len(filling.missing)}
+            _require_promotion_and_room(stores, encoder, before, request, free_bytes)
+        collection = run.persist(partial(_begin, stores, settings, encoder, request, before))
+        backfill = Backfill(stores, encoder, collection, workers, settings)
+        recall = _backfill_and_switch(backfill, run.lock, request, run.progress)
+        run.counts = {"written": backfill.written, "missing": len(backfill.missing)}
     old = None if before.name == collection.name else before.name
-    why = tuple(filling.missing[id] for id in sorted(filling.missing))
-    return Switched(collection.name, encoder.name, old, filling.written, why, recall)
+    why = tuple(backfill.missing[id] for id in sorted(backfill.missing))
+    return ReindexResult(collection.name, encoder.name, old, backfill.written, why, recall)
 
 
 def rollback(
@@ -158,13 +153,13 @@ def rollback(
     load: Load = open_model,
     prefect_run_id: UUID | None = None,
     progress: Progress = no_progress,
-) -> Switched:
-    """Have searches go to the collection that they went to before, at once; then fill in what it lacks.
+) -> ReindexResult:
+    """Switch searches to the previous collection at once, and then complete it.
 
     Raises:
-        NothingToGoBackTo: none is kept.
+        NoPreviousCollection: none is kept.
         Busy: a re-index is running.
-        ModelUnavailable: its model cannot be loaded, by which queries are encoded; nothing was changed.
+        ModelUnavailable: its model, which encodes the queries, cannot be loaded; nothing was changed.
     """
     with tracked_run(
         stores.sessions,
@@ -180,35 +175,39 @@ def rollback(
         qdrant.require_model(collection, encoder.fingerprint, encoder.name)
         run.persist(partial(_switch, stores, encoder, collection))
         with Workers(encoder.preparation, settings.decode_workers) as workers:
-            filling = Filling(stores, encoder, collection, workers, settings, 0, {})
-            catch_up(filling, run.lock, run.progress)
-        run.counts = {"written": filling.written, "missing": len(filling.missing)}
-    why = tuple(filling.missing[id] for id in sorted(filling.missing))
-    return Switched(
-        collection.name, encoder.name, before.name if before else None, filling.written, why, None
+            backfill = Backfill(stores, encoder, collection, workers, settings)
+            catch_up(backfill, run.lock, run.progress)
+        run.counts = {"written": backfill.written, "missing": len(backfill.missing)}
+    why = tuple(backfill.missing[id] for id in sorted(backfill.missing))
+    return ReindexResult(
+        collection.name, encoder.name, before.name if before else None, backfill.written, why, None
     )
 
 
 def free_disk(settings: Settings) -> int | None:
-    """Return how many bytes are free where the index lies; None where that is a server's business."""
+    """Return the free bytes of the disk of the embedded index; None with a server."""
     return shutil.disk_usage(settings.home).free if settings.qdrant.url is None else None
 
 
-def _refuse(
-    stores: Stores, encoder: Encoder, active: qdrant.Collection, order: Order, free_bytes: int | None
+def _require_promotion_and_room(
+    stores: Stores,
+    encoder: Encoder,
+    active: qdrant.Collection,
+    request: ReindexRequest,
+    free_bytes: int | None,
 ) -> None:
-    """Raise unless the model was promoted over the active one, or is forced, and its collection has room."""
+    """Require that the model was promoted or is forced, and that its collection fits."""
     with stores.sessions() as session:
         promoted = model_registry.is_promoted(session, encoder.fingerprint, over=active.fingerprint)
         counts = catalog.counts(session)
-    if not promoted and not order.force:
+    if not promoted and not request.force:
         raise NotPromoted(
             f"model {encoder.name!r} has not been promoted over {active.model!r}; run: "
-            f"sightline promote {encoder.name}, or pass the gate by with --force"
+            f"sightline promote {encoder.name}, or bypass the promotion gate with --force"
         )
     rows = counts["with_picture"] + counts["with_text"]
     needed = int(rows * encoder.dim * BYTES_A_NUMBER * SPARE + counts["items"] * PAYLOAD_BYTES)
-    if free_bytes is not None and needed > free_bytes and not order.yes:
+    if free_bytes is not None and needed > free_bytes and not request.yes:
         raise NotEnoughDisk(
             f"the new collection needs about {needed / 2**20:,.0f} MiB beside the old one, and "
             f"{free_bytes / 2**20:,.0f} MiB are free; make room, or go on with --yes"
@@ -216,9 +215,9 @@ def _refuse(
 
 
 def _begin(
-    stores: Stores, settings: Settings, encoder: Encoder, order: Order, active: qdrant.Collection
+    stores: Stores, settings: Settings, encoder: Encoder, request: ReindexRequest, active: qdrant.Collection
 ) -> qdrant.Collection:
-    """Make the collection, unless it is there, and put on record what it is for and who forced it."""
+    """Record the re-index and a forced promotion, and create the collection if missing."""
     name = qdrant.collection_name(encoder.fingerprint)
     with stores.sessions.begin() as session:
         model_registry.save_model(
@@ -226,7 +225,7 @@ def _begin(
         )
         session.flush()
         promoted = model_registry.is_promoted(session, encoder.fingerprint, over=active.fingerprint)
-        if name != active.name and order.force and not promoted:
+        if name != active.name and request.force and not promoted:
             model_registry.save_decision(
                 session,
                 candidate=encoder.fingerprint,
@@ -241,64 +240,64 @@ def _begin(
     return qdrant.describe(stores.vectors, name)
 
 
-def _fill_and_switch(filling: Filling, lock: HeldLock, order: Order, progress: Progress) -> float | None:
-    """Catch up with whoever writes, then do the last of it alone; return the recall of the sample."""
+def _backfill_and_switch(
+    backfill: Backfill, lock: HeldLock, request: ReindexRequest, progress: Progress
+) -> float | None:
+    """Complete and verify the collection beside writers, then finish under the exclusive lock.
+
+    Returns:
+        The recall of a sample of image searches.
+    """
+    verified, recall = None, None
     while True:
-        catch_up(filling, lock, progress)
-        _refuse_missing(filling, order)
-        settle(filling, progress)
-        alone = lone_lock(filling.stores.engine)
+        catch_up(backfill, lock, progress)
+        _require_few_missing(backfill, request)
+        wait_until_optimized(backfill, progress)
+        is_first, verified = verified is None, lock.persist(partial(verify, backfill, verified, progress))
+        if is_first:  # that took its time: what was written meanwhile is not left to the exclusive lock
+            recall = require_recall(backfill)
+            continue
+        exclusive = lone_lock(backfill.stores.engine)
         try:
-            alone.keep()
+            exclusive.keep()
         except Busy as error:
             progress(f"wait: {error}", 0, 0)
             time.sleep(PAUSE_S)
             continue
         try:
-            return lock.persist(partial(_finish, filling, order, alone, progress))
+            lock.persist(partial(_finish, backfill, request, exclusive, verified))
         finally:
-            alone.release()
+            exclusive.release()
+        return recall
 
 
-def _finish(filling: Filling, order: Order, alone: Lock, progress: Progress) -> float | None:
-    """Fill in the rest, verify, and switch; nobody else writes meanwhile. Safe to repeat.
+def _finish(backfill: Backfill, request: ReindexRequest, exclusive: Lock, verified: Verification) -> None:
+    """Backfill and verify the last changes, and switch; safe to repeat.
 
     Raises:
-        NotVerified: what was filled differs from Postgres, or is searched badly.
+        MissingImages: more items than allowed have no usable image.
+        NotVerified: the collection differs from Postgres.
+        Busy: the lock was lost with its connection, and another process holds it now.
     """
-    stores, name = filling.stores, filling.collection.name
-    filling.missing.clear()
-    for ready in batches(filling):
-        alone.keep()
-        write(filling, ready)
-    _refuse_missing(filling, order)
-    progress("verify", 0, 0)
-    settle(filling, progress)
-    strays = [one.id for one in differences(filling) if one.kind == "stray"]
-    if strays:
-        qdrant.delete_points(stores.vectors, name, strays)
-    if left := [
-        one for one in differences(filling) if one.entry is None or one.entry.id not in filling.missing
-    ]:
-        raise NotVerified(
-            f"{len(left):,} points of {name} are not what Postgres has, the first of them {left[0].id} "
-            f"({left[0].kind}); searches stay as they are; run it again"
-        )
-    recall = measured_recall(filling)
-    if recall is not None and recall < LEAST_RECALL:
-        raise NotVerified(
-            f"searches of {name} find {recall:.0%} of what exact ones find, less than {LEAST_RECALL:.0%}; "
-            "searches stay as they are; is it still being optimised? Run it again later"
-        )
-    alone.keep()
-    _switch(stores, filling.encoder, filling.collection)
-    return recall
+    taken = None
+    while taken != exclusive.times_taken:  # else another process may have written in between
+        exclusive.keep()
+        taken = exclusive.times_taken
+        backfill.missing.clear()
+        for decoded in decode_outdated(backfill):
+            exclusive.keep()
+            write(backfill, encode(backfill, decoded))
+        _require_few_missing(backfill, request)
+        recheck(backfill, verified)
+        exclusive.keep()
+    _switch(backfill.stores, backfill.encoder, backfill.collection)
 
 
 def _switch(stores: Stores, encoder: Encoder, collection: qdrant.Collection) -> None:
-    """Have searches go to `collection`: the alias moves before the commit, so that the rows never run ahead.
+    """Switch searches to `collection`.
 
-    Where a crash comes between the two, whatever runs next puts on record what the alias says.
+    The alias moves before the commit, so that the rows never run ahead; after a crash between the two, the
+    next run records what the alias says.
     """
     with stores.sessions.begin() as session:
         model_registry.activate_collection(
@@ -318,15 +317,13 @@ def _last_retired(stores: Stores) -> qdrant.Collection:
     for one in retired:
         if stores.vectors.collection_exists(one.name):
             return qdrant.describe(stores.vectors, one.name)
-    raise NothingToGoBackTo(
-        "no collection is kept that searches went to before; sightline reindex --model M makes one anew"
-    )
+    raise NoPreviousCollection("no earlier collection is kept; sightline reindex --model M creates one")
 
 
-def _refuse_missing(filling: Filling, order: Order) -> None:
-    missing = filling.missing
-    if len(missing) > order.max_missing:
-        raise MissingPictures(
-            f"{len(missing):,} items cannot be taken along, the first of them {missing[min(missing)]}; "
-            "sightline reconcile --repair fetches pictures again, --max-missing leaves them behind"
+def _require_few_missing(backfill: Backfill, request: ReindexRequest) -> None:
+    missing = backfill.missing
+    if len(missing) > request.max_missing:
+        raise MissingImages(
+            f"{len(missing):,} items have no usable image, the first of them {missing[min(missing)]}; "
+            "sightline reconcile --repair fetches images again, --max-missing leaves these items out"
         )

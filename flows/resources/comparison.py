@@ -10,7 +10,7 @@ from uuid import UUID
 
 from flows.config.settings import Settings
 from flows.resources.connections import Stores
-from flows.tracking.progress import Progress, Steps, no_progress, no_steps, stage_steps
+from flows.tracking.progress import Progress, Steps, no_progress, stage_steps
 from flows.tracking.run_log import tracked_run
 from storage import qdrant
 from storage.blobs import PREFIXES
@@ -37,7 +37,7 @@ EXAMPLES = 20
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One difference, for a person."""
+    """Describe one difference."""
 
     kind: str
     collection: str | None
@@ -47,29 +47,29 @@ class Example:
 
 
 @dataclass(slots=True)
-class Report:
-    """What differs, as counts by kind, each with a few examples."""
+class ComparisonReport:
+    """Count the differences by kind, each kind with a few examples."""
 
     items: int = 0
-    """Living items that were compared."""
+    """Living items compared."""
 
     points: int = 0
-    """Points that were compared, in all collections."""
+    """Points compared, in all collections."""
 
     pictures: int = 0
-    """Pictures whose bytes were looked for."""
+    """Images whose bytes were looked up."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[Example] = field(default_factory=list)
 
     @property
     def damage(self) -> int:
-        """How many differences there are that no ingest would mend by itself."""
+        """Number of differences that no ingest repairs by itself."""
         return sum(self.counts[kind] for kind in DAMAGE)
 
     @property
     def work(self) -> int:
-        """What a repair has to do."""
+        """Number of differences that a repair works on."""
         return self.damage + self.counts["pending"]
 
     def as_json(self) -> dict[str, Any]:
@@ -86,18 +86,17 @@ class Report:
             self.examples.append(Example(kind, collection, id, source, key))
 
 
-def reconcile(stores: Stores, *, advance: Steps = no_steps) -> Report:
-    """Compare the stores record by record, and change nothing; an ingest may run meanwhile.
+def reconcile(stores: Stores, *, progress: Progress = no_progress) -> ComparisonReport:
+    """Compare Postgres, Qdrant and the blob store, and change nothing; an ingest may run meanwhile.
 
-    Both are read in id order, a page at a time. What differs is looked at a second time, so that a record
-    that was just being written is not reported.
-
-    Args:
-        advance: receives the number of items compared since the last call.
+    Both stores are read once, in id order, a page at a time. Only the differences are read again, so that a
+    record that is being written is not reported.
     """
-    report = Report()
     with stores.sessions() as session:
         known = model_registry.known_collections(session)
+        total = catalog.counts(session)["items"]
+    advance = stage_steps(progress, "compare", total)
+    report = ComparisonReport()
     alias = qdrant.active_collection(stores.vectors)
     searched = alias.name if alias else None
     active = next((one.name for one in known if one.state == "active"), searched)
@@ -108,21 +107,21 @@ def reconcile(stores: Stores, *, advance: Steps = no_steps) -> Report:
             report.add("other_model", name, collection=name)
         if fault := qdrant.optimizer_error(stores.vectors, name):
             report.add("lost_writes", fault, collection=name)
-        for found in confirmed(stores, name, name == active, report, advance):
+        for found in confirmed_differences(stores, name, name == active, report, advance):
             report.add(found.kind, str(found.id), collection=name, entry=found.entry)
     for picture in missing_images(stores, report):
         report.add("missing_picture", picture.sha256)
     return report
 
 
-def watch(
+def record_comparison(
     stores: Stores,
     settings: Settings,
     *,
     prefect_run_id: UUID | None = None,
     progress: Progress = no_progress,
-) -> Report:
-    """Compare the stores as `reconcile` does, and keep on record whether they agree.
+) -> ComparisonReport:
+    """Compare the stores, and record the result as a run.
 
     Raises:
         Busy: another comparison or a repair is running.
@@ -135,30 +134,23 @@ def watch(
         prefect_run_id=prefect_run_id,
         progress=progress,
     ) as run:
-        report = run.persist(partial(compared, stores, run.progress))
+        report = run.persist(partial(reconcile, stores, progress=run.progress))
         run.counts = dict(report.counts)
         if report.damage:
             run.error = damage_of(report)
     return report
 
 
-def damage_of(report: Report) -> str:
-    """Return how the stores differ, and the remedy, on one line."""
+def damage_of(report: ComparisonReport) -> str:
+    """Return the differences and the remedy on one line."""
     found = (f"{report.counts[kind]:,} {kind.replace('_', ' ')}" for kind in DAMAGE if report.counts[kind])
-    return f"the stores differ: {', '.join(found)}; mend that with: sightline reconcile --repair"
+    return f"the stores differ: {', '.join(found)}; repair them with: sightline reconcile --repair"
 
 
-def compared(stores: Stores, progress: Progress) -> Report:
-    """Compare the stores and report how many items have been compared."""
-    with stores.sessions() as session:
-        total = catalog.counts(session)["items"]
-    return reconcile(stores, advance=stage_steps(progress, "compare", total))
-
-
-def confirmed(
-    stores: Stores, collection: str, complete: bool, report: Report, advance: Steps
+def confirmed_differences(
+    stores: Stores, collection: str, complete: bool, report: ComparisonReport, advance: Steps
 ) -> Iterator[Difference]:
-    """Yield the differences of one collection that are there at a second look as well, in id order."""
+    """Yield the differences of one collection that a second read confirms, in id order."""
 
     def counted_items() -> Iterator[CatalogEntry]:
         for page in item_pages(stores, collection):
@@ -194,8 +186,8 @@ def confirm(stores: Stores, collection: str, complete: bool, ids: Collection[Poi
     return sorted((one for one in found if one is not None), key=lambda one: id_order(one.id))
 
 
-def missing_images(stores: Stores, report: Report) -> Iterator[ImageInfo]:
-    """Yield each image that a living item has and the blob store has not, by SHA-256."""
+def missing_images(stores: Stores, report: ComparisonReport) -> Iterator[ImageInfo]:
+    """Yield each image of a living item that the blob store lacks, by SHA-256."""
     if stores.blobs is None:
         return
     for prefix in PREFIXES:
@@ -207,7 +199,7 @@ def missing_images(stores: Stores, report: Report) -> Iterator[ImageInfo]:
 
 
 def item_pages(stores: Stores, collection: str) -> Iterator[list[CatalogEntry]]:
-    """Yield all living items, each page in a transaction of its own: nothing is held open for long."""
+    """Yield all living items page by page, each in a short transaction."""
     after = None
     while True:
         with stores.sessions() as session:
@@ -219,7 +211,7 @@ def item_pages(stores: Stores, collection: str) -> Iterator[list[CatalogEntry]]:
 
 
 def is_of_another_model(stores: Stores, known: Known) -> bool:
-    """Whether a collection says that another model made it than Postgres says."""
+    """Return whether another model made a collection than Postgres says."""
     if not stores.vectors.collection_exists(known.name):
         return False
     return qdrant.describe(stores.vectors, known.name).fingerprint != known.fingerprint

@@ -60,6 +60,8 @@ class Lock:
         self._connection: Connection | None = None
         self._session: Row[tuple[int, datetime]] | None = None
         self._one_at_a_time = RLock()  # a connection takes no more
+        self.times_taken = 0
+        """Grows when the lock was lost and taken anew: another process may have written in between."""
 
     def __enter__(self) -> Self:
         self.keep()
@@ -113,6 +115,7 @@ class Lock:
                     raise Busy(why)
             self._session = session  # not before: whoever comes too late may get this session again
             connection.commit()  # the locks are the session's, not the transaction's
+            self.times_taken += 1
         except BaseException:
             self.release()
             raise

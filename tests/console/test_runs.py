@@ -21,7 +21,7 @@ from flows.console.context import ConsoleContext
 from flows.orchestration.prefect_client import Deployed, open_prefect
 from flows.orchestration.server import address_file
 from flows.orchestration.server_access import password_file
-from flows.resources.comparison import watch
+from flows.resources.comparison import record_comparison
 from flows.resources.connections import open_stores
 from flows.service.observer import Observer
 from flows.service.pool import Backend
@@ -47,7 +47,7 @@ def compared_afterwards(running: Running) -> Iterator[None]:
     """Whoever looks next finds stores that agree, as after the first comparison."""
     yield
     with open_stores(running.settings) as stores:
-        watch(stores, running.settings)
+        record_comparison(stores, running.settings)
 
 
 @contextmanager
@@ -106,9 +106,9 @@ def test_a_run_that_hangs_is_seen_on_both_pages_and_cancelled(page: Page, postgr
     with items_locked(postgres):
         page.get_by_role("button", name="Start reconcile").click()
         expect(page.get_by_text(re.compile("^reconcile starts soon"))).to_be_visible()
-        expect(card(page, "reconcile")).to_contain_text("begins")
+        expect(card(page, "reconcile")).to_contain_text("starting")
         page.get_by_role("button", name="Start reconcile").click()
-        expect(page.get_by_text("reconcile is at work already")).to_be_visible()
+        expect(page.get_by_text("reconcile is already running")).to_be_visible()
         page.goto("/integrity")
         cancel = card(page, "reconcile").get_by_role("button", name="Cancel reconcile")
         cancel.click()

@@ -21,7 +21,7 @@ from flows.config.settings import Qdrant, Schedules, Settings
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.maintenance.repair import repair
-from flows.resources.comparison import watch
+from flows.resources.comparison import record_comparison
 from flows.resources.connections import Deps
 from flows.search.query import Query, search
 from flows.service.metrics import families, metrics_route
@@ -112,7 +112,7 @@ def test_metrics_count_records_and_name_the_collection(deps: Deps, backend: Back
 
 def test_promtool_finds_nothing_to_say_against_them(deps: Deps, backend: Backend, tmp_path: Path):
     ingest(deps, backend, a_folder(tmp_path / "shop", SHOP))
-    watch(deps, backend.settings)
+    record_comparison(deps, backend.settings)
 
     exposition = scraped(backend)
 
@@ -199,7 +199,7 @@ def test_differences_are_gone_once_a_repair_has_mended_them(deps: Deps, backend:
     collection = qdrant.active_collection(deps.vectors)
     assert collection is not None
     deps.vectors.delete(collection.name, points_selector=[str(one) for one in ids(deps, collection.name)])
-    watch(deps, backend.settings)
+    record_comparison(deps, backend.settings)
     before = values(scraped(backend))
     repair(deps, backend.settings, max_delete=1, yes=True)
     after = values(scraped(backend))

@@ -20,7 +20,7 @@ from flows.evaluation.evaluate import Judged, evaluate
 from flows.evaluation.promotion_gate import AlreadyActive, Check, Decision, decide, promote
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
-from flows.reindexing.reindex import NotPromoted, Order, reindex
+from flows.reindexing.reindex import NotPromoted, ReindexRequest, reindex
 from flows.resources.connections import Deps
 from storage import qdrant
 from storage.postgres import model_registry
@@ -139,7 +139,7 @@ def test_a_candidate_that_is_surely_better_is_promoted_and_may_be_used(shop: Dep
     assert held_out.difference.low is not None
     assert held_out.difference.low > 0.2
     assert held_out.candidate - held_out.active == pytest.approx(held_out.difference.value)
-    assert reindex(shop, settings, Order("better"), load=load).model == "better"
+    assert reindex(shop, settings, ReindexRequest("better"), load=load).model == "better"
 
 
 def test_a_candidate_that_was_damaged_is_refused(shop: Deps, settings: Settings):
@@ -148,7 +148,7 @@ def test_a_candidate_that_was_damaged_is_refused(shop: Deps, settings: Settings)
     assert not decision.promoted
     assert check(decision, "held-out").difference.value < -0.1
     with pytest.raises(NotPromoted, match="sightline promote damaged"):
-        reindex(shop, settings, Order("damaged"), load=load)
+        reindex(shop, settings, ReindexRequest("damaged"), load=load)
 
 
 def test_a_candidate_that_wins_on_what_it_has_learned_from_alone_is_refused(shop: Deps, settings: Settings):
@@ -213,7 +213,7 @@ def test_force_is_on_record_with_the_figures(shop: Deps, settings: Settings):
     assert (second.candidate, second.active) == ("damaged1", "active1")
     assert second.checks[0]["name"] == "held-out"
     assert second.checks[0]["difference"]["value"] < 0
-    assert reindex(shop, settings, Order("damaged"), load=load).model == "damaged"
+    assert reindex(shop, settings, ReindexRequest("damaged"), load=load).model == "damaged"
 
 
 def test_a_decision_is_a_run_on_record(shop: Deps, settings: Settings):
@@ -230,10 +230,10 @@ def test_a_decision_is_a_run_on_record(shop: Deps, settings: Settings):
 
 def test_a_promotion_counts_against_the_model_that_it_was_compared_with(shop: Deps, settings: Settings):
     promote(shop, settings, "better", load=load)
-    reindex(shop, settings, Order("damaged", force=True), load=load)
+    reindex(shop, settings, ReindexRequest("damaged", force=True), load=load)
 
     with pytest.raises(NotPromoted, match="has not been promoted over 'damaged'"):
-        reindex(shop, settings, Order("better"), load=load)
+        reindex(shop, settings, ReindexRequest("better"), load=load)
 
 
 def test_the_active_model_needs_no_promotion(shop: Deps, settings: Settings):

@@ -1,23 +1,30 @@
-"""The model of searches changes: filled beside the old, verified, switched in one step, and undone."""
+"""Re-index: backfill beside the old model, verify, switch in one step, and roll back."""
 
+import hashlib
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
-from qdrant_client import QdrantClient
-from sqlalchemy import select, text, update
+from qdrant_client import QdrantClient, models
+from sqlalchemy import Engine, select, text, update
 
 from embedding.encoders.sentence_encoder import Encoder, Vectors
-from embedding.images.preparation import Features
+from embedding.images.preparation import Features, Prepared
+from embedding.images.worker_pool import Workers
 from flows.config.settings import Settings
+from flows.ingestion.backfill import Backfill
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.maintenance.delete import delete_items
 from flows.maintenance.purge import purge
+from flows.reindexing import reindex as reindexing
+from flows.reindexing import verification
 from flows.reindexing.reindex import (
     MissingImages,
     NoPreviousCollection,
@@ -28,15 +35,18 @@ from flows.reindexing.reindex import (
     reindex,
     rollback,
 )
+from flows.reindexing.verification import NotVerified, Verification
+from flows.resources import comparison
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps
 from flows.resources.model_loader import ModelCache, UnusedModel, active_model
 from flows.search.query import Query, Results, SearchDeps, search
 from storage import qdrant
-from storage.postgres import model_registry
+from storage.postgres import catalog, model_registry
 from storage.postgres.catalog import Selection
-from storage.postgres.locks import Busy, flow_lock, lone_lock, source_lock
+from storage.postgres.locks import Busy, Lock, flow_lock, lone_lock, source_lock
 from storage.postgres.schema import CollectionRow, ModelRow, PromotionRow, RunRow
+from storage.records import item_id
 from tests.support.builders import a_folder, a_manifest, png
 from tests.support.fakes import ColourEncoder
 
@@ -444,3 +454,144 @@ def test_no_search_fails_or_mixes_models_while_the_model_changes(
     assert set(outcomes) == {"good"}, outcomes
     assert outcomes["good"] > 50
     assert answered_by.keys() == {"colour", "turned"}
+
+
+def before_the_lock(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
+    """Do some work once, between the last verification and the exclusive lock."""
+    real, todo = reindexing.lone_lock, [work]
+
+    def lone_lock_after_work(engine: Engine) -> Lock:
+        if todo:
+            todo.pop()()
+        return real(engine)
+
+    monkeypatch.setattr(reindexing, "lone_lock", lone_lock_after_work)
+
+
+def test_writes_between_the_verification_and_the_lock_are_backfilled_and_verified(
+    shop: Deps, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    written: list[int] = []
+
+    def write() -> None:
+        rows = [{"key": "1", "image": "1.png", "text": "blue"}, {"key": "new", "text": "green"}]
+        rows += [{"key": str(n), "image": f"{n}.png", "text": COLOURS[n % 3]} for n in range(3, 12)]
+        changed = a_manifest(tmp_path / "shop" / "set.jsonl", rows)
+        report = ingest_source(shop, settings, Request(changed, delete_missing=True))
+        written.extend((report.embedded, report.deleted))
+
+    before_the_lock(monkeypatch, write)
+    whole: list[str] = []
+    monkeypatch.setattr(
+        verification,
+        "confirmed_differences",
+        lambda *args: whole.append(args[1]) or comparison.confirmed_differences(*args),
+    )
+
+    switched = forced(shop, settings)
+
+    assert written == [2, 2]
+    assert switched.written == 12 + 2
+    assert whole == [NEW]
+    assert qdrant.count(shop.vectors, NEW) == 11
+    assert not reconcile(shop).work
+    assert "new" in {
+        one.item.key
+        for one in search(replace(shop, encoder=Turned()), Query(text="green", find="texts", limit=12)).found
+    }
+
+
+@pytest.mark.parametrize("kind", ["missing", "stale", "wrong_vectors"])
+def test_no_collection_is_switched_to_that_was_damaged_since_its_verification(
+    shop: Deps, settings: Settings, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    """By a process that has written the row of a point as well, or has taken the point alone."""
+    id = str(item_id("set", "3"))
+
+    def damage() -> None:
+        if kind == "missing":
+            shop.vectors.delete(NEW, [id])
+            return
+        if kind == "stale":
+            shop.vectors.set_payload(NEW, {"content_hash": "other"}, [id])
+        else:
+            shop.vectors.delete_vectors(NEW, ["text"], [id])
+        with shop.sessions.begin() as session:
+            touch = text("update marks set embedded = now() where collection = :name and item_id = :id")
+            session.execute(touch, {"name": NEW, "id": id})
+
+    before_the_lock(monkeypatch, damage)
+
+    with pytest.raises(NotVerified, match=rf"1 points .* \({kind}\)"):
+        forced(shop, settings)
+
+    assert states(shop)[OLD] == "active"
+    assert qdrant.active_collection(shop.vectors) == qdrant.describe(shop.vectors, OLD)
+
+
+@pytest.mark.parametrize("who", ["an interrupted delete", "nobody"])
+def test_a_stray_that_came_since_the_verification_is_removed_before_the_switch(
+    shop: Deps, settings: Settings, monkeypatch: pytest.MonkeyPatch, who: str
+):
+    def leave_a_stray() -> None:
+        if who == "nobody":
+            vector = {"image": [1.0, 0.0, 0.0]}
+            shop.vectors.upsert(NEW, [models.PointStruct(id=str(uuid4()), vector=vector)])
+        else:
+            with shop.sessions.begin() as session:
+                catalog.tombstone(session, [item_id("set", "3")], asked=True)
+
+    before_the_lock(monkeypatch, leave_a_stray)
+
+    forced(shop, settings)
+
+    assert qdrant.count(shop.vectors, NEW) == (12 if who == "nobody" else 11)
+
+
+def test_a_lock_that_was_lost_during_the_last_check_has_it_repeated(
+    shop: Deps, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    taken: list[Lock] = []
+    real, recheck = reindexing.lone_lock, verification.recheck
+
+    def lone_lock(engine: Engine) -> Lock:
+        taken.append(real(engine))
+        return taken[-1]
+
+    def recheck_and_lose_the_lock(backfill: Backfill, last: Verification) -> None:
+        recheck(backfill, last)
+        if qdrant.count(shop.vectors, OLD) == 12:
+            taken[-1].release()
+            more = a_manifest(tmp_path / "more.jsonl", [{"key": "new", "text": "green"}])
+            ingest_source(shop, settings, Request(more))
+
+    monkeypatch.setattr(reindexing, "lone_lock", lone_lock)
+    monkeypatch.setattr(reindexing, "recheck", recheck_and_lose_the_lock)
+
+    assert forced(shop, settings).written == 13
+    assert not reconcile(shop).work
+
+
+def test_an_image_that_cannot_be_decoded_is_tried_once(
+    shop: Deps, settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    assert shop.blobs is not None
+    bad = b"no image at all"
+    shop.blobs.put(hashlib.sha256(bad).hexdigest(), bad)
+    with shop.sessions.begin() as session:
+        changed = text("update items set image_sha256 = :sha256 where key = '4'")
+        session.execute(changed, {"sha256": hashlib.sha256(bad).hexdigest()})
+    submit = Workers.submit
+    tried: list[bytes] = []
+
+    def counted(self: Workers, data: bytes, *, name: str) -> "Future[Prepared]":
+        tried.append(data)
+        return submit(self, data, name=name)
+
+    monkeypatch.setattr(Workers, "submit", counted)
+
+    switched = forced(shop, settings, max_missing=1)
+
+    assert len(switched.missing) == 1
+    assert tried.count(bad) == 1
+    assert len(tried) == 12

@@ -15,7 +15,7 @@ from flows.config.settings import Settings
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.maintenance import repair as repairing
-from flows.maintenance.repair import Mended, TooManyDeletes
+from flows.maintenance.repair import RepairResult, TooManyDeletes
 from flows.resources import comparison
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps
@@ -46,7 +46,7 @@ def shop(deps: Deps, settings: Settings, tmp_path: Path) -> Path:
     return folder
 
 
-def repair(deps: Deps, settings: Settings, *, max_delete: float = 1, yes: bool = False) -> Mended:
+def repair(deps: Deps, settings: Settings, *, max_delete: float = 1, yes: bool = False) -> RepairResult:
     return repairing.repair(deps, settings, max_delete=max_delete, yes=yes)
 
 
@@ -143,7 +143,7 @@ def test_a_postgres_backup_restored_over_newer_data_is_found_out(
 
     assert differences(deps) == {"stale": 1, "stray": 1, "missing": 1, "missing_picture": 1}
     mended = repair(deps, settings)
-    assert (mended.after.counts, len(mended.unmended)) == ({"missing": 1, "missing_picture": 1}, 2)
+    assert (mended.after.counts, len(mended.unrepaired)) == ({"missing": 1, "missing_picture": 1}, 2)
     a_folder(shop, {"grey.png": png("grey")})
     assert repair(deps, settings).after.work == 0
 
@@ -233,7 +233,7 @@ def test_a_lost_picture_is_fetched_again_or_said_to_be_lost(
     mended = repair(deps, settings)
 
     assert differences(deps) == {"missing_picture": 1}
-    assert "grey.png" in mended.unmended[0]
+    assert "grey.png" in mended.unrepaired[0]
 
 
 @pytest.mark.usefixtures("shop")

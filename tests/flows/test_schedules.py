@@ -37,7 +37,7 @@ from flows.maintenance.repair import repair
 from flows.orchestration import flows, improve, scheduled_jobs
 from flows.orchestration.prefect_client import Deployed, NothingServes, open_prefect
 from flows.orchestration.server_access import password_file, password_of
-from flows.reindexing.reindex import Order, Switched
+from flows.reindexing.reindex import ReindexRequest, ReindexResult
 from flows.resources.connections import Stores, open_deps, open_stores
 from storage.embedded.postgres.server import postgres_url
 from storage.postgres import rejects, runs
@@ -233,11 +233,11 @@ class Chain:
         self.asked.append(f"gate of {name}")
         return Decision(name, "tiny", self.promotes, False, (), ())
 
-    def reindex(self, _stores: Stores, _settings: Settings, order: Order, **_: Any) -> Switched:
+    def reindex(self, _stores: Stores, _settings: Settings, order: ReindexRequest, **_: Any) -> ReindexResult:
         if self.busy:
             raise Busy("another re-index is running; wait until it has ended")
         self.asked.append(f"move to {order.model}")
-        return Switched("items__new", order.model, "items__old", 2, (), None)
+        return ReindexResult("items__new", order.model, "items__old", 2, (), None)
 
 
 @contextmanager

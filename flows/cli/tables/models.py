@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # a command need not wait for what it does not use
     from embedding.evaluation.bootstrap import Figure
     from flows.evaluation.evaluate import Evaluation
     from flows.evaluation.promotion_gate import Decision
-    from flows.reindexing.reindex import Switched
+    from flows.reindexing.reindex import ReindexResult
     from flows.training.finetune import Candidate
 
 
@@ -124,7 +124,7 @@ def of_decision(decision: Decision) -> RenderableType:
     return Group(*shown, *map(Text, lines))
 
 
-def of_switched(switched: Switched) -> RenderableType:
+def of_switched(switched: ReindexResult) -> RenderableType:
     """Return where searches go now."""
     lines = [f"{many(switched.written, 'point')} written; searches use {switched.model}"]
     if switched.recall is not None:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:  # a command need not wait for what it does not use
     from flows.maintenance.backup import Made
     from flows.maintenance.migrate_to_servers import Moved
     from flows.maintenance.purge import Purged
-    from flows.maintenance.repair import Mended
+    from flows.maintenance.repair import RepairResult
     from flows.maintenance.restore import Restored
-    from flows.resources.comparison import Report
+    from flows.resources.comparison import ComparisonReport
 
 
 MEANINGS = {
@@ -90,7 +90,7 @@ def of_moved(moved: Moved) -> RenderableType:
     )
 
 
-def of_differences(report: Report) -> RenderableType:
+def of_differences(report: ComparisonReport) -> RenderableType:
     """Return how the stores differ, with some examples."""
     compared = Text(
         f"compared {many(report.items, 'item')} with {many(report.points, 'point')}, "
@@ -114,18 +114,18 @@ def of_differences(report: Report) -> RenderableType:
     )
 
 
-def of_mended(mended: Mended) -> RenderableType:
+def of_mended(mended: RepairResult) -> RenderableType:
     """Return what a repair found, and what it left."""
     if not mended.before.work:
         return of_differences(mended.before)
     if mended.after.work:
-        rest = [Text("not mended:"), of_counts(mended.after), *(Text(why) for why in mended.unmended)]
+        rest = [Text("not mended:"), of_counts(mended.after), *(Text(why) for why in mended.unrepaired)]
     else:
         rest = [Text("Mended: they agree now.")]
     return Group(of_counts(mended.before), *rest)
 
 
-def of_counts(report: Report) -> RenderableType:
+def of_counts(report: ComparisonReport) -> RenderableType:
     """Return the differences of `report` in numbers."""
     table = table_of("count", "what", "", numbers=1)
     for kind, meaning in MEANINGS.items():
