@@ -51,7 +51,7 @@ def require_trusted(directory: Path) -> None:
     """Reject a data directory that another user made or can write to.
 
     Raises:
-        UntrustedDirectory: it is such a directory; the message says what to change.
+        UntrustedDirectory: it is such a directory; the message names the remedy.
     """
     try:
         entry, found = directory.lstat(), directory.stat()

@@ -1,4 +1,7 @@
-"""All that is at rest, from one pair of stores into another: rows by COPY, points by their ids."""
+"""Copy all stored data between two pairs of stores.
+
+Rows are copied by COPY, points by their ids.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,24 +29,29 @@ Advance = Callable[[int], None]
 
 
 class AlreadyMoved(Conflict):
-    """These servers hold all of this home, and may have gone on since."""
+    """Report that these servers hold all of this data directory.
+
+    They may have changed since.
+    """
 
 
 def identity_of(source: Engine) -> str:
-    """Return what tells this Postgres from every other, wherever its folder is moved to."""
+    """Return the identifier of a Postgres, independent of its folder."""
     with source.connect() as connection:
         return str(connection.scalar(text("select system_identifier from pg_control_system()")))
 
 
 def require_target(source: Engine, target: Engine, vectors: QdrantClient, home: str) -> None:
-    """Make sure that a move from `source` loses nothing in the target: it is empty, or holds part of `home`.
+    """Check that a move loses nothing in the target.
+
+    The target must be empty, or hold part of the data directory `home`.
 
     Args:
-        home: what `identity_of` tells of the source.
+        home: the identity of the source, of `identity_of`.
 
     Raises:
-        NotEmpty: it holds something else.
-        AlreadyMoved: an earlier move of this home came to its end.
+        NotEmpty: it holds other data.
+        AlreadyMoved: an earlier move of this data directory is complete.
     """
     with Session(source) as ours, Session(target) as theirs:
         known = set(ours.scalars(select(RunRow.id)))
@@ -51,33 +59,37 @@ def require_target(source: Engine, target: Engine, vectors: QdrantClient, home: 
     own = [run for run in runs if run.flow == MOVE and run.options.get("home") == home]
     if done := next((run for run in own if run.outcome == "completed"), None):
         raise AlreadyMoved(
-            f"this home was moved to these servers on {done.started:%Y-%m-%d}; compare them with: "
+            f"this data directory was moved to these servers on {done.started:%Y-%m-%d}; compare them with: "
             "sightline reconcile"
         )
     foreign = [run for run in runs if run.id not in known and run not in own]
     if own and foreign:
         raise NotEmpty(
-            f"the servers hold an interrupted move of this home, and have been used since ({foreign[0].flow} "
-            f"on {foreign[0].started:%Y-%m-%d}); empty both, and run this again"
+            "the servers hold an interrupted move of this data directory, and have been used since "
+            f"({foreign[0].flow} on {foreign[0].started:%Y-%m-%d}); empty both, and run this again"
         )
     if own:
         return
     if (table := dump.first_filled(target)) is not None:
-        raise NotEmpty(f"the database holds {table} already, of another home; move into an empty one")
+        raise NotEmpty(
+            f"the database holds {table} already, of another data directory; move into an empty one"
+        )
     if there := names(vectors):
         raise NotEmpty(f"Qdrant holds {', '.join(there)} already; move into an empty one")
 
 
 def copy_rows(source: Engine, target: Connection, run_id: UUID, *, advance: Advance) -> dict[str, int]:
-    """Make our tables in `target` what they are in `source`, all as of one moment; the caller commits.
+    """Replace our tables in `target` by those of `source`.
+
+    They are of one snapshot; the caller commits.
 
     Args:
         target: has the same schema.
-        run_id: the one run of the target that is kept.
-        advance: told how many rows have been written.
+        run_id: the only run of the target that is kept.
+        advance: called with the number of rows that were written.
 
     Returns:
-        How many rows each table got.
+        The number of rows per table.
     """
     others = [table for table in dump.tables() if table is not RunRow.__table__]
     all_names = SQL(", ").join(Identifier(table.name) for table in others)
@@ -91,7 +103,7 @@ def copy_rows(source: Engine, target: Connection, run_id: UUID, *, advance: Adva
 
 
 def copy_table(table: Table, source: Connection, target: Connection, advance: Advance) -> int:
-    """Add the rows of `table` to those of the same table in `target`; return how many there were."""
+    """Append the rows of a table to `target`; return their number."""
     columns = SQL(", ").join(Identifier(column.name) for column in table.columns)
     name = Identifier(table.name)
     with (
@@ -107,7 +119,7 @@ def copy_table(table: Table, source: Connection, target: Connection, advance: Ad
 
 
 def count_rows(source: Engine) -> int:
-    """Return how many rows `copy_rows` would copy."""
+    """Count the rows that `copy_rows` would copy."""
     with source.connect() as connection:
         counts = (select(func.count()).select_from(table) for table in dump.tables())
         return sum(connection.scalar(count) or 0 for count in counts)
@@ -116,16 +128,16 @@ def count_rows(source: Engine) -> int:
 def copy_collection(
     source: QdrantClient, target: QdrantClient, name: str, *, advance: Advance = lambda _: None
 ) -> int:
-    """Make collection `name` in `target` what it is in `source`; what is there already is not sent again.
+    """Replicate a collection in `target`; skip points that are there.
 
-    Its vectors, payloads, payload indexes, graph, packing and metadata are the source's; when to optimize
-    is the server's own affair. Nobody else may write it meanwhile.
+    Vectors, payloads, payload indexes, graph, quantization and metadata are the source's; the optimizer's
+    settings stay the server's. No other process may write it meanwhile.
 
     Args:
-        advance: told how many points have been looked at.
+        advance: called with the number of points that were compared.
 
     Returns:
-        How many points it has.
+        The number of its points.
     """
     make_collection(source, target, name)
     with ThreadPoolExecutor(qdrant.STREAMS) as streams:
@@ -142,21 +154,21 @@ def copy_collection(
 
 
 def make_collection(source: QdrantClient, target: QdrantClient, name: str) -> None:
-    """Make collection `name` as in `source`, without its points, unless such a one is there."""
+    """Create an empty collection as in `source`, unless one exists."""
     if target.collection_exists(name) and _shape(target, name) != _shape(source, name):
         target.delete_collection(name)
     snapshots.make_collection(target, name, snapshots.shape_of(source, name))
 
 
 def copy_points(source: QdrantClient, target: QdrantClient, name: str, ids: list[PointId]) -> None:
-    """Copy the points of `ids`; returns once they are searchable."""
+    """Copy points by id; they are searchable on return."""
     found = source.retrieve(name, qdrant.wire_ids(ids), with_payload=True, with_vectors=True)
     points = [models.PointStruct(id=p.id, vector=_sent(p.vector), payload=p.payload) for p in found]
     target.upsert(name, points, wait=True)
 
 
 def copy_aliases(source: QdrantClient, target: QdrantClient) -> None:
-    """Point each alias of `source` at the same collection in `target`, in one request.
+    """Copy all aliases to `target` in one request.
 
     Raises:
         AliasNotMoved: `target` has no such collection, or did not set an alias; all are as before.
@@ -166,13 +178,16 @@ def copy_aliases(source: QdrantClient, target: QdrantClient) -> None:
 
 
 def drop_others(source: QdrantClient, target: QdrantClient) -> None:
-    """Drop what an interrupted move has left in `target` that `source` has no longer."""
+    """Drop the collections of `target` that `source` lacks.
+
+    An interrupted move has left them.
+    """
     for name in set(names(target)) - set(names(source)):
         target.delete_collection(name)
 
 
 def names(client: QdrantClient) -> list[str]:
-    """Return the names of all collections, in order."""
+    """Return the names of all collections, sorted."""
     return sorted(one.name for one in client.get_collections().collections)
 
 

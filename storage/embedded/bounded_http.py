@@ -1,4 +1,4 @@
-"""Bound what one connection may take: the size of a request's head, and the time until it is there."""
+"""Bound the size and the duration of request heads per connection."""
 
 import asyncio
 from functools import partial
@@ -8,21 +8,21 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 2**10
 HEAD_S = 20.0
-"""From the first byte of a connection, or of its next request, to the last byte of the head."""
+"""Time from the first byte of a connection or of its next request to the end of the head."""
 
 BODY_S = 300.0
-"""For a body, whose size is limited elsewhere."""
+"""Time for a body; its size is limited elsewhere."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP/1.1 as uvicorn speaks it; a request that does not arrive ends its connection.
+    """Limit each HTTP/1.1 connection, and close those of incomplete requests.
 
-    Without it a head may be of any size, for the parser only hands on what it has, and a request that is
-    never finished holds its connection for ever.
+    uvicorn alone accepts heads of any size, since its parser passes on each part, and keeps the connection of
+    an incomplete request open forever.
     """
 
     is_bounded = True
-    """Whether the limits hold for this connection."""
+    """Whether the limits apply to this connection."""
 
     _deadline: asyncio.TimerHandle | None = None
     _head_bytes = 0
@@ -42,7 +42,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.is_bounded and self._in_head and not self._has_ended:  # all of this belongs to one head
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse("431 Request Header Fields Too Large")
+                self._reject("431 Request Header Fields Too Large")
 
     def on_message_begin(self) -> None:
         self._expect(HEAD_S)
@@ -68,15 +68,15 @@ class BoundedProtocol(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def _expect(self, within_s: float | None) -> None:
-        """Begin to wait for the rest of a head or a body, or end that."""
+        """Set or clear the deadline for a head or a body."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None
         if self.is_bounded and within_s is not None:
-            self._deadline = self.loop.call_later(within_s, partial(self._refuse, "408 Request Timeout"))
+            self._deadline = self.loop.call_later(within_s, partial(self._reject, "408 Request Timeout"))
 
-    def _refuse(self, status: str) -> None:
-        """End the connection, with a word of why where no answer has begun."""
+    def _reject(self, status: str) -> None:
+        """Close the connection, with an error status where no response has begun."""
         self._expect(None)
         transport: Any = self.transport
         if transport.is_closing():

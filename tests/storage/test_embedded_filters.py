@@ -187,7 +187,7 @@ def test_the_deepest_filter_that_is_taken_is_answered(both: Both):
 
 
 REFUSED: dict[str, tuple[models.Condition, str]] = {
-    "asks nothing": (field_is("n"), "asks nothing"),
+    "empty": (field_is("n"), "is empty"),
     "path": (value_is("n[", 1), "JSON path"),
     "id": (models.HasIdCondition(has_id=["x"]), "'x' is not a point id"),
     "number": (value_is("n", 2**63), "64-bit"),

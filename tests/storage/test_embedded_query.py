@@ -478,7 +478,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[RequestError], str]] = {
     "sparse where dense": ({"query": SPARSE, "using": "cos"}, RequestError, "not sparse"),
     "dense where sparse": ({"query": V, "using": "sparse"}, RequestError, "not dense"),
     "rows where one": ({"query": [V], "using": "cos"}, RequestError, "one list of numbers"),
-    "to embed": ({"query": DOCUMENT, "using": "cos"}, NotSupported, "embed texts and pictures on the client"),
+    "to embed": ({"query": DOCUMENT, "using": "cos"}, NotSupported, "embed texts and images on the client"),
     "no such point": ({"query": 10**6, "using": "cos"}, NotFound, "No point with id 1000000"),
     "point without vector": ({"query": WITHOUT_MULTI, "using": "multi"}, NotFound, "'multi' for point 7"),
     "no id": ({"query": "seven", "using": "cos"}, RequestError, "'seven' is not a point id"),

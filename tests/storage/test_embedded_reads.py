@@ -368,7 +368,7 @@ def test_a_vector_of_the_largest_norm_still_has_finite_scores(both: Both):
     "vector", [models.Document(text="a", model="b"), {"cos": models.Image(image="a", model="b")}]
 )
 def test_what_is_to_be_embedded_is_not_supported(vector: Any):
-    with pytest.raises(NotSupported, match="embed texts and pictures on the client"):
+    with pytest.raises(NotSupported, match="embed texts and images on the client"):
         to_engine(vector, SPACES)
 
 

@@ -1,6 +1,6 @@
 """Choose the account that runs Postgres, and run commands as that account.
 
-Postgres refuses to run as root, so root has it run as `postgres` or `nobody`. That account must be able to
+Postgres does not run as root, so root has it run as `postgres` or `nobody`. That account must be able to
 enter the data directory and the folder of the Postgres programs.
 """
 
@@ -21,7 +21,7 @@ SERVER_USERS = ("postgres", "nobody")
 
 
 class PostgresUnavailable(StoreUnavailable):
-    """Report that the embedded Postgres cannot be used, why, and what to change."""
+    """Report that the embedded Postgres is unavailable, with the cause and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)

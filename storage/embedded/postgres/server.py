@@ -51,12 +51,12 @@ def postgres_url(home: Path) -> str:
     The data lie in `home/postgres`. The server outlives this process, and all processes share it.
 
     Raises:
-        PostgresUnavailable: it cannot be started, or not in time; the message says what to change.
+        PostgresUnavailable: it cannot be started, or not in time; the message names the remedy.
         PostgresVersionMismatch: the data need another major version.
         UntrustedDirectory: another user made `home`, or can write to it.
     """
     paths = PostgresPaths(home.resolve())
-    with _permission_explained(paths):
+    with _explain_permission_errors(paths):
         require_trusted(home)
         if not _answers(paths):
             with _locked(paths) as lock:
@@ -74,7 +74,7 @@ def stop_postgres(home: Path) -> bool:
         PostgresUnavailable: it did not stop, or not in time.
     """
     paths = PostgresPaths(home.resolve())
-    with _permission_explained(paths):
+    with _explain_permission_errors(paths):
         if ping(paths) == Ping.NO_RESPONSE:
             return False
         with _locked(paths):
@@ -99,7 +99,7 @@ def postgres_log(home: Path) -> Path:
 def find_postgres(home: Path) -> Server | None:
     """Describe the running Postgres of a data directory; None if none runs."""
     paths = PostgresPaths(home.resolve())
-    with _permission_explained(paths):
+    with _explain_permission_errors(paths):
         if not postgres_runs(home):
             return None
         file = open_file(paths.data / "postmaster.pid", os.O_RDONLY, owners=trusted_uids(paths.home))
@@ -185,7 +185,7 @@ def _stop(paths: PostgresPaths) -> bool:
 
 
 @contextmanager
-def _permission_explained(paths: PostgresPaths) -> Iterator[None]:
+def _explain_permission_errors(paths: PostgresPaths) -> Iterator[None]:
     try:
         yield
     except NotPrivate as error:

@@ -1,13 +1,13 @@
-"""The index of one machine: an owner process that holds Qdrant's engine and speaks Qdrant's REST API.
+"""Run Qdrant's engine as an index for one machine.
 
-client   starts, finds and stops the owner; the QdrantClient that everyone else uses
-access   the lock and the file by which the owner is found; unix_http: requests by its socket
-owner    the process: listens, syncs, ends
-app      the table of routes; http: the key, limits, errors
-store    all collections; state: the one file that says which there are
-collection, config, writes     one collection, what it is made of, what is written to it
-vectors, filters, query, ...   from the REST models to the engine's and back
-depth    how deep requests may nest, so that the engine can read its log
-journal, checksum, salvage, probe   the write-ahead log, and opening a shard whose log cannot be replayed
-graphs, builder, snapshots     what takes long, done in another process
+An owner process holds the engine and speaks Qdrant's REST API; clients find it by a lock and a file.
+
+process/   client: starts, finds and stops the owner; discovery: its lock and its address file
+           owner: listens, syncs, ends; connections, unix_http: its sockets
+           graph_builder, shard_probe: separate processes for long or dangerous work
+protocol/  routes: the table of routes; http: the key, the limits, errors; json_depth: the nesting of requests
+           config, reads, query, writes, ...: from the REST API's models to the engine's and back
+engine/    store: all collections; state: the file that lists them; collection: one of them
+           bindings: the seam to Qdrant's Rust engine; target: a collection for reads
+           graphs, snapshots: long work; write_ahead_log, log_salvage: shards whose log cannot be replayed
 """

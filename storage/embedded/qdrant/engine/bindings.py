@@ -1,4 +1,4 @@
-"""The seam to Qdrant's Rust engine: its errors, and its own types for the REST API's."""
+"""Convert REST models and errors to and from Qdrant's Rust engine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,18 +23,18 @@ PANIC = "PanicException"
 
 
 class EngineFault(SightlineError):
-    """The engine failed at something that was no fault of the request."""
+    """Report a failure of the engine that no request has caused."""
 
 
 class EnginePanic(EngineFault):
-    """The engine's code stopped halfway; a shard that it held must be opened anew."""
+    """Report a panic of the engine; its shard must be reopened."""
 
 
 @contextmanager
 def engine_errors() -> Iterator[None]:
-    """Turn the engine's refusals into `RequestError`.
+    """Convert the engine's errors to `RequestError` and `EngineFault`.
 
-    The engine raises `Exception` itself, no subclass, for whatever it refuses, and ValueError or TypeError
+    The engine raises `Exception` itself, no subclass, to reject a call, and ValueError or TypeError
     while its arguments are built. Its panics derive from BaseException, by a class that cannot be imported.
 
     Raises:
@@ -59,10 +59,10 @@ def engine_errors() -> Iterator[None]:
 
 
 def to_engine(value: Any) -> Any:
-    """Return the engine's object for a part of a REST request that describes how things are stored.
+    """Convert a configuration model of the REST API to the engine's object.
 
-    Both name classes and fields alike, but for `OTHER_NAMES`; what is not set is left to the engine.
-    A field whose enum the engine lacks only tells the REST API which class it reads.
+    Classes and fields have the same names in both, except `OTHER_NAMES`; unset fields keep the engine's
+    defaults. A field whose enum the engine lacks only selects the class in the REST API.
     Lists, of stop words and their languages, become sets.
     """
     if isinstance(value, list):

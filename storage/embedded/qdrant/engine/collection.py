@@ -1,4 +1,4 @@
-"""One collection: the engine's shard, opened on first use, and what changed in it since when."""
+"""Open a collection's shard on demand, and track its writes."""
 
 import asyncio
 import logging
@@ -23,16 +23,19 @@ FLUSH_AFTER_POINTS = 20_000
 FLUSH_AFTER_S = 5.0
 PAGE = 10_000
 ASIDE = "aside"
-"""Beside the shards: what could not be read of their logs."""
+"""Folder beside the shards, for the unreadable parts of their logs."""
 
 OPENING = "opening"
-"""A file in a shard's folder while the engine opens it: left there, the engine took its process down."""
+"""File in a shard's folder while the engine opens it; its presence marks a crash of the engine."""
 
 log = logging.getLogger("sightline.qdrant")
 
 
 class Collection:
-    """A collection that is open. Not for several threads: the engine takes one call at a time anyway."""
+    """Represent one open collection.
+
+    It is not thread-safe: the engine takes one call at a time anyway.
+    """
 
     def __init__(
         self,
@@ -41,13 +44,13 @@ class Collection:
         shards: Path,
         save: Callable[[CollectionState], None] = lambda _: None,
     ) -> None:
-        """Describe it; it is opened when it is first used.
+        """Describe a collection; the shard is opened on first use.
 
         Args:
-            name: as in the list of collections.
-            stored: what the list says of it.
-            shards: the folder that has its files.
-            note: writes down what changes in `stored` while it is opened.
+            name: its name in the state file.
+            stored: its state on disk.
+            shards: the folder of its files.
+            save: writes a state that changes while it is opened.
         """
         self.name = name
         self.stored = stored
@@ -55,10 +58,10 @@ class Collection:
         self.spaces: Spaces = spaces_of(stored.config)
         self.path = shards / stored.folder
         self.changed: set[PointId] | None = None
-        """The points written to since a graph was begun; None while none is being built."""
+        """Points written since a graph build started; None while none runs."""
 
         self.replicating = asyncio.Lock()
-        """Held by whoever copies all points, for a graph or a snapshot."""
+        """Held while all points are copied, for a graph or a snapshot."""
 
         self.last_write_s = time.monotonic()
         self._shard: edge.EdgeShard | None = None
@@ -67,7 +70,7 @@ class Collection:
 
     @staticmethod
     def create_files(path: Path, stored: CollectionState) -> None:
-        """Make the empty shard of a collection, with its payload indexes."""
+        """Create an empty shard with its payload indexes."""
         path.mkdir(parents=True)
         with engine_errors():
             shard = edge.EdgeShard.create(str(path), engine_config(stored.config))
@@ -78,7 +81,9 @@ class Collection:
 
     @property
     def shard(self) -> edge.EdgeShard:
-        """The engine's shard. Opening it repeats what its write-ahead log holds and a kill left undone.
+        """Return the engine's shard, opened on first use.
+
+        Opening it replays the write-ahead log, so nothing acknowledged is lost by a kill.
 
         Raises:
             EngineFault: its files cannot be read; the message names the remedy.
@@ -91,21 +96,24 @@ class Collection:
 
     @property
     def points(self) -> int:
-        """How many points there are, exactly."""
+        """Return the exact number of points."""
         return int(self.shard.info().points_count)
 
     @property
     def ungraphed_bytes(self) -> int:
-        """How much of the vectors no graph covers: a search scans it. Deletes and repeats count as well."""
+        """Return the size of the vectors outside the graph, in bytes.
+
+        A search scans them. Deleted and repeated points count as well.
+        """
         return max(self._ungraphed, 0) * bytes_per_point(self.spaces)
 
     @property
     def ungraphed_points(self) -> int:
-        """How many points were written since the graph was built."""
+        """Return the number of points written since the graph was built."""
         return self._ungraphed
 
     def apply(self, writes: Sequence[Write]) -> None:
-        """Carry out `writes`, all of which were checked; each is in the write-ahead log when this returns.
+        """Apply checked writes; each is in the write-ahead log on return.
 
         Raises:
             NotFound: a point that must be there is not; nothing was written.
@@ -120,9 +128,9 @@ class Collection:
             self.last_write_s = time.monotonic()
 
     def alter(self, operation: edge.UpdateOperation) -> None:
-        """Carry out a change of the schema, and sync it: the state on disk is to name it next.
+        """Change the schema and sync it, before the state file names it.
 
-        What was written before is synced first: the log could not be replayed over another schema.
+        Earlier writes are synced first: the log could not be replayed over another schema.
         """
         self.flush()
         with self._reopen_on_fault(), engine_errors():
@@ -131,20 +139,20 @@ class Collection:
         self.flush()
 
     def flush_if_due(self) -> None:
-        """Sync what was written, if that is much or some time ago."""
+        """Sync pending writes if they are many or old."""
         is_old = time.monotonic() - self.last_write_s > FLUSH_AFTER_S
         if is_old or self._unflushed >= FLUSH_AFTER_POINTS:
             self.flush()
 
     def flush(self) -> None:
-        """Sync what was written to the disk, so that the write-ahead log can be cut short."""
+        """Sync pending writes to disk, so that the write-ahead log is truncated."""
         if self._shard is not None and self._unflushed:
             with engine_errors():
                 self._shard.flush()
             self._unflushed = 0
 
     def close(self) -> None:
-        """Sync and close; the next use opens it again."""
+        """Sync and close the shard; the next use opens it again."""
         if self._shard is not None:
             self.flush()
             with engine_errors():
@@ -152,14 +160,14 @@ class Collection:
             self._shard = None
 
     def reopen(self) -> None:
-        """Give up the engine's shard, in whatever state it is; the next use opens it again."""
+        """Drop the engine's shard in any state; the next use opens it again."""
         shard, self._shard, self._unflushed = self._shard, None, 0
         if shard is not None:
             with suppress(EngineFault, RequestError), engine_errors():
                 shard.close()
 
     def switch(self, stored: CollectionState, shards: Path) -> None:
-        """Go over to the folder that `stored` names, which holds the same points, and open it."""
+        """Switch to the folder in `stored`, which holds the same points."""
         self.close()
         self.stored = stored
         self.spaces = spaces_of(stored.config)
@@ -184,7 +192,10 @@ class Collection:
 
     @contextmanager
     def _reopen_on_fault(self) -> Iterator[None]:
-        """Open the shard anew after a fault: the record of the write that failed may stop its log."""
+        """Reopen the shard after a fault.
+
+        The record of the failed write may stop the replay of its log.
+        """
         try:
             yield
         except EngineFault:
@@ -194,10 +205,10 @@ class Collection:
             raise
 
     def _open(self, *, has_failed: bool = False) -> edge.EdgeShard:
-        """Open the shard, after its log was cut if need be.
+        """Open the shard, after cutting its log if needed.
 
         Args:
-            has_failed: whether the last record of the log is of a write that was answered with an error.
+            has_failed: whether the last record of the log is of a write that returned an error.
         """
         shutil.rmtree(self.path / "temp_segments", ignore_errors=True)
         opening = self.path / OPENING
@@ -225,7 +236,7 @@ class Collection:
             return edge.EdgeShard.load(str(self.path))
 
     def _require_segments(self) -> None:
-        # The engine would make an empty segment, and nobody would know.
+        # The engine would silently make an empty segment.
         segments = self.path / log_salvage.SEGMENTS
         if not segments.is_dir() or not any(segments.iterdir()):
             raise EngineFault(f"{segments} has no files")
@@ -235,10 +246,10 @@ class Collection:
         sentence = (
             f"record {cut.number} ({cut.kind}) of the write-ahead log could not be replayed. It and the "
             f"{cut.following} after it are kept in {cut.file}, and the collection goes on without: "
-            f"`sightline reconcile --repair` writes again what they held. The engine says: {cut.reason}"
+            f"`sightline reconcile --repair` restores their points. The engine says: {cut.reason}"
         )
         if has_failed and not cut.following:
-            log.warning("%s: %s (it was answered with an error)", self.name, sentence)
+            log.warning("%s: %s (its request returned an error)", self.name, sentence)
         else:
             log.error("%s: %s", self.name, sentence)
             self.stored = self.stored.model_copy(update={"damage": sentence})
@@ -261,7 +272,10 @@ class Collection:
         return touched
 
     def ids(self, where: edge.Filter | None) -> list[PointId]:
-        """Return the ids of all points that `where` matches, in the engine's order."""
+        """Return the ids of the points that match a filter.
+
+        They are in the engine's order.
+        """
         found: list[PointId] = []
         offset = None
         while True:

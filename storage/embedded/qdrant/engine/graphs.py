@@ -1,8 +1,8 @@
-"""HNSW graphs: built in a process of their own, and switched to in one step.
+"""Build HNSW graphs in a separate process, and switch to them atomically.
 
-A search scans what no graph covers, 10 ms for 100,000 vectors of 512 dimensions, so small collections
+A search scans the vectors outside a graph, 10 ms for 100,000 vectors of 512 dimensions, so small collections
 need none. Building takes minutes and the engine would answer nothing meanwhile, so another process makes
-a new shard: it is sent every point in slices, builds the graph, is sent whatever changed meanwhile, and
+a new shard: it is sent every point in slices, builds the graph, is sent later changes, and
 closes. The last changes are then applied here, and the collection switches to the new shard's folder.
 """
 
@@ -42,22 +42,22 @@ log = logging.getLogger("sightline.qdrant")
 
 
 class BuildFailed(SightlineError):
-    """The process that built a graph ended before it was done; the collection goes on without."""
+    """Report that the build process ended early."""
 
 
 class CollectionChanged(SightlineError):
-    """The collection was deleted or has another schema than when its graph was begun."""
+    """Report that the collection was deleted or altered during a build."""
 
 
 class Graphs:
-    """Builds the graphs of a store's collections, one at a time."""
+    """Build the graphs of a store's collections, one at a time."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._not_before: dict[str, float] = {}
 
     async def build_when_due(self) -> None:
-        """Look round for ever, and build what is due."""
+        """Build due graphs, forever."""
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             for collection in self._store.open_collections():
@@ -65,21 +65,21 @@ class Graphs:
                     await self._try(collection)
 
     async def _try(self, collection: Collection) -> None:
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             points = await build(self._store, collection)
             log.info(
-                "%s: a graph over %d points in %.0f s", collection.name, points, time.monotonic() - begun
+                "%s: a graph over %d points in %.0f s", collection.name, points, time.monotonic() - started
             )
         except CollectionChanged:
-            log.info("%s: it changed while its graph was built; begun again later", collection.name)
+            log.info("%s: it changed while its graph was built; started again later", collection.name)
         except (BuildFailed, EngineFault, RequestError, OSError) as error:
             self._not_before[collection.name] = time.monotonic() + RETRY_S
             log.error("%s: no graph (%s); searches go on without; tried again later", collection.name, error)
 
 
 def is_due(collection: Collection) -> bool:
-    """Whether so much was written that a graph is worth building, and nobody is writing just now."""
+    """Return whether a graph is worth building and writes have paused."""
     threshold = with_defaults(OPTIMIZERS, collection.stored.config.optimizers_config).indexing_threshold or 0
     if threshold <= 0:  # as on a server, 0 turns graphs off
         return False
@@ -90,7 +90,7 @@ def is_due(collection: Collection) -> bool:
 
 
 async def build(store: Store, collection: Collection) -> int:
-    """Build the graph of `collection` and switch to it; returns how many points it covers.
+    """Build a collection's graph and switch to it; return its points.
 
     Raises:
         CollectionChanged: the collection was deleted or its schema was changed meanwhile.
@@ -103,7 +103,7 @@ async def build(store: Store, collection: Collection) -> int:
 
 @asynccontextmanager
 async def replica(store: Store, collection: Collection, *, has_graph: bool) -> AsyncIterator[CollectionState]:
-    """Make files that hold what the collection holds at the moment they are handed out.
+    """Copy a collection to new files that are consistent when yielded.
 
     They are removed on the way out, unless the store has adopted them. The caller holds
     `collection.replicating`.
@@ -140,7 +140,10 @@ async def replica(store: Store, collection: Collection, *, has_graph: bool) -> A
 
 
 def _catch_up(path: Path, collection: Collection, changed: set[PointId]) -> int:
-    """Apply the last changes to the new shard; returns its points. Nobody writes until this returns."""
+    """Apply the last changes to the new shard; return its points.
+
+    No write comes in between, since this does not await.
+    """
     with engine_errors():
         shard = edge.EdgeShard.load(str(path))
         for ids in _slices(changed):
@@ -159,7 +162,7 @@ def _require_current(collection: Collection, changed: set[PointId]) -> None:
 
 
 def _slices(ids: set[PointId]) -> Iterator[list[PointId]]:
-    """Take `ids` out in slices, until none is left."""
+    """Remove `ids` in slices, until none is left."""
     while ids:
         taken = list(islice(ids, SLICE))
         ids.difference_update(taken)
@@ -168,7 +171,7 @@ def _slices(ids: set[PointId]) -> Iterator[list[PointId]]:
 
 @asynccontextmanager
 async def _builder(path: str) -> AsyncIterator["_Builder"]:
-    """Start the process that makes the shard at `path`; it has ended when this returns."""
+    """Run the process that builds the shard at `path`."""
     module = "storage.embedded.qdrant.process.graph_builder"
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -189,13 +192,13 @@ async def _builder(path: str) -> AsyncIterator["_Builder"]:
 
 
 class _Builder:
-    """The process that holds the new shard: it does one thing at a time, and says when it is done."""
+    """Control the process that holds the new shard, one command at a time."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     async def request(self, *call: object) -> None:
-        """Have one thing done, and wait until it is.
+        """Send a command and wait until it is done.
 
         Raises:
             BuildFailed: the process has ended instead.
@@ -213,7 +216,7 @@ class _Builder:
             raise BuildFailed(f"the process that builds ended with status {status}") from error
 
     async def send_all(self, collection: Collection, changed: set[PointId]) -> None:
-        """Send every point in the order of ids; what is written meanwhile stays in `changed`."""
+        """Send every point by id; points written meanwhile stay in `changed`."""
         offset: PointId | None = None
         while True:
             _require_current(collection, changed)
@@ -227,7 +230,7 @@ class _Builder:
             offset = rest_id(following)
 
     async def send_changed(self, collection: Collection, changed: set[PointId]) -> None:
-        """Send what has changed until little is left, while more may be changing."""
+        """Send changed points until few are left, while more may change."""
         while len(changed) > LAST_CHANGES:
             for ids in _slices(changed):
                 _require_current(collection, changed)
@@ -235,14 +238,14 @@ class _Builder:
 
 
 def read_rows(shard: edge.EdgeShard, ids: Sequence[PointId]) -> list[Row]:
-    """Return the points of `ids` that are there."""
+    """Read the existing points of `ids`."""
     with engine_errors():
         found = shard.retrieve(list(ids), with_payload=True, with_vector=True)
     return [(rest_id(point.id), _plain(point.vector), point.payload) for point in found]
 
 
 def _plain(vector: object) -> object:
-    """Return vectors in a form that can be sent to another process."""
+    """Convert vectors to a picklable form."""
     if isinstance(vector, dict):
         return {name: _plain(part) for name, part in vector.items()}
     return (vector.indices, vector.values) if isinstance(vector, edge.SparseVector) else vector

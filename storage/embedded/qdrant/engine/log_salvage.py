@@ -1,8 +1,8 @@
-"""Opening a shard whose write-ahead log cannot be replayed: keep what comes before the record that stops it.
+"""Cut a write-ahead log before the first record that cannot be replayed.
 
-Which record that is, the engine does not say, and some make it panic or abort. So processes of their own
-try to open the shard with the first half of the log, with three quarters of it, and so on: a shard may take
-the same records again, because each point knows the number of its last change.
+The engine does not name that record, and some make it panic or abort. So separate processes try to open the
+shard with the first half of the log, with three quarters of it, and so on: replaying the same records again
+is harmless, because each point stores the number of its last change.
 """
 
 import re
@@ -22,41 +22,41 @@ from storage.files import atomic_write
 
 LOG = "wal"
 UNREADABLE = "wal.unreadable"
-"""The log while it is being cut; a shard that has one was left halfway."""
+"""The log while it is being cut; its presence marks an interrupted cut."""
 
 SEGMENTS = "segments"
 MACHINE_FAULT = re.compile(r"\(os error (?:5|11|12|13|23|24|28|30|122)\)|Out of memory")
-"""Faults that pass: a lock, no access, no memory, no descriptors, no room, a disk that fails."""
+"""Temporary faults: a lock, no access, no memory, no descriptors, no space, a failing disk."""
 
 MAX_REASON_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Where a log was cut."""
+    """Describe the position of a cut."""
 
     number: int
     kind: str
     following: int
-    """How many records that could be told apart came after it."""
+    """Number of distinguishable records after it."""
 
     reason: str
     file: Path
-    """Where the record and all after it are kept."""
+    """File with the record and all after it."""
 
 
 def is_machine_fault(reason: str) -> bool:
-    """Whether the engine failed for want of something that the machine lacks just now."""
+    """Return whether a fault comes from a temporary shortage of the machine."""
     return MACHINE_FAULT.search(reason) is not None
 
 
 def is_cut_unfinished(shard: Path) -> bool:
-    """Whether a process ended while it cut the log of `shard`."""
+    """Return whether a process ended while it cut the log."""
     return (shard / UNREADABLE).exists()
 
 
 def is_damaged(shard: Path) -> bool:
-    """Whether the log of `shard` has bytes that the engine would drop without a word.
+    """Return whether the log has bytes that the engine would silently drop.
 
     A record that a killed process left unfinished was never acknowledged: it is overwritten here.
     """
@@ -67,7 +67,7 @@ def is_damaged(shard: Path) -> bool:
 
 
 def probe_failure(shard: Path) -> str | None:
-    """Try to open `shard` in another process; returns why it cannot be opened, or None."""
+    """Open a shard in another process; return the error, or None."""
     module = "storage.embedded.qdrant.process.shard_probe"
     tried = subprocess.run(
         [sys.executable, "-P", "-m", module, str(shard)], capture_output=True, text=True, check=False
@@ -79,9 +79,9 @@ def probe_failure(shard: Path) -> str | None:
 
 
 def cut_log(shard: Path, aside: Path) -> Cut:
-    """Cut the log of `shard` before the record that stops it, and keep the rest in a file in `aside`.
+    """Cut the log before the record that stops it; save the rest.
 
-    The caller notes what was cut, and then calls `remove_cut_log`: until then, the next process does it all again.
+    The caller records the cut, and then calls `remove_cut_log`: until then, the next process repeats it.
 
     Raises:
         EngineFault: the log is not at fault, or not alone; the shard is as it was.
@@ -103,12 +103,15 @@ def cut_log(shard: Path, aside: Path) -> Cut:
 
 
 def remove_cut_log(shard: Path) -> None:
-    """Remove the log that was cut: its first part is in the segments, the rest was set aside."""
+    """Remove a log that was cut and saved."""
     shutil.rmtree(shard / UNREADABLE)
 
 
 def _find_replayable(shard: Path, unreadable: Path) -> tuple[int, str]:
-    """Return how many records can be replayed, and why not one more; by halves, with a process each."""
+    """Find the number of replayable records, and the error of the next.
+
+    It bisects, with a process for each attempt.
+    """
     good, bad = -1, write_ahead_log.check_log(unreadable).intact + 1
     reason = "its bytes are damaged"
     while bad - good > 1:
@@ -148,7 +151,7 @@ def _replace_log(shard: Path, make: Callable[[Path], None]) -> None:
 
 
 def _flush_segments(shard: Path) -> None:
-    """Have the segments hold all that is left in the log."""
+    """Apply the remaining log to the segments."""
     with engine_errors():
         opened = edge.EdgeShard.load(str(shard))
         opened.flush()

@@ -1,11 +1,11 @@
-"""Snapshots of a collection: made, listed, downloaded, recovered, deleted.
+"""Create, list, download, recover and delete snapshots of a collection.
 
 A snapshot is a tar file of this index, not a server's: `collection.json` beside the shard's files. It holds
 the collection as it is at one moment, and no graph: after a recovery, that is built again. It is compressed,
 as the engine keeps files of a size that an empty collection has already.
 
-A recovery reads what this index made or was sent, and nothing else: a server that opened any file or
-address for its clients would read them with rights that its clients may not have.
+A recovery reads only files that this index wrote or received: a server that opened any file or address for
+its clients would read them with rights that its clients may not have.
 """
 
 import asyncio
@@ -44,19 +44,19 @@ DESCRIPTION = "collection.json"
 SHARD = "shard"
 
 SPARE_BYTES = 256 * 2**20
-"""Of the disk, left free by an upload and by what a snapshot unpacks to."""
+"""Disk space that an upload and an unpacked snapshot leave free."""
 
 COPIES = 3
-"""Of an upload, while it is recovered: the form's, ours, and one that no client can change."""
+"""Copies of an upload during a recovery: the form's, ours, and one that no client can change."""
 
 MAX_FILES = 100_000
 MAX_DESCRIPTION_BYTES = 16 * 2**20
 MAX_READ_BYTES = 2**20
-"""Of names and attributes in an archive, which `tarfile` holds in memory; files are read in parts."""
+"""Limit of names and attributes in an archive, which `tarfile` holds in memory; files are read in parts."""
 
 
 def routes(store: Store, gateway: Gateway) -> Iterator[Route]:
-    """Yield what is answered about snapshots."""
+    """Yield the routes of snapshots."""
     path = "/collections/{name}/snapshots"
 
     def act(method: str, path: str, do: Any, body: Any = None) -> Route:
@@ -106,7 +106,7 @@ async def _recover(store: Store, request: Request, wanted: models.SnapshotRecove
 
 
 async def _upload(store: Store, request: Request, _: None) -> bool:
-    """Recover from the file `snapshot` of a form; it goes to disk as it comes."""
+    """Recover from an uploaded form file `snapshot`, streamed to disk."""
     length = request.headers.get("content-length", "")
     if not length.isdecimal():
         raise RequestError("send the length of the upload as Content-Length")
@@ -145,7 +145,7 @@ async def _recover_from(store: Store, name: str, snapshot: Path, checksum: str |
 
 
 def _pack(shard: Path, stored: CollectionState, path: Path) -> None:
-    """Write the snapshot; it gets its name last, so whatever has that name is whole."""
+    """Write a snapshot atomically."""
     unfinished = path.with_suffix(".new")
     description = shard.parent / f"{shard.name}.json"
     try:
@@ -204,7 +204,7 @@ def _unpack(path: Path, checksum: str | None, folder: Path) -> CollectionState:
 
 
 class _BoundedGzip(gzip.GzipFile):
-    """The bytes of a compressed archive, few at once."""
+    """Decompress an archive in bounded reads."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= MAX_READ_BYTES:
@@ -216,7 +216,7 @@ NO_ARCHIVE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, Recursio
 
 
 def _extract(snapshot: Path, folder: Path) -> None:
-    """Unpack files and folders while there is room for them.
+    """Unpack files and folders while the disk has room.
 
     Raises:
         TooLarge: the disk has no room for the sizes that the archive states, or it has too many files.
@@ -241,7 +241,7 @@ def _extract(snapshot: Path, folder: Path) -> None:
 
 
 def _room(folder: Path) -> int:
-    """Return how many bytes may be written beside `folder`."""
+    """Return the number of bytes that may be written beside `folder`."""
     return shutil.disk_usage(folder).free - SPARE_BYTES
 
 
@@ -258,7 +258,7 @@ def _copy(path: Path, target: Path) -> None:
 
 
 def _open_once(name: str, stored: CollectionState, shards: Path) -> CollectionState:
-    """Return what to store of a recovered collection, after its shard was opened."""
+    """Open a recovered collection's shard once; return its checked state."""
     probe = Collection(name, stored, shards)
     _ = probe.points
     probe.close()

@@ -1,8 +1,7 @@
-"""Which collections and aliases there are: one file, replaced whole.
+"""Store the list of collections and aliases in one atomic file.
 
-A collection exists from the moment this file names its folder until it no longer does. So creating,
-deleting and switching to a folder with a graph are one rename each, and what the file does not name is
-left over from a process that was killed.
+A collection exists while this file names its folder. So creating, deleting and switching to a folder with a
+graph are one rename each, and folders that the file does not name are the remains of killed processes.
 """
 
 from pathlib import Path
@@ -20,33 +19,33 @@ SHARDS = "shards"
 
 
 class DamagedState(SightlineError):
-    """A file of the index cannot be read; the message says which, and what to do."""
+    """Report an unreadable file of the index, and the remedy."""
 
 
 class CollectionState(BaseModel):
-    """A collection on disk."""
+    """Describe a collection on disk."""
 
     folder: str
-    """Below `shards`; another one after each graph that was built."""
+    """Folder below `shards`; each new graph has another one."""
 
     config: models.CreateCollection
     payload_schema: dict[str, models.PayloadFieldSchema] = Field(default_factory=dict)
     graph_points: int = 0
-    """How many points the graph was built over; 0 without one."""
+    """Number of points that the graph covers; 0 without one."""
 
     damage: str | None = None
-    """Which writes could not be read back from the log, until an update of the collection acknowledges it."""
+    """Writes that were lost with the log, until an update of the collection acknowledges them."""
 
 
 class IndexState(BaseModel):
-    """All collections by name, and the collection that each alias stands for."""
+    """Map names to collections, and aliases to names."""
 
     collections: dict[str, CollectionState] = Field(default_factory=dict)
     aliases: dict[str, str] = Field(default_factory=dict)
 
 
 def read(folder: Path) -> IndexState:
-    """Return the state in `folder`; in a new folder it is empty, and written at once.
+    """Read the state of an index; initialise that of a new one.
 
     Raises:
         Damaged: the file is there and is no such state, or it is gone while there are shards.
@@ -74,7 +73,7 @@ def _parse(path: Path) -> IndexState:
 
 
 def write(folder: Path, state: IndexState) -> None:
-    """Replace the state in `folder`, and sync it; a crash leaves the old one or the new.
+    """Replace the state atomically and durably.
 
     Raises:
         RequestError: it could not be read back; the old state stays.
@@ -83,7 +82,7 @@ def write(folder: Path, state: IndexState) -> None:
 
 
 def require_readable(stored: CollectionState) -> None:
-    """Refuse a collection whose description could not be read back from the state's file.
+    """Reject a collection whose description could not be read back.
 
     Raises:
         RequestError: with the reason.

@@ -1,4 +1,4 @@
-"""All collections of a home folder: made, found by name or alias, changed, and removed."""
+"""Create, find, change and delete collections."""
 
 import logging
 import re
@@ -25,10 +25,10 @@ log = logging.getLogger("sightline.qdrant")
 
 
 class Store:
-    """The collections below `folder`, for the one process that may open them."""
+    """Manage the collections below `folder`, for one process."""
 
     def __init__(self, folder: Path) -> None:
-        """Read what there is, and remove what a killed process left half made.
+        """Read the state, and remove the remains of killed processes.
 
         Raises:
             Damaged: the list of collections cannot be read, or is gone.
@@ -42,20 +42,20 @@ class Store:
 
     @property
     def names(self) -> list[str]:
-        """The names of all collections, sorted."""
+        """Return the names of all collections, sorted."""
         return sorted(self._state.collections)
 
     @property
     def aliases(self) -> dict[str, str]:
-        """The collection that each alias stands for."""
+        """Map each alias to its collection."""
         return dict(sorted(self._state.aliases.items()))
 
     def exists(self, name: str) -> bool:
-        """Whether a collection or an alias has this name."""
+        """Return whether a collection or an alias has this name."""
         return name in self._state.collections or name in self._state.aliases
 
     def get(self, name: str) -> Collection:
-        """Return the collection called `name`, or that the alias `name` stands for.
+        """Return the collection of a name or an alias.
 
         Raises:
             NotFound: there is none.
@@ -69,26 +69,26 @@ class Store:
         return self._open[real]
 
     def reopen(self, name: str | None) -> None:
-        """Open the collection called `name` anew, or all that are in use, after the engine panicked in it."""
+        """Reopen one or all open collections after a panic of the engine."""
         real = self._state.aliases.get(name or "", name)
         for collection in self.open_collections():
             if name is None or collection.name == real:
                 collection.reopen()
 
     def holds(self, collection: Collection) -> bool:
-        """Whether `collection` has not been deleted since it was opened."""
+        """Return whether an open collection still exists."""
         return self._open.get(collection.name) is collection
 
     def open_collections(self) -> Iterator[Collection]:
-        """Yield the collections that are in use."""
+        """Yield the open collections."""
         yield from list(self._open.values())
 
     def create(self, name: str, wanted: models.CreateCollection) -> None:
-        """Make an empty collection.
+        """Create an empty collection.
 
         Raises:
             Conflict: a collection or an alias has this name.
-            RequestError: the name or the configuration cannot be.
+            RequestError: the name or the configuration is invalid.
         """
         _require_name(name)
         if self.exists(name):
@@ -99,7 +99,7 @@ class Store:
         self.adopt(name, self.new_files(stored))
 
     def new_files(self, stored: CollectionState) -> CollectionState:
-        """Make the files that `stored` names, or none at all."""
+        """Create the files of a collection, or none."""
         path = self.shards / stored.folder
         try:
             Collection.create_files(path, stored)
@@ -109,7 +109,7 @@ class Store:
         return stored
 
     def adopt(self, name: str, stored: CollectionState) -> None:
-        """Let `name` be the collection in the files of `stored`; what it was before is removed."""
+        """Switch `name` to the files of `stored`; remove the previous ones."""
         before = self._state.collections.get(name)
         opened = self._open.get(name)
         self._write(collections={**self._state.collections, name: stored})
@@ -119,7 +119,7 @@ class Store:
             shutil.rmtree(self.shards / before.folder, ignore_errors=True)
 
     def delete(self, name: str) -> bool:
-        """Remove the collection and its aliases; False when there was none."""
+        """Delete a collection and its aliases; return False if none exists."""
         stored = self._state.collections.get(name)
         if stored is None:
             return False
@@ -135,12 +135,15 @@ class Store:
         return True
 
     def update(self, name: str, change: models.UpdateCollection) -> None:
-        """Change the configuration of a collection; this acknowledges what could not be read of its log."""
+        """Change the configuration of a collection.
+
+        This acknowledges the damage of its log.
+        """
         collection = self.get(name)
         self._save(collection, config=config.apply_update(collection.stored.config, change), damage=None)
 
     def change_aliases(self, wanted: models.ChangeAliasesOperation) -> None:
-        """Carry out all actions that are wanted, in order, or none of them.
+        """Apply all alias actions in order, or none.
 
         Raises:
             NotFound: an alias or a collection is not there.
@@ -152,7 +155,7 @@ class Store:
         self._write(aliases=aliases)
 
     def create_index(self, name: str, wanted: models.CreateFieldIndex) -> None:
-        """Index a field of the payload, by which searches can then filter fast.
+        """Create a payload index, which speeds up filters on the field.
 
         Raises:
             NotSupported: the field's type is left to be guessed.
@@ -167,7 +170,7 @@ class Store:
         self._save(collection, payload_schema={**collection.stored.payload_schema, field: schema})
 
     def delete_index(self, name: str, field: str) -> None:
-        """Drop the index of a field; nothing happens where there is none."""
+        """Delete the payload index of a field, if there is one."""
         collection = self.get(name)
         with engine_errors():
             operation = edge.UpdateOperation.delete_field_index(field)
@@ -176,7 +179,7 @@ class Store:
         self._save(collection, payload_schema=kept)
 
     def create_vector(self, name: str, vector: str, wanted: models.VectorNameConfig) -> None:
-        """Add a named vector to a living collection; its points have none of it yet.
+        """Add a named vector, which its points lack at first.
 
         Nothing changes where it has that vector already.
         """
@@ -187,7 +190,7 @@ class Store:
             self._save(collection, config=more)
 
     def delete_vector(self, name: str, vector: str) -> None:
-        """Drop a named vector and what the points hold of it."""
+        """Delete a named vector from the collection and its points."""
         collection = self.get(name)
         fewer = config.without_vector(collection.stored.config, vector)
         with engine_errors():
@@ -196,15 +199,18 @@ class Store:
         self._save(collection, config=fewer)
 
     def close(self) -> None:
-        """Sync and close all collections, also those after one that cannot be closed."""
+        """Sync and close all collections, also after a failure."""
         for collection in self.open_collections():
             try:
                 collection.close()
             except (EngineFault, RequestError, OSError):
-                log.exception("%s: not closed; what was written is in its log", collection.name)
+                log.exception("%s: not closed; its writes are in its log", collection.name)
 
     def flush_due(self) -> None:
-        """Sync the collections that are due; the log of one that cannot be synced has what was written."""
+        """Sync the collections that are due.
+
+        The writes of one that cannot be synced are in its log.
+        """
         for collection in self.open_collections():
             try:
                 collection.flush_if_due()
@@ -216,7 +222,7 @@ class Store:
         self._replace(collection.name, changed)
         collection.stored = changed
         collection.spaces = config.spaces_of(changed.config)
-        collection.changed = None  # a graph that is being built has the old schema: it is begun again
+        collection.changed = None  # a graph that is being built has the old schema: it is started again
 
     def _replace(self, name: str, stored: CollectionState) -> None:
         self._write(collections={**self._state.collections, name: stored})

@@ -1,4 +1,4 @@
-"""A collection as the reading half sees it."""
+"""Represent a collection for reads."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from storage.embedded.qdrant.protocol.named_vectors import Spaces
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The points to read, and the vectors that they may have."""
+    """Represent the points to read and their vector parameters."""
 
     shard: EdgeShard
     spaces: Spaces

@@ -1,4 +1,4 @@
-"""A shard's write-ahead log on disk: read record by record, cut, and begun anew.
+"""Read, cut and create a shard's write-ahead log on disk.
 
 The engine writes files named `closed-FIRST`, with the number of their first record, and `open-ID`, which
 goes on after the last closed one. Each begins with `wal`, a version and a seed; then come the records: the
@@ -6,7 +6,7 @@ length in eight bytes, the CBOR of one operation, zeros up to a multiple of eigh
 a checksum, which begins with the one before. A length of zero ends a file; the rest of it is free.
 `first-index` holds the number up to which the shard's segments have everything.
 
-The engine takes the first record with a wrong checksum for the end, and writes over all that follows.
+The engine treats the first record with a wrong checksum as the end, and overwrites all that follows.
 """
 
 import json
@@ -35,7 +35,7 @@ GAP = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Where one operation lies in the log."""
+    """Locate one operation in the log."""
 
     number: int
     file: Path
@@ -45,7 +45,7 @@ class Record:
 
 
 def records(log: Path) -> list[Record]:
-    """Return the records of the log in the folder `log`, in order.
+    """Return the records of a log, in order.
 
     Those that come in a file after a damaged length are not found.
     """
@@ -58,20 +58,20 @@ def records(log: Path) -> list[Record]:
 
 @dataclass(frozen=True, slots=True)
 class LogCheck:
-    """What the checksums say of a log."""
+    """Summarise the checksums of a log."""
 
     intact: int
-    """How many records from the first on are as they were written."""
+    """Number of intact records from the first on."""
 
     unfinished: Record | None
-    """The last one, which a killed process had begun to write."""
+    """The last record, which a killed process had started to write."""
 
     is_damaged: bool
-    """Whether there is more after the intact ones than one unfinished record."""
+    """Whether more than one unfinished record follows the intact ones."""
 
 
 def check_log(log: Path) -> LogCheck:
-    """Compare all records with their checksums, and look for bytes after the last one."""
+    """Compare all records with their checksums, and find trailing bytes."""
     found = records(log)
     intact, unfinished = 0, None
     is_damaged = False
@@ -95,13 +95,16 @@ def check_log(log: Path) -> LogCheck:
 
 
 def checksum(record: bytes, before: int) -> int:
-    """Return the CRC-32C of a record, which begins with the one before it, its bits in reverse order."""
+    """Compute the CRC-32C of a record, chained to the previous checksum.
+
+    It begins with the checksum of the record before, its bits in reverse order.
+    """
     mirrored = int(f"{before:032b}"[::-1], 2)
     return int(google_crc32c.extend(mirrored ^ 0xFFFFFFFF, record))
 
 
 def erase(record: Record) -> None:
-    """Overwrite an unfinished record with zeros, so that no part of it is left after the next one."""
+    """Overwrite an unfinished record with zeros."""
     with record.file.open("r+b") as file:
         file.seek(record.start)
         file.write(bytes(record.end - record.start))
@@ -114,7 +117,10 @@ def files(log: Path) -> list[Path]:
 
 
 def write_prefix(log: Path, target: Path, count: int) -> None:
-    """Make in `target` a log of the first `count` records of `log`; the next number stays the same."""
+    """Write a log of the first `count` records to `target`.
+
+    The number of the next record stays the same.
+    """
     target.mkdir()
     found = records(log)
     last_file = found[count].file if count < len(found) else None
@@ -131,9 +137,9 @@ def write_prefix(log: Path, target: Path, count: int) -> None:
 
 
 def remainder(log: Path, count: int) -> bytes:
-    """Return the bytes of the log after its first `count` records, without the zeros at the files' ends.
+    """Return the bytes after the first `count` records, without padding.
 
-    They begin with a record, or with bytes that could not be taken for one.
+    They begin with a record, or with bytes that are none.
     """
     last = records(log)[:count][-1:]
     start = last[0].end if last else START
@@ -146,7 +152,7 @@ def remainder(log: Path, count: int) -> bytes:
 
 
 def create_empty(log: Path, segments: Path) -> None:
-    """Make an empty log, whose numbers are above all that the shard in `segments` has seen.
+    """Create an empty log, numbered above all records that the shard has.
 
     The engine skips an operation with a number below that of the points that it changes.
     """
@@ -171,7 +177,7 @@ def _records_of(file: Path, first: int) -> Iterator[Record]:
 
 
 def _kind(record: bytes) -> str:
-    """Return the name of the operation in the CBOR of `record`, such as `upsert_points`."""
+    """Return the operation name in a record's CBOR, such as `upsert_points`."""
     if len(record) < 3 or record[0] not in MAPS or record[1] & ~TEXT_LENGTH != TEXT:
         return "of an unknown kind"
     length = record[1] & TEXT_LENGTH

@@ -1,4 +1,4 @@
-"""The client of a home's index, and starting, finding and stopping the process behind it."""
+"""Connect to the index of a data directory; start and stop its owner."""
 
 import os
 import signal
@@ -42,12 +42,12 @@ MAX_CONNECTIONS = 100
 
 
 class IndexUnavailable(StoreUnavailable):
-    """The embedded index cannot be started, reached or stopped; the message says what to change."""
+    """Report that the embedded index cannot be started, reached or stopped."""
 
 
 @contextmanager
 def index_client(home: Path, *, timeout_s: int) -> Iterator[QdrantClient]:
-    """Open a client of the index in `home/qdrant`, whose owner is started if need be.
+    """Open a client of the index, and start its owner if needed.
 
     Should the owner have ended, the next request starts another; a request that was under way fails.
 
@@ -63,7 +63,7 @@ def index_client(home: Path, *, timeout_s: int) -> Iterator[QdrantClient]:
 
 
 def _client_of(access: Access, transport: httpx.BaseTransport, **options: Any) -> QdrantClient:
-    # Asking for the version takes a thread and a request, and both are of this installation.
+    # A check of the version takes a thread and a request, and both sides are of this installation.
     return QdrantClient(access.url, check_compatibility=False, transport=transport, **options)
 
 
@@ -93,7 +93,7 @@ class _RestartingTransport(httpx.BaseTransport):
     """Send requests to the owner; start another when none listens."""
 
     def __init__(self, home: Path) -> None:
-        """Start the owner of the index in `home` if need be.
+        """Start the owner of the index if needed.
 
         Raises:
             IndexUnavailable: it cannot be started.
@@ -108,16 +108,16 @@ class _RestartingTransport(httpx.BaseTransport):
         return self._to_owner.access
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send `request`, once more if no owner carried it out.
+        """Send a request, and repeat it if no owner carried it out.
 
-        That is certain where no connection was made, and where an owner refused the key of the last one.
+        That is certain where no connection was made, and where an owner rejected the key of the last one.
         """
         to_owner = self._to_owner
         try:
             response = to_owner.handle_request(request)
         except httpx.ConnectError as error:
             if not has_no_listener(error):
-                raise  # no file descriptor left here: that is no word on the owner
+                raise  # no file descriptor is left here: the owner may well run
             _wait_for_end(self._home, to_owner.access)
         else:
             if response.status_code != HTTPStatus.UNAUTHORIZED:
@@ -142,9 +142,9 @@ class _RestartingTransport(httpx.BaseTransport):
 
 
 def start(home: Path) -> Access:
-    """Return how to reach the owner of the index in `home`, started if there is none.
+    """Start the owner of the index if needed; return its address and key.
 
-    It outlives this process, and all that use `home` share it.
+    It outlives this process, and all processes share it.
 
     Raises:
         IndexUnavailable: it does not start, or not in time, or belongs to another user.
@@ -157,7 +157,9 @@ def start(home: Path) -> Access:
 
 
 def stop(home: Path) -> bool:
-    """Stop the owner of the index in `home`, and wait for its end; False when there was none.
+    """Stop the owner of the index; return False if none ran.
+
+    Returns once its process has ended.
 
     Raises:
         IndexUnavailable: it did not end in time.
@@ -174,7 +176,7 @@ def stop(home: Path) -> bool:
 
 
 def _is_of_earlier_release(home: Path, access: Access) -> bool:
-    """Return whether an owner runs that makes no socket, as earlier releases did."""
+    """Return whether the owner is of an earlier release, without a socket."""
     if (folder_of(home) / SOCKET).exists():
         return False
     try:
@@ -185,7 +187,7 @@ def _is_of_earlier_release(home: Path, access: Access) -> bool:
 
 
 def find_index(home: Path) -> Server | None:
-    """Return what there is to tell about the owner of the index in `home`, or None while there is none."""
+    """Describe the running owner of the index; None if there is none."""
     with _explain_permission_errors(home):
         access = find(home)
     if access is None:
@@ -221,8 +223,8 @@ def _start(home: Path) -> Access:
     make_folder(folder)
     process = _spawn(home)
     deadline = time.monotonic() + START_TIMEOUT_S
-    # Of several that start at once one wins. The others leave, and each starter sees its own off, so that
-    # none of them comes to life after a `stop`.
+    # Of several that start at once one wins. The others exit, and each starter waits for the end of its own,
+    # so that none of them starts after a `stop`.
     while (found := find(home)) is None or (found.pid != process.pid and process.poll() is None):
         if process.poll() == ALREADY_OWNED and not is_owned(home):
             process = _spawn(home)  # that one was just ending

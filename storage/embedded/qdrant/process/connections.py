@@ -1,4 +1,4 @@
-"""Limits of the connections at the loopback port, which every user of the machine can make.
+"""Limit connections at the loopback port, which every user can open.
 
 The socket in the index's folder has none: its clients are ours, and no other user may enter there.
 """
@@ -10,11 +10,11 @@ from typing import Any
 from storage.embedded.bounded_http import BoundedProtocol
 
 MOST_AT_ONCE = 128
-"""Above what one qdrant-client opens; the others are closed at once."""
+"""More than one qdrant-client opens; further connections are closed at once."""
 
 
 class LoopbackProtocol(BoundedProtocol):
-    """Limit connections from the network, in their number as well."""
+    """Limit connections from the network, and their number."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.is_bounded = _is_network(transport)

@@ -1,8 +1,8 @@
-"""How the owner of a home's index is found: a lock that it holds, and a file that says where it listens.
+"""Find the owner of an index by its lock and its address file.
 
-The lock goes with the process, however that ends, and the file is believed only while the lock is held by
-the process that the file names. Our own client reaches the owner by a socket in the index's folder, which
-no other user may enter: so neither the key nor any data go to another user who took the port meanwhile.
+The lock ends with the process, however that ends, and the file is trusted only while the process that it
+names holds the lock. Our own client reaches the owner by a socket in the index's folder, which
+no other user may enter: so neither the key nor any data reach another user who took the port meanwhile.
 """
 
 import fcntl
@@ -35,11 +35,11 @@ POLL_S = 0.02
 
 
 class AlreadyOwned(StoreUnavailable):
-    """Another process owns this index already."""
+    """Report that another process owns this index."""
 
 
 class Access(BaseModel, frozen=True):
-    """What a client needs, and what `sightline status` shows."""
+    """Represent the address and the key of an owner."""
 
     url: str
     key: str
@@ -48,20 +48,20 @@ class Access(BaseModel, frozen=True):
 
 
 def folder_of(home: Path) -> Path:
-    """Return where the index of `home` keeps its files."""
+    """Return the folder of the index."""
     return home.resolve() / "qdrant"
 
 
 def access_file(home: Path) -> Path:
-    """Return the file that holds the address and the key, readable by its owner alone."""
+    """Return the private file with the owner's address and key."""
     return home.resolve() / "qdrant.json"
 
 
 def find(home: Path) -> Access | None:
-    """Return how to reach the owner of `home`'s index, or None while there is none that listens.
+    """Find the listening owner of an index; None if there is none.
 
     Raises:
-        NotPrivate: another user can have written what says so.
+        NotPrivate: another user can have written the lock or the address file.
     """
     pid = _holder(home)
     known = _read(access_file(home)) if pid is not None else None
@@ -69,15 +69,15 @@ def find(home: Path) -> Access | None:
 
 
 def is_owned(home: Path) -> bool:
-    """Whether `home`'s index has an owner, be it one that listens, or that just starts or ends."""
+    """Return whether an index has an owner, also one that starts or ends."""
     return _holder(home) is not None
 
 
 def socket_path(folder: int, path: Path) -> str:
-    """Return the name of the socket in `folder`, open at `path`.
+    """Return the name of the socket in an open folder.
 
-    On Linux it leads through the file descriptor: into the folder that was opened, whatever has its name
-    now, and however long that is.
+    On Linux it leads through the file descriptor into the folder that was opened, even if another one has its
+    name by now, and for names of any length.
 
     Raises:
         NotPrivate: elsewhere, the path is too long to name a socket.
@@ -86,7 +86,7 @@ def socket_path(folder: int, path: Path) -> str:
         return f"/proc/self/fd/{folder}/{SOCKET}"
     name = str(path / SOCKET)
     if len(os.fsencode(name)) > MAX_SOCKET_BYTES:
-        raise NotPrivate(f"{name} is too long for the name of a socket; choose a shorter home")
+        raise NotPrivate(f"{name} is too long for the name of a socket; choose a shorter SIGHTLINE_HOME")
     return name
 
 
@@ -108,19 +108,19 @@ def is_listening(home: Path, access: Access) -> bool:
 
 
 def new_key() -> str:
-    """Return a random key, for one owner alone."""
+    """Return a random key for one owner process."""
     return secrets.token_urlsafe(KEY_BYTES)
 
 
 def announce(home: Path, port: int, key: str) -> Access:
-    """Tell the others where this process, which holds the lock, listens."""
+    """Write the address of this process, which holds the lock."""
     access = Access(url=f"http://{HOST}:{port}", key=key, pid=os.getpid(), since=datetime.now(UTC))
     atomic_write(access_file(home), access.model_dump_json(indent=1).encode())
     return access
 
 
 def is_announced(home: Path) -> bool:
-    """Return whether the file names this process and the socket is there."""
+    """Return whether the file names this process and the socket exists."""
     try:
         known = _read(access_file(home))
         has_socket = (folder_of(home) / SOCKET).is_socket()
@@ -141,14 +141,14 @@ def withdraw(home: Path) -> None:
 
 @contextmanager
 def ownership(home: Path) -> Iterator[int]:
-    """Hold the lock of the index of `home`.
+    """Hold the lock of the index of a data directory.
 
     Yields:
         The file descriptor of the index's folder.
 
     Raises:
-        AlreadyOwned: another one is.
-        NotPrivate: another user can have written what is there.
+        AlreadyOwned: another process holds it.
+        NotPrivate: another user can have written the folder or the lock.
     """
     path = folder_of(home)
     make_data_directory(home)
@@ -160,7 +160,7 @@ def ownership(home: Path) -> Iterator[int]:
         while not _locks(file.fileno(), fcntl.LOCK_EX):
             if not _locks(file.fileno(), fcntl.LOCK_SH):
                 raise AlreadyOwned(f"another process owns the index in {path}")
-            fcntl.flock(file, fcntl.LOCK_UN)  # someone was just looking whether it is held
+            fcntl.flock(file, fcntl.LOCK_UN)  # a client was just checking whether it is held
             time.sleep(POLL_S)
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -1,6 +1,8 @@
-"""The process that builds a graph: `python -P -m storage.embedded.qdrant.process.graph_builder SHARD`.
+"""Build an HNSW graph in a separate process.
 
-It reads what to do from its standard input, a length and a pickle each, and writes a byte for each thing
+Started as `python -P -m storage.embedded.qdrant.process.graph_builder SHARD`.
+
+It reads commands from its standard input, a length and a pickle each, and writes a byte for each one that is
 done. It ends with its input, so it does not outlive the owner.
 """
 
@@ -15,7 +17,7 @@ import qdrant_edge as edge
 
 PointId = int | str
 Row = tuple[PointId, Any, dict[str, Any] | None]
-"""A point's id, its vectors (a sparse one as indices and values), its payload."""
+"""Id, vectors (a sparse one as indices and values) and payload of a point."""
 
 LENGTH = struct.Struct("!Q")
 DONE = b"."
@@ -23,7 +25,7 @@ NICENESS = 10  # searches go first
 
 
 def copy(shard: edge.EdgeShard, rows: Sequence[Row], ids: Sequence[PointId]) -> None:
-    """Make the points of `ids` in `shard` what `rows` say: there with these values, or gone."""
+    """Replace points of a shard by rows; delete those without a row."""
     points = [edge.Point(id, _vectors(vectors), payload) for id, vectors, payload in rows]
     if points:
         shard.update(edge.UpdateOperation.upsert_points(points))
@@ -39,7 +41,7 @@ def _vectors(plain: Any) -> Any:
 
 
 def main() -> None:
-    """Do what the owner asks until it asks no more."""
+    """Execute the commands of the owner until its pipe is closed."""
     os.nice(NICENESS)
     shard = edge.EdgeShard.load(sys.argv[1])
     acts: dict[str, Callable[..., object]] = {

@@ -2,10 +2,10 @@
 
 Started as `python -P -m storage.embedded.qdrant.process.owner HOME`.
 
-It is for one machine. It holds Qdrant's own engine, and answers the part of Qdrant's REST API that
+It serves one machine. It holds Qdrant's own engine, and implements the part of Qdrant's REST API that
 qdrant-client uses, on a socket in the index's folder and on loopback. One thread does everything, because
-the engine takes one call at a time; only graphs are built elsewhere, in a process of their own. Who outgrows
-it sets a Qdrant server's URL.
+the engine takes one call at a time; only graphs are built in a separate process. A larger installation sets
+the URL of a Qdrant server instead.
 """
 
 import asyncio
@@ -51,11 +51,11 @@ log = logging.getLogger("sightline.qdrant")
 
 
 def serve_index(home: Path, *, idle_s: float | None = IDLE_S) -> None:
-    """Serve the index of `home` until a signal says stop, or nobody has asked anything for `idle_s`.
+    """Serve the index until a signal, or until it is idle.
 
     Args:
-        home: the home folder; the index is in `home/qdrant`.
-        idle_s: None to go on for ever.
+        home: the data directory; the index is in `home/qdrant`.
+        idle_s: seconds without a request after which it ends; None for no limit.
 
     Raises:
         AlreadyOwned: another process does so already.
@@ -63,10 +63,10 @@ def serve_index(home: Path, *, idle_s: float | None = IDLE_S) -> None:
     """
     path = folder_of(home)
     with ownership(home) as folder:
-        # Imported under the lock: of several that start at once, the losers leave before this second of work.
+        # Imported under the lock: of several that start at once, the losers exit before this second of work.
         from storage.embedded.qdrant.protocol.routes import IndexApp
 
-        # A batch of points is thousands of objects and no cycle: looking for one took a third of the parsing.
+        # A batch of points is thousands of objects and no cycle: garbage collection took a third of it.
         gc.freeze()
         gc.set_threshold(GARBAGE_AFTER_OBJECTS)
         private, public = _private_listener(folder, path), _public_listener()
@@ -79,7 +79,7 @@ def serve_index(home: Path, *, idle_s: float | None = IDLE_S) -> None:
 
 
 def _private_listener(folder: int, path: Path) -> socket.socket:
-    """Return a socket that listens in the open, private `folder`."""
+    """Listen on a socket in the open, private folder."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with suppress(FileNotFoundError):
         os.unlink(SOCKET, dir_fd=folder)  # of an owner that was killed
@@ -89,7 +89,7 @@ def _private_listener(folder: int, path: Path) -> socket.socket:
 
 
 def _public_listener() -> socket.socket:
-    """Return a socket that listens on loopback, for clients that take URLs."""
+    """Listen on loopback, for clients that need a URL."""
     # asyncio sends small answers at once only where the protocol is named; else each waits 40 ms for an ack
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind((HOST, 0))
@@ -136,7 +136,7 @@ def _end_on_signals(server: "uvicorn.Server") -> None:
 
 
 async def _maintain(home: Path, app: "IndexApp", server: "uvicorn.Server", idle_s: float | None) -> None:
-    """Between requests: sync what was written, build graphs, and end when nobody needs this process."""
+    """Sync writes, build graphs, and end an idle or unreachable process."""
     builder = asyncio.create_task(app.graphs.build_when_due())
     try:
         while not server.should_exit:
@@ -147,10 +147,10 @@ async def _maintain(home: Path, app: "IndexApp", server: "uvicorn.Server", idle_
                 log.warning("%s or the socket no longer leads to this process: it ends", access_file(home))
                 server.should_exit = True
             if idle_s is not None and now - app.activity.last_request_s > idle_s:
-                log.info("nobody asked anything for %.0f s: this process ends", idle_s)
+                log.info("no request for %.0f s: this process ends", idle_s)
                 server.should_exit = True
             if builder.done():
-                builder.result()  # never ends by itself: a defect is not to go unseen
+                builder.result()  # never ends by itself: raises the defect that ended it
     finally:
         builder.cancel()
         with suppress(asyncio.CancelledError):
@@ -158,7 +158,7 @@ async def _maintain(home: Path, app: "IndexApp", server: "uvicorn.Server", idle_
 
 
 def main() -> None:
-    """Own the index of the home named on the command line."""
+    """Serve the index of the data directory on the command line."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     try:
         serve_index(Path(sys.argv[1]))

@@ -1,7 +1,9 @@
-"""The process that tries to open a shard: `python -P -m storage.embedded.qdrant.process.shard_probe SHARD`.
+"""Try to open a shard in a separate process.
 
-It leaves without closing the shard, and its status says whether it could be opened. It imports the engine and
-nothing else, because many of them are started to find one record.
+Started as `python -P -m storage.embedded.qdrant.process.shard_probe SHARD`.
+
+It exits without closing the shard, and its status says whether the shard could be opened. It imports only
+the engine, because many such processes are started to find one record.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""HTTP over a Unix socket.
+"""Send HTTP requests over a Unix socket.
 
 httpx can do that by itself, but leaves the socket of a failed connection open, and fails while the server's
 queue of connections is full, where TCP waits.

@@ -1,4 +1,4 @@
-"""The one vector that stands for liked and disliked examples, computed as a Qdrant server does."""
+"""Average positive and negative examples, as a Qdrant server does."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,7 +13,9 @@ from storage.embedded.qdrant.protocol.vectors import EngineVector, is_rows
 
 
 def average(positive: Sequence[EngineVector], negative: Sequence[EngineVector]) -> EngineVector:
-    """Return the mean of `positive`, moved away from the mean of `negative` by their difference.
+    """Compute the mean of positive vectors, moved away from the negative mean.
+
+    The result is mean(positive) + (mean(positive) - mean(negative)).
 
     Multivectors are not averaged: their rows are put together, those of `negative` negated.
 

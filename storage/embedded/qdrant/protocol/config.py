@@ -1,4 +1,4 @@
-"""What a collection is made of: as it was asked for, as the engine takes it, as `GET` describes it."""
+"""Convert and update the configuration of a collection."""
 
 import re
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ OPTIMIZERS = models.OptimizersConfig(
     flush_interval_sec=5,
 )
 WAL = models.WalConfig(wal_capacity_mb=32, wal_segments_ahead=0)
-"""A server's; here it means nothing, but `QdrantClient.migrate` passes it on."""
+"""A server's default; without effect here, but `QdrantClient.migrate` copies it."""
 
-GRAPH_FROM_KB = 1  # for the engine; whether a graph is built at all, `graph.py` decides
+GRAPH_FROM_KB = 1  # for the engine; `graphs.is_due` decides whether a graph is built at all
 BYTES_A_DIMENSION = 4
 MAX_DIMENSIONS = 65_536
 MAX_VECTOR_NAME_BYTES = 200
@@ -35,11 +35,11 @@ ONE_MACHINE = "the embedded index is one shard on one machine: a Qdrant server d
 
 
 def require_supported(wanted: models.CreateCollection) -> None:
-    """Refuse what this index cannot keep its word on.
+    """Reject a configuration that this index cannot honour.
 
     Raises:
         NotSupported: shards, replicas, strict mode, or a collection without any vectors.
-        RequestError: a vector's name or size cannot be.
+        RequestError: a vector's name or size is invalid.
     """
     if wanted.sharding_method not in (None, models.ShardingMethod.AUTO):
         raise NotSupported(f"sharding_method: {ONE_MACHINE}")
@@ -60,7 +60,10 @@ def require_supported(wanted: models.CreateCollection) -> None:
 
 
 def _require_vector_name(name: str) -> None:
-    """Refuse a name that no folder of every system could have: the engine keeps each vector in one."""
+    """Reject a vector name that cannot be a folder on every system.
+
+    The engine keeps each vector in a folder of that name.
+    """
     too_long = len(name.encode()) > MAX_VECTOR_NAME_BYTES
     if too_long or FORBIDDEN_IN_VECTOR_NAMES.search(name) or name in (".", ".."):
         raise RequestError(
@@ -82,12 +85,18 @@ def spaces_of(config: models.CreateCollection) -> Spaces:
 
 
 def bytes_per_point(spaces: Spaces) -> int:
-    """Return what the dense vectors of a point take at least; a multivector counts as one row."""
+    """Return the minimum size of a point's dense vectors, in bytes.
+
+    A multivector counts as one row.
+    """
     return sum(params.size for params in spaces.dense.values()) * BYTES_A_DIMENSION
 
 
 def engine_config(config: models.CreateCollection) -> edge.EdgeConfig:
-    """Return the engine's configuration, with which its optimizer builds a graph over whatever it holds."""
+    """Return the engine's configuration of a collection.
+
+    Its optimizer builds a graph over any number of points.
+    """
     spaces = spaces_of(config)
     optimizers = with_defaults(OPTIMIZERS, config.optimizers_config)
     with engine_errors():
@@ -117,7 +126,7 @@ def collection_info(
     status: models.CollectionStatus,
     damage: str | None,
 ) -> models.CollectionInfo:
-    """Return what `GET /collections/{name}` answers; `damage` is the error that it states."""
+    """Return the response to `GET /collections/{name}`; `damage` is its optimizer error."""
     return models.CollectionInfo(
         status=status,
         optimizer_status=models.OptimizersStatusOneOf1(error=damage)
@@ -149,7 +158,9 @@ def collection_info(
 
 
 def apply_update(config: models.CreateCollection, change: models.UpdateCollection) -> models.CreateCollection:
-    """Return `config` after a `PATCH`; how vectors are indexed takes effect when the graph is next built.
+    """Return a configuration after a `PATCH`.
+
+    Changes of the vectors' indexes take effect when the graph is next built.
 
     Raises:
         NotSupported: replicas or strict mode.
@@ -178,7 +189,7 @@ def apply_update(config: models.CreateCollection, change: models.UpdateCollectio
 
 
 def with_defaults(defaults: Config, given: BaseModel | None) -> Config:
-    """Return `defaults` with what `given` sets put over them."""
+    """Merge explicit values over defaults."""
     changes = given.model_dump(exclude_none=True) if given else {}
     return defaults.model_copy(update=changes)
 
@@ -263,12 +274,14 @@ def _named(known: Mapping[str, Params], name: str) -> Params:
 def with_vector(
     config: models.CreateCollection, name: str, wanted: models.VectorNameConfig
 ) -> models.CreateCollection:
-    """Return `config` with one more named vector; `config` itself where it has just that vector.
+    """Add a named vector to a configuration.
+
+    Returns `config` itself where it has the same vector already.
 
     Raises:
         Conflict: it has a vector of that name with another schema.
-        RequestError: the name or the size cannot be, a vector of the other kind has the name, or the collection's
-            vector has no name, so that no other can be beside it.
+        RequestError: the name or the size is invalid, a vector of the other kind has the name, or the
+            collection's vector is unnamed, which excludes others.
     """
     _require_vector_name(name)
     spaces = spaces_of(config)
@@ -315,7 +328,7 @@ def _sparse_schema(params: models.SparseVectorParams) -> object:
 
 
 def without_vector(config: models.CreateCollection, name: str) -> models.CreateCollection:
-    """Return `config` without the vector `name`.
+    """Remove a named vector from a configuration.
 
     Raises:
         NotFound: there is none of that name.

@@ -1,4 +1,4 @@
-"""How close random points are to each other."""
+"""Compute distances between randomly sampled points."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -20,14 +20,14 @@ DEFAULT_LIMIT = 3
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """One sampled point, and those of the sample that are closest to it, best first."""
+    """Represent a sampled point and its nearest sampled points, best first."""
 
     id: models.ExtendedPointId
     nearest: tuple[models.ScoredPoint, ...]
 
 
 def matrix_pairs(request: models.SearchMatrixRequest, target: Target) -> models.SearchMatrixPairsResponse:
-    """Return each sampled point with its closest ones in the sample, as pairs, in the order of ids."""
+    """Return the nearest sampled points of each, as pairs by id."""
     return models.SearchMatrixPairsResponse(
         pairs=[
             models.SearchMatrixPair(a=row.id, b=hit.id, score=hit.score)
@@ -38,7 +38,7 @@ def matrix_pairs(request: models.SearchMatrixRequest, target: Target) -> models.
 
 
 def matrix_offsets(request: models.SearchMatrixRequest, target: Target) -> models.SearchMatrixOffsetsResponse:
-    """Return the same as `matrix_pairs`, as positions in the list of sampled ids."""
+    """Return the result of `matrix_pairs` as offsets into the sampled ids."""
     rows = _neighbours(request, target)
     position: dict[models.ExtendedPointId, int] = {row.id: index for index, row in enumerate(rows)}
     return models.SearchMatrixOffsetsResponse(

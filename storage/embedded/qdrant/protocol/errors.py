@@ -1,39 +1,39 @@
-"""Why a request is refused. The class is the HTTP status, the message what the caller can do about it."""
+"""Reject requests: the class is the HTTP status, the message the remedy."""
 
 from storage.errors import SightlineError
 
 
 class RequestError(SightlineError):
-    """The request is wrong, and nothing was changed by it."""
+    """Reject a wrong request, without any change."""
 
     http_status = 400
 
 
 class Unauthorized(RequestError):
-    """The key is missing or wrong."""
+    """Reject a request without the right key."""
 
     http_status = 401
 
 
 class NotFound(RequestError):
-    """There is no such collection, alias, point or snapshot."""
+    """Report a missing collection, alias, point or snapshot."""
 
     http_status = 404
 
 
 class Conflict(RequestError):
-    """Something of that name is there already."""
+    """Report that the name is in use."""
 
     http_status = 409
 
 
 class TooLarge(RequestError):
-    """The request, or what it asks for, is over a limit."""
+    """Reject a request or a result over a limit."""
 
     http_status = 413
 
 
 class NotSupported(RequestError):
-    """A Qdrant server can do this, the embedded index cannot; never answered with something else."""
+    """Reject a request that only a Qdrant server supports."""
 
     http_status = 501

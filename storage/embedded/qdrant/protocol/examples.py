@@ -1,4 +1,4 @@
-"""The vectors that a query names: given, or those of stored points, here or in another collection."""
+"""Resolve the example vectors of a query, given or stored."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Stage = models.QueryRequest | models.QueryGroupsRequest | models.Prefetch
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Turns what one stage of a query names into vectors for the space that it searches."""
+    """Resolve the inputs of one query stage to vectors."""
 
     target: Target
     using: str
@@ -51,7 +51,7 @@ class Examples:
 
 
 def examples(stage: Stage, target: Target, find: Find) -> Examples:
-    """Return where the vectors of one stage, a query or a prefetch, are looked up."""
+    """Return the lookup of example vectors for one query stage."""
     using = stage.using or UNNAMED
     place = stage.lookup_from
     if place is None:
@@ -62,7 +62,10 @@ def examples(stage: Stage, target: Target, find: Find) -> Examples:
 
 
 def typed_query(query: models.QueryInterface | None) -> models.Query | None:
-    """Return a query by its kind; a bare vector or id asks for what is nearest to it."""
+    """Return a query of a specific type.
+
+    A bare vector or id becomes a nearest-neighbour query.
+    """
     match query:
         case None:
             return None
@@ -83,7 +86,7 @@ def prefetches(stage: Stage) -> list[models.Prefetch]:
 
 
 def example_ids(stage: Stage, target: Target, find: Find) -> Iterator[int | str]:
-    """Yield the ids of this collection that the stage and those before it use as examples.
+    """Yield the ids of this collection that a query uses as examples.
 
     A server leaves them all out of the result, also those of a prefetch.
     """
@@ -96,7 +99,7 @@ def example_ids(stage: Stage, target: Target, find: Find) -> Iterator[int | str]
 
 
 def pairs(context: list[models.ContextPair] | models.ContextPair) -> list[models.ContextPair]:
-    """Return the pairs of a context, one or many."""
+    """Return the pairs of a context as a list."""
     return context if isinstance(context, list) else [context]
 
 

@@ -1,4 +1,4 @@
-"""Filters, from the REST API's models to the engine's."""
+"""Convert filters from the REST API's models to the engine's."""
 
 from collections.abc import Iterable
 from datetime import date
@@ -15,10 +15,10 @@ from storage.embedded.qdrant.protocol.json_depth import MAX_LEVELS, levels
 from storage.embedded.qdrant.protocol.vectors import point_id
 
 OUTER_LEVEL = 2
-"""Where a filter lies in the body of a search, and in the engine's record of a delete."""
+"""Level of a filter in the body of a search, and in the engine's record of a delete."""
 
 LEAF_LEVELS = 6
-"""The most that a condition without conditions in it has: the holes of a polygon."""
+"""Most levels of a condition without nested conditions: the holes of a polygon."""
 
 INT64 = range(-(2**63), 2**63)
 
@@ -26,28 +26,31 @@ EngineCondition = Any  # the engine's stubs lack SliceCondition, so no union of 
 
 
 def to_filter(filter: models.Filter | None, level: int = OUTER_LEVEL) -> edge.Filter | None:
-    """Return the engine's form of a filter, or None for none.
+    """Convert a filter to the engine's form; None stays None.
 
     Args:
         filter: as the request gives it.
-        level: at which level of the engine's record the filter is to lie.
+        level: the level of the filter in the engine's record.
 
     Raises:
-        RequestError: it reaches below `MAX_LEVELS`, and the engine could not read its record of it; or a condition
-            asks nothing, holds a bad path, id or number.
+        RequestError: it is deeper than `MAX_LEVELS`, so that the engine could not read its record; or a
+            condition is empty, or has a bad path, id or number.
     """
     with engine_errors():
         return None if filter is None else _filter(filter, level)
 
 
 def to_condition(condition: models.Condition) -> EngineCondition:
-    """Return the engine's form of a single condition; refuses what `to_filter` refuses."""
+    """Convert a condition to the engine's form; raises as `to_filter`."""
     with engine_errors():
         return _condition(condition, OUTER_LEVEL)
 
 
 def _filter(filter: models.Filter, level: int) -> edge.Filter:
-    """Return the engine's filter, an object at `level`: its conditions are objects in arrays in it."""
+    """Convert a filter that lies at `level` of the engine's record.
+
+    Its conditions are objects in arrays in it.
+    """
     return edge.Filter(
         must=_conditions(filter.must, level + 2),
         should=_conditions(filter.should, level + 2),
@@ -112,7 +115,7 @@ def _slice(part: models.Slice) -> EngineCondition:
 def _field(given: models.FieldCondition) -> edge.FieldCondition:
     if all(value is None for name, value in given if name != "key"):
         raise RequestError(
-            f"the condition on {given.key!r} asks nothing: at least one field condition must be specified"
+            f"the condition on {given.key!r} is empty: at least one field condition must be specified"
         )
     return edge.FieldCondition(
         given.key,
@@ -205,12 +208,18 @@ def _check_int64(values: Iterable[int | str]) -> None:
             raise RequestError(f"{value} is no signed 64-bit number, so no payload can match it")
 
 
-def _check_natural(what: str, value: int | None) -> None:
+def _check_natural(name: str, value: int | None) -> None:
     if value is not None and not 0 <= value < 2**63:
-        raise RequestError(f"{what} must be a number from 0 up, got {value}")
+        raise RequestError(f"{name} must be a number from 0 up, got {value}")
 
 
-def check_finite(what: str, value: float | None) -> None:
-    """Raise RequestError for NaN and infinity, which JSON has no words for but Python's parsers take."""
+def check_finite(name: str, value: float | None) -> None:
+    """Reject NaN and infinity.
+
+    JSON cannot express them, but Python's parsers accept them.
+
+    Raises:
+        RequestError: the value is not finite.
+    """
     if value is not None and not isfinite(value):
-        raise RequestError(f"{what} must be finite, got {value}")
+        raise RequestError(f"{name} must be finite, got {value}")

@@ -1,4 +1,4 @@
-"""Score formulas, from the REST API's models to the engine's."""
+"""Convert score formulas from the REST API's models to the engine's."""
 
 from collections.abc import Callable
 from math import isfinite
@@ -35,7 +35,7 @@ OF_MANY: dict[type, tuple[str, Callable[[list[Expression]], Expression]]] = {
 
 
 def to_formula(query: models.FormulaQuery) -> edge.Formula:
-    """Return the engine's form of a formula and its defaults.
+    """Convert a formula and its defaults to the engine's form.
 
     Raises:
         RequestError: it is nested deeper than `MAX_DEPTH`, or holds a number that is not finite.

@@ -1,10 +1,10 @@
-"""A query's results gathered by the values of a payload field. The engine has no such thing.
+"""Group query results by a payload field, which the engine cannot.
 
 A group ranks by its best hit, so the first `limit` distinct values met along the query's ranking are the
-answer's groups, and the first `group_size` hits of each are its hits. Where a filter leaves the ranking of
-the rest as it is, groups are found by leaving out those already known, and each is filled by asking for it
-alone; the cost follows the answer, not the collection. Elsewhere the whole ranking is read once: it is as
-long as the prefetches at most.
+result's groups, and the first `group_size` hits of each are its hits. Where a filter keeps the ranking of the
+remaining points, groups are found by excluding those already known, and each is filled by a query of its own;
+the cost depends on the result, not on the collection. Elsewhere the whole ranking is read once: it is at most
+as long as the prefetches.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ Groups = dict[Key, list[models.ScoredPoint]]
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """A request for groups, and where it is answered."""
+    """Represent a group request and its target."""
 
     request: models.QueryGroupsRequest
     target: Target
@@ -49,7 +49,7 @@ class Grouping:
     size: int
 
     def ranking(self, limit: int, *conditions: models.Condition) -> list[models.ScoredPoint]:
-        """Return the best points that have a value to group by, with that field as payload."""
+        """Return the best points with a group value, with that field."""
         path = self.request.group_by
         empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=path))
         return run(
@@ -62,7 +62,10 @@ class Grouping:
         )
 
     def keys(self, hit: models.ScoredPoint) -> list[Key]:
-        """Return the distinct groups of a point: none when one of its values is neither text nor integer."""
+        """Return the distinct groups of a point.
+
+        There are none when one of its values is neither text nor integer.
+        """
         values = value_by_key(hit.payload or {}, self.request.group_by) or []
         if any(isinstance(value, bool) or not isinstance(value, int | str) for value in values):
             return []
@@ -70,7 +73,9 @@ class Grouping:
 
 
 def query_groups(request: models.QueryGroupsRequest, target: Target, find: Find) -> models.GroupsResult:
-    """Return the best groups, best first, each with its best hits; a point with many values is in many.
+    """Return the best groups with their best hits, best first.
+
+    A point with many values is in many groups.
 
     Raises:
         RequestError, NotFound, NotSupported, TooLarge: as `query_points` does.
@@ -87,7 +92,7 @@ def query_groups(request: models.QueryGroupsRequest, target: Target, find: Find)
 
 
 def _keeps_ranking(request: models.QueryGroupsRequest) -> bool:
-    """Tell whether the ranking under a filter is the same ranking with the others left out."""
+    """Return whether a filter keeps the ranking of the remaining points."""
     query = typed_query(request.query)
     if prefetches(request) or isinstance(query, models.SampleQuery):
         return False
@@ -95,7 +100,7 @@ def _keeps_ranking(request: models.QueryGroupsRequest) -> bool:
 
 
 def _widen(request: models.QueryGroupsRequest, groups: int) -> models.QueryGroupsRequest:
-    """Let every prefetch find that many times more, as a server does to have enough for the groups."""
+    """Multiply the limit of every prefetch, as a server does for groups."""
     query = request.query
     if (
         isinstance(query, models.NearestQuery)
@@ -170,12 +175,12 @@ def _outside_groups(found: Groups, path: str) -> list[models.Condition]:
 
 def _in_group(key: Key, path: str) -> list[models.Condition]:
     if isinstance(key, int) and key not in INT64:
-        return []  # no condition can name it; what it does not find is told apart by its payload
+        return []  # no condition can name it; the caller checks the payloads instead
     return [models.FieldCondition(key=path, match=models.MatchValue(value=key))]
 
 
 def _with_contents(found: Groups, grouping: Grouping) -> list[models.PointGroup]:
-    """Give the hits the payload and vectors that were asked for, and the groups their looked up points."""
+    """Add the requested payload, vectors and lookups to the groups."""
     request, target = grouping.request, grouping.target
     ids: list[edge.PointId] = list(dict.fromkeys(hit.id for hits in found.values() for hit in hits))
     with engine_errors():
@@ -212,7 +217,7 @@ def _lookup(
 
 
 def _as_id(key: Key) -> int | str | None:
-    """Return the point that a group's value names, or None: most values are no ids."""
+    """Return the point id that a group's value names, or None."""
     try:
         return point_id(key)
     except RequestError:

@@ -1,4 +1,4 @@
-"""HTTP around the index: the key, the limits, answers in Qdrant's form, and what went wrong."""
+"""Authenticate requests, limit them, and format responses as Qdrant does."""
 
 import hmac
 import logging
@@ -30,7 +30,7 @@ Handler = Callable[[Request, Any], Any]
 
 @dataclass(slots=True)
 class Activity:
-    """What was asked, for `/metrics` and for the idle time."""
+    """Count requests, for `/metrics` and for the idle time."""
 
     last_request_s: float = field(default_factory=time.monotonic)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
@@ -45,7 +45,7 @@ class Activity:
         )
 
     def record(self, method: str, endpoint: str, status: int, seconds: float) -> None:
-        """Count one answer; `endpoint` is the route's pattern, never a name from a request."""
+        """Count one response; `endpoint` is the pattern of the route."""
         self.last_request_s = time.monotonic()
         labels = (method, endpoint, str(status))
         self.answers.labels(*labels).inc()
@@ -54,24 +54,24 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Lets in who has the key, and turns what an act returns or raises into an answer."""
+    """Authenticate requests, and turn results and errors into responses."""
 
     key: str
     activity: Activity
     after_panic: Callable[[str | None], None]
-    """Called with the name in the path, if there is one, when the engine has panicked."""
+    """Called after a panic of the engine, with the name in the path or None."""
 
     def route(self, method: str, path: str, handler: Handler, body: Any = None) -> Route:
-        """Return the route that answers with what `handler(request, body)` returns.
+        """Create a route that responds with the result of a handler.
 
         Args:
             method: GET, PUT, POST, PATCH or DELETE.
             path: with `{parameters}`, as in Qdrant's own description.
-            handler: called for each request; an awaitable that it returns is awaited, and a Response goes out as it is.
-            body: the type that the request's JSON must have; None to leave the body alone.
+            handler: called for each request; an awaitable result is awaited, a Response is sent unchanged.
+            body: the type of the request's JSON; None to ignore the body.
         """
         adapter = TypeAdapter(body) if body is not None else None
-        # A whole name between slashes, decoded: what the client quoted may hold a slash.
+        # A whole name between slashes, decoded: a quoted name may hold a slash.
         return Route(path, partial(self._handle, path, handler, adapter), methods=[method])
 
     async def _handle(
@@ -81,7 +81,7 @@ class Gateway:
         try:
             self._authenticate(request)
             body = _parse(adapter, await _read(request)) if adapter else None
-            # Freeing a hundred thousand numbers takes its time too: not before the answer is sent.
+            # Freeing a hundred thousand numbers takes time as well: not before the response is sent.
             request.state.body = body
             result = handler(request, body)
             if isinstance(result, Awaitable):
@@ -93,7 +93,7 @@ class Gateway:
             if isinstance(error, EnginePanic):
                 self.after_panic(request.path_params.get("name"))
             log.exception("%s %s failed", request.method, path)
-            response = _failure(500, f"{error}; the log of the index in the home folder has more", begun)
+            response = _failure(500, f"{error}; the log of the index in the data directory has more", begun)
         self.activity.record(request.method, path, response.status_code, time.perf_counter() - begun)
         return response
 
@@ -104,7 +104,7 @@ class Gateway:
         given = request.headers.get("api-key") or bearer
         if not hmac.compare_digest(given.encode(), self.key.encode()):
             raise Unauthorized(
-                "the key is missing or wrong: it is in qdrant.json in the home folder, and another one after "
+                "the key is missing or wrong: it is in qdrant.json in the data directory, and changes with "
                 "each start; read that file again, and pass the key to QdrantClient as api_key"
             )
 
@@ -121,7 +121,7 @@ def _parse(adapter: TypeAdapter[Any], body: bytearray) -> Any:
 
 
 async def _read(request: Request) -> bytearray:
-    """Return the body, and stop reading one that is too large."""
+    """Read the body, up to the limit."""
     too_large = TooLarge(f"a request may have {MAX_BODY_BYTES // 1024**2} MiB; send smaller batches")
     if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
         raise too_large
@@ -134,17 +134,17 @@ async def _read(request: Request) -> bytearray:
 
 
 def _success(result: Any, begun: float) -> Response:
-    answer = {"result": result, "status": "ok", "time": time.perf_counter() - begun}
-    return Response(to_json(answer), media_type="application/json")
+    document = {"result": result, "status": "ok", "time": time.perf_counter() - begun}
+    return Response(to_json(document), media_type="application/json")
 
 
 def _failure(status: int, message: str, begun: float) -> Response:
-    answer = {"result": None, "status": {"error": message}, "time": time.perf_counter() - begun}
-    return Response(to_json(answer), status, media_type="application/json")
+    document = {"result": None, "status": {"error": message}, "time": time.perf_counter() - begun}
+    return Response(to_json(document), status, media_type="application/json")
 
 
 def _summary(error: ValidationError) -> str:
     found = error.errors(include_url=False, include_input=False, include_context=False)
-    told = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in found[:FIRST_ERRORS]]
+    parts = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in found[:FIRST_ERRORS]]
     more = f", and {len(found) - FIRST_ERRORS} more" if len(found) > FIRST_ERRORS else ""
-    return "; ".join(told) + more
+    return "; ".join(parts) + more

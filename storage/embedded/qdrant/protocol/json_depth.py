@@ -1,4 +1,4 @@
-"""How deep JSON may nest, so that the engine can read back from its log what it wrote there.
+"""Limit the nesting of JSON to the depth that the log can hold.
 
 The engine writes each operation to its write-ahead log as CBOR, and reads back 127 levels of maps and arrays.
 A deeper record is written all the same, and from then on the log cannot be read. A Qdrant server has the
@@ -15,7 +15,7 @@ import numpy as np
 from storage.embedded.qdrant.protocol.errors import RequestError
 
 MAX_LEVELS = 127
-"""Of a request's JSON, and of a record of the log."""
+"""Limit of levels of a request's JSON, and of a record of the log."""
 
 MAX_PAYLOAD_LEVELS = 123
 """The record of an upsert has four levels around a payload; graphs and snapshots copy points by upserts."""
@@ -28,9 +28,9 @@ QUOTED = re.compile(r'"[^"]*"')
 
 
 def require_shallow(body: bytearray) -> None:
-    """Refuse a body of JSON that nests too deep.
+    """Reject a JSON body that nests too deep.
 
-    It takes a tenth of the time of parsing vectors: one pass drops all but quotes and brackets.
+    It takes a tenth of the time of parsing vectors: one pass keeps only quotes and brackets.
 
     Raises:
         RequestError: it has more than `MAX_LEVELS`.
@@ -50,7 +50,7 @@ def require_shallow(body: bytearray) -> None:
 
 
 def require_payload(payload: Any, key: str | None = None) -> None:
-    """Refuse a payload that would be stored deeper than the engine can read.
+    """Reject a payload that nests deeper than the engine can read.
 
     Args:
         payload: an object of JSON, or None.
@@ -68,13 +68,13 @@ def require_payload(payload: Any, key: str | None = None) -> None:
 
 
 def path_levels(path: str) -> int:
-    """Count the levels that a path into a payload makes: `a.b[0]` makes three."""
+    """Count the levels of a payload path: `a.b[0]` has three."""
     plain = QUOTED.sub("", path)
     return 1 + plain.count(".") + plain.count("[")
 
 
 def levels(value: Any, enough: int = MAX_LEVELS) -> int:
-    """Count the levels of objects and arrays in `value`; more than `enough` are not counted on."""
+    """Count nested objects and arrays, up to `enough` and one more."""
     count = 0
     layer = _containers([value])
     while layer and count <= enough:

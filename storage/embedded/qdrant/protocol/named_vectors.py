@@ -1,4 +1,4 @@
-"""The named vectors of a collection."""
+"""Describe the named vectors of a collection."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ UNNAMED = ""
 
 @dataclass(frozen=True, slots=True)
 class Spaces:
-    """What vectors a collection takes, by name; the unnamed vector is called "", as in the engine."""
+    """Map vector names to their parameters; "" is the unnamed vector."""
 
     dense: Mapping[str, models.VectorParams]
     sparse: Mapping[str, models.SparseVectorParams]

@@ -1,4 +1,4 @@
-"""The universal query: nearest, recommend, discover, fusion, formula and the rest, in any nesting."""
+"""Run the universal query: nearest, recommend, discover, fusion, formula and others."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,16 +28,16 @@ MAX_DEPTH = 32
 
 
 def query_points(request: models.QueryRequest, target: Target, find: Find) -> list[models.ScoredPoint]:
-    """Return what a query finds, best first.
+    """Return the results of a query, best first.
 
-    Points that the query or a prefetch uses as examples are left out, as on a server. Offset is ignored
-    by a random sample, whose order means nothing.
+    Points that the query or a prefetch uses as examples are left out, as on a server. A random sample has no
+    order, so it ignores the offset.
 
     Raises:
-        RequestError: the query is wrong; also what the engine refuses.
+        RequestError: the query is wrong, or the engine rejects it.
         NotFound: an example or a collection does not exist.
         NotSupported: it names a shard key, or has something to embed.
-        TooLarge: it asks for more than `answers.MAX_RESULTS`.
+        TooLarge: it requests more than `responses.MAX_RESULTS`.
     """
     refuse_shard_key(request.shard_key)
     limit = checked_limit(request.limit, DEFAULT_LIMIT, offset=request.offset or 0)
@@ -64,10 +64,12 @@ def run(
     with_vector: EngineVectorSelector = False,
     also: models.Filter | None = None,
 ) -> list[models.ScoredPoint]:
-    """Return the first `limit` of a query's ranking; of the request itself, those three fields are not read.
+    """Return the first `limit` results of a query's ranking.
+
+    The limit, offset and selectors of the request itself are not read.
 
     Args:
-        also: what the points must match besides the request's filter.
+        also: a filter that the points must match besides the request's own.
     """
     with engine_errors():
         request = edge.QueryRequest(
@@ -96,7 +98,7 @@ def _check_scores(found: list[edge.ScoredPoint]) -> None:
 
 @contextmanager
 def _formula_errors() -> Iterator[None]:
-    # What is wrong with a formula's value the engine knows, but loses: it reports the searches it cancels.
+    # The engine loses the cause when a formula fails: it reports the searches that it cancels.
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Reading points without a query: by id, page by page, counted, by the values of a field."""
+"""Read points by id, by page, by count or by facet."""
 
 import qdrant_edge as edge
 from qdrant_client import models
@@ -22,7 +22,7 @@ DEFAULT_LIMIT = 10
 
 
 def retrieve(request: models.PointRequest, target: Target) -> list[models.Record]:
-    """Return the points of these ids that exist, each once, in the order asked."""
+    """Return the existing points of these ids, each once, in their order."""
     refuse_shard_key(request.shard_key)
     if len(request.ids) > MAX_RESULTS:
         raise TooLarge(f"{len(request.ids):,} ids are over the limit of {MAX_RESULTS:,} a request")
@@ -38,12 +38,12 @@ def retrieve(request: models.PointRequest, target: Target) -> list[models.Record
 
 
 def scroll(request: models.ScrollRequest, target: Target) -> models.ScrollResult:
-    """Return one page in the order of ids, and the id that the next one starts with.
+    """Return one page in order of ids, and the next page's first id.
 
     In the order of a payload field there is no next id: pages start from a value of that field.
 
     Raises:
-        RequestError: both an order and an offset are asked; the field has no index to order by.
+        RequestError: both an order and an offset are given, or the field has no index to order by.
     """
     refuse_shard_key(request.shard_key)
     if request.order_by is not None and request.offset is not None:
@@ -67,7 +67,7 @@ def scroll(request: models.ScrollRequest, target: Target) -> models.ScrollResult
 
 
 def count(request: models.CountRequest, target: Target) -> models.CountResult:
-    """Return how many points match; always exactly but with a filter and `exact=False`."""
+    """Count matching points, exactly unless a filter comes with `exact=False`."""
     refuse_shard_key(request.shard_key)
     with engine_errors():
         if request.filter is None:
@@ -79,7 +79,7 @@ def count(request: models.CountRequest, target: Target) -> models.CountResult:
 
 
 def facet(request: models.FacetRequest, target: Target) -> models.FacetResponse:
-    """Return the values of a field with how many points have each, the most frequent first.
+    """Count points per value of a field, the most frequent first.
 
     Raises:
         RequestError: the field has no payload index; a server needs one too.

@@ -1,4 +1,4 @@
-"""What a request asks to see of each point, and the engine's points as the REST API writes them."""
+"""Select the payload and vectors of results, and convert engine points."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from storage.embedded.qdrant.protocol.vectors import rest_id, to_rest
 
 MAX_RESULTS = 100_000
 MAX_NUMBERS = 5_000_000
-"""In the vectors of one answer; they take half a second to write out, and nobody else is answered then."""
+"""Limit of numbers in the vectors of one response; writing them takes half a second and blocks all others."""
 
 EnginePayloadSelector = bool | list[str] | edge.PayloadSelector
 EngineVectorSelector = bool | list[str]
 
 
 def payload_selector(selector: models.WithPayloadInterface | None, default: bool) -> EnginePayloadSelector:
-    """Return the engine's form of `with_payload`; `default` is what the kind of request does without it."""
+    """Convert `with_payload` to the engine's form; `default` stands for None."""
     match selector:
         case None:
             return default
@@ -31,10 +31,10 @@ def payload_selector(selector: models.WithPayloadInterface | None, default: bool
 
 
 def vector_selector(selector: models.WithVector | None, target: Target, most: int) -> EngineVectorSelector:
-    """Return the engine's form of `with_vector`, which is false unless asked for.
+    """Convert `with_vector` to the engine's form; None means no vectors.
 
     Args:
-        most: how many points are asked for.
+        most: the number of requested points.
 
     Raises:
         RequestError: there is no vector of such a name.
@@ -50,18 +50,18 @@ def vector_selector(selector: models.WithVector | None, target: Target, most: in
     length = sum(spaces.dense[name].size for name in names if name in spaces.dense)
     if most * length > MAX_NUMBERS and min(most, target.shard.info().points_count) * length > MAX_NUMBERS:
         raise TooLarge(
-            f"the vectors of {most:,} points are over the limit of {MAX_NUMBERS:,} numbers an answer; "
-            f"read {MAX_NUMBERS // length:,} points at a time, or ask for fewer of their vectors"
+            f"the vectors of {most:,} points are over the limit of {MAX_NUMBERS:,} numbers a response; "
+            f"read {MAX_NUMBERS // length:,} points at a time, or request fewer of their vectors"
         )
     return selector
 
 
 def checked_limit(limit: int | None, default: int, *, offset: int = 0, least: int = 1) -> int:
-    """Return how many results are asked for.
+    """Return the requested number of results.
 
     Raises:
         RequestError: fewer than `least`, or a negative offset.
-        TooLarge: more than `MAX_RESULTS`, those skipped included: one answer would hold up all others.
+        TooLarge: more than `MAX_RESULTS`, those skipped included: one response would block all others.
     """
     limit = default if limit is None else limit
     if limit < least:
@@ -77,13 +77,13 @@ def checked_limit(limit: int | None, default: int, *, offset: int = 0, least: in
 
 
 def refuse_shard_key(shard_key: models.ShardKeySelector | None) -> None:
-    """Raise NotSupported when a request names a shard: there is one, without a name."""
+    """Reject a request that names a shard; there is one, unnamed."""
     if shard_key is not None:
         raise NotSupported("the embedded index has no shard keys; leave shard_key out")
 
 
 def scored_points(points: Sequence[edge.ScoredPoint]) -> list[models.ScoredPoint]:
-    """Return found points as the REST API writes them, in the same order."""
+    """Convert scored points to the REST API's form, in the same order."""
     # Nothing is left to validate in what the engine returns, and validating every number is slow.
     return [
         models.ScoredPoint.model_construct(
@@ -99,7 +99,7 @@ def scored_points(points: Sequence[edge.ScoredPoint]) -> list[models.ScoredPoint
 
 
 def records(points: Sequence[edge.Record]) -> list[models.Record]:
-    """Return stored points as the REST API writes them, in the same order."""
+    """Convert stored points to the REST API's form, in the same order."""
     return [
         models.Record.model_construct(
             id=rest_id(point.id),

@@ -1,4 +1,4 @@
-"""Everything the index answers: one table of routes, in Qdrant's own words."""
+"""Route the requests of Qdrant's REST API."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ COLLECTION = "/collections/{name}"
 POINTS = f"{COLLECTION}/points"
 EVERY_METHOD = ("GET", "PUT", "POST", "PATCH", "DELETE")
 DONE = models.UpdateResult(status=models.UpdateStatus.COMPLETED)
-"""Said whatever `wait` is: the engine has applied it, and its write-ahead log holds it."""
+"""Response to every write, for any `wait`: it is applied, and in the write-ahead log."""
 
 log = logging.getLogger("sightline.qdrant")
 
@@ -42,7 +42,7 @@ Translate = Callable[[Any, Any], list[Write]]
 
 @dataclass(frozen=True, slots=True)
 class IndexApp:
-    """The index while it is open, and the app that answers for it."""
+    """Represent the open index and its ASGI application."""
 
     store: Store
     graphs: Graphs
@@ -53,7 +53,10 @@ class IndexApp:
     @classmethod
     @contextmanager
     def open(cls, folder: Path, key: str) -> Iterator["IndexApp"]:
-        """Open the index in `folder`, to be reached with `key`; sync and close it on the way out."""
+        """Open the index, and sync and close it at the end.
+
+        Clients authenticate with `key`.
+        """
         store, activity = Store(folder), Activity()
         app = Starlette(routes=list(_routes(store, Gateway(key, activity, store.reopen))))
         try:
@@ -83,7 +86,7 @@ def _service_routes(store: Store, gateway: Gateway) -> Iterator[Route]:
 
 def _collection_routes(store: Store, gateway: Gateway) -> Iterator[Route]:
     def act(method: str, path: str, do: Callable[..., Any], body: Any = None) -> Route:
-        """Call `do` with the names in the path, in order, and with the body where there is one."""
+        """Route to `do(*names in the path)`, and the body where there is one."""
 
         def with_names(request: Request, parsed: Any) -> Any:
             names = request.path_params.values()
@@ -109,7 +112,7 @@ def _collection_routes(store: Store, gateway: Gateway) -> Iterator[Route]:
 
 
 def _returning(do: Callable[..., None], answer: Any) -> Callable[..., Any]:
-    """Return what answers `answer` once `do` is done."""
+    """Return a function that calls `do` and returns `answer`."""
 
     def act(*given: Any) -> Any:
         do(*given)
@@ -230,7 +233,7 @@ def _metrics(store: Store, activity: Activity) -> Response:
 
 
 def _count_points(store: Store) -> Iterator[tuple[str, int]]:
-    """Yield the points of each collection that can be opened."""
+    """Yield the number of points of each collection that can be opened."""
     for name in store.names:
         try:
             yield name, store.get(name).points

@@ -1,4 +1,4 @@
-"""How a query scores points, from the REST API's models to the engine's."""
+"""Convert scoring queries from the REST API's models to the engine's."""
 
 from datetime import date
 
@@ -21,7 +21,7 @@ ScoringQuery = (
 
 
 def scoring_query(query: models.Query, examples: Examples, limit: int) -> ScoringQuery:
-    """Return the engine's form of a query, with the vectors in place of the ids.
+    """Convert a query to the engine's form; ids become vectors.
 
     Args:
         limit: how many results the stage wants; MMR picks from as many candidates unless it says otherwise.
@@ -47,7 +47,7 @@ def scoring_query(query: models.Query, examples: Examples, limit: int) -> Scorin
 
 
 def check_stage(stage: models.QueryRequest | models.QueryGroupsRequest | models.Prefetch) -> None:
-    """Raise RequestError where a server does: for a threshold, a fusion or prefetches that nothing uses."""
+    """Reject thresholds, fusions and prefetches without effect, as a server does."""
     query = typed_query(stage.query)
     if query is None and prefetches(stage):
         raise RequestError("A query is needed to merge the prefetches")
@@ -60,7 +60,7 @@ def check_stage(stage: models.QueryRequest | models.QueryGroupsRequest | models.
 
 
 def order_by(given: models.OrderByInterface) -> edge.OrderBy:
-    """Return the engine's form of an order by a payload field."""
+    """Convert an order by a payload field to the engine's form."""
     if isinstance(given, str):
         return edge.OrderBy(given)
     direction = edge.Direction.Desc if given.direction is models.Direction.DESC else edge.Direction.Asc
@@ -69,7 +69,7 @@ def order_by(given: models.OrderByInterface) -> edge.OrderBy:
 
 
 def search_params(given: models.SearchParams | None) -> edge.SearchParams | None:
-    """Return the engine's form of search parameters; on exact or approximate search, all are the engine's."""
+    """Convert search parameters to the engine's form."""
     if given is None:
         return None
     if given.hnsw_ef is not None and not 0 <= given.hnsw_ef < 2**32:

@@ -1,4 +1,4 @@
-"""Point ids and vectors, from the REST API's shape to the engine's and back."""
+"""Convert point ids and vectors between the REST API and the engine."""
 
 from math import hypot
 from uuid import UUID
@@ -20,7 +20,9 @@ MAX_NORM = 1e18
 
 
 def point_id(id: models.ExtendedPointId) -> int | str:
-    """Return the one form of an id: a number, or a UUID with hyphens in lower case.
+    """Return the canonical form of a point id.
+
+    It is a number, or a UUID with hyphens in lower case.
 
     Raises:
         RequestError: it is neither an unsigned 64-bit number nor a UUID.
@@ -36,14 +38,14 @@ def point_id(id: models.ExtendedPointId) -> int | str:
 
 
 def rest_id(id: int | UUID | str) -> int | str:
-    """Return an id of the engine as the REST API writes it."""
+    """Convert a point id of the engine to the REST API's form."""
     return id if isinstance(id, int) else str(id)
 
 
 def to_engine(vector: models.VectorStruct, spaces: Spaces) -> EngineVectors:
-    """Return all vectors of one point as the engine takes them, after checking every number of them.
+    """Check all vectors of a point and convert them for the engine.
 
-    The engine must not see a bad one: it panics on ragged rows, and it stores NaN.
+    The engine must not receive an invalid one: it panics on ragged rows, and it stores NaN.
 
     Raises:
         RequestError: a vector is unknown, has another kind or size than its space, or is not finite.
@@ -57,9 +59,9 @@ def to_engine(vector: models.VectorStruct, spaces: Spaces) -> EngineVectors:
 
 
 def query_vector(vector: models.Vector, using: str, spaces: Spaces) -> EngineVector:
-    """Return one vector to search with in the space `using`, checked like one to store.
+    """Check one vector to search with in the space `using`.
 
-    A plain list asks a multivector space with one row, as on a server.
+    In a multivector space, a plain list is one row, as on a server.
 
     Raises:
         RequestError: there is no such space, or the vector does not belong in it.
@@ -69,14 +71,17 @@ def query_vector(vector: models.Vector, using: str, spaces: Spaces) -> EngineVec
 
 
 def to_rest(vector: object) -> models.VectorStructOutput | None:
-    """Return the vectors that the engine found for a point; the unnamed one, when alone, as a plain list."""
+    """Convert the engine's vectors of a point to the REST API's form.
+
+    The unnamed vector, when alone, is a plain list.
+    """
     if isinstance(vector, dict):
         return {name: _to_rest(part) for name, part in vector.items()}
     return vector if isinstance(vector, list) else None
 
 
 def stored_vector(point: edge.Record | edge.ScoredPoint, name: str) -> models.Vector | None:
-    """Return one vector of a point that was read with it, or None when the point lacks it."""
+    """Return one vector of a point that was read, or None."""
     vectors = to_rest(point.vector)
     return vectors.get(name) if isinstance(vectors, dict) else vectors
 
@@ -122,7 +127,7 @@ def _rows(vector: Rows, name: str, spaces: Spaces) -> Rows:
 
 
 def is_rows(vector: Rows) -> TypeIs[list[list[float]]]:
-    """Tell a multivector, never empty, from a plain one."""
+    """Return whether a vector is a multivector, which is never empty."""
     return bool(vector) and isinstance(vector[0], list)
 
 
@@ -152,5 +157,5 @@ def _wrong_vector(kind: str, name: str, spaces: Spaces) -> RequestError:
 
 def _inference() -> NotSupported:
     return NotSupported(
-        "the embedded index has no models: embed texts and pictures on the client, send vectors"
+        "the embedded index has no models: embed texts and images on the client, send vectors"
     )

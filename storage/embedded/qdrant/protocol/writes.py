@@ -1,6 +1,6 @@
-"""What a request wants written, checked whole before the engine sees any of it.
+"""Check write requests completely, and convert them for the engine.
 
-The engine applies the good points of a batch that has a bad one, and takes NaN. So names, sizes, ids and
+The engine applies the valid points of a batch with an invalid one, and accepts NaN. So names, sizes, ids and
 numbers are checked here, and only then is anything written.
 """
 
@@ -21,7 +21,7 @@ from storage.embedded.qdrant.protocol.vectors import point_id, to_engine
 
 PointId = int | str
 FILTER_LEVEL = 3
-"""Where a filter lies in the record of an operation that has more in it; a delete has less around it."""
+"""Level of a filter in the engine's record of an operation; in that of a delete it is lower."""
 
 Operation = edge.UpdateOperation
 MODES = {
@@ -33,20 +33,27 @@ MODES = {
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One operation of the engine, and the points that it touches: `ids`, or those that match `where`."""
+    """Represent one operation of the engine and its points.
+
+    They are those of `ids`, or those that match `where`.
+    """
 
     operation: edge.UpdateOperation
     ids: tuple[PointId, ...] = ()
     where: edge.Filter | None = None
     creates: bool = False
-    """Whether `ids` are there afterwards; else they must be there before."""
+    """Whether it creates `ids`; else they must exist before."""
 
     deletes: bool = False
-    """Whether it deletes its points, and so asks for none to be there."""
+    """Whether it deletes its points, which then need not exist."""
 
 
 def require_points(shard: edge.EdgeShard, writes: Sequence[Write]) -> None:
-    """Raise NotFound if one of `writes` changes a point that is not there, and that none before it makes."""
+    """Check that all points that the writes change exist.
+
+    Raises:
+        NotFound: one is missing, and no write before creates it.
+    """
     made: set[PointId] = set()
     needed: set[PointId] = set()
     for write in writes:
@@ -64,7 +71,7 @@ def require_points(shard: edge.EdgeShard, writes: Sequence[Write]) -> None:
 
 
 def upsert(request: models.PointInsertOperations, spaces: Spaces) -> list[Write]:
-    """Return the write of a `PUT /points`, whether it lists points or columns."""
+    """Convert a `PUT /points`, of a list or of columns."""
     _refuse_shards(request.shard_key)
     points = request.points if isinstance(request, models.PointsList) else list(_rows(request.batch))
     condition = to_filter(request.update_filter, FILTER_LEVEL)
@@ -77,24 +84,24 @@ def upsert(request: models.PointInsertOperations, spaces: Spaces) -> list[Write]
 
 
 def delete(selector: models.PointsSelector, _: Spaces) -> list[Write]:
-    """Return the write of a `POST /points/delete`."""
+    """Convert a `POST /points/delete`."""
     return _by_selector(selector, Operation.delete_points, Operation.delete_points_by_filter, deletes=True)
 
 
 def clear_payload(selector: models.PointsSelector, _: Spaces) -> list[Write]:
-    """Return the write of a `POST /points/payload/clear`."""
+    """Convert a `POST /points/payload/clear`."""
     return _by_selector(selector, Operation.clear_payload, Operation.clear_payload_by_filter)
 
 
 def set_payload(request: models.SetPayload, _: Spaces) -> list[Write]:
-    """Return the write of a `POST /points/payload`, which keeps the keys it does not name."""
+    """Convert a `POST /points/payload`, which keeps the other keys."""
     require_payload(request.payload, request.key)
     more = (request.payload, request.key)
     return _by_ids_and_filter(request, Operation.set_payload, Operation.set_payload_by_filter, *more)
 
 
 def overwrite_payload(request: models.SetPayload, _: Spaces) -> list[Write]:
-    """Return the write of a `PUT /points/payload`, which deletes the keys it does not name."""
+    """Convert a `PUT /points/payload`, which removes the other keys."""
     if request.key is not None:
         return set_payload(request, _)  # as a server does: below a key, it merges
     require_payload(request.payload)
@@ -104,14 +111,14 @@ def overwrite_payload(request: models.SetPayload, _: Spaces) -> list[Write]:
 
 
 def delete_payload(request: models.DeletePayload, _: Spaces) -> list[Write]:
-    """Return the write of a `POST /points/payload/delete`."""
+    """Convert a `POST /points/payload/delete`."""
     return _by_ids_and_filter(
         request, Operation.delete_payload, Operation.delete_payload_by_filter, request.keys
     )
 
 
 def delete_vectors(request: models.DeleteVectors, spaces: Spaces) -> list[Write]:
-    """Return the write of a `POST /points/vectors/delete`."""
+    """Convert a `POST /points/vectors/delete`."""
     for name in request.vector:
         if name not in spaces.dense and name not in spaces.sparse:
             raise RequestError(f"the collection has no vector named {name!r}")
@@ -121,7 +128,7 @@ def delete_vectors(request: models.DeleteVectors, spaces: Spaces) -> list[Write]
 
 
 def update_vectors(request: models.UpdateVectors, spaces: Spaces) -> list[Write]:
-    """Return the write of a `PUT /points/vectors`."""
+    """Convert a `PUT /points/vectors`."""
     _refuse_shards(request.shard_key)
     condition = to_filter(request.update_filter, FILTER_LEVEL)
     with engine_errors():
@@ -133,7 +140,7 @@ def update_vectors(request: models.UpdateVectors, spaces: Spaces) -> list[Write]
 
 
 def batch(request: models.UpdateOperations, spaces: Spaces) -> list[list[Write]]:
-    """Return the writes of each operation of a `POST /points/batch`, all of them checked."""
+    """Convert each operation of a `POST /points/batch`, all of them checked."""
     return [_single_operation(operation, spaces) for operation in request.operations]
 
 
@@ -184,7 +191,7 @@ def _by_selector(
 
 
 def _by_ids_and_filter(request: Any, by_ids: Any, by_filter: Any, *more: Any) -> list[Write]:
-    """Return a write by the ids and one by the filter that `request` gives, either of which may be absent."""
+    """Return one write by ids and one by filter, as requested."""
     _refuse_shards(request.shard_key)
     if request.points is None and request.filter is None:
         raise RequestError("say which points: neither `points` nor `filter` is given")
