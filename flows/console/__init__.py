@@ -1,1 +1,1 @@
-"""The console: pages to watch an index and to act on it. Each page is a module; `app` puts them together."""
+"""Serve the web console: a module per page, composed in `app`."""

@@ -1,4 +1,4 @@
-"""One web application: the console's pages, and beside them whatever other programs ask."""
+"""Build the web application: console pages, HTTP API, MCP and metrics."""
 
 from asyncio import get_running_loop
 from collections.abc import AsyncIterator
@@ -23,7 +23,9 @@ from storage.data_directory import make_data_directory
 
 API = "/api/v1"
 MOST_WAITING = 40
-"""Pages that may wait for a store at once; by default six on two cores, which one that is away soon has."""
+"""Threads for pages that wait for a store; the default, six on two cores, is soon used up by a store that
+does not answer.
+"""
 
 ICON = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><circle cx='16' cy='16' r='13' fill='none' "
@@ -32,7 +34,9 @@ ICON = (
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Return the application; it opens the stores when somebody first looks. Once a process.
+    """Return the application; it opens the stores at the first request.
+
+    Call it once in a process.
 
     Raises:
         NotProtected: it would listen at an address where anyone could use it.

@@ -1,4 +1,4 @@
-"""What every page has at hand."""
+"""Bundle the services that every page uses."""
 
 from asyncio import to_thread
 from contextlib import AbstractContextManager
@@ -11,21 +11,21 @@ from flows.service.pool import Backend
 
 @dataclass(frozen=True, slots=True)
 class ConsoleContext:
-    """The stores, what was seen of them last, and Prefect."""
+    """Hold the stores, the last observation, and access to Prefect."""
 
     backend: Backend
     observer: Observer
     protected: bool
-    """Whether somebody signed in with a password, and can sign out."""
+    """Whether users sign in with a password, and can sign out."""
 
     async def first_observation(self) -> None:
-        """Return once everything has been looked at; a store that is slow to answer holds nobody else up."""
+        """Wait for the first observation, in a thread."""
         await to_thread(lambda: self.observer.seen)
 
     def prefect(self) -> AbstractContextManager[Prefect]:
         """Open the Prefect server that runs the schedules.
 
         Raises:
-            NothingServes: none does.
+            NothingServes: no server runs the schedules.
         """
         return open_prefect(self.backend.settings.home)

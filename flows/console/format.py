@@ -1,4 +1,4 @@
-"""Figures in the words of a page."""
+"""Format durations, times and shares for pages."""
 
 from datetime import UTC, datetime
 
@@ -6,7 +6,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
 def duration(seconds: float | None) -> str:
-    """Return how long something takes, in the two largest units that matter.
+    """Format a duration in its two largest units.
 
     >>> lasting(0.042), lasting(3.14159), lasting(75), lasting(3 * HOUR + 60), lasting(2 * DAY + HOUR)
     ('42 ms', '3.1 s', '1 min 15 s', '3 h 1 min', '2 d 1 h')
@@ -32,7 +32,7 @@ def duration(seconds: float | None) -> str:
 
 
 def ago(then: datetime | None, now: datetime) -> str:
-    """Return how long ago something was.
+    """Format the time since a moment.
 
     >>> ago(datetime(2026, 1, 1, 11), datetime(2026, 1, 1, 12, 5))
     '1 h 5 min ago'
@@ -46,7 +46,7 @@ def ago(then: datetime | None, now: datetime) -> str:
 
 
 def moment(then: datetime) -> str:
-    """Return when something was, wherever whoever reads it is.
+    """Format a moment in UTC.
 
     >>> moment(datetime.fromisoformat("2026-01-01T12:30:15+01:00"))
     '2026-01-01 11:30 UTC'
@@ -55,7 +55,7 @@ def moment(then: datetime) -> str:
 
 
 def share(part: float | None) -> str:
-    """Return a share as a percentage.
+    """Format a share as a percentage.
 
     >>> share(0.7351), share(None)
     ('73.5%', '–')

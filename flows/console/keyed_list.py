@@ -1,4 +1,4 @@
-"""Children of an element, kept up to date in place: what has the focus, or is read, stays as it is."""
+"""Update children of an element in place, preserving focus and scroll position."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -8,30 +8,30 @@ from nicegui import ui
 
 Key = TypeVar("Key", bound=Hashable)
 Child = tuple[Key, Hashable, Callable[[], ui.element]]
-"""Its key, what it shows, and what makes it."""
+"""Its key, the state that it shows, and a function that builds it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedChild:
-    """One child of a `Kept`, and what it shows."""
+    """Represent a child of a `KeyedList` and the state that it shows."""
 
     element: ui.element
     state: Hashable
 
 
 class KeyedList(Generic[Key]):
-    """The children of an element, each under a key; those that show the same as before stay on the page."""
+    """Manage children by key; unchanged ones stay on the page."""
 
     def __init__(self, within: ui.element) -> None:
         self._within = within
         self._shown: dict[Key, RenderedChild] = {}
 
     def show(self, wanted: Sequence[Child[Key]]) -> None:
-        """Have the element show these, in this order.
+        """Show these children in this order.
 
         Args:
-            wanted: of each its key, what it shows, and what makes it; it is made again only when it shows
-                something else.
+            wanted: of each its key, its state, and a function that builds it, called when the state has
+                changed.
         """
         keys = {key for key, _, _ in wanted}
         for key in [key for key in self._shown if key not in keys]:
@@ -48,7 +48,7 @@ class KeyedList(Generic[Key]):
 
 
 def box(make: Callable[[str], None], sentence: str) -> ui.element:
-    """Return an element that holds what `make` shows."""
+    """Return an element with the content that `make` builds."""
     with ui.element("div") as around:
         make(sentence)
     return around

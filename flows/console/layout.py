@@ -1,4 +1,4 @@
-"""What all pages share: the head with its links, the theme, the keys, and how a page is shown."""
+"""Lay out pages: header, navigation, theme and keyboard shortcuts."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +19,10 @@ PAGES = (
     ("Search", "/search", "s"),
     ("Integrity", "/integrity", "i"),
 )
-"""Title, path, and the key that goes there after a `g`."""
+"""Title, path, and the key that opens it after `g`."""
 
 PATIENCE_S = 90.0
-"""For a page whose store does not answer: the page says so once the store's own time limits have passed."""
+"""Response timeout of a page, longer than the time limits of the stores, so that it can report them."""
 
 THEMES: dict[str, bool | None] = {"dark": True, "light": False}
 STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
@@ -31,7 +31,7 @@ KEEP_THEME = "document.cookie = 'theme={}; path=/; max-age=31536000; samesite=st
 
 @contextmanager
 def frame(context: ConsoleContext, request: Request, title: str) -> Iterator[ui.element]:
-    """Show a page of that title; what is made inside is its content."""
+    """Show a page with its header; the body becomes its content."""
     ui.add_css(STYLE)
     ui.colors(primary="#2457c5", positive="#1b7f4b", warning="#9a6200", negative="#b3261e")
     ui.page_title(f"{title} · Sightline")
@@ -57,7 +57,7 @@ def frame(context: ConsoleContext, request: Request, title: str) -> Iterator[ui.
 
 
 def with_query(path: str, params: Mapping[str, object]) -> str:
-    """Return the address of a page that is asked for these; what is None is left out.
+    """Return the URL of `path` with these parameters; None is omitted.
 
     >>> with_query("/runs", {"source": "a&b", "flow": None}), with_query("/runs", {})
     ('/runs?source=a%26b', '/runs')
@@ -72,7 +72,10 @@ def _next_theme(theme: ui.dark_mode) -> None:
 
 
 def _listen_to_keys(title: str) -> None:
-    """Go to a page by `g` and its letter, to the search by `/`, which that page has a use of its own for."""
+    """Open a page by `g` and its letter, and the search by `/`.
+
+    The search page handles `/` itself.
+    """
     keys = {key: path for _, path, key in PAGES}
     after_g = False
 

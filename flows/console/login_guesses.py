@@ -1,4 +1,4 @@
-"""Count wrong passwords by address: who guesses has to wait, and nobody else does."""
+"""Limit wrong passwords by client address."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -8,25 +8,25 @@ from time import monotonic
 
 BURST = 30
 EVERY_S = 6.0
-"""After so many wrong passwords, one more each time this has passed."""
+"""After `BURST` wrong passwords, one more is allowed each time this has passed."""
 
 MOST_ADDRESSES = 4096
 
 
 class Guesses:
-    """A token bucket of wrong passwords for each address.
+    """Count wrong passwords in a token bucket for each address.
 
     Args:
-        clock: seconds that never go back.
+        clock: monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._free_at: OrderedDict[str, float] = OrderedDict()
-        """By address, when all of its wrong passwords will be forgotten; the last to guess is last."""
+        """By address, when all of its wrong passwords expire; the latest is last."""
 
     def wait_s(self, address: str) -> int:
-        """Return in how many seconds `address` may try a password; 0 for now."""
+        """Return the seconds until `address` may try a password; 0 for now."""
         left_s = self._free_at.get(_network(address), 0.0) - self._clock() - (BURST - 1) * EVERY_S
         return max(0, ceil(left_s))
 
@@ -40,7 +40,7 @@ class Guesses:
 
 
 def _network(address: str) -> str:
-    """Return what one person has many addresses of: of IPv6 a /64.
+    """Return the network of one client: of IPv6 a /64.
 
     >>> _network("2001:db8::7"), _network("192.0.2.7")
     ('2001:db8::/64', '192.0.2.7')

@@ -12,7 +12,6 @@ from flows.console.app import create_app
 from flows.console.auth import require_protection
 from storage.embedded.bounded_http import BoundedProtocol
 from storage.errors import SightlineError
-from storage.errors import SightlineError
 
 MOST_AT_ONCE = 512
 """Requests and connections at once; further ones get 503, which leaves file descriptors for the stores."""

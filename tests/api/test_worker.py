@@ -20,7 +20,7 @@ from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.ingestion.retry_rejects import Retry, retry_rejects
 from flows.maintenance.purge import purge
-from flows.orchestration.scheduled_jobs import ingest_again
+from flows.orchestration.jobs.ingest import ingest_again
 from flows.resources.comparison import reconcile
 from flows.service.pool import Backend
 from storage.postgres import rejects, runs

@@ -158,6 +158,22 @@ def test_a_strangers_program_at_the_port_is_not_taken_for_the_console(
     assert any("address already in use" in line.message for line in said)
 
 
+def test_a_console_whose_port_is_taken_says_so_in_one_line_and_opens_no_store(
+    tmp_path: Path, taken_port: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SIGHTLINE_HOME", str(tmp_path / "home"))
+    command = [sys.executable, "-m", "flows.cli", "console", "--port", str(taken_port)]
+
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == (
+        f"Error: the console cannot listen at port {taken_port} of 127.0.0.1: address already in use; "
+        "choose another port with --port, or another address with --host\n"
+    )
+    assert not (tmp_path / "home").exists()
+
+
 def test_the_console_says_where_it_is_only_once_it_listens(taken_port: int):
     def listen_at(port: int) -> list[str]:
         said: list[str] = []

@@ -47,7 +47,7 @@ def test_what_differs_is_found_explained_and_mended(page: Page, vectors: QdrantC
     expect(page.get_by_role("dialog")).to_contain_text("embeds 1 record again")
     page.get_by_role("button", name="Start repair").click()
     expect(page.get_by_role("status").first).to_contain_text("Postgres and Qdrant agree.")
-    expect(page.get_by_role("row").filter(has_text="mended 1")).to_contain_text("repair")
+    expect(page.get_by_role("row").filter(has_text="repaired 1")).to_contain_text("repair")
     expect(page.get_by_role("row").filter(has_text="searches miss them")).to_have_count(0)
     assert qdrant.count(vectors, name) == 4
 
@@ -56,7 +56,7 @@ def test_a_repair_leaves_what_it_left():
     repair = a_comparison("failed", "the stores differ: 1 missing", missing=3, still={"missing": 1})
 
     assert verdict_of([repair]).differences == {"missing": 1}
-    assert findings_text(repair) == "mended 2, 1 missing"
+    assert findings_text(repair) == "repaired 2, 1 missing"
 
 
 def test_a_comparison_that_was_cut_off_hides_no_difference():
@@ -66,7 +66,10 @@ def test_a_comparison_that_was_cut_off_hides_no_difference():
 
     assert verdict.last == differed
     assert verdict.differences == {"stray": 2}
-    assert verdict.problem == "The last one was cut off: its process ended. Nothing is lost; compare again."
+    assert (
+        verdict.problem
+        == "The last comparison was interrupted: its process ended. Nothing is lost; compare again."
+    )
 
 
 def test_what_was_refused_is_told_in_plain_words():
@@ -75,8 +78,7 @@ def test_what_was_refused_is_told_in_plain_words():
     verdict = verdict_of([a_comparison("failed", why, stray=9), a_comparison()])
 
     assert verdict.problem == (
-        "The last one did not get to its end: a repair would delete 9 of 10 points, more than 5%; "
-        "nothing was changed"
+        "The last comparison failed: a repair would delete 9 of 10 points, more than 5%; nothing was changed"
     )
 
 

@@ -53,7 +53,7 @@ def test_it_shows_where_models_come_from_and_how_good_they_are(page: Page, runni
 
     row = page.get_by_role("row").filter(has_text=f"└ {candidate.name}")
     expect(row).to_contain_text("candidate")
-    expect(row).to_contain_text("refused")
+    expect(row).to_contain_text("rejected")
     expect(page.get_by_role("row").filter(has_text="active")).to_contain_text(
         f"{lineage.points[qdrant.collection_name(given.fingerprint)]} points"
     )
@@ -73,7 +73,7 @@ def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, sche
 
     phone.goto(f"{running.url}/models")
 
-    expect(phone.get_by_text("Decisions of the gate")).to_be_visible()
+    expect(phone.get_by_text("Promotion gate decisions")).to_be_visible()
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     phone.screenshot(path=SHOTS / f"models_phone_{scheme}.png", full_page=True)
     phone.close()
@@ -135,7 +135,7 @@ def test_a_model_is_promoted_by_force_searches_move_to_it_and_go_back(page: Page
 
     row.get_by_role("button", name="Promote…").click()
     expect(page.get_by_role("dialog")).to_contain_text("Searches stay as they are, until you re-index.")
-    page.get_by_role("checkbox", name="Promote it whatever the comparison says").click()
+    page.get_by_role("checkbox", name="Promote it regardless of the comparison").click()
     page.screenshot(path=SHOTS / "models_promote.png")
     page.get_by_role("button", name="Compare and decide").click()
 

@@ -95,10 +95,10 @@ def test_the_row_is_shown_as_text_and_never_as_markup(page: Page):
 def test_a_picture_is_shown_where_the_gate_lets_it_through(page: Page):
     page.goto("/rejects?source=stock")
 
-    entry(page, "line 4").get_by_role("button", name="Show picture").click()
-    entry(page, "line 5").get_by_role("button", name="Show picture").click()
+    entry(page, "line 4").get_by_role("button", name="Show image").click()
+    entry(page, "line 5").get_by_role("button", name="Show image").click()
 
-    shown = entry(page, "line 4").get_by_role("img", name="The picture of line 4")
+    shown = entry(page, "line 4").get_by_role("img", name="The image of line 4")
     expect(shown).to_have_js_property("naturalWidth", 16)
     assert str(shown.get_attribute("src")).startswith("data:image/jpeg;base64,")
     expect(entry(page, "line 5").get_by_text("not a picture, it starts with")).to_have_count(2)
@@ -146,9 +146,7 @@ def test_those_that_are_chosen_are_tried_again_and_what_fails_says_so(page: Page
         lambda: any({*map(UUID, map(str, one["rejects"] or []))} == {*chosen} for one in asked(running))
     )
     expect(entry(page, "line 2")).to_have_count(0)
-    expect(
-        entry(page, "line 5").get_by_text("It was tried again, and is still not taken in.")
-    ).to_be_visible()
+    expect(entry(page, "line 5").get_by_text("It was retried, and is still rejected.")).to_be_visible()
     after = rejects(running, source="stock")
     assert set(after) == {"line 4", "line 5"}
     assert after["line 5"].last_seen > before["line 5"].last_seen
@@ -172,4 +170,4 @@ def test_all_of_a_reason_and_source_are_tried_again_once_that_is_confirmed(page:
     eventually(lambda: len(retries(running)) > many and retries(running)[0].outcome == "completed")
     [run, *_] = retries(running)
     assert (run.source, run.counts["read"], run.counts["rejected"]) == ("bulk", 30, 30)
-    expect(page.get_by_text("It was tried again, and is still not taken in.")).to_have_count(20)
+    expect(page.get_by_text("It was retried, and is still rejected.")).to_have_count(20)

@@ -80,9 +80,7 @@ def test_words_find_pictures_and_the_page_says_who_answered_and_how_fast(page: P
 
     ask(page, "a red square")
 
-    expect(status(page)).to_contain_text(
-        re.compile(r"3 pictures · model .* · collection items__\w+ · \d+ ms")
-    )
+    expect(status(page)).to_contain_text(re.compile(r"3 images · model .* · collection items__\w+ · \d+ ms"))
     expect(status(page)).to_contain_text(re.compile(r"\(encode \d+, Qdrant \d+, Postgres \d+\)"))
     assert set(keys(page)) == {"red.png", "green.png", "blue.png"}
     expect(card(page, "red.png")).to_contain_text("a red square")
@@ -106,7 +104,7 @@ def test_texts_are_found_as_well_and_filters_narrow_what_is_found(page: Page):
     expect(page).to_have_url("/search?q=the+sea&find=texts&where=kind%3Dpoem")
     page.get_by_role("combobox").fill("source=nowhere")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("Leave out a filter, or lower the least score.")).to_be_visible()
+    expect(page.get_by_text("Remove a filter, or lower the minimum score.")).to_be_visible()
 
 
 def test_filters_are_suggested_and_what_is_none_is_refused(page: Page):
@@ -119,16 +117,16 @@ def test_filters_are_suggested_and_what_is_none_is_refused(page: Page):
     box.fill("poems")
     page.keyboard.press("Enter")
 
-    expect(page.get_by_text("'poems' is no filter; write it as field=value")).to_be_visible()
+    expect(page.get_by_text("'poems' is not a filter; write it as field=value")).to_be_visible()
 
 
 def test_a_least_score_leaves_out_what_is_below_it(page: Page):
     page.goto(f"/search?like={RED}")
-    expect(status(page)).to_contain_text("2 pictures")
+    expect(status(page)).to_contain_text("2 images")
 
-    page.get_by_role("spinbutton", name="Least score").fill("1")
+    page.get_by_role("spinbutton", name="Minimum score").fill("1")
 
-    expect(page.get_by_text("lower the least score")).to_be_visible()
+    expect(page.get_by_text("lower the minimum score")).to_be_visible()
     expect(page).to_have_url(f"/search?like={RED}&min=1")
 
 
@@ -138,10 +136,10 @@ def test_a_picture_that_is_chosen_finds_itself(page: Page, running: Running):
     page.locator("input[type=file]").set_input_files(running.folder / "shop" / "green.png")
 
     finds_itself(page, "green.png")
-    expect(page.get_by_text("your picture")).to_be_visible()
+    expect(page.get_by_text("your image")).to_be_visible()
     loaded(page)
-    page.get_by_role("button", name="Leave out: your picture").click()
-    expect(page.get_by_text("Type words, or choose, drop or paste a picture")).to_be_visible()
+    page.get_by_role("button", name="Remove: your image").click()
+    expect(page.get_by_text("Type words, or choose, drop or paste an image")).to_be_visible()
     assert keys(page) == []
 
 
@@ -171,7 +169,7 @@ def test_words_and_a_picture_are_looked_for_together(page: Page):
     shown = cards(page).locator(".sl-card-score").all_inner_texts()
     page.reload()
     expect(page.get_by_role("searchbox")).to_have_value("a green square")
-    expect(page.get_by_text("your picture")).to_be_visible()
+    expect(page.get_by_text("your image")).to_be_visible()
     expect(cards(page)).to_have_count(3)
     assert cards(page).locator(".sl-card-score").all_inner_texts() == shown
     loaded(page)
@@ -194,18 +192,18 @@ def test_a_picture_that_is_no_longer_kept_is_said_to_be_gone(page: Page):
 
 def test_more_like_a_record_leaves_it_out_and_back_leads_back(page: Page):
     page.goto("/search?q=a+red+square")
-    expect(status(page)).to_contain_text("3 pictures")
+    expect(status(page)).to_contain_text("3 images")
     loaded(page)
 
     card(page, "red.png").get_by_role("link", name="More like red.png").click()
 
-    expect(status(page)).to_contain_text("2 pictures")
+    expect(status(page)).to_contain_text("2 images")
     expect(page.get_by_text("like red.png", exact=True)).to_be_visible()
     assert set(keys(page)) == {"green.png", "blue.png"}
     expect(page).to_have_url(f"/search?like={RED}")
     loaded(page)
     page.go_back()
-    expect(status(page)).to_contain_text("3 pictures")
+    expect(status(page)).to_contain_text("3 images")
     expect(page.get_by_role("searchbox")).to_have_value("a red square")
 
 
@@ -214,7 +212,7 @@ def test_an_address_shows_the_same_again_and_a_wrong_one_says_what_it_takes(page
 
     expect(status(page)).to_contain_text("1 text ·")
     expect(page.get_by_role("searchbox")).to_have_value("sea")
-    expect(page.get_by_role("spinbutton", name="Least score")).to_have_value("-0.9")
+    expect(page.get_by_role("spinbutton", name="Minimum score")).to_have_value("-0.9")
     expect(page.get_by_text("kind=poem")).to_be_visible()
     page.goto("/search?q=sea&find=sounds")
     expect(page.get_by_role("alert").filter(has_text="find=sounds; it takes images or texts")).to_be_visible()
@@ -222,7 +220,7 @@ def test_an_address_shows_the_same_again_and_a_wrong_one_says_what_it_takes(page
 
 def test_keys_find_the_box_and_clear_it(page: Page):
     page.goto("/search?q=a+red+square")
-    expect(status(page)).to_contain_text("3 pictures")
+    expect(status(page)).to_contain_text("3 images")
     loaded(page)
     page.get_by_role("button", name="Texts").focus()
 
@@ -233,7 +231,7 @@ def test_keys_find_the_box_and_clear_it(page: Page):
     expect(page.get_by_role("searchbox")).to_have_value("")
     expect(cards(page)).to_have_count(0)
     expect(page).to_have_url("/search")
-    for name in ("Choose a picture", "Search", "Pictures", "Texts"):
+    for name in ("Choose an image", "Search", "Images", "Texts"):
         page.keyboard.press("Tab")
         expect(page.get_by_role("button", name=name, exact=True)).to_be_focused()
 
@@ -264,7 +262,7 @@ def test_more_hits_come_below_those_that_are_shown_and_a_deleted_record_vanishes
             loaded(page)
             gone = item_id("many", first[0])
             page.goto(f"/records/{gone}")
-            expect(page.get_by_text("was deleted")).to_contain_text("somebody asked for it")
+            expect(page.get_by_text("was deleted")).to_contain_text("by request")
             with running.client() as client:
                 assert client.get(f"/thumbnails/{gone}").status_code == 404
             page.goto(f"/search?like={gone}")
@@ -319,7 +317,7 @@ def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, sche
     phone = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
     sign_in(phone.context, running)
     for name, address, seen in (
-        ("search", "/search?q=a+red+square&where=source%3Dshop", "3 pictures"),
+        ("search", "/search?q=a+red+square&where=source%3Dshop", "3 images"),
         ("record", f"/records/{RED}", "sightline duplicates --near"),
     ):
         phone.goto(f"{running.url}{address}")

@@ -1,1 +1,1 @@
-"""Parts of console pages."""
+"""Define the components that pages share."""

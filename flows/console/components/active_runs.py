@@ -1,4 +1,4 @@
-"""What goes on now, and what is about to."""
+"""List the runs in progress and those about to start."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,16 +14,16 @@ from storage.postgres.runs import Run
 
 
 class ActiveRuns:
-    """The runs that go on, and those that are about to, within one element of a page."""
+    """Show the runs in progress and scheduled next, updated in place."""
 
     def __init__(
         self, context: ConsoleContext, watch: RunWatcher, flows: Sequence[str] | None = None, idle: str = ""
     ) -> None:
-        """Show them where this is made.
+        """Build the elements at the current place.
 
         Args:
-            flows: only those of these; None for all.
-            idle: what to say when there are none.
+            flows: only runs of these flows; None for all.
+            idle: message if there are none.
         """
         self._context, self._watch, self._flows, self._idle = context, watch, flows, idle
         with ui.element("div").classes("sl-column") as self._where:
@@ -33,7 +33,7 @@ class ActiveRuns:
         self._shown: dict[object, RunCard] = {}
 
     def show(self, snapshot: RunSnapshot) -> None:
-        """Show what goes on."""
+        """Show the runs of a snapshot."""
         own = [run for run in snapshot.runs if self._is_wanted(name_of(run))]
         self._cards.show([(run.id, None, partial(self._card, run)) for run in own])
         for run in own:
@@ -61,7 +61,7 @@ class ActiveRuns:
         return card.element
 
     async def _cancel(self, run: Run) -> None:
-        with self._where:  # the card may be gone by the time that somebody has decided
+        with self._where:  # the card may be gone by the time of the answer
             if await confirm_cancel(self._context, run):
                 self.show(await self._watch.refresh())
 

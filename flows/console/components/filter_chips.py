@@ -1,4 +1,4 @@
-"""Links that narrow what a page shows, each with how many there are."""
+"""Show filter links with counts."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from nicegui import ui
 
 
 class Chips:
-    """A row of them."""
+    """Show a row of filter links."""
 
     def __init__(self, title: str, chosen: str | None, address_of: Callable[[str | None], str]) -> None:
         self._chosen, self._address_of = chosen, address_of
@@ -17,7 +17,7 @@ class Chips:
         self._title = title
 
     def show(self, counts: Counter[str]) -> None:
-        """Show how many there are; the links are made anew only where there are others."""
+        """Show these counts; links are rebuilt only if the names change."""
         if self._chosen is not None and self._chosen not in counts:
             counts = counts + Counter()
             counts[self._chosen] = 0

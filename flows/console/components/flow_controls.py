@@ -1,4 +1,4 @@
-"""The flows that a person can start, when each runs by itself, and whether it is paused."""
+"""Control the flows: start them, show their schedules, pause them."""
 
 from asyncio import to_thread
 from collections.abc import Awaitable, Callable
@@ -20,19 +20,19 @@ from storage.postgres import model_registry
 
 DESCRIPTIONS = {
     "ingest": "reads every known source again",
-    "evaluate": "measures the model in use",
+    "evaluate": "evaluates the active model",
     "reconcile": "compares Postgres and Qdrant; changes nothing",
-    "finetune": "trains a candidate; if it passes the gate, searches move to it",
+    "finetune": "trains a candidate; if it passes the promotion gate, searches move to it",
     "backup": "writes a backup",
-    "prove": "restores the latest backup into throw-away stores, and compares them",
-    "purge": "removes what nothing needs any more",
+    "prove": "restores the latest backup into temporary stores, and compares them",
+    "purge": "removes data that nothing refers to",
 }
 
 Act = Callable[[str], Awaitable[None]]
 
 
 class FlowRow:
-    """One flow; its buttons stay where they are, whatever changes."""
+    """Show one flow; its buttons keep their place on updates."""
 
     def __init__(self, flow: str, cron: str | None, start: Act, pause: Act) -> None:
         self._flow, self.is_paused = flow, False
@@ -51,11 +51,14 @@ class FlowRow:
         self.show_default()
 
     def show_default(self) -> None:
-        """Show what the settings say; while nothing runs the flows it does not run then either."""
+        """Show the schedule of the settings.
+
+        Without a server that runs the flows it does not apply.
+        """
         self._show(self._cron, None, datetime.now(UTC), paused=False)
 
     def show(self, deployed: Deployed, now: datetime) -> None:
-        """Show what Prefect says of it."""
+        """Show the deployment as Prefect reports it."""
         self._show(deployed.cron, deployed.next, now, paused=deployed.paused)
 
     def _show(self, cron: str | None, next: datetime | None, now: datetime, *, paused: bool) -> None:
@@ -64,7 +67,7 @@ class FlowRow:
         if self.is_paused:
             self._next.text = "paused"
         elif cron is None:
-            self._next.text = "by hand only"
+            self._next.text = "manual only"
         else:
             self._next.text = "" if next is None else f"{next:%H:%M} UTC, in {time_until(next, now)}"
         self._next.classes(replace="sl-warn" if self.is_paused else "" if cron else "sl-faint")
@@ -74,7 +77,7 @@ class FlowRow:
 
 
 def time_until(then: datetime, now: datetime) -> str:
-    """Return how long it is until then.
+    """Format the time until a moment.
 
     >>> coming(datetime(2026, 1, 1, 12), datetime(2026, 1, 1, 11, 58, 30, 5))
     '2 min'
@@ -84,7 +87,7 @@ def time_until(then: datetime, now: datetime) -> str:
 
 
 class FlowControls:
-    """The table of them, where it is made."""
+    """Show a row of controls for each flow."""
 
     def __init__(self, context: ConsoleContext, watch: RunWatcher, live: ActiveRuns) -> None:
         self._context, self._watch, self._live = context, watch, live
@@ -98,15 +101,15 @@ class FlowControls:
                 self._rows = {flow: FlowRow(flow, crons[flow], self._begin, self._pause) for flow in flows}
 
     def show(self, snapshot: RunSnapshot) -> None:
-        """Show when each runs next, and what is paused."""
+        """Show the next run of each flow, and which are paused."""
         for one in snapshot.deployed:
             if one.scheduled and one.flow in self._rows:
                 self._rows[one.flow].show(one, snapshot.at)
         if snapshot.prefect_problem:
             for row in self._rows.values():
                 row.show_default()
-        away = [snapshot.prefect_problem] if snapshot.prefect_problem else []
-        self._problem.show([(one, None, partial(box, note, one)) for one in away])
+        problems = [snapshot.prefect_problem] if snapshot.prefect_problem else []
+        self._problem.show([(one, None, partial(box, note, one)) for one in problems])
 
     async def _begin(self, flow: str) -> None:
         with self._where:
@@ -121,18 +124,18 @@ class FlowControls:
                 prefect.pause(flow, paused=paused)
 
         with self._where:
-            done = f"{flow} is paused; it still runs when somebody starts it" if paused else f"{flow} goes on"
+            done = f"{flow} is paused; it still runs when started by hand" if paused else f"{flow} is resumed"
             if await run_action(self._context, pause, done):
                 self.show(await self._watch.refresh())
 
     async def _consequences(self, flow: str) -> str | None:
-        """Return what a person should know before it starts; None where it changes little."""
+        """Return the consequences to confirm; None if minor."""
         if flow == "finetune":
             seen = self._context.observer.seen.catalogued
             stored = "the stored records" if seen is None else many(seen.figures.items, "stored record")
             return (
-                f"It trains a candidate from {stored}. If that passes the gate, all of them are embedded "
-                "again in a collection of its own, and searches move to it; rollback moves them back."
+                f"It trains a candidate from {stored}. If that passes the promotion gate, they are embedded "
+                "again in a new collection, and searches move to it; a rollback moves them back."
             )
         if flow == "purge":
             return await to_thread(purge_text, self._context)
@@ -140,23 +143,23 @@ class FlowControls:
 
 
 def purge_text(context: ConsoleContext) -> str:
-    """Return what a purge will do."""
+    """Describe the effects of a purge."""
     days = context.backend.settings.keep_retired_days
     with context.backend.sessions() as sessions, sessions() as session:
         disused = len(model_registry.disused(session, days))
     return (
-        f"It removes pictures that no record needs, and {many(disused, 'collection')} that searches left "
-        f"more than {days:g} days ago. It refuses to remove more than {USUAL_SHARE:.0%} of the pictures."
+        f"It removes images that no record refers to, and {many(disused, 'collection')} that searches left "
+        f"more than {days:g} days ago. It refuses to remove more than {USUAL_SHARE:.0%} of the images."
     )
 
 
 async def start_if_idle(
-    context: ConsoleContext, watch: RunWatcher, flow: str, what_happens: str | None
+    context: ConsoleContext, watch: RunWatcher, flow: str, consequences: str | None
 ) -> bool:
-    """Start a flow, if it is not at work and whoever asked for it agrees to what happens; say so."""
+    """Start a flow after confirmation, unless it is already running."""
     if (await watch.read()).is_active(flow):
-        ui.notify(f"{flow} is at work already: see Now", type="warning")
+        ui.notify(f"{flow} is already running: see Now", type="warning")
         return False
-    if what_happens is not None and not await confirm(f"Start {flow} now?", what_happens, f"Start {flow}"):
+    if consequences is not None and not await confirm(f"Start {flow} now?", consequences, f"Start {flow}"):
         return False
     return await start_flow(context, flow)

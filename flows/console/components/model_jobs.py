@@ -1,4 +1,4 @@
-"""What goes on with models right now, and how it went last."""
+"""Show the running and last jobs on models."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,11 +12,11 @@ from storage.postgres.runs import Run
 
 
 def show_progress(one: Run, now: datetime) -> None:
-    """Show how far a run is."""
+    """Show the progress of a run."""
     with ui.element("section").classes("sl-sheet sl-note").props('role="status"'):
         progress = one.progress
         if progress is None:
-            ui.label(f"{one.flow} has begun")
+            ui.label(f"{one.flow} is starting")
             return
         parts = [f"{one.flow}: {progress.stage}"]
         if progress.total:
@@ -29,11 +29,11 @@ def show_progress(one: Run, now: datetime) -> None:
 
 
 def show_last_jobs(last_runs: Sequence[Run]) -> None:
-    """Show how the last training, promotion, re-index and rollback went."""
+    """Show the last training, promotion, re-index and rollback."""
     if not last_runs:
         return
     with ui.element("section").classes("sl-sheet"):
-        heading("Last work on models")
+        heading("Last model jobs")
         rows: list[Row] = [
             [
                 one.flow,
@@ -44,4 +44,4 @@ def show_last_jobs(last_runs: Sequence[Run]) -> None:
             ]
             for one in last_runs
         ]
-        table(("flow", "outcome", "started", "took", ""), rows)
+        table(("flow", "outcome", "started", "duration", "error"), rows)

@@ -1,4 +1,4 @@
-"""What tables of models and of decisions say."""
+"""Show tables of models and of promotion decisions."""
 
 from functools import partial
 
@@ -14,19 +14,19 @@ from storage.postgres.statistics import HEADLINE
 
 
 def model_name(depth: int, life: Life) -> None:
-    """Show its name, indented below that of its parent."""
+    """Show a model's name, indented below its parent."""
     label = ui.label(("└ " if depth else "") + short(life.name, life.fingerprint))
     label.style(f"padding-left: {max(0, depth - 1) * 1.2}rem; white-space: nowrap")
     label.props["title"] = f"{life.name}, {life.fingerprint}, since {moment(life.created)}"
 
 
 def model_state(state: str) -> None:
-    """Show whether searches use a model."""
+    """Show the state of a model."""
     ui.label(state).classes("sl-good" if state == "active" else "sl-faint")
 
 
 def model_collections(seen: Lineage, life: Life) -> None:
-    """Show the collections that a model made."""
+    """Show the collections of a model."""
     own = [one for one in seen.collections if one.fingerprint == life.fingerprint]
     for one in own:
         points = seen.points.get(one.name)
@@ -34,9 +34,9 @@ def model_collections(seen: Lineage, life: Life) -> None:
         if points is not None:
             what.append(many(points, "point"))
         elif seen.qdrant_problem is None:
-            what.append("gone from Qdrant")
+            what.append("missing from Qdrant")
         if one.activated is not None:
-            what.append(f"used from {moment(one.activated)}")
+            what.append(f"active from {moment(one.activated)}")
         if one.retired is not None:
             what.append(f"to {moment(one.retired)}")
         ui.label(one.name).style("white-space: nowrap")
@@ -46,13 +46,13 @@ def model_collections(seen: Lineage, life: Life) -> None:
 
 
 def recall_change(life: Life, direction: str) -> str:
-    """Return recall@10 of the held-out pairs before and after the training."""
+    """Return recall@10 of held-out pairs before and after training."""
     before, after = (figures.get(direction, {}).get(HEADLINE) for figures in (life.before, life.figures))
     return "–" if after is None else f"{share(before)} → {share(after)}"
 
 
 def last_decision(life: Life) -> str:
-    """Return what the gate decided last."""
+    """Return the last decision of the promotion gate."""
     if life.decided is None:
         return "–"
     return f"{_verdict(life.decided.promoted, life.decided.forced)}, {moment(life.decided.at)}"
@@ -60,12 +60,12 @@ def last_decision(life: Life) -> str:
 
 def _verdict(promoted: bool, forced: bool) -> str:
     if not promoted:
-        return "refused"
+        return "rejected"
     return "promoted by force" if forced else "promoted"
 
 
 def show_decision(decision: Decision) -> None:
-    """Show a decision with each of its checks."""
+    """Show a decision with its checks."""
     with ui.element("div").classes("sl-row"):
         verdict = _verdict(decision.promoted, decision.forced)
         ui.label(verdict).classes("sl-strong " + ("sl-good" if decision.promoted else "sl-bad"))
@@ -82,11 +82,11 @@ def show_decision(decision: Decision) -> None:
             share(one.active),
             share(one.candidate),
             _gain(one),
-            _needed(one),
+            _required(one),
         ]
         for one in decision.checks
     ]
-    table(("check", "", "queries", "in use", "candidate", "gain", "needed"), rows, numbers=5)
+    table(("check", "", "queries", "active", "candidate", "gain", "required"), rows, numbers=5)
 
 
 def _passed(passed: bool) -> None:
@@ -98,5 +98,5 @@ def _gain(one: Checked) -> str:
     return f"{one.gain:+.1%}{interval}"
 
 
-def _needed(one: Checked) -> str:
+def _required(one: Checked) -> str:
     return f"interval above {one.limit:.1%}" if one.name == "held-out" else f"at least {one.limit:+.1%}"

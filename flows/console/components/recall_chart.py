@@ -1,4 +1,4 @@
-"""How well each model was found to do: recall@k with its intervals, as a chart and as a table."""
+"""Show the recall@k of models with confidence intervals, charted and tabulated."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,17 +16,17 @@ METRICS = (*(f"recall@{k}" for k in CUTOFFS), "mrr", "ndcg@10")
 COLOURS = ("#5b8def", "#e08a3c", "#2e9e6b", "#b565c9", "#c94f5b", "#8a94a0")
 GREY = {"color": "#8a94a0"}
 THICK = 0.008
-"""Half of how high a value is drawn, so that it is seen between its whiskers."""
+"""Half the height of a drawn value, so that it is visible between its whiskers."""
 
 TOOLTIP = """point => {
   const [, low, , value, , high] = point.value.map(one => `${(100 * one).toFixed(1)}%`);
   return `${point.seriesName}: ${value} (${low} to ${high})`;
 }"""
-"""What a point says when it is pointed at; drawn as text, so that a name is never markup."""
+"""The tooltip of a point; rendered as text, so that a name is never markup."""
 
 
 def short(name: str, fingerprint: str) -> str:
-    """Return a name that fits a column, and still tells models of one folder's name apart.
+    """Return a short name that still distinguishes models of one folder name.
 
     >>> short("/models/my clip", "0123456789abcdef"), short("clip-01234567", "0123456789abcdef")
     ('my clip (01234567)', 'clip-01234567')
@@ -36,12 +36,12 @@ def short(name: str, fingerprint: str) -> str:
 
 
 def data_set_of(one: Measured) -> str:
-    """Return what a figure was measured on, as it is shown and named in addresses."""
+    """Return the display name of a figure's data set."""
     return one.dataset if one.langs is None else f"{one.dataset} ({one.langs})"
 
 
 def data_sets(measured: Sequence[Measured]) -> list[str]:
-    """Return the data sets: those that most models were judged on first, then those that were used last."""
+    """Return the data sets, most evaluated models first, then most recent."""
     models: dict[str, set[str]] = {}
     latest: dict[str, float] = {}
     for one in measured:
@@ -52,10 +52,10 @@ def data_sets(measured: Sequence[Measured]) -> list[str]:
 
 
 def recall(measured: Sequence[Measured], names: Mapping[str, str]) -> None:
-    """Show the figures of one data set, direction by direction.
+    """Show the figures of one data set by direction.
 
     Args:
-        names: of the models, by their fingerprints, in the order in which they are shown.
+        names: of the models, by their fingerprints, in display order.
     """
     directions = sorted({one.direction for one in measured}, reverse=True)  # from text to image first
     with ui.element("div").classes("sl-two"):
@@ -75,12 +75,12 @@ def recall(measured: Sequence[Measured], names: Mapping[str, str]) -> None:
     table(head, rows, numbers=7)
     if len({one.gallery for one in measured}) > len(directions):
         ui.label(
-            "The models were judged over galleries of different sizes: the larger one, the lower its figures."
+            "The galleries differ in size between models: the larger the gallery, the lower the figures."
         ).classes("sl-warn")
 
 
 def _measured_model(model: str, any_one: Measured) -> None:
-    """Show which model was judged, and when."""
+    """Show the evaluated model and the time."""
     ui.label(model).style("white-space: nowrap")
     ui.label(moment(any_one.at)).classes("sl-faint").style("white-space: nowrap")
 
@@ -93,7 +93,7 @@ def _figure(one: Measured | None) -> None:
 
 
 def _chart(direction: str, measured: Sequence[Measured], names: Mapping[str, str]) -> None:
-    """Draw recall@k of each model side by side: the value, and whiskers as long as the interval."""
+    """Draw recall@k of each model: values, and confidence intervals as whiskers."""
     title = f"Recall, {direction.replace('_', ' ')}"
     by_model = {model: {one.metric: one for one in measured if one.model == model} for model in names}
     series = [
@@ -123,7 +123,7 @@ def _chart(direction: str, measured: Sequence[Measured], names: Mapping[str, str
 
 
 def _series(name: str, own: Mapping[str, Measured], colour: str) -> dict[str, Any]:
-    """Return one model's values, as flat boxes between whiskers."""
+    """Return one model's values as flat boxes between whiskers."""
     return {
         "type": "boxplot",
         "name": name,

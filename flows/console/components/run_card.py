@@ -1,4 +1,4 @@
-"""One run that goes on: how far it is, what it has done so far, and how to end it."""
+"""Show the progress of one run, with a cancel button."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
@@ -15,14 +15,14 @@ from flows.console.widgets import confirm, run_action
 from storage.postgres.runs import Run
 
 QUIET_S = 60
-"""A run that has not told anything for so long has that said."""
+"""A run without a progress report for so long shows the time of its last one."""
 
 COUNTS = ("read", "embedded", "updated", "unchanged", "deleted", "rejected")
 AT_A_TERMINAL = "it was started at a terminal: end it there, by Ctrl-C"
 
 
 class RunCard:
-    """One run that goes on."""
+    """Show one run in progress, updated in place."""
 
     def __init__(self, run: Run, cancel: Callable[[], Awaitable[None]]) -> None:
         with ui.element("article").classes("sl-sheet") as self.element:
@@ -42,13 +42,13 @@ class RunCard:
         self.element.props["data-run"] = str(run.id)
 
     def show(self, run: Run, snapshot: RunSnapshot) -> None:
-        """Show how far it is."""
+        """Show the current progress."""
         begun, now = snapshot.prefect_run(run), snapshot.at
         ends = run.prefect_run_id in snapshot.ending or (begun is not None and begun.state == "Cancelling")
         self._since.text = f"since {duration(duration_s(run, now))}"
         self._cancel.visible = begun is not None and not ends
         self._note.text = (
-            "is being ended…" if ends else why_not_cancellable(snapshot) if begun is None else ""
+            "is being cancelled…" if ends else why_not_cancellable(snapshot) if begun is None else ""
         )
         self._note.visible = bool(self._note.text)
         self._progress(run, now)
@@ -63,14 +63,14 @@ class RunCard:
         progress = run.progress
         self._bar.props.set_bool("indeterminate", progress is None or not progress.total)
         if progress is None:
-            self._stage.text, self._left.text = "begins", ""
+            self._stage.text, self._left.text = "starting", ""
             return
         of_total = f" of {progress.total:,}" if progress.total else ""
         self._stage.text = f"{progress.stage}: {progress.done:,}{of_total}"
         self._bar.value = min(1.0, progress.done / progress.total) if progress.total else 0.0
         self._bar.props["aria-label"] = self._stage.text
         left, quiet = progress.remaining_s(now), (now - progress.at).total_seconds() > QUIET_S
-        last_reported = f"last told {ago(progress.at, now)}" if quiet else ""
+        last_reported = f"last report {ago(progress.at, now)}" if quiet else ""
         self._left.text = last_reported or ("" if left is None else f"about {duration(left)} left")
 
 
@@ -82,7 +82,7 @@ def _stages(taken: Sequence[tuple[str, float]]) -> ui.element:
 
 
 def title_of(run: Run) -> str:
-    """Return a run's flow, and what it is of.
+    """Return the title of a run: its flow and source.
 
     An ingest of all sources has a run of its own, beside those of each source.
     """
@@ -93,28 +93,28 @@ def title_of(run: Run) -> str:
 
 
 def why_not_cancellable(snapshot: RunSnapshot) -> str:
-    """Return why a run cannot be cancelled from here, as far as that is known."""
+    """Return why a run cannot be cancelled here, if known."""
     if snapshot.prefect_problem is not None:
         return snapshot.prefect_problem
     return AT_A_TERMINAL if snapshot.deployed else ""
 
 
 async def confirm_cancel(context: ConsoleContext, run: Run) -> bool:
-    """Have Prefect end a run, if whoever asked for it means it."""
+    """Cancel a run through Prefect, after confirmation."""
     title = title_of(run)
-    what = "It ends where it is. What it has done stays, and the next run does the rest."
+    what = "It stops where it is. Completed work is kept, and the next run does the rest."
     if run.source is not None:
-        what += " If it reads one source of several, the others end with it."
+        what += " If it reads one source of several, the others stop with it."
     if not await confirm(f"Cancel {title}?", what, "Cancel the run", no="Let it run"):
         return False
-    return await run_action(context, partial(cancel, context, run), f"{title} is being ended")
+    return await run_action(context, partial(cancel, context, run), f"{title} is being cancelled")
 
 
 def cancel(context: ConsoleContext, run: Run) -> None:
-    """Have Prefect end a run.
+    """Cancel a run through Prefect.
 
     Raises:
-        NothingServes: nothing does that here.
+        NothingServes: no Prefect server runs here.
         NoSuchRun: Prefect does not know it.
     """
     with context.prefect() as prefect:

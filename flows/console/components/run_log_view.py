@@ -1,4 +1,4 @@
-"""The log of a run, as Prefect has it; it grows while the run goes on."""
+"""Show the log of a run from Prefect, extended while it runs."""
 
 from asyncio import to_thread
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ from flows.orchestration.prefect_client import MOST_LOGS, Line, NothingServes
 from storage.postgres.runs import Run
 
 AT_ONCE = 1000
-"""Lines that are shown before somebody asks for more."""
+"""Lines that are shown before more are requested."""
 
-NOT_WITH_PREFECT = "It ran without Prefect, which keeps the logs: it told its terminal, or nobody."
-NOT_KNOWN = "This Prefect server does not know the run: it was started at a terminal, or elsewhere."
+NOT_WITH_PREFECT = "It ran without Prefect, which stores the logs; its output went to its terminal."
+NOT_KNOWN = "This Prefect server does not know the run: it was started at a terminal, or on another server."
 
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """Some lines, or why there are none."""
+    """Hold some log lines, or why there are none."""
 
     lines: tuple[Line, ...] = ()
     page: str | None = None
-    """The address of the run in Prefect's own pages."""
+    """The URL of the run in Prefect's own pages."""
 
     login: str | None = None
-    """Where a browser signs in to them."""
+    """The URL of Prefect's sign-in page."""
 
     password_file: Path | None = None
-    """What those ask for."""
+    """The file of Prefect's password."""
 
     why_not: str | None = None
 
@@ -46,11 +46,11 @@ def read_log(context: ConsoleContext, run: UUID, after: int) -> LogPage:
             lines = tuple(prefect.log(run, after=after))
             return LogPage(lines, prefect.page_of(run), prefect.login_of(run), prefect.password_file)
     except NothingServes as error:
-        return LogPage(why_not=f"Prefect keeps the log: {error}")
+        return LogPage(why_not=f"Prefect stores the log: {error}")
 
 
 class RunLog:
-    """The lines, where this is made."""
+    """Show log lines, extended in place."""
 
     def __init__(self, context: ConsoleContext, run: Run) -> None:
         self._context, self._run = context, run.prefect_run_id
@@ -74,7 +74,7 @@ class RunLog:
             self._more.visible = False
 
     async def read(self) -> None:
-        """Show what has come since, as far as it is not too much at once."""
+        """Show new lines, up to a limit."""
         while self._run is not None:
             page = await to_thread(read_log, self._context, self._run, self._many)
             self._why_not.text = page.why_not or ("" if self._many or page.lines else "It has no lines yet.")

@@ -1,4 +1,7 @@
-"""What a search page is asked for, and the address that says so: reloaded or shared, it shows the same."""
+"""Represent a search of the search page and its URL.
+
+A reloaded or shared URL shows the same search.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from starlette.datastructures import QueryParams
 from flows.search.query import Find
 
 PAGE = 24
-"""Hits that are shown at first, and how many more each time."""
+"""Hits of the first page, and of each further one."""
 
 MOST = 20 * PAGE
 LONGEST_TEXT = 2000
@@ -20,11 +23,11 @@ KINDS: tuple[Find, ...] = get_args(Find)
 
 @dataclass(frozen=True, slots=True)
 class SearchParams:
-    """One search."""
+    """Represent one search."""
 
     text: str = ""
-    picture: str | None = None
-    """The token of an image that was handed in; see `Uploads`."""
+    image: str | None = None
+    """The token of an uploaded image; see `Uploads`."""
 
     like: UUID | None = None
     find: Find = "images"
@@ -34,21 +37,21 @@ class SearchParams:
 
     @property
     def is_query(self) -> bool:
-        """Whether anything is looked for."""
-        return bool(self.text or self.picture or self.like)
+        """Return whether the search has a query."""
+        return bool(self.text or self.image or self.like)
 
     @property
     def address(self) -> str:
-        """The path of the page that shows this search.
+        """Return the path of this search.
 
-        >>> Asked("a red apple", find="texts", where=(("source", "shop"),)).address
+        >>> SearchParams("a red apple", find="texts", where=(("source", "shop"),)).address
         '/search?q=a+red+apple&find=texts&where=source%3Dshop'
-        >>> Asked().address
+        >>> SearchParams().address
         '/search'
         """
         said: list[tuple[str, Any]] = [
             ("q", self.text),
-            ("picture", self.picture),
+            ("picture", self.image),
             ("like", self.like),
             ("find", "" if self.find == "images" else self.find),
             *(("where", f"{field}={value}") for field, value in self.where),
@@ -60,17 +63,17 @@ class SearchParams:
 
 
 def parse_params(params: QueryParams) -> SearchParams:
-    """Return what the query of an address asks for.
+    """Parse the query of a search URL.
 
     Raises:
-        ValueError: it says what no search can be; the message is for whoever opened it.
+        ValueError: a parameter is invalid; the message is for the user.
     """
     find = next((kind for kind in KINDS if kind == params.get("find", "images")), None)
     if find is None:
-        raise ValueError(f"the address asks for find={params['find']}; it takes {' or '.join(KINDS)}")
+        raise ValueError(f"the address has find={params['find']}; it takes {' or '.join(KINDS)}")
     return SearchParams(
         text=params.get("q", "").strip()[:LONGEST_TEXT],
-        picture=params.get("picture") or None,
+        image=params.get("picture") or None,
         like=_like(params.get("like")),
         find=find,
         where=parse_filters(params.getlist("where")),
@@ -80,19 +83,16 @@ def parse_params(params: QueryParams) -> SearchParams:
 
 
 def parse_filters(filters: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Return filters as people write them as fields and values; of those with the same field the last.
+    """Parse `field=value` filters; of those with the same field the last counts.
 
     Raises:
-        ValueError: one is no filter.
-
-    >>> pairs(["kind=poem", "source=a=b", "kind=song"])
-    (('kind', 'song'), ('source', 'a=b'))
+        ValueError: one is malformed.
     """
     found = {}
     for one in filters:
         field, equals, value = one.partition("=")
         if not field.strip() or not equals:
-            raise ValueError(f"{one!r} is no filter; write it as field=value, such as source=shop")
+            raise ValueError(f"{one!r} is not a filter; write it as field=value, such as source=shop")
         found[field.strip()] = value
     return tuple(found.items())
 
@@ -101,13 +101,13 @@ def _like(given: str | None) -> UUID | None:
     try:
         return UUID(given) if given else None
     except ValueError:
-        raise ValueError(f"the address asks for like={given}, which is no record's id") from None
+        raise ValueError(f"the address has like={given}, which is no record's id") from None
 
 
 def _number(name: str, given: str | None, least: float, most: float) -> float | None:
     if not given:
         return None
-    problem = f"the address asks for {name}={given}; it takes a number from {least:g} to {most:g}"
+    problem = f"the address has {name}={given}; it takes a number from {least:g} to {most:g}"
     try:
         number = float(given)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where the time of a run went: a stacked bar, and what it means in words."""
+"""Show the time per stage of a run as a stacked bar."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -20,20 +20,20 @@ COLOURS = {
     "mark": 5,
     "store": 6,
 }
-"""The colour `--stage-N` of each stage of an ingest; those of other flows take theirs by their place."""
+"""The colour `--stage-N` of each ingest stage; those of other flows follow from their position."""
 
 MANY_COLOURS = 8
 
 
 def stages_of(run: Run) -> list[tuple[str, float]]:
-    """Return the stages of a run that took any time, each with its seconds, in the order of the work."""
+    """Return the stages of a run with their seconds, in pipeline order."""
     order = list(COLOURS)
     taken = [(name, float(seconds)) for name, seconds in run.seconds.items() if name != TOTAL and seconds]
     return sorted(taken, key=lambda stage: order.index(stage[0]) if stage[0] in order else len(order))
 
 
 def stages_text(stages: Sequence[tuple[str, float]]) -> str:
-    """Return what a bar shows, for whoever does not see it.
+    """Return the alternative text of a bar.
 
     >>> in_words([("read", 0.5), ("embed", 90.0)])
     'Seconds per stage: read 500 ms, embed 1 min 30 s'
@@ -42,7 +42,7 @@ def stages_text(stages: Sequence[tuple[str, float]]) -> str:
 
 
 def bar(stages: Sequence[tuple[str, float]], *, slim: bool = False) -> None:
-    """Draw one bar: the wider a stage, the longer it was at work."""
+    """Draw one bar with stages in proportion to their time."""
     words = stages_text(stages)
     drawn = ui.element("div").classes("sl-bar" + (" sl-slim" if slim else ""))
     drawn.props["role"], drawn.props["aria-label"], drawn.props["title"] = "img", words, words
@@ -50,10 +50,9 @@ def bar(stages: Sequence[tuple[str, float]], *, slim: bool = False) -> None:
 
 
 def _gradient(stages: Sequence[tuple[str, float]]) -> str:
-    """Return the bar as one background: an element for each part would cost more than the rest of a row.
+    """Return the bar as one CSS background.
 
-    >>> _gradient([("read", 1.0), ("embed", 3.0)])
-    'linear-gradient(to right, var(--stage-0) 0.00% 25.00%, var(--stage-3) 25.00% 100.00%)'
+    An element for each part would cost more than the rest of a row.
     """
     ends = [*accumulate(seconds for _, seconds in stages)]
     parts = (
@@ -64,7 +63,7 @@ def _gradient(stages: Sequence[tuple[str, float]]) -> str:
 
 
 def legend(stages: Sequence[tuple[str, float]]) -> None:
-    """Name the colours of a bar, with the seconds."""
+    """Show the colours of a bar, with the seconds."""
     with ui.element("div").classes("sl-row sl-legend"):
         for place, (name, seconds) in enumerate(stages):
             with ui.element("span").classes("sl-key"):
@@ -73,18 +72,18 @@ def legend(stages: Sequence[tuple[str, float]]) -> None:
 
 
 def duration_s(run: Run, now: datetime) -> float:
-    """Return for how many seconds a run went on, or has until now."""
+    """Return the seconds of a run, until now if it still runs."""
     return ((run.ended or now) - run.started).total_seconds()
 
 
 def records_per_second(run: Run, now: datetime) -> str:
-    """Return how many records a second a run has read; a dash for one that reads none."""
+    """Return records read per second; a dash without records."""
     read, seconds = run.counts.get("read"), run.seconds.get(TOTAL) or duration_s(run, now)
     return f"{read / seconds:,.1f}" if read and seconds else "–"
 
 
 def flattened(counts: Mapping[str, Any], within: str = "") -> list[tuple[str, Any]]:
-    """Return counts that have others inside as one list.
+    """Flatten nested counts into one list.
 
     >>> flat({"read": 3, "reasons": {"bad_image": 1}})
     [('read', 3), ('reasons: bad_image', 1)]

@@ -1,1 +1,1 @@
-"""Pages of the console, one module for each."""
+"""Define the pages of the console, one module each."""

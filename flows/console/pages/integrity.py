@@ -1,4 +1,4 @@
-"""Whether Postgres and Qdrant agree, and what mends it where they do not."""
+"""Show whether Postgres and Qdrant agree, and repair differences."""
 
 from asyncio import gather, to_thread
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from flows.console.components.consistency import (
     Comparisons,
     Verdict,
     findings_text,
+    kind_name,
     read_collections,
     read_comparisons,
     repair_text,
@@ -53,14 +54,14 @@ def add_page(context: ConsoleContext) -> None:
 
 
 class Page:
-    """What is on the page; while a comparison runs, only what has changed is shown anew."""
+    """Show the page, updated in place while a comparison runs."""
 
     def __init__(
         self, context: ConsoleContext, watch: RunWatcher, compared: Comparisons, stored: Collections
     ) -> None:
         self._context, self._watch, self._compared, self._stored = context, watch, compared, stored
         with ui.element("div").classes("sl-column") as self._where:
-            self._away = KeyedList[str](ui.element("div").classes("sl-column"))
+            self._problems = KeyedList[str](ui.element("div").classes("sl-column"))
             with ui.element("div").classes("sl-sheet") as self._sheet, ui.element("div").classes("sl-row"):
                 self._verdict = ui.label().props("role=status")
                 self._repair = ui.button("Repair…", on_click=self._confirm_repair).props("unelevated no-caps")
@@ -88,8 +89,8 @@ class Page:
         self._sheet.classes(replace="sl-sheet" + (" sl-problem" if differ else ""))
         self._sheet.visible = self._compared.problem is None
         self._repair.visible = bool(differ)
-        away = sorted({one for one in (self._compared.problem, self._stored.problem) if one})
-        self._away.show([(one, None, partial(box, problem, one)) for one in away])
+        problems = sorted({one for one in (self._compared.problem, self._stored.problem) if one})
+        self._problems.show([(one, None, partial(box, problem, one)) for one in problems])
         findings: list[Child[str]] = []
         if verdict.problem is not None:
             findings.append(("problem", verdict.problem, partial(box, problem, verdict.problem)))
@@ -123,17 +124,19 @@ class Page:
 
 
 def verdict_text(verdict: Verdict, now: datetime) -> str:
-    """Return whether the stores agree, as far as anybody has looked."""
+    """Return whether the stores agree, as of the last comparison."""
     if verdict.last is None:
         return "Postgres and Qdrant have not been compared yet."
     when = ago(verdict.last.ended, now)
     if verdict.differences:
-        return f"Postgres and Qdrant differ, as of {when}. Postgres is the truth; a repair mends Qdrant."
-    return f"Postgres and Qdrant agree. Compared {when}; that took {duration(duration_s(verdict.last, now))}."
+        return (
+            f"Postgres and Qdrant differ, as of {when}. Postgres is authoritative; a repair corrects Qdrant."
+        )
+    return f"Postgres and Qdrant agree. Compared {when}, in {duration(duration_s(verdict.last, now))}."
 
 
 def pending_text(waiting: Figures, now: datetime) -> str:
-    """Return how far the index is behind.
+    """Return how far the index lags behind.
 
     >>> pending_in_words(Figures(9, 2, 0, datetime(2026, 1, 1, 11), None), datetime(2026, 1, 1, 12))
     'The index is behind: 2 records wait for the next ingest, the oldest for 1 h.'
@@ -148,12 +151,10 @@ def pending_text(waiting: Figures, now: datetime) -> str:
 
 def _differences(differ: Sequence[tuple[str, int]]) -> ui.element:
     with ui.element("section").classes("sl-sheet") as sheet:
-        heading("What differs")
-        rows = [
-            [kind.replace("_", " "), many(number, NOUNS[kind]), MEANINGS[kind]] for kind, number in differ
-        ]
-        table(("kind", "how many", "what it means"), rows)
-        ui.label("Which ones: run sightline reconcile").classes("sl-faint")
+        heading("Differences")
+        rows = [[kind_name(kind), many(number, NOUNS[kind]), MEANINGS[kind]] for kind, number in differ]
+        table(("kind", "count", "meaning"), rows)
+        ui.label("For a list, run: sightline reconcile").classes("sl-faint")
     return sheet
 
 
@@ -161,7 +162,7 @@ def _collections(collections: Sequence[CollectionState]) -> ui.element:
     with ui.element("section").classes("sl-sheet") as sheet:
         heading("Collections")
         if not collections:
-            ui.label("There is none yet; the first ingest makes one.").classes("sl-faint")
+            ui.label("None yet; the first ingest creates one.").classes("sl-faint")
             return sheet
         rows: list[Row] = [
             [
@@ -174,7 +175,9 @@ def _collections(collections: Sequence[CollectionState]) -> ui.element:
             ]
             for one in collections
         ]
-        table(("collection", "state", "searched", "", "points by Postgres", "in Qdrant"), rows, numbers=2)
+        table(
+            ("collection", "state", "searched", "", "points in Postgres", "points in Qdrant"), rows, numbers=2
+        )
     return sheet
 
 
@@ -198,6 +201,6 @@ def _history(comparisons: Sequence[Run]) -> ui.element:
             ]
             for run in comparisons
         ]
-        table(("started, UTC", "", "outcome", "found", "took"), rows, numbers=1)
-        ui.link("All of them", "/runs?flow=reconcile").classes("sl-faint")
+        table(("started, UTC", "", "outcome", "found", "duration"), rows, numbers=1)
+        ui.link("All comparisons", "/runs?flow=reconcile").classes("sl-faint")
     return sheet

@@ -1,4 +1,4 @@
-"""The first page: within ten seconds, whether the index is fresh and true, and what failed."""
+"""Show the overview: freshness, availability of the stores, and failed flows."""
 
 from datetime import UTC, datetime
 from functools import partial
@@ -35,7 +35,7 @@ def add_page(context: ConsoleContext) -> None:
 
 
 def show(seen: Observation, now: datetime) -> None:
-    """Show what was seen."""
+    """Show an observation."""
     for sentence in (seen.postgres_problem, seen.qdrant_problem):
         if sentence is not None:
             problem(sentence)
@@ -63,11 +63,11 @@ def _records(catalogued: Catalogued, at: datetime) -> None:
     )
     tile("Pending", f"{figures.pending:,}", kind="sl-warn" if figures.pending else "")
     if figures.waiting_since is None or figures.newest_waiting is None:
-        tile("Freshness", "fresh", "no record waits", "sl-good")
+        tile("Freshness", "fresh", "no record is pending", "sl-good")
     else:
         newest = duration((at - figures.newest_waiting).total_seconds())
         kind = "sl-bad" if figures.age_s(at) > STALE_S else "sl-warn"
-        tile("Freshness", duration(figures.age_s(at)), f"the oldest waits; the newest {newest}", kind)
+        tile("Freshness", duration(figures.age_s(at)), f"oldest pending; newest {newest}", kind)
     tile("Rejected", f"{catalogued.open_rejects:,}", kind="sl-warn" if catalogued.open_rejects else "")
     tile("Deleted", f"{figures.deleted:,}")
 
@@ -75,7 +75,7 @@ def _records(catalogued: Catalogued, at: datetime) -> None:
 def _stores(seen: Observation) -> None:
     for name, trouble in (("Postgres", seen.postgres_problem), ("Qdrant", seen.qdrant_problem)):
         points = "" if seen.indexed is None or name == "Postgres" else many(seen.indexed.points, "point")
-        tile(name, "away" if trouble else "up", points, "sl-bad" if trouble else "sl-good")
+        tile(name, "down" if trouble else "up", points, "sl-bad" if trouble else "sl-good")
     free = seen.disk_free_bytes / seen.disk_bytes
     tile(
         "Disk",
@@ -96,7 +96,7 @@ def _failed(failed: tuple[Run, ...], now: datetime) -> None:
             ]
             for run in failed
         ]
-        table(("what", "when", "why"), rows)
+        table(("flow", "ended", "error"), rows)
 
 
 def _last_runs(last_runs: tuple[Run, ...], now: datetime) -> None:
@@ -115,15 +115,15 @@ def _last_runs(last_runs: tuple[Run, ...], now: datetime) -> None:
             ]
             for run in last_runs
         ]
-        table(("flow", "outcome", "started", "took", "records/s"), rows, numbers=2)
+        table(("flow", "outcome", "started", "duration", "records/s"), rows, numbers=2)
 
 
 def _searches(seen: Observation, catalogued: Catalogued) -> None:
     with ui.element("section").classes("sl-sheet"):
-        heading("Searches")
+        heading("Active collection")
         collection = None if seen.indexed is None else seen.indexed.collection
         if collection is None:
-            ui.label("No collection is in use yet; the first ingest makes one.").classes("sl-faint")
+            ui.label("No collection is active yet; the first ingest creates one.").classes("sl-faint")
             return
         rows = [
             ["model", collection.model],
@@ -140,12 +140,12 @@ def _searches(seen: Observation, catalogued: Catalogued) -> None:
 
 
 def _trend(days: tuple[Day, ...]) -> None:
-    """Draw the last days: records a second, rejects, recall."""
+    """Draw the last days: throughput, rejects, recall."""
     with ui.element("section").classes("sl-sheet"):
         heading("Last 30 days")
         with ui.element("div").classes("sl-two"):
             _chart("Records read", days, [day.read for day in days], "bar")
-            _chart("Records a second", days, [_rounded(day.records_a_second, 1) for day in days], "line")
+            _chart("Records per second", days, [_rounded(day.records_a_second, 1) for day in days], "line")
             _chart("Rejected", days, [day.rejected for day in days], "bar")
             _chart("Recall@10", days, [_rounded(day.recall, 3) for day in days], "line", most=1)
 

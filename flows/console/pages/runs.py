@@ -1,4 +1,4 @@
-"""The runs: what goes on, what can be started, and how the earlier ones went."""
+"""Show the runs: in progress, startable flows, and history."""
 
 from asyncio import to_thread
 
@@ -31,13 +31,13 @@ def add_page(context: ConsoleContext) -> None:
             with ui.element("section").classes("sl-column"):
                 heading("Now")
                 live = ActiveRuns(context, watch, idle="Nothing runs now.")
-            startable = FlowControls(context, watch, live)
+            controls = FlowControls(context, watch, live)
             history = History(context, wanted, found)
 
             async def refresh() -> None:
                 snapshot = await watch.read()
                 live.show(snapshot)
-                startable.show(snapshot)
+                controls.show(snapshot)
                 await history.follow()
 
             ui.timer(REFRESH_S, refresh)

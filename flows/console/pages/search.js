@@ -1,20 +1,20 @@
-// A picture that is chosen, pasted, or dropped anywhere on the page is handed in; the page is told its token.
+// Upload an image that is chosen, pasted, or dropped anywhere on the page; the page receives its token.
 (() => {
   const chooser = () => document.getElementById("sl-chooser");
   const box = () => document.getElementById("sl-query");
 
-  async function handIn(file) {
+  async function upload(file) {
     const most = Number(chooser().dataset.most);
     if (file.size > most) {
-      emitEvent("sl_picture", { problem: `${file.name}: larger than ${Math.floor(most / 2 ** 20)} MiB; supply a smaller picture` });
+      emitEvent("sl_image", { problem: `${file.name}: larger than ${Math.floor(most / 2 ** 20)} MiB; supply a smaller image` });
       return;
     }
-    emitEvent("sl_picture", { coming: file.name });
+    emitEvent("sl_image", { coming: file.name });
     try {
       const answer = await fetch(`/search/pictures?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
-      emitEvent("sl_picture", answer.ok ? await answer.json() : { problem: `${file.name}: ${await answer.text()}` });
+      emitEvent("sl_image", answer.ok ? await answer.json() : { problem: `${file.name}: ${await answer.text()}` });
     } catch (error) {
-      emitEvent("sl_picture", { problem: `${file.name} could not be sent (${error.message}); is the console still running?` });
+      emitEvent("sl_image", { problem: `${file.name} could not be sent (${error.message}); is the console still running?` });
     }
   }
 
@@ -24,14 +24,14 @@
 
   document.addEventListener("change", (event) => {
     if (event.target !== chooser() || !event.target.files.length) return;
-    handIn(event.target.files[0]);
+    upload(event.target.files[0]);
     event.target.value = "";  // so that the same file can be chosen again
   });
   document.addEventListener("paste", (event) => {
     const file = event.clipboardData?.files[0];
     if (!file) return;
     event.preventDefault();
-    handIn(file);
+    upload(file);
   });
   document.addEventListener("dragenter", (event) => { if (hasFiles(event)) { inside++; mark(); } });
   document.addEventListener("dragleave", (event) => { if (hasFiles(event)) { inside--; mark(); } });
@@ -41,7 +41,7 @@
     event.preventDefault();
     inside = 0;
     mark();
-    if (event.dataTransfer.files.length) handIn(event.dataTransfer.files[0]);
+    if (event.dataTransfer.files.length) upload(event.dataTransfer.files[0]);
   });
   document.addEventListener("keydown", (event) => {
     const typing = event.target.closest?.("input, textarea, select, [contenteditable=true]");
