@@ -107,7 +107,7 @@ def make_private_folder(folder: Path) -> None:
 
 
 def load_or_create_secret(path: Path, create: Callable[[], str]) -> str:
-    """Read a secret from a file, which is created if there is none.
+    """Read a secret from a file, or create it.
 
     Raises:
         SecretUnusable: the file holds none, or others may read it.
@@ -119,7 +119,7 @@ def load_or_create_secret(path: Path, create: Callable[[], str]) -> str:
 
 
 def user_name(uid: int) -> str:
-    """Return the name of a user, or the id where it has none."""
+    """Return the name of a user, or the id without one."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -145,7 +145,10 @@ def _managed_entries(directory: Path) -> "Iterator[os.DirEntry[str]]":
 
 
 def _restrict_below(folder: Path) -> None:
-    """Restrict the content of a folder, then the folder, so that an interrupted walk is repeated."""
+    """Restrict the content of a folder, then the folder.
+
+    So a walk that was interrupted is repeated.
+    """
     for place, _, names in os.walk(folder, topdown=False):
         for name in names:
             _revoke(Path(place) / name)
@@ -153,7 +156,10 @@ def _restrict_below(folder: Path) -> None:
 
 
 def _revoke(path: Path, rights: int = OTHERS) -> None:
-    """Revoke mode bits of a file of this user, which may be gone; skip a link."""
+    """Revoke mode bits of a file of this user; skip links.
+
+    The file may be gone meanwhile.
+    """
     with suppress(FileNotFoundError):
         found = path.lstat() if path.is_symlink() else path.stat()
         if found.st_mode & rights and found.st_uid == os.geteuid() and not stat.S_ISLNK(found.st_mode):

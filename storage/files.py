@@ -57,7 +57,7 @@ def atomic_write(path: Path, content: bytes, *, replace: bool = True) -> None:
 
 
 def durable_rename(source: Path, target: Path) -> None:
-    """Sync a file, or a folder with its files, and rename it to `target`.
+    """Sync a file or a folder with its files, and rename it.
 
     A file of that name is replaced, as is an empty folder.
     """
@@ -147,7 +147,9 @@ def open_file(
     owners: Collection[int] | None = None,
     closed: int = OTHERS_WRITE,
 ) -> int:
-    """Open a file that no other user can have written; return its descriptor.
+    """Open a file that no other user can have written.
+
+    Returns its descriptor.
 
     Args:
         path: its name; where `folder` is given, the last part of it counts.

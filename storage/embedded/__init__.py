@@ -1,1 +1,1 @@
-"""Run Postgres and Qdrant's engine in the data directory, without servers of the user."""
+"""Run Postgres and Qdrant's engine inside the data directory."""

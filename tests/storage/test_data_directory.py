@@ -1,4 +1,4 @@
-"""Whose data directory is used, and who else can read in it."""
+"""Ownership and modes of the data directory."""
 
 import os
 import stat
@@ -47,7 +47,7 @@ LOOSE = {
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """A folder into which all users of the machine may write, such as /tmp."""
+    """A folder that all users may write to, such as /tmp."""
     with open_folder() as folder:
         folder.chmod(0o1777)
         yield folder
@@ -58,7 +58,7 @@ def mode(path: Path) -> int:
 
 
 def loose(home: Path) -> Path:
-    """A data directory with modes as a umask of 022 makes them, and a file of the user's in it."""
+    """A data directory with the modes of a umask of 022."""
     a_folder(home, LOOSE | {"notes.txt": b"mine"})
     for path in (home, *home.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)

@@ -1,4 +1,4 @@
-"""What the embedded index takes it can read back; what it cannot read, it keeps, and says so."""
+"""The embedded index reads back all that it accepts, and keeps unreadable records."""
 
 import subprocess
 import sys
@@ -315,7 +315,7 @@ def test_the_depth_of_a_body_is_that_of_its_brackets_outside_of_strings(body: by
 
 
 def written_by_an_older_release(home: Path, code: str) -> Path:
-    """Write to the only shard with the engine alone, and leave it as a kill does."""
+    """Write to the only shard with the engine alone, as before a kill."""
     stop(home)
     [shard] = (home / "qdrant" / "shards").iterdir()
     lines = f"""if True:

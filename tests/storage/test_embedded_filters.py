@@ -1,4 +1,4 @@
-"""Every kind of filter, on the embedded index and on Qdrant's own in-memory client alike."""
+"""Every kind of filter, compared with Qdrant's in-memory client."""
 
 from collections.abc import Iterator
 from datetime import date

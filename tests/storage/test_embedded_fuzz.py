@@ -1,4 +1,4 @@
-"""Whatever is sent to the embedded index: what it acknowledged survives a kill, and all collections open."""
+"""Acknowledged writes survive random requests and kills, and all collections open."""
 
 import json
 from collections.abc import Callable
@@ -279,7 +279,7 @@ class Sender:
 
 
 def held(http: httpx.Client) -> dict[str, Json]:
-    """What each collection answers to reads: its points, their number, its settings, a search."""
+    """The responses of each collection to reads: points, count, settings, a search."""
     names = [one["name"] for one in read(http, "GET", "/collections")["collections"]]
     return {name: held_in(http, f"/collections/{quote(name, safe='')}") for name in names}
 

@@ -1,4 +1,4 @@
-"""Graphs are built beside the collection and switched to; nothing is lost, and nothing left over."""
+"""Graphs are built beside the collection and switched to without loss or remains."""
 
 import asyncio
 import os
@@ -76,7 +76,7 @@ def folders(store: Store) -> list[str]:
 
 
 def during(work: Awaitable[int], act: Callable[[], object]) -> int | BaseException:
-    """Run `work`, and call `act` whenever it waits for something; return its result or what it raised."""
+    """Run `work`, and call `act` at each wait; return result or error."""
 
     async def run() -> int | BaseException:
         task = asyncio.ensure_future(work)
@@ -176,7 +176,7 @@ def test_the_collection_goes_on_when_the_process_that_builds_is_killed(store: St
 
 
 def kill_children(parent: int, named: str) -> int:
-    """SIGKILL the processes that `parent` started to run the module `named`; returns how many."""
+    """SIGKILL the children of `parent` that run a module; return their number."""
     killed = 0
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""The process behind the embedded index: found, shared, restarted, ended, and what survives its death."""
+"""The owner process of the embedded index: found, shared, restarted, ended, killed."""
 
 import os
 import shutil
@@ -293,7 +293,10 @@ def test_every_acknowledged_batch_survives_kills_and_no_batch_is_torn(home: Path
 
 
 def write_until(killed: Event, client: QdrantClient, numbers: Iterator[int], acknowledged: set[int]) -> None:
-    """Write until a write fails, as one does that is under way; a kill between two of them fails none."""
+    """Write until a write fails.
+
+    The one that is under way at a kill fails; a kill between two of them fails none.
+    """
     try:
         for number in numbers:
             client.upsert(NAME, a_batch(number))

@@ -1,4 +1,4 @@
-"""Whatever is done, in whatever order, the embedded index ends up holding what local mode holds."""
+"""Random sequences of operations leave the index equal to local mode."""
 
 from collections.abc import Callable
 from itertools import count
@@ -27,12 +27,12 @@ numbers = count()
 
 
 def step(act: Callable[..., object], *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:
-    """A step that calls `act` with a client, a collection and what the strategies draw."""
+    """A step that calls `act` with a client, a collection and drawn values."""
     return st.tuples(*arguments).map(lambda drawn: lambda client, name: act(client, name, *drawn))
 
 
 def present(client: QdrantClient, name: str, which: Any) -> Any:
-    """Those of the ids that are there: for the others a server answers 404, and local mode differs."""
+    """The ids that exist; for others a server and local mode differ."""
     if isinstance(which, models.Filter):
         return which
     return [point.id for point in client.retrieve(name, which, with_payload=False)]

@@ -1,4 +1,4 @@
-"""Every kind of query, on the embedded index and on Qdrant's own in-memory client alike."""
+"""Every kind of query, compared with Qdrant's in-memory client."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,7 +53,10 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
 
 
 def assert_same_ranking(ours: Sequence[models.ScoredPoint], theirs: Sequence[models.ScoredPoint]) -> None:
-    """Same scores in the same order; among equal scores any order, and at the end any of the equals."""
+    """Same scores in the same order; equal scores in any order.
+
+    At the end, any of the equals may be there.
+    """
     assert [hit.score for hit in ours] == pytest.approx([hit.score for hit in theirs], rel=1e-5, abs=1e-5)
     if not ours:
         return

@@ -77,7 +77,7 @@ def test_points_are_retrieved_with_what_is_asked_of_them(both: Both, with_payloa
 
 
 def shape(vectors: Any) -> Any:
-    """Vectors with rounded numbers, comparable whatever the order of names and indices."""
+    """Vectors with rounded numbers, independent of the order of names and indices."""
     if isinstance(vectors, dict):
         return {name: shape(vector) for name, vector in vectors.items()}
     if isinstance(vectors, models.SparseVector):

@@ -1,4 +1,4 @@
-"""Attacks on the embedded servers, by another user or with a stolen key."""
+"""Attacks on the embedded servers by another user or with a stolen key."""
 
 import fcntl
 import hashlib
@@ -63,7 +63,7 @@ def port_of(access: Access) -> int:
 
 
 class Listener:
-    """Takes connections at an address, and keeps what is sent to it."""
+    """Accepts connections at an address, and keeps the received bytes."""
 
     def __init__(self, server: socket.socket) -> None:
         self.heard = b""
@@ -92,7 +92,7 @@ def listening(port: int = 0) -> Iterator[tuple[Listener, int]]:
 
 @contextmanager
 def a_program(**options: object) -> Iterator[int]:
-    """Yield the pid of a program that has nothing to do with us."""
+    """Yield the pid of an unrelated program."""
     with subprocess.Popen(["sleep", "60"], **options) as program:
         try:
             yield program.pid
@@ -121,7 +121,7 @@ def connect(port: int) -> socket.socket:
 
 
 def is_ended(connection: socket.socket, within_s: float) -> bool:
-    """Whether the server ends the connection in time, with an answer or without."""
+    """Whether the server closes the connection in time."""
     connection.settimeout(within_s)
     with suppress(ConnectionError):
         try:
@@ -157,7 +157,7 @@ def test_a_head_without_end_is_refused(embedded: QdrantClient, index_home: Path)
 
 @pytest.fixture
 def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[socket.socket]]:
-    """A server as the owner's, with short limits of time: its socket in a folder, and its port."""
+    """A server like the owner's with short time limits; its socket and port."""
     monkeypatch.setattr(bounded_http, "HEAD_S", 0.3)
     monkeypatch.setattr(bounded_http, "BODY_S", 0.3)
     with socket.socket(socket.AF_UNIX) as private, socket.create_server(("127.0.0.1", 0)) as public:
@@ -212,7 +212,7 @@ def test_our_own_socket_has_no_limit_of_time(bounded: list[socket.socket]):
 
 @contextmanager
 def claimed(home: Path, pid: int, *, port: int = 1) -> Iterator[None]:
-    """Have the files of `home` say that `pid` owns the index, and the lock be held."""
+    """Write an address file and hold a lock as process `pid` would."""
     folder = home / "qdrant"
     folder.mkdir(mode=0o700)
     access = {"url": f"http://127.0.0.1:{port}", "key": "k", "pid": pid, "since": "2026-01-01T00:00:00Z"}
@@ -309,7 +309,7 @@ def test_a_recovery_reads_the_own_snapshots_and_nothing_else(
 
 
 def url_of_the_host_header(request: HTTPConnection) -> URL:
-    """The URL of a request as Starlette made it before it checked the Host header."""
+    """The URL of a request as Starlette built it from the Host header."""
     return URL(f"http://{request.headers['host']}{request.scope['path']}")
 
 
@@ -329,7 +329,7 @@ def test_a_host_header_opens_no_path(
 
 @pytest.fixture
 def uploads(tmp_path: Path) -> Iterator[tuple[TestClient, Path]]:
-    """A client of an index that has the key, and the index's folder."""
+    """A client with the key, and the folder of its index."""
     folder = tmp_path / "qdrant"
     folder.mkdir()
     with (

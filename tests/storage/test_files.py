@@ -23,7 +23,7 @@ def kind(descriptor: int) -> str:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is synced and renamed, in order."""
+    """The syncs and renames, in order."""
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace
 

@@ -1,4 +1,4 @@
-"""Qdrant's REST API as qdrant-client speaks it: the embedded index answers like a server."""
+"""Qdrant's REST API: the embedded index responds like a server."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -341,7 +341,7 @@ BAD = [
 
 
 def raw(client: QdrantClient, method: str, path: str, **more: Any) -> httpx.Response:
-    """Send what qdrant-client itself would not."""
+    """Send a request that qdrant-client itself would not."""
     return client._client.openapi_client.client._client.request(
         method, f"{client._client.rest_uri}{path}", **more
     )
@@ -372,7 +372,7 @@ def test_a_number_that_is_none_or_overflows_keeps_the_whole_batch_out(
 
 @pytest.fixture
 def embedded_pictures(embedded: QdrantClient) -> Iterator[QdrantClient]:
-    """What only the embedded index promises is asked of it alone."""
+    """A client of the embedded index alone, for its own promises."""
     embedded.create_collection(NAME, vectors_config=COSINE)
     embedded.upsert(NAME, [a_point(1, X), a_point(2, Y), a_point(3, Z)])
     yield embedded
@@ -492,7 +492,7 @@ def access(index_home: Path) -> Access:
 
 @pytest.fixture
 def http(access: Access) -> Iterator[httpx.Client]:
-    """Plain HTTP with the key, for what qdrant-client has no word for."""
+    """Plain HTTP with the key, for requests that qdrant-client lacks."""
     with httpx.Client(base_url=access.url, headers={"api-key": access.key}, timeout=60) as http:
         yield http
 

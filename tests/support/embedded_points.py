@@ -1,4 +1,4 @@
-"""Points of every shape, in the embedded engine and in the client's own in-memory store alike."""
+"""Points of every shape, in the engine and in the in-memory store."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,7 +108,10 @@ WITHOUT_MULTI = 7
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Both:
-    """The same points in the engine and in the client's own store; "other" is a second collection."""
+    """The same points in the engine and in the client's own store.
+
+    "other" is a second collection.
+    """
 
     target: Target
     other: Target
@@ -141,7 +144,7 @@ def a_shard(path: Path, points: list[models.PointStruct], indexed: bool) -> edge
 
 @contextmanager
 def opened(folder: Path, *, indexed: bool) -> Iterator[Both]:
-    """Both stores with the same points; `indexed` says whether the engine has payload indexes."""
+    """Both stores with the same points; `indexed` adds payload indexes."""
     local = QdrantClient(":memory:")
     fill(local)
     shards = [a_shard(folder / name, points, indexed=indexed) for name, points in COLLECTIONS.items()]

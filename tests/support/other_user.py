@@ -1,4 +1,4 @@
-"""Another user of this machine, and folders that such a user may enter."""
+"""Another user of this machine, and folders open to that user."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ has_another_user = pytest.mark.skipif(
 
 @contextmanager
 def open_folder() -> Iterator[Path]:
-    """A folder below /tmp that others may enter, as pytest's own are not; gone afterwards."""
+    """A folder below /tmp that others may enter; removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="sightline-"))
     folder.chmod(0o755)
     yield folder
@@ -37,7 +37,7 @@ def as_another_user(*command: object) -> "subprocess.CompletedProcess[str]":
 
 
 def readable_by_another_user(folder: Path) -> list[str]:
-    """What another user can read or write of `folder`, though it be found by its name alone."""
+    """The paths of `folder` that another user can read or write."""
     paths = [folder, *sorted(folder.rglob("*"))]
     script = 'for path in "$@"; do if [ -r "$path" ] || [ -w "$path" ]; then echo "$path"; fi; done'
     return as_another_user("/bin/sh", "-c", script, "sh", *paths).stdout.splitlines()

@@ -1,4 +1,4 @@
-"""Servers that outlive the test's process: made for one test, waited for, and gone afterwards."""
+"""Servers that outlive the test's process, and are stopped after the test."""
 
 import os
 import socket
@@ -24,7 +24,7 @@ HomeAt = Callable[[Path], Path]
 
 
 def environment_of(home: Path, database: URL, access: Access, model: Path) -> dict[str, str]:
-    """Return the variables with which a command uses these stores and this model."""
+    """Return the variables that make a command use these stores."""
     return {
         "SIGHTLINE_HOME": str(home),
         "SIGHTLINE_DATABASE_URL": database.render_as_string(hide_password=False),
@@ -35,7 +35,7 @@ def environment_of(home: Path, database: URL, access: Access, model: Path) -> di
 
 
 def environment_with_flows(home: Path, model: Path) -> dict[str, str]:
-    """Return the variables with which a command serves the flows of a home, or starts them there."""
+    """Return the variables with which a command serves or starts flows."""
     return {
         "SIGHTLINE_HOME": str(home),
         "SIGHTLINE_MODEL": str(model),
@@ -57,7 +57,7 @@ def a_free_port() -> int:
 
 @contextmanager
 def homes() -> Iterator[HomeAt]:
-    """Yield what makes a folder a home, whose servers are stopped afterwards."""
+    """Yield a function that makes homes; their servers are stopped afterwards."""
     with ExitStack() as stops:
 
         def home_at(path: Path) -> Path:
@@ -69,7 +69,7 @@ def homes() -> Iterator[HomeAt]:
 
 
 def let_in(folder: Path) -> Path:
-    """Let the account that runs root's Postgres pass to a folder below the temporary one; return it."""
+    """Let the account of root's Postgres pass to a temporary folder."""
     if os.geteuid() == 0 and not TEMPORARY.isdisjoint(folder.parents):
         for one in takewhile(lambda path: path not in TEMPORARY, (folder, *folder.parents)):
             if one.is_dir():

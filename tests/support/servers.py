@@ -30,7 +30,7 @@ START_TIMEOUT_S = 30
 
 @contextmanager
 def a_postgres_15(folder: Path) -> Iterator[URL]:
-    """Run a Postgres 15 in an empty folder; yield the URL of its first database.
+    """Run a Postgres 15 in an empty folder; yield its database URL.
 
     Args:
         folder: an absolute path.
@@ -59,7 +59,7 @@ def a_postgres_15(folder: Path) -> Iterator[URL]:
 
 @contextmanager
 def a_pgbouncer(folder: Path, home: Path, **options: object) -> Iterator[URL]:
-    """Run a PgBouncer in an empty folder, before the Postgres of a home; yield the URL to connect to.
+    """Run a PgBouncer before the Postgres of a home; yield its URL.
 
     Args:
         folder: an absolute path.

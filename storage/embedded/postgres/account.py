@@ -21,7 +21,7 @@ SERVER_USERS = ("postgres", "nobody")
 
 
 class PostgresUnavailable(StoreUnavailable):
-    """Report that the embedded Postgres is unavailable, with the cause and the remedy."""
+    """Report an unavailable embedded Postgres, with cause and remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,10 @@ def choose_account(home: Path, data: Path, binaries: Path) -> Account:
 
 
 def _unprivileged(data: Path) -> Account:
-    """Return the owner of existing data, so that an account added later changes nothing."""
+    """Return the owner of existing data, else the first existing account.
+
+    So an account that is added later changes nothing.
+    """
     if data.exists() and data.stat().st_uid != ROOT:
         return Account(data.stat().st_uid, data.stat().st_gid)
     for name in SERVER_USERS:
@@ -116,6 +119,6 @@ def _unprivileged(data: Path) -> Account:
 
 
 def _closed_folder(*paths: Path) -> Path:
-    """Return the first folder on the way to `paths` that others may not enter."""
+    """Return the first folder on the way that others may not enter."""
     on_the_way = [folder for path in paths for folder in (*reversed(path.parents), path)]
     return next((folder for folder in on_the_way if not folder.stat().st_mode & 0o001), paths[0])

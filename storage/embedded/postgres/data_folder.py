@@ -50,7 +50,7 @@ def create(paths: PostgresPaths, account: Account, binaries: Path, lock: int) ->
 
 
 def require_version(data: Path, binaries: Path) -> None:
-    """Check that the major version of the data is that of the programs.
+    """Check that the programs match the major version of the data.
 
     Raises:
         PostgresVersionMismatch: the data were written by another one.
@@ -71,7 +71,7 @@ def require_version(data: Path, binaries: Path) -> None:
 
 
 def end_orphans(paths: PostgresPaths) -> None:
-    """End servers whose data folder was deleted.
+    """End servers after their data folder was deleted.
 
     They notice only after a minute, and would then remove the socket of the next server.
     """
@@ -84,7 +84,7 @@ def end_orphans(paths: PostgresPaths) -> None:
 
 
 def remove_stale_pid(paths: PostgresPaths) -> None:
-    """Remove the pid file of a dead server, which would prevent a start.
+    """Remove the pid file of a dead server, which prevents a start.
 
     Postgres detects that a process is gone, but not that it is a zombie, or that its pid now belongs to
     another program. It still does not start while processes of the old server use the data, which it
@@ -124,7 +124,10 @@ def remove_stale_pid(paths: PostgresPaths) -> None:
 
 
 def _end(process: Path) -> None:
-    """End a Postgres server by SIGINT, then by SIGQUIT, after which the data recover."""
+    """End a Postgres server by SIGINT, then by SIGQUIT.
+
+    After SIGQUIT the data recover as after a crash.
+    """
     for kind in (signal.SIGINT, signal.SIGQUIT):
         with suppress(ProcessLookupError):
             os.kill(int(process.name), kind)

@@ -27,7 +27,7 @@ LAST_LINES = 8
 
 @dataclass(frozen=True, slots=True)
 class PostgresPaths:
-    """Name the folders and files of the Postgres in a data directory, an absolute path."""
+    """Name the files of the Postgres in `home`, an absolute path."""
 
     home: Path
 
@@ -84,7 +84,7 @@ class PostgresPaths:
 
 
 def trusted_uids(home: Path) -> set[int]:
-    """Return the ids of the users whose files in a data directory are trusted.
+    """Return the user ids that may own files in a data directory.
 
     These are this user, and for root the owner of `home` and the accounts that run Postgres for root.
     """
@@ -114,7 +114,7 @@ def ping(paths: PostgresPaths) -> pq.Ping:
 
 
 def make_socket_folder(paths: PostgresPaths, account: Account) -> None:
-    """Make the socket folder, where it is not `paths.folder`; hand it to `account`.
+    """Make the socket folder outside `paths.folder` if one is needed.
 
     It is below /tmp and not `tempfile.gettempdir()`, for a short name. Another user could be first to make
     a folder whose name can be guessed, and so prevent a start: the name is random, and `paths.link` holds it.
@@ -150,7 +150,7 @@ def remove_socket_folder(paths: PostgresPaths) -> None:
 
 
 def make_server_folder(folder: Path, account: Account) -> None:
-    """Make a private folder, or use a private one that exists; hand it to `account`.
+    """Make a private folder, or check an existing one; set its owner.
 
     Raises:
         PostgresUnavailable: it exists and is not private.
@@ -164,7 +164,7 @@ def make_server_folder(folder: Path, account: Account) -> None:
 
 
 def _require_private(folder: Path, owners: Collection[int]) -> None:
-    """Reject a folder that another user could have made, or could put a socket into."""
+    """Reject a folder that other users could have made or can enter."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise PostgresUnavailable(

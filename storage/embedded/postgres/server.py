@@ -46,7 +46,7 @@ SETTINGS = (
 
 
 def postgres_url(home: Path) -> str:
-    """Start the Postgres of a data directory if needed; return its SQLAlchemy URL.
+    """Start the Postgres of a data directory if needed; return its URL.
 
     The data lie in `home/postgres`. The server outlives this process, and all processes share it.
 
@@ -131,7 +131,7 @@ def find_binaries() -> Path:
 
 
 def _answers(paths: PostgresPaths) -> bool:
-    """Return whether a server accepts connections, after a start or stop in progress."""
+    """Return whether a server accepts connections; await a start or stop."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while (answer := ping(paths)) == Ping.REJECT:
         if time.monotonic() > deadline:

@@ -160,7 +160,10 @@ class Collection:
             self._shard = None
 
     def reopen(self) -> None:
-        """Drop the engine's shard in any state; the next use opens it again."""
+        """Drop the engine's shard in any state.
+
+        The next use opens it again.
+        """
         shard, self._shard, self._unflushed = self._shard, None, 0
         if shard is not None:
             with suppress(EngineFault, RequestError), engine_errors():

@@ -192,7 +192,7 @@ async def _builder(path: str) -> AsyncIterator["_Builder"]:
 
 
 class _Builder:
-    """Control the process that holds the new shard, one command at a time."""
+    """Control the process of the new shard, one command at a time."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process

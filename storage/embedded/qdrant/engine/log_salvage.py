@@ -128,7 +128,7 @@ def _find_replayable(shard: Path, unreadable: Path) -> tuple[int, str]:
 
 
 def _save_remainder(unreadable: Path, good: int, reason: str, aside: Path) -> Cut:
-    """Write the log from record `good` on to a file, and describe it."""
+    """Save the log from record `good` on, and describe the cut."""
     found = write_ahead_log.records(unreadable)
     stopped = found[good] if good < len(found) else None
     before = found[good - 1].number if good else -1

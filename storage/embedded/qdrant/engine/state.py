@@ -82,7 +82,7 @@ def write(folder: Path, state: IndexState) -> None:
 
 
 def require_readable(stored: CollectionState) -> None:
-    """Reject a collection whose description could not be read back.
+    """Reject a collection that could not be read back from the file.
 
     Raises:
         RequestError: with the reason.

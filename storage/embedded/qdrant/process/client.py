@@ -1,4 +1,4 @@
-"""Connect to the index of a data directory; start and stop its owner."""
+"""Connect to the index; start, find and stop its owner."""
 
 import os
 import signal
@@ -142,7 +142,7 @@ class _RestartingTransport(httpx.BaseTransport):
 
 
 def start(home: Path) -> Access:
-    """Start the owner of the index if needed; return its address and key.
+    """Start the owner of the index if needed; return its address.
 
     It outlives this process, and all processes share it.
 

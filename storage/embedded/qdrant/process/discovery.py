@@ -1,4 +1,4 @@
-"""Find the owner of an index by its lock and its address file.
+"""Find the owner of an index by lock and address file.
 
 The lock ends with the process, however that ends, and the file is trusted only while the process that it
 names holds the lock. Our own client reaches the owner by a socket in the index's folder, which
@@ -69,7 +69,7 @@ def find(home: Path) -> Access | None:
 
 
 def is_owned(home: Path) -> bool:
-    """Return whether an index has an owner, also one that starts or ends."""
+    """Return whether an index has an owner, even a starting one."""
     return _holder(home) is not None
 
 

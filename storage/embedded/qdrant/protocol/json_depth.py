@@ -1,4 +1,4 @@
-"""Limit the nesting of JSON to the depth that the log can hold.
+"""Limit the nesting of JSON to the depth of the log.
 
 The engine writes each operation to its write-ahead log as CBOR, and reads back 127 levels of maps and arrays.
 A deeper record is written all the same, and from then on the log cannot be read. A Qdrant server has the

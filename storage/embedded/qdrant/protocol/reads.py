@@ -38,7 +38,7 @@ def retrieve(request: models.PointRequest, target: Target) -> list[models.Record
 
 
 def scroll(request: models.ScrollRequest, target: Target) -> models.ScrollResult:
-    """Return one page in order of ids, and the next page's first id.
+    """Return one page in order of ids, and the next offset.
 
     In the order of a payload field there is no next id: pages start from a value of that field.
 

@@ -86,7 +86,7 @@ def _service_routes(store: Store, gateway: Gateway) -> Iterator[Route]:
 
 def _collection_routes(store: Store, gateway: Gateway) -> Iterator[Route]:
     def act(method: str, path: str, do: Callable[..., Any], body: Any = None) -> Route:
-        """Route to `do(*names in the path)`, and the body where there is one."""
+        """Route to `do`, with the names in the path and the body."""
 
         def with_names(request: Request, parsed: Any) -> Any:
             names = request.path_params.values()
