@@ -1,17 +1,17 @@
-"""From records to a candidate: pairs, training, a folder that any program can load, a row that says so."""
+"""Fine-tune a model on stored pairs, and register the result as a candidate."""
 
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import Any, get_args
+from typing import get_args
 from uuid import UUID
 
 from datasets import Dataset
@@ -24,23 +24,18 @@ from embedding.encoders.sentence_encoder import SentenceEncoder, load_encoder
 from embedding.images.worker_pool import Workers
 from embedding.training.batches import Fresh, Frozen, Row
 from embedding.training.frozen_features import freeze
-from embedding.training.losses import LossName
-from embedding.training.splits import Part, Split
+from embedding.training.splits import Part
 from embedding.training.trainer import (
     Collate,
     Options,
-    Trained,
-    What,
     fine_tune,
     measure,
     only_head,
-    options_of,
 )
 from flows.config.settings import Settings
 from flows.datasets.hard_negatives import add_negatives
 from flows.datasets.relevance_judgments import Judgment, query_images, read_judgments
 from flows.datasets.splits import split_images
-from flows.datasets.test_sets import lines_of
 from flows.datasets.training_pairs import (
     StoredTrainingData,
     TooFewPairs,
@@ -54,98 +49,36 @@ from flows.resources.model_loader import active_model, models_folder, open_model
 from flows.tracking.progress import Progress, no_progress, stage_steps
 from flows.tracking.run_log import tracked_run
 from flows.training.model_card import model_card
+from flows.training.spec import Candidate, TrainingSpec
 from storage.files import atomic_write, durable_rename
 from storage.postgres import model_registry
 from storage.postgres.locks import flow_lock
 
 CHUNK = 32
-"""Texts or images that a tower sees at once while it is trained; a larger batch is embedded in chunks."""
+"""Texts or images that a tower encodes at once in training; a larger batch is encoded in chunks."""
 
-LEAST_PAIRS = 8
+MIN_PAIRS = 8
 COUNTS = "pairs.json"
-OWN_NAME = re.compile(r"-[0-9a-f]{8}$")
-"""How the name of a model ends that was trained here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What is to be trained, and on what."""
-
-    options: Options = field(default_factory=Options)
-    split: Split = field(default_factory=Split)
-    model: str | None = None
-    """What to begin with; None for the active model."""
-
-    hard_negatives: int = 0
-    judgments: Path | None = None
-
-
-def order_of(
-    *,
-    model: str | None,
-    what: What,
-    losses: Mapping[LossName, float] | None,
-    held_out: float,
-    held_out_keys: Path | None,
-    judgments: Path | None,
-    hard_negatives: int,
-    epochs: int | None,
-    batch_size: int,
-    learning_rate: float | None,
-    seed: int,
-) -> Order:
-    """Return the order that the options of `sightline finetune` stand for.
-
-    Args:
-        losses: their weights; None for InfoNCE alone.
-        held_out: share of the images that no training sees, in [0, 1).
-        held_out_keys: a file with the keys of those instead, one a line.
-        epochs, learning_rate: None for what suits `what`.
-
-    Raises:
-        OSError, UnicodeDecodeError: `held_out_keys` cannot be read.
-    """
-    keys = None if held_out_keys is None else lines_of(held_out_keys)
-    options = options_of(what, losses, epochs, batch_size, learning_rate, seed)
-    return Order(options, Split(seed, held_out, keys=keys), model, hard_negatives, judgments)
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A model that was trained here."""
-
-    name: str
-    folder: Path
-    fingerprint: str
-    parent: str
-    pairs: dict[Part, int]
-    trained: Trained
-    before: dict[str, dict[str, float]]
-    """Figures of the held-out pairs with the model that the training began with, by direction."""
-
-    after: dict[str, dict[str, float]]
-    seconds: dict[str, float]
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"folder": str(self.folder)}
+CANDIDATE_NAME = re.compile(r"-[0-9a-f]{8}$")
+"""Suffix of the name of a model that was trained here."""
 
 
 def train_candidate(
     stores: Stores,
     settings: Settings,
-    order: Order,
+    spec: TrainingSpec,
     *,
     prefect_run_id: UUID | None = None,
     progress: Progress = no_progress,
 ) -> Candidate:
-    """Fine-tune a model on what the stores hold, and keep the result as a candidate.
+    """Fine-tune a model on the stored pairs, and save it as a candidate.
 
-    A training that was killed is taken up where it was, by the same order, with the same pairs.
+    An interrupted training resumes with the same spec and the same pairs.
 
     Raises:
-        TooFewPairs: there is not enough to learn from.
+        TooFewPairs: there are too few pairs to train on.
         BadJudgments: a line of the file of judgments cannot be used.
-        ModelUnavailable: the model to begin with cannot be loaded.
+        ModelUnavailable: the base model cannot be loaded.
         ModelMismatch: negatives are to be mined, but another model made the collection.
         Busy: another training is running.
     """
@@ -157,67 +90,67 @@ def train_candidate(
         prefect_run_id=prefect_run_id,
         progress=progress,
     ) as run:
-        encoder = open_model(settings, order.model or active_model(stores.vectors, stores.sessions, settings))
-        work = settings.home / "training" / _digest(order, encoder.fingerprint)
-        judgments = [] if order.judgments is None else list(read_judgments(order.judgments))
+        encoder = open_model(settings, spec.model or active_model(stores.vectors, stores.sessions, settings))
+        work = settings.home / "training" / _digest(spec, encoder.fingerprint)
+        judgments = [] if spec.judgments is None else list(read_judgments(spec.judgments))
         with Workers(encoder.preparation, settings.decode_workers) as workers:
             material = StoredTrainingData(stores, workers, settings.limits, query_images(judgments))
-            counts = _gather(stores, settings, order, judgments, encoder, material, work, run.progress)
+            counts = _gather(stores, settings, spec, judgments, encoder, material, work, run.progress)
             run.counts = {"pairs": counts}
-            candidate = _train(order, encoder, material, work, settings, counts, run.progress)
+            candidate = _train(spec, encoder, material, work, settings, counts, run.progress)
         run.counts |= {"candidate": candidate.name, "before": candidate.before, "after": candidate.after}
         run.seconds = dict(candidate.seconds)
-        run.persist(partial(_put_on_record, stores, encoder, order, candidate))
+        run.persist(partial(_register, stores, encoder, spec, candidate))
         shutil.rmtree(work)
     return candidate
 
 
-def _digest(order: Order, fingerprint: str) -> str:
-    """Return what tells this training from others: the same order over the same model is the same one."""
+def _digest(spec: TrainingSpec, fingerprint: str) -> str:
+    """Hash the spec and the base model: equal digests are the same training."""
     judged = None
-    if order.judgments is not None:
-        judged = hashlib.sha256(order.judgments.read_bytes()).hexdigest()
-    asked = [order.options.as_json(), order.split.as_json(), order.hard_negatives, judged, fingerprint]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    if spec.judgments is not None:
+        judged = hashlib.sha256(spec.judgments.read_bytes()).hexdigest()
+    identity = [spec.options.as_json(), spec.split.as_json(), spec.hard_negatives, judged, fingerprint]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _gather(
     stores: Stores,
     settings: Settings,
-    order: Order,
+    spec: TrainingSpec,
     judgments: Sequence[Judgment],
     encoder: SentenceEncoder,
     material: StoredTrainingData,
     work: Path,
     progress: Progress,
 ) -> dict[Part, int]:
-    """Write the pairs of a training to its folder, unless an earlier attempt has; return how many."""
+    """Write the pairs of a training to its folder unless present; return their number."""
     known = work / COUNTS
     if known.exists():
         counts: dict[Part, int] = json.loads(known.read_text())
         return counts
     progress("hash images", 0, 0)
-    sides = split_images(stores, settings.limits, order.split, judgments)
+    splits = split_images(stores, settings.limits, spec.split, judgments)
     pairs: Iterator[tuple[Part, Row]] = chain(
-        pairs_of_records(stores, sides), pairs_of_judgments(stores, sides, judgments)
+        pairs_of_records(stores, splits), pairs_of_judgments(stores, splits, judgments)
     )
-    if order.hard_negatives:
+    if spec.hard_negatives:
         progress("mine negatives", 0, 0)
-        pairs = add_negatives(stores, encoder, sides, material, pairs, order.hard_negatives)
+        pairs = add_negatives(stores, encoder, splits, material, pairs, spec.hard_negatives)
     counts = write_pairs(work, pairs)
-    if counts["train"] < LEAST_PAIRS or not counts["validation"]:
+    if counts["train"] < MIN_PAIRS or not counts["validation"]:
         shutil.rmtree(work)
         raise TooFewPairs(
-            f"there are {counts['train']} pairs of a text and a picture to learn from, and "
-            f"{counts['validation']} to tell when to stop; at least {LEAST_PAIRS} and 1 are needed: take in "
-            "more captioned pictures, or hold out fewer"
+            f"there are {counts['train']} pairs of a text and an image to train on, and "
+            f"{counts['validation']} to validate with; at least {MIN_PAIRS} and 1 are needed: ingest more "
+            "captioned images, or hold out fewer"
         )
     atomic_write(known, json.dumps(counts).encode())
     return counts
 
 
 def _train(
-    order: Order,
+    spec: TrainingSpec,
     encoder: SentenceEncoder,
     material: StoredTrainingData,
     work: Path,
@@ -225,8 +158,8 @@ def _train(
     counts: dict[Part, int],
     progress: Progress,
 ) -> Candidate:
-    """Train on the pairs in `work`, and write the result to a folder of its own."""
-    options, parent, base = order.options, encoder.fingerprint, encoder.name
+    """Train on the pairs in `work`, and save the candidate."""
+    options, parent, base = spec.options, encoder.fingerprint, encoder.name
     started = perf_counter()
     with _prepared(options, encoder, material, work, progress) as (model, collate, rows):
         prepared = perf_counter()
@@ -256,24 +189,24 @@ def _train(
         {"prepare": round(prepared - started, 3), "train": round(ended - prepared, 3)},
     )
     own = any(type(module).__module__.startswith("embedding.") for module in encoder.model.modules())
-    _write(encoder, candidate, model_card(base, order, candidate, own_classes=own), work / "runs")
+    _write(encoder, candidate, model_card(base, spec, candidate, own_classes=own), work / "runs")
     return candidate
 
 
 def candidate_stem(base: str) -> str:
-    """Return how the name of a candidate begins, after the model that it comes from.
+    """Return the prefix of the name of a candidate, from its base model.
 
     >>> candidate_stem("/models/my clip"), candidate_stem("starter-0123abcd")
     ('my-clip', 'starter')
     """
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(OWN_NAME, "", Path(base).name))
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(CANDIDATE_NAME, "", Path(base).name))
 
 
 @contextmanager
 def _prepared(
     options: Options, encoder: SentenceEncoder, material: StoredTrainingData, work: Path, progress: Progress
 ) -> Iterator[tuple[SentenceTransformer, Collate, dict[Part, Dataset]]]:
-    """Yield what is trained, what makes its batches and the pairs; afterwards `encoder` has been trained."""
+    """Yield the module to train, the collator and the pairs; then merge the result into `encoder`."""
     rows = {part: read_pairs(work, part) for part in get_args(Part)}
     model, what = encoder.model, options.what
     if what == "head":
@@ -304,12 +237,12 @@ def _pictures_of(pairs: Dataset) -> Iterator[str]:
 
 
 def _present(pairs: Dataset, frozen: Frozen) -> Dataset:
-    """Return the pairs of which neither side is gone."""
+    """Return the pairs whose text and image are both available."""
     return pairs.select([number for number, row in enumerate(pairs) if frozen.has(row)])
 
 
 def _write(encoder: SentenceEncoder, candidate: Candidate, card: str, logs: Path) -> None:
-    """Write the model to its folder, whole or not at all, after reading it back."""
+    """Save the model to its folder atomically, after loading it for verification."""
     folder = candidate.folder
     unfinished = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -324,13 +257,13 @@ def _write(encoder: SentenceEncoder, candidate: Candidate, card: str, logs: Path
     durable_rename(unfinished, folder)
 
 
-def _put_on_record(stores: Stores, encoder: SentenceEncoder, order: Order, candidate: Candidate) -> None:
+def _register(stores: Stores, encoder: SentenceEncoder, spec: TrainingSpec, candidate: Candidate) -> None:
     training = {
         "base": encoder.name,
-        "options": order.options.as_json(),
-        "split": order.split.as_json(),
-        "hard_negatives": order.hard_negatives,
-        "judgments": None if order.judgments is None else order.judgments.name,
+        "options": spec.options.as_json(),
+        "split": spec.split.as_json(),
+        "hard_negatives": spec.hard_negatives,
+        "judgments": None if spec.judgments is None else spec.judgments.name,
         "pairs": candidate.pairs,
         "trained": asdict(candidate.trained),
         "before": candidate.before,

@@ -1,11 +1,6 @@
-"""The card of a model that was trained here: what it is, what it learned from, and how good it is."""
+"""Write the model card of a candidate: its training, its data and its metrics."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from flows.training.finetune import Candidate, Order
+from flows.training.spec import Candidate, TrainingSpec
 
 METRICS = ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
 LOAD = {
@@ -14,22 +9,21 @@ LOAD = {
 }
 
 
-def model_card(base: str, order: Order, candidate: Candidate, *, own_classes: bool) -> str:
+def model_card(base: str, spec: TrainingSpec, candidate: Candidate, *, own_classes: bool) -> str:
     """Return the model card, in the form that model hubs read.
 
     Args:
-        base: the name of the model that the training began with.
-        own_classes: whether the folder names classes of ours, which the library loads only when told to.
+        base: the name of the base model.
+        own_classes: whether the folder names classes of Sightline, which the library loads only with
+            `trust_remote_code`.
     """
-    options, pairs, trained = order.options, candidate.pairs, candidate.trained
+    options, pairs, trained = spec.options, candidate.pairs, candidate.trained
     losses = ", ".join(f"{name} (weight {weight:g})" for name, weight in options.losses.items())
-    split = order.split
+    split = spec.split
     held_out = (
-        f"{len(split.keys):,} keys that were named"
-        if split.keys is not None
-        else f"{split.held_out:.0%} of them"
+        f"{len(split.keys):,} named keys" if split.keys is not None else f"{split.held_out:.0%} of them"
     )
-    judged = "" if order.judgments is None else f" and from the judgments in {order.judgments.name}"
+    judgments = "" if spec.judgments is None else f" and from the judgments in {spec.judgments.name}"
     stopped = ", stopped early" if trained.stopped_early else ""
     load = LOAD[own_classes].format(path=candidate.name)
     return f"""---
@@ -40,8 +34,9 @@ tags: [sentence-transformers, cross-modal-retrieval, sightline]
 
 # {candidate.name}
 
-Places texts and pictures in one space. Fine-tuned by [Sightline](https://pypi.org/project/sightline/) from
-`{base}` (fingerprint {candidate.parent}); its own fingerprint is {candidate.fingerprint}.
+Encodes texts and images in one vector space. Fine-tuned by
+[Sightline](https://pypi.org/project/sightline/) from `{base}` (fingerprint {candidate.parent}); its own
+fingerprint is {candidate.fingerprint}.
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -49,23 +44,23 @@ from sentence_transformers import SentenceTransformer
 model = {load}
 ```
 
-## What it learned from
+## Training data
 
-{pairs["train"]:,} pairs of a text and a picture, from the records themselves{judged};
-{pairs["validation"]:,} more told when to stop. Pictures are divided by a hash of what they show (seed
+{pairs["train"]:,} pairs of a text and an image, from the records themselves{judgments};
+{pairs["validation"]:,} more for validation. Images are split by a hash of their content (seed
 {split.seed}), near duplicates together; held out are {held_out}: {pairs["held-out"]:,} pairs.
-Mined hard negatives: {order.hard_negatives} a pair.
+Mined hard negatives: {spec.hard_negatives} a pair.
 
-## How
+## Training
 
 - trained: {options.what}
 - loss: {losses}
 - batches of {options.batch_size}, learning rate {options.learning_rate:g}, {trained.steps:,} steps{stopped}
 - seed {options.seed}; recall@10 in validation {trained.best:.3f}
 
-## How good it is
+## Evaluation
 
-On the held-out pairs, which no training saw:
+On the held-out pairs, which no training has seen:
 
 {_figures(candidate)}
 """

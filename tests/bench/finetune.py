@@ -13,12 +13,13 @@ from embedding.training.splits import Split
 from embedding.training.trainer import What, options_of
 from flows.cli.demo import fetch_stamps
 from flows.config.settings import Settings
-from flows.datasets.test_sets import lines_of, of_records
+from flows.datasets.test_sets import of_records, read_lines
 from flows.evaluation.evaluate import Evaluation, evaluate
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.resources.connections import Stores, open_stores, with_model
-from flows.training.finetune import Order, train_candidate
+from flows.training.finetune import train_candidate
+from flows.training.spec import TrainingSpec
 from tests.bench.material import Row, scratch
 
 KEYS = Path(__file__).parents[1] / "support" / "held_out_stamps.txt"
@@ -42,15 +43,17 @@ def run() -> Iterator[Row]:
         with open_stores(settings) as stores:
             ingest_source(with_model(stores, settings), settings, Request(stamps))
             for what, losses, negatives in TRAININGS:
-                order = Order(options_of(what, losses), Split(keys=lines_of(KEYS)), hard_negatives=negatives)
+                order = TrainingSpec(
+                    options_of(what, losses), Split(keys=read_lines(KEYS)), hard_negatives=negatives
+                )
                 yield train(stores, settings, order)
 
 
-def train(stores: Stores, settings: Settings, order: Order) -> Row:
+def train(stores: Stores, settings: Settings, order: TrainingSpec) -> Row:
     start = time.perf_counter()
     candidate = train_candidate(stores, settings, order)
     seconds = time.perf_counter() - start
-    held_out = of_records(stores, KEYS.name, lines_of(KEYS), None)
+    held_out = of_records(stores, KEYS.name, read_lines(KEYS), None)
     found = evaluate(stores, settings, ["starter", candidate.name], held_out)
     row: Row = {
         "trained": order.options.what,

@@ -1,4 +1,4 @@
-"""A home with something of everything, its console and its schedules as processes, and a browser."""
+"""A filled home, its console and its schedules as processes, and a browser."""
 
 import os
 import subprocess
@@ -22,7 +22,8 @@ from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.resources.comparison import record_comparison
 from flows.resources.connections import open_deps
-from flows.training.finetune import Order, train_candidate
+from flows.training.finetune import train_candidate
+from flows.training.spec import TrainingSpec
 from tests.support.builders import a_folder, a_manifest, encoded, noise, png
 from tests.support.processes import a_free_port, environment_with_flows, homes, wait_until
 from tests.support.signed_in import signed_in
@@ -115,7 +116,7 @@ def fill_workshop(running: Running) -> None:
     with open_deps(settings) as deps:
         for name, rows in sources.items():
             ingest_source(deps, settings, Request(a_manifest(folder / name, rows)))
-        order = Order(options_of("head", epochs=1, batch_size=16))
+        order = TrainingSpec(options_of("head", epochs=1, batch_size=16))
         models = str(running.model), train_candidate(deps, settings, order).name
         held_out = choose_test_set(deps, settings, EvaluationChoice(held_out=True), models)
         evaluate(deps, settings, models, held_out)

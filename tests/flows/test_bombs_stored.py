@@ -24,7 +24,8 @@ from flows.reindexing.reindex import MissingImages
 from flows.resources.connections import Deps
 from flows.search.gallery import render
 from flows.search.query import Query, gallery_page, search
-from flows.training.finetune import Order, train_candidate
+from flows.training.finetune import train_candidate
+from flows.training.spec import TrainingSpec
 from storage import qdrant
 from storage.postgres import perceptual_hashes, rejects
 from tests.flows.test_bombs import OWN_MIB
@@ -157,7 +158,7 @@ def test_a_training_passes_batches_by_that_hold_nothing_but_bombs(
     with deps.sessions.begin() as session:
         perceptual_hashes.save_hashes(session, {sha256: int(sha256[:16], 16) for sha256 in known})
 
-    candidate = train_candidate(deps, learning, Order(options_of("lora", epochs=1, batch_size=2)))
+    candidate = train_candidate(deps, learning, TrainingSpec(options_of("lora", epochs=1, batch_size=2)))
 
     assert sum(candidate.pairs.values()) == 2 * 60
     assert candidate.folder.is_dir()

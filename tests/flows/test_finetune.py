@@ -35,7 +35,8 @@ from flows.datasets.training_pairs import (
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.resources.connections import Deps, Stores, open_stores, with_model
-from flows.training.finetune import Order, train_candidate
+from flows.training.finetune import train_candidate
+from flows.training.spec import TrainingSpec
 from storage.postgres import catalog, model_registry
 from storage.postgres.locks import Busy, flow_lock
 from storage.postgres.schema import RunRow
@@ -112,7 +113,7 @@ def test_no_picture_and_no_near_duplicate_of_it_is_on_both_sides(
     pairs = all_pairs(deps, settings, Split(seed, held_out=0.4, validation=0.2))
 
     with deps.sessions() as session:
-        of_key = {item.image.sha256: item.key for item in catalog.captioned_pictures(session) if item.image}
+        of_key = {item.image.sha256: item.key for item in catalog.captioned_images(session) if item.image}
     sides: dict[str, set[Part]] = {}
     for part, row in pairs:
         sides.setdefault(of_key[row["picture"]].partition(".")[0].partition("-")[0], set()).add(part)
@@ -239,7 +240,7 @@ def test_a_false_negative_is_none():
 
 
 def test_a_held_out_picture_is_nobodys_negative(stores: Stores, trainable: Settings):
-    order = Order(options_of("head", epochs=1, batch_size=8), hard_negatives=3)
+    order = TrainingSpec(options_of("head", epochs=1, batch_size=8), hard_negatives=3)
     mined: list[Row] = []
 
     def keep_pairs(stage: str, done: int, _of: int) -> None:
@@ -311,7 +312,7 @@ def test_figures_of_pairs_count_a_picture_once_in_the_gallery():
 def test_a_candidate_is_a_folder_that_sentence_transformers_loads(
     stores: Stores, trainable: Settings, what: What
 ):
-    order = Order(options_of(what, epochs=2, batch_size=16))
+    order = TrainingSpec(options_of(what, epochs=2, batch_size=16))
 
     candidate = train_candidate(stores, trainable, order)
 
@@ -349,7 +350,7 @@ def test_a_candidate_is_on_record_with_its_parent_and_how_it_was_made(stores: St
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_trains(stores: Stores, trainable: Settings, loss: LossName):
-    order = Order(options_of("head", {loss: 1.0, "infonce": 0.5}, epochs=2, batch_size=16))
+    order = TrainingSpec(options_of("head", {loss: 1.0, "infonce": 0.5}, epochs=2, batch_size=16))
 
     candidate = train_candidate(stores, trainable, order)
 
@@ -371,12 +372,12 @@ def test_too_little_to_learn_from_is_an_error_that_says_so(deps: Deps, trainable
     ingest_source(deps, trainable, Request(a_set(tmp_path / "set", many=3)))
 
     with pytest.raises(TooFewPairs, match="take in more captioned pictures"):
-        train_candidate(deps, trainable, Order())
+        train_candidate(deps, trainable, TrainingSpec())
 
 
 def test_two_trainings_at_once_are_one_too_many(stores: Stores, trainable: Settings):
     with flow_lock(stores.engine, "training"), pytest.raises(Busy, match="another training"):
-        train_candidate(stores, trainable.model_copy(update={"retry_for_s": 0}), Order())
+        train_candidate(stores, trainable.model_copy(update={"retry_for_s": 0}), TrainingSpec())
 
 
 def test_a_picture_that_is_gone_meanwhile_does_not_end_a_training(stores: Stores, trainable: Settings):

@@ -7,15 +7,16 @@ from pathlib import Path
 from embedding.training.trainer import What, options_of
 from flows.config.settings import Settings
 from flows.resources.connections import open_stores
-from flows.training.finetune import Order, train_candidate
+from flows.training.finetune import train_candidate
+from flows.training.spec import TrainingSpec
 
 EPOCHS = 3
 BATCH_SIZE = 8
 
 
-def an_order(what: What) -> Order:
+def an_order(what: What) -> TrainingSpec:
     """Some steps over few pairs, with what is random in a training."""
-    return Order(options_of(what, epochs=EPOCHS, batch_size=BATCH_SIZE))
+    return TrainingSpec(options_of(what, epochs=EPOCHS, batch_size=BATCH_SIZE))
 
 
 def train(home: Path, model: str, what: What, last_step: int) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a command need not wait for what it does not use
     from flows.evaluation.evaluate import Evaluation
     from flows.evaluation.promotion_gate import Decision
     from flows.reindexing.reindex import ReindexResult
-    from flows.training.finetune import Candidate
+    from flows.training.spec import Candidate
 
 
 DIRECTIONS = ("text_to_image", "image_to_text")
