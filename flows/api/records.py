@@ -175,7 +175,7 @@ def _bounded(backend: Backend, payload: DeleteRequest) -> DeleteRequest:
     """
     at_most = limits.MAX_DELETES
     with backend.sessions() as sessions, sessions() as session:
-        count = sum(catalog.sources_of(session, payload.as_selection()).values())
+        count = sum(catalog.count_by_source(session, payload.as_selection()).values())
     if count > at_most:
         raise ApiError(
             403,

@@ -117,7 +117,7 @@ def sign_in_hint(settings: Settings, *, on_terminal: bool) -> str | None:
     if not generates_password(settings.console):
         return None
     if on_terminal:
-        return f"Sign in by {settings.console.url}/login?token={generated_password(settings.home)}"
+        return f"Sign in at {settings.console.url}/login?token={generated_password(settings.home)}"
     return f"The console requires the password in {password_file(settings.home)}"
 
 

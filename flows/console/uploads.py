@@ -64,7 +64,7 @@ class Uploads:
         """Return an image.
 
         Raises:
-            Gone: it is no longer kept.
+            UploadExpired: it is no longer kept.
         """
         with self._turn:
             self._forget_old()

@@ -1,1 +1,1 @@
-"""Tests of `api`."""
+"""Tests of the API."""

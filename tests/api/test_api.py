@@ -1,4 +1,4 @@
-"""The API as its callers meet it: real stores, real keys, answers as they come."""
+"""The API as its callers use it: real stores, real keys, real responses."""
 
 import base64
 import re
@@ -50,7 +50,7 @@ def caller(backend: Backend) -> Iterator[TestClient]:
 
 
 def problem(answer: httpx2.Response, status: int) -> dict[str, Any]:
-    """What the problem says that is the answer."""
+    """The problem document of a response."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     found: dict[str, Any] = answer.json()
@@ -83,7 +83,7 @@ def test_every_operation_asks_for_a_key_and_says_how_it_wants_it(backend: Backen
 
 
 @pytest.mark.parametrize("scope", ["read", "write"])
-def test_an_operation_of_another_scope_is_refused(backend: Backend, scope: api_keys.Scope):
+def test_an_operation_of_another_scope_is_rejected(backend: Backend, scope: api_keys.Scope):
     asked = operations(backend)
     with a_caller(backend, scope) as client:
         answers = {name: client.request(*asked[name]) for name in NEEDS}
@@ -123,7 +123,7 @@ def test_of_a_key_only_its_hash_is_kept_and_its_use_is_noted(backend: Backend):
     assert known.used is not None
 
 
-def test_a_text_finds_pictures_and_a_picture_finds_texts(backend: Backend, caller: TestClient):
+def test_a_text_finds_images_and_an_image_finds_texts(backend: Backend, caller: TestClient):
     red = {"key": "red", "image_base64": in_base64(png("red"))}
     taken_in(backend, caller, red, ROSE, LEAF)
 
@@ -164,7 +164,7 @@ def test_conditions_narrow_a_search_in_a_document_as_in_a_form(backend: Backend,
         ({"image_base64": in_base64(b"no picture")}, "not a picture"),
     ],
 )
-def test_a_search_that_cannot_be_meant_is_refused_with_what_is_wrong(
+def test_a_search_that_cannot_be_meant_is_rejected_with_what_is_wrong(
     backend: Backend, caller: TestClient, asked: dict[str, Any], says: str
 ):
     taken_in(backend, caller, ROSE)
@@ -174,21 +174,21 @@ def test_a_search_that_cannot_be_meant_is_refused_with_what_is_wrong(
     assert says in told["detail"] + str(told.get("errors"))
 
 
-def test_a_search_before_anything_was_taken_in_says_so(caller: TestClient):
+def test_a_search_before_anything_was_ingested_says_so(caller: TestClient):
     told = problem(caller.post("search", json={"text": "red"}), 409)
 
     assert "nothing has been ingested yet" in told["detail"]
     assert told["type"].endswith("nothing-ingested")
 
 
-def test_what_is_no_json_and_no_form_is_refused(caller: TestClient):
+def test_what_is_no_json_and_no_form_is_rejected(caller: TestClient):
     problem(caller.post("search", content="red", headers={"Content-Type": "text/plain"}), 415)
     problem(caller.post("search", content="{", headers={"Content-Type": "application/json"}), 422)
     problem(caller.get("nowhere"), 404)
     problem(caller.put("search"), 405)
 
 
-def test_a_record_is_shown_whole_with_its_picture(backend: Backend, caller: TestClient):
+def test_a_record_is_shown_whole_with_its_image(backend: Backend, caller: TestClient):
     data = png("green")
     taken_in(backend, caller, LEAF | {"image_base64": in_base64(data), "metadata": {"kind": "plant"}})
     id = item_id("shop", "leaf")
@@ -220,7 +220,7 @@ def test_what_is_not_there_is_404(backend: Backend, caller: TestClient):
     problem(caller.get("records/rose"), 422)
 
 
-def test_a_picture_whose_bytes_are_gone_is_404(backend: Backend, caller: TestClient):
+def test_an_image_whose_bytes_are_gone_is_404(backend: Backend, caller: TestClient):
     taken_in(backend, caller, {"key": "red", "image_base64": in_base64(png("red"))})
     for path in Path(backend.settings.pictures_url or "").rglob("*"):
         if path.is_file():
@@ -242,7 +242,7 @@ def test_the_status_counts_records_and_what_waits(backend: Backend, caller: Test
     assert seen["postgres"] == {"answers": True, "problem": None}
 
 
-def test_a_request_that_is_too_large_is_refused_before_it_is_read(backend: Backend):
+def test_a_request_that_is_too_large_is_rejected_before_it_is_read(backend: Backend):
     small = with_limits(backend, max_body_bytes=2000, max_records=2)
     with a_caller(small, "write") as client:
         many = [{"key": str(n), "texts": ["red"]} for n in range(3)]

@@ -1,4 +1,4 @@
-"""The description of the API is what the API does: requests are made up from it, good ones and bad ones."""
+"""The API conforms to its OpenAPI description, for valid and invalid generated requests."""
 
 import base64
 import json
@@ -44,7 +44,7 @@ HOSTILE = ["\0", "\ud800", "9" * 400, "-1e999", 'a"b', "a[", "metadata.", "\\"]
 
 @pytest.fixture
 def api(backend: Backend) -> Iterator[FastAPI]:
-    """The API over some records, with a caller who is never too often."""
+    """The API over some records, without a rate limit."""
     patient = with_limits(backend, requests_per_minute=1_000_000, max_body_bytes=100_000)
     with a_caller(patient, "admin") as caller:
         picture = base64.b64encode(png("red")).decode()
@@ -85,7 +85,7 @@ def test_nothing_that_a_store_cannot_hold_is_a_server_error(backend: Backend):
 
 
 def answers_to(client: TestClient, hostile: str) -> list[httpx2.Response]:
-    """What is answered to a text in each place where one may stand."""
+    """Responses to a text in each field that takes one."""
     lone = hostile.encode("utf-8", "replace").decode()
     records = [
         {"key": hostile, "texts": ["red"]},

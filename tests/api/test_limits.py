@@ -1,4 +1,4 @@
-"""What a key of the API cannot do, however it asks."""
+"""Limits of an API key."""
 
 import asyncio
 import base64
@@ -29,7 +29,7 @@ LARGE = 2 * SMALL_BYTES
 
 
 def arriving(*parts: bytes, pause_s: float = 0.0) -> Receive:
-    """What gives the parts of a body, one after another, and never the end."""
+    """A receiver of the parts of a body, one after another, without an end."""
     left = list(parts)
 
     async def receive() -> Message:
@@ -90,7 +90,7 @@ def test_a_queue_has_room_for_so_many_bytes(writer: TestClient, monkeypatch: pyt
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 @pytest.mark.parametrize("metadata", ['{"a": %s}', '{"a": [{"b": %s}]}'])
-def test_a_number_that_is_not_json_is_refused_and_not_made_null(
+def test_a_number_that_is_not_json_is_rejected_and_not_made_null(
     writer: TestClient, number: str, metadata: str
 ):
     record = f'{{"key": "a", "texts": ["a"], "metadata": {metadata % number}}}'
@@ -115,7 +115,7 @@ def test_a_number_that_is_not_json_is_refused_and_not_made_null(
         "%s",
     ],
 )
-def test_a_search_with_a_number_that_is_not_json_is_refused(narrow: Backend, number: str, body: str):
+def test_a_search_with_a_number_that_is_not_json_is_rejected(narrow: Backend, number: str, body: str):
     with a_caller(narrow, "read") as reader:
         headers = {"Content-Type": "application/json"}
         answer = reader.post("search", content=body % number, headers=headers)
@@ -130,7 +130,7 @@ def test_a_text_may_name_what_is_not_a_number(narrow: Backend, writer: TestClien
     assert (done["state"], done["rejects"]) == ("done", [])
 
 
-def test_json_that_python_holds_in_far_more_bytes_is_refused_before_it_is_parsed(writer: TestClient):
+def test_json_that_python_holds_in_far_more_bytes_is_rejected_before_it_is_parsed(writer: TestClient):
     values = "{}," * (request_bodies.MAX_VALUES // 2 + 1)
     record = f'{{"key": "a", "texts": ["a"], "metadata": {{"a": [{values}0]}}}}'
     began = time.process_time()

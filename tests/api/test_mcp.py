@@ -1,4 +1,4 @@
-"""MCP as assistants use it: the official client, on standard input and output and over HTTP."""
+"""MCP with the official client, over standard input and output and over HTTP."""
 
 import asyncio
 import socket
@@ -114,7 +114,7 @@ def a_call(arguments: str) -> str:
         (a_call(f'"name": "status", "_meta": {{"any": [{"0," * MAX_VALUES}0]}}'), 413, "values"),
     ],
 )
-def test_a_message_that_is_not_json_or_costs_much_is_refused(
+def test_a_message_that_is_not_json_or_costs_much_is_rejected(
     backend: Backend, body: str, status: int, says: str
 ):
     headers = ACCEPT | a_key(backend, "read") | {"Content-Type": "application/json"}
@@ -128,7 +128,7 @@ def test_a_message_that_is_not_json_or_costs_much_is_refused(
 @pytest.mark.parametrize(
     "arguments", [{"min_score": float("nan")}, {"min_score": 1e999}, {"where": {"year": float("nan")}}]
 )
-def test_an_argument_that_is_no_number_is_refused_by_the_tool(backend: Backend, arguments: dict[str, Any]):
+def test_an_argument_that_is_no_number_is_rejected_by_the_tool(backend: Backend, arguments: dict[str, Any]):
     async def talk() -> None:
         with pytest.raises(ToolError, match="finite number"):
             await mcp_server(backend, lambda: observe(backend)).call_tool(

@@ -1,4 +1,4 @@
-"""What is accepted is carried out, once, in order, whatever happens in between."""
+"""Accepted requests are carried out once, in order, despite crashes."""
 
 import base64
 import json
@@ -76,7 +76,7 @@ def test_what_is_accepted_has_a_receipt_that_follows_it(backend: Backend, caller
         assert reconcile(deps).work == 0
 
 
-def test_what_cannot_be_taken_in_is_on_the_receipt_with_its_reason(backend: Backend, caller: TestClient):
+def test_what_cannot_be_ingested_is_on_the_receipt_with_its_reason(backend: Backend, caller: TestClient):
     odd = {"key": "odd", "texts": ["x"], "metadata": {"n": 2**70, "nul": "\0"}}
 
     done = taken_in(backend, caller, ROSE, EMPTY, BROKEN, odd)
@@ -242,7 +242,7 @@ drain(backend)
 
 
 def killed_at(backend: Backend, target: str, when: str) -> None:
-    """Have a process drain the queue, and end itself there as `kill -9` does."""
+    """Drain the queue in a process that kills itself there, as by `kill -9`."""
     command = [sys.executable, "-c", KILLED, target, when]
     asked = json.dumps(settings_of(backend))
     done = subprocess.run(command, input=asked, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -358,7 +358,7 @@ def test_what_was_sent_is_never_read_again_from_anywhere(
     assert items(backend).keys() == {"rose", "tree"}
 
 
-def test_a_picture_url_into_a_private_network_is_refused_unless_that_is_set(
+def test_an_image_url_into_a_private_network_is_rejected_unless_that_is_set(
     backend: Backend, caller: TestClient
 ):
     [private] = taken_in(backend, caller, {"key": "a", "image": "http://127.0.0.1:1/a.png"})["rejects"]
@@ -371,14 +371,14 @@ def test_a_picture_url_into_a_private_network_is_refused_unless_that_is_set(
 
 
 @pytest.mark.parametrize("image", ["file:///etc/passwd", "a.png", "/etc/passwd", "s3://bucket/a.png"])
-def test_a_picture_is_never_read_from_the_servers_own_files(caller: TestClient, image: str):
+def test_an_image_is_never_read_from_the_servers_own_files(caller: TestClient, image: str):
     answer = caller.post("records", json={"source": "shop", "records": [{"key": "a", "image": image}]})
 
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["where"] == "body.records.0.image"
 
 
-def test_pictures_that_could_not_be_kept_are_refused(backend: Backend):
+def test_images_that_could_not_be_kept_are_rejected(backend: Backend):
     forgetful = with_settings(backend, keep_pictures=False)
     with a_caller(forgetful, "write") as client:
         answer = client.post("records", json={"source": "shop", "records": [BROKEN]})
@@ -413,7 +413,7 @@ def test_what_waits_is_carried_out_while_the_queue_is_at_work(backend: Backend):
     assert UUID(answer.json()["id"])
 
 
-def test_a_queue_that_is_told_to_end_begins_nothing_more(backend: Backend, caller: TestClient):
+def test_a_queue_that_is_stopped_begins_nothing_more(backend: Backend, caller: TestClient):
     sent(caller, ROSE)
     ended = Event()
     ended.set()

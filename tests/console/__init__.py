@@ -1,1 +1,1 @@
-"""The console's pages, driven in a real browser over a home that real runs have filled."""
+"""Tests of the console's pages in a real browser, over a home filled by real runs."""

@@ -31,7 +31,7 @@ from tests.support.tiny_clip import write_tiny_clip
 from tests.support.tools import tool
 
 SHOTS = Path(__file__).parent.parent.parent / ".artifacts" / "console"
-"""Where pictures of the pages are kept, for whoever wants to see what a test saw."""
+"""Screenshots of the pages, one for each test."""
 
 PATIENCE_S = 90
 FLAGS = (
@@ -46,11 +46,11 @@ COLOURS = ("red", "green", "blue")
 
 @dataclass
 class Running:
-    """A console at work, and where its home is."""
+    """A running console and its data directory."""
 
     home: Path
     folder: Path
-    """What the sources lie in: `shop`, a folder of three pictures and a broken one, and `words.jsonl`."""
+    """Folder of the sources: `shop`, with three images and a broken one, and `words.jsonl`."""
 
     model: Path
     port: int = field(default_factory=a_free_port)
@@ -76,7 +76,7 @@ class Running:
 
 
 def fill(running: Running) -> None:
-    """Do what people do: ingest twice, with something to reject, evaluate, and compare the stores."""
+    """Ingest twice, with some rejects, evaluate, and compare the stores."""
     settings = running.settings
     pictures = {f"{colour}.png": png(colour) for colour in COLOURS}
     captions = {f"{colour}.txt": f"a {colour} square" for colour in COLOURS}
@@ -94,7 +94,7 @@ def fill(running: Running) -> None:
 
 
 def fill_workshop(running: Running) -> None:
-    """Ingest enough to train on, and much that is rejected; train a candidate, which the gate refuses."""
+    """Ingest enough to train on, and much that is rejected; train a candidate, which the promotion gate rejects."""
     settings = running.settings.model_copy(update={"max_reject_share": 1.0})
     folder = running.folder
     scenes = range(24)
@@ -125,7 +125,7 @@ def fill_workshop(running: Running) -> None:
 
 @contextmanager
 def process(running: Running, *command: str) -> Iterator[Callable[[str], None]]:
-    """Run a command of ours until this ends; yields what waits until it has printed some words.
+    """Run a command until this ends; yield a function that waits for words in its output.
 
     What it prints is in the folder, under its first word.
     """
@@ -161,7 +161,7 @@ def answers(url: str) -> bool:
 
 @contextmanager
 def at_work(running: Running) -> Iterator[Running]:
-    """Have its console, and the flows that the console starts, run until this ends."""
+    """Run the console, and the flows that it starts, until this ends."""
     with (
         process(running, "serve", "--port", str(a_free_port())) as flows_say,
         process(running, "console") as console_says,
@@ -182,13 +182,13 @@ def filled_and_at_work(folder: Path, fill: Callable[[Running], None]) -> Iterato
 
 @pytest.fixture(scope="package")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A filled home, its console, and the flows that the console starts."""
+    """A filled data directory, its console, and the flows that the console starts."""
     yield from filled_and_at_work(tmp_path_factory.mktemp("console"), fill)
 
 
 @pytest.fixture(scope="package")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The same of another home, for tests after which it is not what it was."""
+    """Another data directory, for tests that change it."""
     yield from filled_and_at_work(tmp_path_factory.mktemp("workshop"), fill_workshop)
 
 
@@ -202,7 +202,7 @@ def browser() -> Iterator[Browser]:
 
 
 def sign_in(context: BrowserContext, running: Running) -> None:
-    """Give a browser a session of its own."""
+    """Sign a browser in."""
     with running.client() as client:
         cookies = [
             {"name": name, "value": value, "url": running.url} for name, value in client.cookies.items()
@@ -213,7 +213,7 @@ def sign_in(context: BrowserContext, running: Running) -> None:
 
 @pytest.fixture(scope="module")
 def context(browser: Browser, running: Running) -> Iterator[BrowserContext]:
-    """A browser that has been there before: it keeps the session and the scripts, not the theme."""
+    """A returning browser: it keeps the session and the scripts, not the theme."""
     context = browser.new_context(base_url=running.url, viewport={"width": 1280, "height": 900})
     sign_in(context, running)
     yield context
@@ -222,7 +222,7 @@ def context(browser: Browser, running: Running) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A page of the console; the test fails if the browser had anything to complain of."""
+    """A page of the console; the test fails if the browser logs an error or a warning."""
     page = context.new_page()
     page.set_default_timeout(PATIENCE_S * 1000)
     expect.set_options(timeout=PATIENCE_S * 1000)

@@ -1,4 +1,4 @@
-"""Who may see the console."""
+"""Authentication of console users."""
 
 import re
 from base64 import b64encode
@@ -40,7 +40,7 @@ SOCKET = "ws://127.0.0.1:8080/socket"
 
 
 def guarded(home: Path, console: Console, client: str = "203.0.113.9") -> TestClient:
-    """A page, the metrics and an API behind the guard, asked by `client` at a loopback address."""
+    """A page, the metrics and an API behind the guard, requested by `client` at a loopback address."""
     app = an_app(home, console)
     return TestClient(app, base_url="http://127.0.0.1:8080", client=(client, 50000), follow_redirects=False)
 
@@ -67,7 +67,7 @@ def link_of(home: Path, console: Console | None = None) -> str:
     """The address that `sightline console` prints on a terminal."""
     said = sign_in_hint(Settings(home=home, console=console or Console()), on_terminal=True)
     assert said is not None
-    return said.removeprefix("Sign in by ")
+    return said.removeprefix("Sign in at ")
 
 
 def basic(password: str) -> dict[str, str]:
@@ -81,7 +81,7 @@ def with_password(tmp_path: Path) -> TestClient:
 
 @pytest.fixture
 def local(tmp_path: Path) -> TestClient:
-    """A console on loopback for which nothing is set, asked by a user of the same machine."""
+    """A console on loopback for which nothing is set, requested by a user of the same machine."""
     return guarded(tmp_path, Console(), "127.0.0.1")
 
 
@@ -123,7 +123,7 @@ def test_the_link_is_at_the_address_where_the_console_listens(tmp_path: Path):
 
 
 @pytest.mark.parametrize("token", ["", "wrong", "é", "x" * 10_000])
-def test_a_link_with_a_wrong_token_is_refused(local: TestClient, token: str):
+def test_a_link_with_a_wrong_token_is_rejected(local: TestClient, token: str):
     answer = local.get("/login", params={"token": token})
 
     assert (answer.status_code, "set-cookie" in answer.headers) == (401, False)
@@ -241,7 +241,7 @@ def test_where_a_password_or_a_header_is_set_none_is_made(tmp_path: Path, consol
 
 
 @pytest.mark.parametrize("name", ["elsewhere.example:8080", "127.0.0.1.elsewhere.example", ""])
-def test_a_name_that_another_site_made_lead_here_is_refused(local: TestClient, tmp_path: Path, name: str):
+def test_a_name_that_another_site_made_lead_here_is_rejected(local: TestClient, tmp_path: Path, name: str):
     local.get(link_of(tmp_path))
     session = {"Cookie": "; ".join(f"{name}={value}" for name, value in local.cookies.items())}
 
@@ -250,7 +250,7 @@ def test_a_name_that_another_site_made_lead_here_is_refused(local: TestClient, t
     assert local.get("/healthz", headers={"Host": name}).status_code == 200
 
 
-def test_a_page_of_another_origin_is_refused_even_with_the_session_and_ours_is_not(
+def test_a_page_of_another_origin_is_rejected_even_with_the_session_and_ours_is_not(
     local: TestClient, tmp_path: Path
 ):
     local.get(link_of(tmp_path))
@@ -358,7 +358,7 @@ def test_on_loopback_it_starts_as_it_is(host: str):
 
 @pytest.fixture
 def _credulous_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the URL of a request be made of whatever the Host header says, as older libraries do."""
+    """Have the URL of a request be built from the Host header, as older libraries do."""
 
     def url(asked: HTTPConnection) -> URL:
         return URL(f"http://{asked.headers['host']}{asked.scope['path']}")

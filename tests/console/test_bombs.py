@@ -50,7 +50,7 @@ FEW = ("flat.webp", "more-scans.jpg", "large.gif", "tile.tiff")
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A console at work, with a record that is found."""
+    """A running console with a searchable record."""
 
     url: str
     pid: int
@@ -116,7 +116,7 @@ def warm(console: Served) -> None:
 
 
 def others(client: httpx.Client) -> list[Callable[[], httpx.Response]]:
-    """Requests that have nothing to do with images."""
+    """Requests without images."""
     return [
         partial(client.get, "/healthz"),
         partial(client.post, f"{API}/search", json={"text": "red rose"}),
@@ -174,7 +174,7 @@ def watched(console: Served) -> Iterator[dict[str, float]]:
 
 
 def search(client: httpx.Client, data: bytes) -> httpx.Response:
-    """Search by an image; come again for as long as the console is too busy."""
+    """Search by an image; retry while the console is too busy."""
     while True:
         answer = client.post(f"{API}/search", json={"image_base64": base64.b64encode(data).decode()})
         if answer.status_code != 503:
@@ -184,7 +184,7 @@ def search(client: httpx.Client, data: bytes) -> httpx.Response:
 
 
 def by_search(client: httpx.Client, data: bytes) -> tuple[str | None, str]:
-    """The reason why an image is not searched by, None if it is, and the sentence that says so."""
+    """The reason why an image is rejected, None if it is searched by, and the message."""
     answer = search(client, data)
     if answer.status_code == 200:
         return None, ""
@@ -194,7 +194,7 @@ def by_search(client: httpx.Client, data: bytes) -> tuple[str | None, str]:
 
 
 def by_upload(client: httpx.Client, data: bytes) -> str:
-    """What is wrong with an image that is handed in on the page of searches; empty for nothing."""
+    """The error of an image uploaded on the search page; empty for none."""
     while True:
         answer = client.post("/search/pictures?name=bomb", content=data)
         told = answer.json() if answer.status_code == 200 else {"problem": "too many"}

@@ -1,4 +1,4 @@
-"""What one connection may take of the console, without a key or a password."""
+"""Limits of one connection to the console, without a key or a password."""
 
 import socket
 import threading
@@ -59,7 +59,7 @@ def answered(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
         return found
 
 
-def test_a_head_without_end_is_refused(port: int):
+def test_a_head_without_end_is_rejected(port: int):
     sent = 0
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Endless: ")
@@ -70,7 +70,7 @@ def test_a_head_without_end_is_refused(port: int):
     assert sent < 16 * 2**20  # most of that was in the buffers of the system
 
 
-def test_a_head_of_many_headers_is_refused(port: int):
+def test_a_head_of_many_headers_is_rejected(port: int):
     many = b"".join(b"X-%d: %s\r\n" % (number, b"y" * 100) for number in range(1000))
     assert len(many) > MAX_HEAD_BYTES
     parts = [many[start : start + 8192] for start in range(0, len(many), 8192)]

@@ -1,4 +1,4 @@
-"""Whether the stores agree, and what mends them."""
+"""The integrity page: differences between the stores, and their repair."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -30,7 +30,7 @@ def a_comparison(outcome: str = "completed", error: str | None = None, **counts:
     return Run(uuid4(), "reconcile", None, None, NOON, ended, outcome, error, counts, {})
 
 
-def test_what_differs_is_found_explained_and_mended(page: Page, vectors: QdrantClient):
+def test_what_differs_is_found_explained_and_repaired(page: Page, vectors: QdrantClient):
     [name] = qdrant.list_collections(vectors)
     page.goto("/integrity")
     expect(page.get_by_role("status").first).to_contain_text("Postgres and Qdrant agree.")
@@ -72,7 +72,7 @@ def test_a_comparison_that_was_cut_off_hides_no_difference():
     )
 
 
-def test_what_was_refused_is_told_in_plain_words():
+def test_what_was_rejected_is_reported_in_plain_words():
     why = "TooManyDeletes: a repair would delete 9 of 10 points, more than 5%; nothing was changed"
 
     verdict = verdict_of([a_comparison("failed", why, stray=9), a_comparison()])
@@ -87,7 +87,7 @@ def test_nothing_is_said_of_stores_that_were_never_compared():
     assert verdict_of([]).problem is None
 
 
-def test_a_repair_that_would_be_refused_says_so_beforehand():
+def test_a_repair_that_would_be_rejected_says_so_beforehand():
     assert "refuses" not in repair_text({"missing": 9}, 10)
     assert "refuses to delete more than 5% of the 100 points" in repair_text({"stray": 5}, 100)
     assert "it would delete 6 of 100 points, and refuses" in repair_text({"stray": 6}, 100)

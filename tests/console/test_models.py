@@ -1,4 +1,4 @@
-"""Models can be compared, and searches moved to another and back, with each step said and confirmed."""
+"""The models page: comparison, promotion, re-index and rollback, each confirmed."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.support.processes import wait_until
 
 @pytest.fixture(scope="module")
 def running(workshop: Running) -> Running:
-    """Searches move here, which other tests count on."""
+    """A data directory of its own: the active collection changes here."""
     return workshop
 
 

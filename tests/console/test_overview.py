@@ -1,4 +1,4 @@
-"""The first page says whether the index is fresh and true."""
+"""The overview says whether the index is fresh and consistent."""
 
 import httpx
 import pytest

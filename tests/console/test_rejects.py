@@ -1,4 +1,4 @@
-"""What could not be taken in can be found, understood, looked at and tried again."""
+"""The rejects page: find rejects, understand them, see their images, retry them."""
 
 from collections.abc import Callable
 from uuid import UUID
@@ -18,12 +18,12 @@ from tests.support.processes import wait_until
 
 @pytest.fixture(scope="module")
 def running(workshop: Running) -> Running:
-    """Rejects are worked off here, which other tests count."""
+    """A data directory of its own: rejects are resolved here."""
     return workshop
 
 
 def rejects(running: Running, **wanted: str) -> dict[str, Reject]:
-    """What is open, by place."""
+    """Open rejects, by place."""
     backend = Backend(running.settings)
     with backend.sessions() as sessions, sessions() as session:
         found = open_rejects(session, **wanted)
@@ -40,7 +40,7 @@ def retries(running: Running) -> list[Run]:
 
 
 def asked(running: Running) -> list[dict[str, object]]:
-    """The parameters of the retries that Prefect has been asked for and that are not over."""
+    """The parameters of the retries that Prefect has accepted and not ended."""
     with open_prefect(running.home) as prefect:
         return [begun.parameters for begun in prefect.begun() if begun.flow == "retry"]
 
@@ -92,7 +92,7 @@ def test_the_row_is_shown_as_text_and_never_as_markup(page: Page):
     assert one.locator("b").count() == 0
 
 
-def test_a_picture_is_shown_where_the_gate_lets_it_through(page: Page):
+def test_an_image_is_shown_where_the_gate_lets_it_through(page: Page):
     page.goto("/rejects?source=stock")
 
     entry(page, "line 4").get_by_role("button", name="Show image").click()

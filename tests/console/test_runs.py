@@ -1,4 +1,4 @@
-"""What runs, what can be started, and how it went."""
+"""The runs page: runs in progress, flow controls, history, and one run."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def postgres(running: Running) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def compared_afterwards(running: Running) -> Iterator[None]:
-    """Whoever looks next finds stores that agree, as after the first comparison."""
+    """Leave stores that agree for the next tests, as after the first comparison."""
     yield
     with open_stores(running.settings) as stores:
         record_comparison(stores, running.settings)
@@ -52,7 +52,7 @@ def compared_afterwards(running: Running) -> Iterator[None]:
 
 @contextmanager
 def items_locked(engine: Engine) -> Iterator[None]:
-    """Whoever wants to look at the items waits until this ends."""
+    """Block readers of the items until this ends."""
     with engine.begin() as connection:
         connection.execute(text("lock table items in access exclusive mode"))
         yield
@@ -91,7 +91,7 @@ def card(page: Page, flow: str) -> Locator:
 
 
 def refuse(page: Page) -> None:
-    """Have a dialog close without a yes."""
+    """Close a dialog without confirming."""
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
@@ -126,7 +126,7 @@ def test_a_run_that_hangs_is_seen_on_both_pages_and_cancelled(page: Page, postgr
 
 
 @pytest.mark.full  # tests/flows/test_schedules.py has it without a browser
-def test_a_run_that_finds_another_process_at_its_work_is_told_of(page: Page, postgres: Engine):
+def test_a_run_that_finds_another_process_at_its_work_is_reported(page: Page, postgres: Engine):
     page.goto("/runs")
     with hold(flow_lock(postgres, "reconcile"), for_s=0):
         page.get_by_role("button", name="Start reconcile").click()

@@ -1,4 +1,4 @@
-"""What `/metrics` says, of stores that are there and of stores that are away."""
+"""The metrics at `/metrics`, with available and unavailable stores."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def served_index(embedded: QdrantClient) -> Iterator[QdrantClient]:
 
 @pytest.fixture
 def backend(engine: Engine, index_home: Path, served_index: QdrantClient) -> Iterator[Backend]:
-    """What a server keeps open, over the tests' Postgres and the embedded index."""
+    """The backend of a server, over the tests' Postgres and the embedded index."""
     assert served_index
     url = engine.url.render_as_string(hide_password=False)
     settings = Settings(home=index_home, database_url=SecretStr(url), batch_size=4, decode_workers=0)
@@ -194,7 +194,7 @@ def test_counters_grow_while_an_ingest_goes_on_and_count_a_scheduled_one_once(en
     assert (found.results["embedded"], found.results["unchanged"], found.deleted) == (5, 2, 0)
 
 
-def test_differences_are_gone_once_a_repair_has_mended_them(deps: Deps, backend: Backend, tmp_path: Path):
+def test_differences_are_gone_once_a_repair_has_repaired_them(deps: Deps, backend: Backend, tmp_path: Path):
     ingest(deps, backend, a_folder(tmp_path / "shop", SHOP))
     collection = qdrant.active_collection(deps.vectors)
     assert collection is not None
@@ -228,7 +228,7 @@ def test_flows_without_a_schedule_have_no_pause_to_be_measured_by():
     assert found == {"ingest": 3 * 86400, "reconcile": 86400, "purge": 86400}
 
 
-def test_whoever_searches_through_a_backend_is_timed(deps: Deps, backend: Backend, tmp_path: Path):
+def test_a_search_through_a_backend_is_timed(deps: Deps, backend: Backend, tmp_path: Path):
     ingest(deps, backend, a_manifest(tmp_path / "notes.jsonl", [{"key": "a", "text": "red"}]))
     with backend.searching() as searching:
         search(searching, Query("red", find="texts"))
@@ -242,7 +242,7 @@ def test_whoever_searches_through_a_backend_is_timed(deps: Deps, backend: Backen
     assert value(found, "search_failures_total", query="text", find="texts") == 0
 
 
-def test_a_search_that_fails_is_counted_apart_and_a_bad_picture_is_no_failure():
+def test_a_search_that_fails_is_counted_apart_and_a_bad_image_is_no_failure():
     times = SearchTimes()
     for error in (ConnectionError("away"), BadImage("not_a_picture", "query.png", "no picture")):
         with pytest.raises(type(error)), times.of("image", "texts"):

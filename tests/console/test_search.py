@@ -1,4 +1,4 @@
-"""Search by words, a picture, both or a record; the address says what a page shows."""
+"""Search by text, image, both or a record; the URL holds the search."""
 
 import base64
 import re
@@ -64,17 +64,17 @@ def hand_in(page: Page, how: str, data: bytes) -> None:
 
 
 def finds_itself(page: Page, key: str) -> None:
-    """The picture with the very bytes of the query comes first: its cosine with it is 1."""
+    """The image with the bytes of the query comes first, with a cosine of 1."""
     expect(cards(page).first).to_contain_text(key)
     expect(cards(page).first).to_contain_text("1.000")
 
 
 def loaded(page: Page) -> None:
-    """All pictures are there, so that leaving the page interrupts none."""
+    """Wait until all images have loaded, so that leaving the page interrupts none."""
     page.wait_for_function("[...document.images].every((one) => one.complete)")
 
 
-def test_words_find_pictures_and_the_page_says_who_answered_and_how_fast(page: Page):
+def test_words_find_images_and_the_page_says_who_answered_and_how_fast(page: Page):
     page.goto("/search")
     expect(page.get_by_role("searchbox")).to_be_focused()
 
@@ -107,7 +107,7 @@ def test_texts_are_found_as_well_and_filters_narrow_what_is_found(page: Page):
     expect(page.get_by_text("Remove a filter, or lower the minimum score.")).to_be_visible()
 
 
-def test_filters_are_suggested_and_what_is_none_is_refused(page: Page):
+def test_filters_are_suggested_and_what_is_none_is_rejected(page: Page):
     page.goto("/search")
     box = page.get_by_role("combobox")
 
@@ -130,7 +130,7 @@ def test_a_least_score_leaves_out_what_is_below_it(page: Page):
     expect(page).to_have_url(f"/search?like={RED}&min=1")
 
 
-def test_a_picture_that_is_chosen_finds_itself(page: Page, running: Running):
+def test_an_image_that_is_chosen_finds_itself(page: Page, running: Running):
     page.goto("/search")
 
     page.locator("input[type=file]").set_input_files(running.folder / "shop" / "green.png")
@@ -144,7 +144,7 @@ def test_a_picture_that_is_chosen_finds_itself(page: Page, running: Running):
 
 
 @pytest.mark.parametrize(("how", "colour"), [("drop", "red"), ("paste", "blue")])
-def test_a_picture_that_is_dropped_or_pasted_finds_itself(page: Page, how: str, colour: str):
+def test_an_image_that_is_dropped_or_pasted_finds_itself(page: Page, how: str, colour: str):
     page.goto("/search")
     expect(page.get_by_role("status").first).to_contain_text("Type words")
 
@@ -154,7 +154,7 @@ def test_a_picture_that_is_dropped_or_pasted_finds_itself(page: Page, how: str, 
     loaded(page)
 
 
-def test_words_and_a_picture_are_looked_for_together(page: Page):
+def test_words_and_an_image_are_searched_together(page: Page):
     page.goto("/search")
     expect(page.get_by_role("status").first).to_contain_text("Type words")
     hand_in(page, "drop", png("red"))
@@ -175,7 +175,7 @@ def test_words_and_a_picture_are_looked_for_together(page: Page):
     loaded(page)
 
 
-def test_a_picture_that_cannot_be_shown_to_a_model_is_refused_by_name(page: Page, tmp_path: Path):
+def test_an_image_that_cannot_be_decoded_is_rejected_by_name(page: Page, tmp_path: Path):
     (tmp_path / "letter.png").write_bytes(b"Dear Sir or Madam")
     page.goto("/search")
 
@@ -184,7 +184,7 @@ def test_a_picture_that_cannot_be_shown_to_a_model_is_refused_by_name(page: Page
     expect(page.get_by_role("alert").filter(has_text="letter.png: not a picture")).to_be_visible()
 
 
-def test_a_picture_that_is_no_longer_kept_is_said_to_be_gone(page: Page):
+def test_an_image_that_is_no_longer_kept_is_reported_as_expired(page: Page):
     page.goto(f"/search?picture={'0' * 64}")
 
     expect(page.get_by_role("alert").filter(has_text="drop, paste or choose it again")).to_be_visible()
@@ -297,7 +297,7 @@ def test_a_record_has_a_page_with_all_that_is_kept_of_it(page: Page):
     expect(page.get_by_text("'42' is no record's id")).to_be_visible()
 
 
-def test_pictures_reach_a_browser_small_encoded_anew_and_with_a_tag(running: Running):
+def test_images_reach_a_browser_small_encoded_anew_and_with_a_tag(running: Running):
     with running.client() as client:
         first = client.get(f"/thumbnails/{RED}")
         again = client.get(f"/thumbnails/{RED}", headers={"If-None-Match": first.headers["etag"]})

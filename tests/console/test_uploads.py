@@ -1,4 +1,4 @@
-"""Pictures that people search by, and what an address asks for; without a browser."""
+"""Uploaded query images and search URLs, without a browser."""
 
 from io import BytesIO
 
@@ -15,7 +15,7 @@ from tests.console.conftest import Running
 from tests.support.builders import encoded, noise, png
 
 
-def test_the_same_picture_has_one_token_and_is_there_again():
+def test_the_same_image_has_one_token_and_is_there_again():
     uploads = Uploads()
 
     token = uploads.keep(png("red"))
@@ -26,7 +26,7 @@ def test_the_same_picture_has_one_token_and_is_there_again():
         uploads.get("0" * 64)
 
 
-def test_a_picture_goes_an_hour_after_it_was_last_asked_for(monkeypatch: pytest.MonkeyPatch):
+def test_an_image_goes_an_hour_after_it_was_last_asked_for(monkeypatch: pytest.MonkeyPatch):
     clock = [0.0]
     monkeypatch.setattr(module, "monotonic", lambda: clock[0])
     uploads = Uploads()
@@ -84,7 +84,7 @@ def test_an_address_that_asks_for_what_cannot_be_says_what_it_takes(query: str, 
         parse_params(QueryParams(query))
 
 
-def test_a_picture_is_made_small_over_white_and_keeps_its_shape():
+def test_an_image_is_made_small_over_white_and_keeps_its_shape():
     seen = make_thumbnail(encoded(Image.new("RGBA", (800, 400), (0, 0, 0, 0)), "PNG"), 320)
 
     image = Image.open(BytesIO(seen or b""))
@@ -93,7 +93,7 @@ def test_a_picture_is_made_small_over_white_and_keeps_its_shape():
     assert make_thumbnail(b"<svg/>", 320) is None
 
 
-def test_a_picture_that_is_too_large_is_refused_before_all_of_it_is_read(running: Running):
+def test_an_image_that_is_too_large_is_rejected_before_all_of_it_is_read(running: Running):
     many = running.settings.limits.max_picture_bytes + 1
 
     with running.client() as client:
@@ -102,7 +102,7 @@ def test_a_picture_that_is_too_large_is_refused_before_all_of_it_is_read(running
     assert "big.png: larger than 64 MiB" in answer.json()["problem"]
 
 
-def test_a_picture_that_was_handed_in_is_shown_again_encoded_anew(running: Running):
+def test_an_image_that_was_uploaded_is_shown_again_encoded_anew(running: Running):
     with running.client() as client:
         token = client.post("/search/pictures", content=encoded(noise(), "BMP")).json()["token"]
 
@@ -114,7 +114,7 @@ def test_a_picture_that_was_handed_in_is_shown_again_encoded_anew(running: Runni
     )
 
 
-def test_another_sites_page_cannot_hand_in_pictures(running: Running):
+def test_another_sites_page_cannot_upload_images(running: Running):
     headers = {"Origin": "http://elsewhere.example"}
 
     with running.client() as client:

@@ -143,7 +143,7 @@ def test_a_flood_of_connections_leaves_ours_alone(embedded: QdrantClient, index_
     wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/healthz").is_success)
 
 
-def test_a_head_without_end_is_refused(embedded: QdrantClient, index_home: Path):
+def test_a_head_without_end_is_rejected(embedded: QdrantClient, index_home: Path):
     sent = 0
     with connect(port_of(find(index_home))) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Endless: ")

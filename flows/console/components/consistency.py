@@ -139,7 +139,7 @@ class CollectionState:
     state: str | None
     """In Postgres; None where it does not know the collection."""
 
-    promised: int
+    expected: int
     """Points expected by Postgres."""
 
     points: int | None
@@ -156,7 +156,7 @@ class CollectionState:
             return "unknown to Postgres"
         if self.state == "active" and not self.is_searched:
             return "the alias does not point to it"
-        apart = self.points - self.promised
+        apart = self.points - self.expected
         return "" if not apart else f"{abs(apart):,} {'more' if apart > 0 else 'fewer'} than Postgres says"
 
 
@@ -164,7 +164,7 @@ class CollectionState:
 class Comparisons:
     """Hold recorded comparisons, or why Postgres is unavailable."""
 
-    comparisons: tuple[Run, ...] = ()
+    runs: tuple[Run, ...] = ()
     problem: str | None = None
 
 
@@ -172,7 +172,7 @@ class Comparisons:
 class Collections:
     """Hold the collections, or why a store is unavailable."""
 
-    collections: tuple[CollectionState, ...] = ()
+    states: tuple[CollectionState, ...] = ()
     problem: str | None = None
 
 
@@ -201,14 +201,14 @@ def read_collections(context: ConsoleContext) -> Collections:
 def collections(session: Session, client: QdrantClient) -> list[CollectionState]:
     """Return all Sightline collections of either store, by name."""
     states = {one.name: one.state for one in model_registry.known_collections(session)}
-    promised = model_registry.marks_by_collection(session)
+    expected = model_registry.marks_by_collection(session)
     there = set(qdrant.list_collections(client))
     alias = qdrant.active_collection(client)
     return [
         CollectionState(
             name,
             states.get(name),
-            promised.get(name, 0),
+            expected.get(name, 0),
             qdrant.count(client, name) if name in there else None,
             alias is not None and alias.name == name,
         )

@@ -44,12 +44,12 @@ async def confirm_reindex(context: ConsoleContext, life: Life, active: Life) -> 
     effort = await _effort(context, life.fingerprint)
     if effort is None:
         return
-    happens = (
+    consequences = (
         f"{life.name} embeds {_embedded(effort)}. Meanwhile searches go on with {active.name}; they switch "
         "in one step at the end, once the new collection is complete and verified. The old one stays for "
         f"{context.backend.settings.keep_retired_days:g} days, so that you can roll back."
     )
-    if await confirm("Re-index with this model?", happens, "Re-index"):
+    if await confirm("Re-index with this model?", consequences, "Re-index"):
         await start_flow(context, "reindex", model=life.name)
 
 
@@ -59,13 +59,13 @@ async def confirm_rollback(context: ConsoleContext, seen: Lineage, active: Life,
     if effort is None:
         return
     now = next((one.name for one in seen.collections if one.state == "active"), "none")
-    happens = (
+    consequences = (
         f"Searches move at once from {active.name} (collection {now}) to "
         f"{seen.names.get(back.fingerprint, back.fingerprint)} (collection {back.name}). Then its "
         f"missing records are embedded: {_embedded(effort)}. The collection that they leave stays for "
         f"{context.backend.settings.keep_retired_days:g} days."
     )
-    if await confirm("Roll back?", happens, "Roll back"):
+    if await confirm("Roll back?", consequences, "Roll back"):
         await start_flow(context, "rollback")
 
 

@@ -45,21 +45,22 @@ def add_page(context: ConsoleContext) -> None:
 
     @ui.page("/integrity", response_timeout=PATIENCE_S)
     async def integrity(request: Request) -> None:
-        compared, stored = await gather(
+        comparisons, collections = await gather(
             to_thread(read_comparisons, context), to_thread(read_collections, context)
         )
         with frame(context, request, "Integrity"):
             hidden_title("Integrity")
-            Page(context, watch, compared, stored)
+            Page(context, watch, comparisons, collections)
 
 
 class Page:
     """Show the page, updated in place while a comparison runs."""
 
     def __init__(
-        self, context: ConsoleContext, watch: RunWatcher, compared: Comparisons, stored: Collections
+        self, context: ConsoleContext, watch: RunWatcher, comparisons: Comparisons, collections: Collections
     ) -> None:
-        self._context, self._watch, self._compared, self._stored = context, watch, compared, stored
+        self._context, self._watch = context, watch
+        self._comparisons, self._collections = comparisons, collections
         with ui.element("div").classes("sl-column") as self._where:
             self._problems = KeyedList[str](ui.element("div").classes("sl-column"))
             with ui.element("div").classes("sl-sheet") as self._sheet, ui.element("div").classes("sl-row"):
@@ -75,21 +76,21 @@ class Page:
     async def _refresh(self) -> None:
         snapshot = await self._watch.read()
         self._live.show(snapshot)
-        before, self._compared = self._compared, await to_thread(read_comparisons, self._context)
-        if before != self._compared or self._stored.problem is not None:
-            self._stored = await to_thread(read_collections, self._context)
+        before, self._comparisons = self._comparisons, await to_thread(read_comparisons, self._context)
+        if before != self._comparisons or self._collections.problem is not None:
+            self._collections = await to_thread(read_collections, self._context)
         self._show(snapshot.at)
 
     def _show(self, now: datetime) -> None:
-        verdict = verdict_of(self._compared.comparisons)
+        verdict = verdict_of(self._comparisons.runs)
         differ = tuple(verdict.differences.items())
         agree = verdict.last is not None and not differ
         self._verdict.text = verdict_text(verdict, now)
         self._verdict.classes(replace="sl-strong sl-grow" + (" sl-good" if agree else ""))
         self._sheet.classes(replace="sl-sheet" + (" sl-problem" if differ else ""))
-        self._sheet.visible = self._compared.problem is None
+        self._sheet.visible = self._comparisons.problem is None
         self._repair.visible = bool(differ)
-        problems = sorted({one for one in (self._compared.problem, self._stored.problem) if one})
+        problems = sorted({one for one in (self._comparisons.problem, self._collections.problem) if one})
         self._problems.show([(one, None, partial(box, problem, one)) for one in problems])
         findings: list[Child[str]] = []
         if verdict.problem is not None:
@@ -101,8 +102,8 @@ class Page:
             behind = pending_text(catalogued.figures, now)
             findings.append(("behind", behind, partial(box, note, behind)))
         self._findings.show(findings)
-        ended = tuple(run for run in self._compared.comparisons if run.ended is not None)
-        collections = self._stored.collections
+        ended = tuple(run for run in self._comparisons.runs if run.ended is not None)
+        collections = self._collections.states
         self._rest.show(
             [
                 ("collections", collections, partial(_collections, collections)),
@@ -116,8 +117,8 @@ class Page:
                 self._live.show(await self._watch.refresh())
 
     async def _confirm_repair(self) -> None:
-        differences = verdict_of(self._compared.comparisons).differences
-        points = sum(one.points or 0 for one in self._stored.collections)
+        differences = verdict_of(self._comparisons.runs).differences
+        points = sum(one.points or 0 for one in self._collections.states)
         with self._where:
             if await start_if_idle(self._context, self._watch, "repair", repair_text(differences, points)):
                 self._live.show(await self._watch.refresh())
@@ -170,7 +171,7 @@ def _collections(collections: Sequence[CollectionState]) -> ui.element:
                 one.state or "unknown",
                 "yes" if one.is_searched else "no",
                 partial(_remark, one.remark),
-                f"{one.promised:,}",
+                f"{one.expected:,}",
                 "–" if one.points is None else f"{one.points:,}",
             ]
             for one in collections
