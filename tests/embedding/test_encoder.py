@@ -1,5 +1,6 @@
 import gc
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -532,3 +533,12 @@ def test_a_weights_file_with_one_changed_byte_is_refused(tmp_path: Path):
     assert _checked(original) == original
     with pytest.raises(DamagedWeights, match=rf"{copy} has SHA-256 \w+, not the known one; reinstall"):
         _checked(copy)
+
+
+def test_the_code_of_the_page_runs(capsys: pytest.CaptureFixture[str]):
+    page = (Path(__file__).parents[2] / "embedding" / "README.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+    exec(code, {})
+
+    assert re.match(r"starter 384 [0-9a-f]{12}\ncosine 0\.\d{3}\n", capsys.readouterr().out)
