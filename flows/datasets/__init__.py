@@ -1,1 +1,1 @@
-"""Select the records that train a model and the records that judge it."""
+"""Select the records that train and evaluate models."""

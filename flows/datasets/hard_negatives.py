@@ -1,4 +1,4 @@
-"""Hard negatives: images that the index has close to a text and that do not belong to it."""
+"""Mine hard negatives for the pairs of a training set."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ from storage.records import Item
 
 CANDIDATES = 50
 SCORE_MARGIN = 0.05
-"""How much further than the own image a negative must be: what is as close is likely to be right too."""
+"""Least distance to the score of the positive image: a closer candidate is likely to be relevant too."""
 
 ROWS_AT_ONCE = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A image that is close to a text."""
+    """Represent an image close to a text."""
 
     sha256: str
     group: int
     captions: frozenset[int]
-    """Numbers of the texts that it has."""
+    """Numbers of its texts."""
 
     score: float
 
@@ -39,10 +39,10 @@ class Candidate:
 def select_negatives(
     row: Row, own_score: float, candidates: Sequence[Candidate], many: int
 ) -> list[Candidate]:
-    """Return the `many` closest candidates that are no false negatives.
+    """Return the closest candidates that are no false negatives.
 
-    Left out is what scores within a margin of the own image or above it (as in Moreira et al., 2024), what
-    is the same image or nearly so, and what has the same caption.
+    Candidates are left out that score within a margin of the positive image or above it (as in Moreira et
+    al., 2024), that are near duplicates of it, or that have the same caption.
     """
     good: dict[int, Candidate] = {}
     for one in sorted(candidates, key=lambda one: (-one.score, one.sha256)):
@@ -59,12 +59,12 @@ def select_negatives(
 def add_negatives(
     stores: Stores,
     encoder: Encoder,
-    sides: ImageSplit,
+    split: ImageSplit,
     material: StoredTrainingData,
     pairs: Iterator[tuple[Part, Row]],
     many: int,
 ) -> Iterator[tuple[Part, Row]]:
-    """Yield the pairs, those to learn from with up to `many` negatives of the collection that is searched.
+    """Yield the pairs, with mined negatives for those of training.
 
     Raises:
         NoCollection: nothing has been ingested yet.
@@ -76,7 +76,7 @@ def add_negatives(
         texts = material.texts([row["text"] for row in rows])
         asked = [(row, text) for row, text in zip(rows, texts, strict=True) if text is not None]
         if asked:
-            _mine(stores, encoder, collection, sides, asked, many)
+            _mine(stores, encoder, collection, split, asked, many)
         yield from chunk
 
 
@@ -84,17 +84,17 @@ def _mine(
     stores: Stores,
     encoder: Encoder,
     collection: qdrant.Collection,
-    sides: ImageSplit,
+    split: ImageSplit,
     asked: Sequence[tuple[Row, str]],
     many: int,
 ) -> None:
-    """Add negatives to these rows, in place."""
+    """Add mined negatives to rows, in place."""
     queries = encoder.texts([text for _, text in asked])
     found = qdrant.nearest_images(stores.vectors, collection, queries, CANDIDATES)
     ids = sorted({id for hits in found for id, _ in hits})
     with stores.sessions() as session:
         items = {id: item for id, (item, _) in catalog.items_with_digests(session, ids).items()}
-        own = catalog.embedded_twins(session, collection.name, [row["picture"] for row, _ in asked])
+        own = catalog.embedded_duplicates(session, collection.name, [row["picture"] for row, _ in asked])
     vectors = qdrant.image_vectors_of(
         stores.vectors, collection.name, {twin.id: twin.content_hash for twin in own.values()}
     )
@@ -103,23 +103,23 @@ def _mine(
         if twin is None or twin.id not in vectors:
             continue
         own_score = float(np.dot(query, vectors[twin.id]))
-        picked = select_negatives(row, own_score, _candidates(hits, items, sides), many)
+        picked = select_negatives(row, own_score, _candidates(hits, items, split), many)
         row["negatives"] += [one.sha256 for one in picked]
         row["negative_groups"] += [one.group for one in picked]
 
 
 def _candidates(
-    hits: Sequence[tuple[UUID, float]], items: Mapping[UUID, Item], sides: ImageSplit
+    hits: Sequence[tuple[UUID, float]], items: Mapping[UUID, Item], split: ImageSplit
 ) -> list[Candidate]:
-    """Return those hits that may be learned from: what is held out is seen by no training."""
+    """Return the hits that belong to the training part."""
     pictures = ((items[id], score) for id, score in hits if id in items)
     return [
         Candidate(
             item.image.sha256,
-            sides.number_of(item.image.sha256),
+            split.group_number(item.image.sha256),
             frozenset(text_number(text.text) for text in item.texts),
             score,
         )
         for item, score in pictures
-        if item.image is not None and sides.part_of(item.image.sha256) == "train"
+        if item.image is not None and split.part_of(item.image.sha256) == "train"
     ]

@@ -1,4 +1,4 @@
-"""Which items show the same image, or nearly the same."""
+"""Find items with the same image, or nearly the same."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -26,14 +26,14 @@ BATCH = 200
 
 @dataclass(frozen=True, slots=True)
 class DuplicateGroups:
-    """Items that belong together, group by group."""
+    """Hold groups of items with duplicate images."""
 
     near: bool
-    """Whether they look alike, or have the same bytes."""
+    """Whether the groups hold near duplicates, or images with the same bytes."""
 
     groups: tuple[tuple[Copy, ...], ...]
     unreadable: int = 0
-    """Pictures that could not be had, and were left out."""
+    """Images that are missing or cannot be decoded; they are left out."""
 
     def as_json(self) -> dict[str, Any]:
         groups = [
@@ -44,7 +44,7 @@ class DuplicateGroups:
 
 
 def exact_duplicates(stores: Stores) -> DuplicateGroups:
-    """Return the items that share a image's bytes with another."""
+    """Return the items that share the bytes of an image."""
     with stores.sessions() as session:
         copies = perceptual_hashes.copies(session)
     return DuplicateGroups(
@@ -53,9 +53,9 @@ def exact_duplicates(stores: Stores) -> DuplicateGroups:
 
 
 def near_duplicates(stores: Stores, limits: Limits, *, advance: Steps = no_steps) -> DuplicateGroups:
-    """Return the items whose images look alike, those with the same bytes among them.
+    """Return the items with near-duplicate images, exact duplicates included.
 
-    What an image looks like is worked out once and kept, so that the next call costs little.
+    A perceptual hash is computed once and stored, so that the next call costs little.
 
     Args:
         advance: receives the number of images hashed since the last call.
@@ -76,17 +76,19 @@ def near_duplicates(stores: Stores, limits: Limits, *, advance: Steps = no_steps
 def duplicate_groups(
     stores: Stores, limits: Limits, *, others: Mapping[str, int] = MappingProxyType({})
 ) -> dict[str, str]:
-    """Return for each living image, by SHA-256, its group: the smallest SHA-256 among its near duplicates.
+    """Return the group of each image, by SHA-256.
 
-    An image that could not be looked at is a group of its own.
+    A group is named after the smallest SHA-256 among its near duplicates.
+
+    An image that cannot be decoded is a group by itself.
 
     Args:
-        others: perceptual hashes of images that no item has, and that are grouped as well.
+        others: perceptual hashes of images without an item, which are grouped as well.
     """
     _hash_new(stores, limits, no_steps)
     with stores.sessions() as session:
         hashes = dict(sorted((dict(others) | perceptual_hashes.hashes(session)).items()))
-        groups = {sha256: sha256 for sha256 in (*others, *catalog.living_pictures(session))}
+        groups = {sha256: sha256 for sha256 in (*others, *catalog.living_images(session))}
     shas = list(hashes)  # in order, so that the first of a group is its smallest
     for group in near_groups(list(hashes.values())):
         for position in group:
@@ -100,7 +102,7 @@ def hash_of(decoded: Prepared) -> int:
 
 
 def _hash_new(stores: Stores, limits: Limits, advance: Steps) -> int:
-    """Hash the images without a perceptual hash; return how many are missing or unreadable."""
+    """Hash the images without a hash; count the unreadable ones."""
     after, unreadable = "", 0
     with Workers(SEEN, 0) as workers:
         while True:

@@ -1,4 +1,4 @@
-"""What somebody, or a click, says of queries and items; read from a file of JSON lines."""
+"""Read relevance judgments from a file of JSON lines."""
 
 import hashlib
 import json
@@ -10,12 +10,12 @@ from storage.errors import InvalidInput
 
 
 class BadJudgments(InvalidInput):
-    """A line of a file of judgments cannot be used."""
+    """Report a line of a judgment file that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """What somebody, or a click, says of a query, which is a text or an image, and an item."""
+    """Judge the relevance of an item to a text or an image."""
 
     text: str | None
     image: Path | None
@@ -26,7 +26,9 @@ class Judgment:
 
 
 def read_judgments(path: Path) -> Iterator[Judgment]:
-    """Yield the judgments of a file of JSON lines: query or image, key, relevance, and perhaps a source.
+    """Yield the judgments of a file.
+
+    Each line is a JSON object with a query or an image, a key, a relevance and an optional source.
 
     An image is a path, relative to the file.
 
@@ -58,7 +60,7 @@ def _judgment(line: str, folder: Path, place: str) -> Judgment:
 
 
 def query_images(judgments: Sequence[Judgment]) -> dict[str, str]:
-    """Return where the images that are queries lie, by SHA-256."""
+    """Return the paths of the query images, by SHA-256."""
     return {file_sha256(one.image): str(one.image) for one in judgments if one.image is not None}
 
 

@@ -1,4 +1,4 @@
-"""Which images may be learned from: whole groups of near duplicates are on one side of a split."""
+"""Split images for training, with near duplicates in one part."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,29 +21,34 @@ from storage.records import Origin
 
 @dataclass(frozen=True, slots=True)
 class ImageSplit:
-    """Which images may be learned from: by SHA-256 their group, by group its part."""
+    """Assign images to the parts of a training split.
+
+    Near duplicates form a group, and a group is always in one part.
+    """
 
     groups: Mapping[str, str]
+    """Name of the group of each image, by SHA-256."""
+
     split: Split
     named: frozenset[str]
     """Groups with an item that the split names by its key."""
 
     unreadable: frozenset[str] = frozenset()
-    """Stored images that are gone or cannot be decoded: there are no pairs of them."""
+    """Stored images that are missing or cannot be decoded: no pair is made of them."""
 
     def part_of(self, sha256: str) -> Part:
         group = self.groups.get(sha256, sha256)
         return self.split.part_of(group, named=group in self.named)
 
-    def number_of(self, sha256: str) -> int:
-        """Return the number of a image's group."""
-        return number_of_name(self.groups.get(sha256, sha256))
+    def group_number(self, sha256: str) -> int:
+        """Return the number of the group of an image."""
+        return stable_number(self.groups.get(sha256, sha256))
 
 
 def split_images(
     stores: Stores, limits: Limits, split: Split, judgments: Sequence[Judgment] = ()
 ) -> ImageSplit:
-    """Look at all images, those that are new for the first time, and split_images them.
+    """Hash the new images, group near duplicates and split the groups.
 
     Raises:
         BadJudgments: an image that is a query cannot be read.
@@ -56,7 +61,10 @@ def split_images(
 def _beside_their_items(
     stores: Stores, groups: Mapping[str, str], queries: AbstractSet[str], judgments: Sequence[Judgment]
 ) -> dict[str, str]:
-    """Return the group of each judged image that is like no stored one: that of its first relevant item."""
+    """Move each query image that no stored image resembles.
+
+    Its group becomes that of its first relevant item.
+    """
     stored = {group for sha256, group in groups.items() if sha256 not in queries}
     moved: dict[str, str] = {}
     with stores.sessions() as session:
@@ -71,15 +79,15 @@ def _beside_their_items(
 
 
 def image_split(stores: Stores, groups: Mapping[str, str], split: Split) -> ImageSplit:
-    """Divide images whose groups are known."""
+    """Split images with known groups."""
     with stores.sessions() as session:
-        named = catalog.pictures_of_keys(session, split.keys or ())
+        named = catalog.images_of_keys(session, split.keys or ())
         unreadable = frozenset(perceptual_hashes.unhashed(session))
     return ImageSplit(groups, split, frozenset(groups.get(sha256, sha256) for sha256 in named), unreadable)
 
 
 def _hashes(judgments: Sequence[Judgment]) -> dict[str, int]:
-    """Return what images that are queries look like, by SHA-256, as `perceptual_hash` has it."""
+    """Return the perceptual hashes of query images, by SHA-256."""
     origins = {sha256: Origin(path) for sha256, path in query_images(judgments).items()}
     with Workers(SEEN, 0) as workers:
         decoding = decode_many(workers, origins, lambda _, origin: Path(origin.uri).read_bytes())
@@ -89,6 +97,6 @@ def _hashes(judgments: Sequence[Judgment]) -> dict[str, int]:
             raise BadJudgments(f"the image of a judgment cannot be used: {error}") from error
 
 
-def number_of_name(name: str) -> int:
-    """Return a number that stands for `name`, in 64 bits."""
+def stable_number(name: str) -> int:
+    """Return a 64-bit number derived from `name`."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)

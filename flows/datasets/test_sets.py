@@ -1,4 +1,7 @@
-"""What models are judged on: our own records, some held out, a manifest from outside, or judgments."""
+"""Build the test sets that models are evaluated on.
+
+A test set holds stored records, held-out ones, those of another manifest, or relevance judgments.
+"""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -27,42 +30,42 @@ from storage.sources import read_source, source_name
 
 MIN_SUBSET_QUERIES = 10
 MAX_TEST_RECORDS = 5000
-"""Records that the gate and schedules look at: more cost time, and hardly narrow an interval."""
+"""Records for the promotion gate and schedules: more take longer, and hardly narrow an interval."""
 
 Languages = Sequence[str] | None
 """Tags of the captions that are queries, or `all`; None for those that are embedded."""
 
 
 class NothingToEvaluate(InvalidInput):
-    """There is no query with a right answer in what was asked for."""
+    """Report a test set without a query that has a right answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationImage:
-    """A image that is judged, and where it can be had."""
+    """Locate an image of a test set."""
 
     origin: Origin
     id: UUID | None = None
-    """The item that it belongs to; None for one from outside."""
+    """Item of the image; None if it is not stored."""
 
     sha256: str | None = None
     content_hash: str | None = None
-    """What the item's point was made from."""
+    """Content hash of the item's point."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRecord:
-    """A record of a test set: its image, if it has one, and those of its captions that are queries."""
+    """Hold a record of a test set: its image and query captions."""
 
     id: UUID
-    shot: EvaluationImage | None
+    image: EvaluationImage | None
     captions: tuple[Text, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedQuery:
-    """A query, and how relevant some items are to it."""
+    """Hold a query and the relevance of items to it."""
 
     query: str | EvaluationImage
     gains: Mapping[UUID, float]
@@ -70,38 +73,44 @@ class JudgedQuery:
 
 @dataclass(frozen=True, slots=True)
 class TestSet:
-    """Records in id order; their captions and images are the queries, unless there are judgments."""
+    """Hold the records of a test set, in id order.
 
-    __test__ = False  # not one of pytest's, whatever its name
+    Their captions and images are the queries, unless there are judgments.
+    """
+
+    __test__ = False  # pytest must not collect it
 
     name: str
     entries: tuple[EvaluationRecord, ...]
-    judged: tuple[JudgedQuery, ...] = ()
+    judged_queries: tuple[JudgedQuery, ...] = ()
     langs: str | None = None
-    """The languages of the captions that were asked for; None for those that are embedded."""
+    """Requested languages of the captions; None for the embedded ones."""
 
     @property
     def texts(self) -> list[str]:
-        """The rows of the side `texts`."""
-        if self.judged:
-            return [one.query for one in self.judged if isinstance(one.query, str)]
+        """Rows of the side `texts`."""
+        if self.judged_queries:
+            return [one.query for one in self.judged_queries if isinstance(one.query, str)]
         return [text.text for entry in self.entries for text in entry.captions]
 
     @property
-    def most_queries(self) -> int:
-        """How many queries there would be if each had a right answer."""
-        return len(self.judged) or len(self.texts) + len(self.shots)
+    def possible_queries(self) -> int:
+        """Number of queries if each had a right answer."""
+        return len(self.judged_queries) or len(self.texts) + len(self.images)
 
     @property
-    def shots(self) -> list[EvaluationImage]:
-        """The rows of the side `pictures`: the gallery, and then the queries."""
-        asked = [one.query for one in self.judged if isinstance(one.query, EvaluationImage)]
-        return [entry.shot for entry in self.entries if entry.shot] + asked
+    def images(self) -> list[EvaluationImage]:
+        """Rows of the side `pictures`: first the gallery, then the queries."""
+        asked = [one.query for one in self.judged_queries if isinstance(one.query, EvaluationImage)]
+        return [entry.image for entry in self.entries if entry.image] + asked
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationChoice:
-    """What a person wants to know of some models: at most one of the first four, else all records."""
+    """Choose a test set: at most one of the first four.
+
+    Without any, all records are chosen.
+    """
 
     keys: Path | None = None
     held_out: bool = False
@@ -113,37 +122,41 @@ class EvaluationChoice:
 def choose_test_set(
     stores: Stores,
     settings: Settings,
-    question: EvaluationChoice,
+    choice: EvaluationChoice,
     models: Sequence[str],
     *,
     at_most: int | None = None,
 ) -> TestSet:
-    """Return what answers the question; what is held out depends on the models and where they come from.
+    """Return the chosen test set.
+
+    The held-out records depend on the models and on their lineage.
 
     Args:
-        at_most: so many records of what is held out.
+        at_most: limits the held-out records.
 
     Raises:
         NoCollection: nothing has been ingested yet, and no manifest is named.
         BadSource: there is no manifest.
         BadJudgments: a line of the file of judgments cannot be used.
     """
-    if question.manifest is not None:
-        return of_manifest(question.manifest, settings.langs, question.langs)
+    if choice.manifest is not None:
+        return of_manifest(choice.manifest, settings.langs, choice.langs)
     if qdrant.active_collection(stores.vectors) is None:
         raise qdrant.NoCollection
-    if question.judgments is not None:
-        return of_judgments(stores, question.judgments)
-    if question.held_out:
-        splits = splits_of(stores, _fingerprints(stores, models))
-        return of_held_out(stores, settings.limits, splits, question.langs, at_most=at_most)
-    if question.keys is not None:
-        return of_records(stores, question.keys.name, lines_of(question.keys), question.langs)
-    return of_records(stores, "all", None, question.langs)
+    if choice.judgments is not None:
+        return of_judgments(stores, choice.judgments)
+    if choice.held_out:
+        splits = training_splits(stores, _fingerprints(stores, models))
+        return of_held_out(stores, settings.limits, splits, choice.langs, at_most=at_most)
+    if choice.keys is not None:
+        return of_records(stores, choice.keys.name, read_lines(choice.keys), choice.langs)
+    return of_records(stores, "all", None, choice.langs)
 
 
-def splits_of(stores: Stores, fingerprints: Sequence[str]) -> list[Split]:
-    """Return how the records were divided for these models and those that they come from.
+def training_splits(stores: Stores, fingerprints: Sequence[str]) -> list[Split]:
+    """Return the training splits of models and of their lineage.
+
+    No record was seen by a model that was not trained here: then a fifth of the records is enough.
 
     Of models that were not trained here no record was seen by any: then a fifth of them is enough.
     """
@@ -154,7 +167,10 @@ def splits_of(stores: Stores, fingerprints: Sequence[str]) -> list[Split]:
 
 
 def _fingerprints(stores: Stores, names: Sequence[str]) -> list[str]:
-    """Return the fingerprints of models or collections that are on record; without names the active one."""
+    """Return the fingerprints of recorded models or collections.
+
+    Without names it is the active one.
+    """
     if not names:
         active = qdrant.active_collection(stores.vectors)
         return [] if active is None else [active.fingerprint]
@@ -164,7 +180,7 @@ def _fingerprints(stores: Stores, names: Sequence[str]) -> list[str]:
     return [one.fingerprint for one in models if one] + [collections[n] for n in names if n in collections]
 
 
-def lines_of(path: Path) -> tuple[str, ...]:
+def read_lines(path: Path) -> tuple[str, ...]:
     """Return the lines of a file that are not empty."""
     lines = (line.strip() for line in path.read_text("utf-8").splitlines())
     return tuple(line for line in lines if line)
@@ -174,35 +190,36 @@ def of_records(stores: Stores, name: str, keys: Sequence[str] | None, langs: Lan
     """Return all records, or those with one of `keys`."""
     with stores.sessions() as session:
         entries = tuple(_entries(catalog.living_items(session, keys), langs))
-    return TestSet(name, entries, langs=_named(langs))
+    return TestSet(name, entries, langs=_language_label(langs))
 
 
 def of_held_out(
     stores: Stores, limits: Limits, splits: Sequence[Split], langs: Languages, *, at_most: int | None = None
 ) -> TestSet:
-    """Return the captioned images that are held out by every one of `splits`, near duplicates included.
+    """Return the captioned images that every split holds out.
+
+    Near duplicates of training images are not among them.
 
     Args:
-        splits: those of the models that are compared, and of the models that these come from: what one of
-            them was trained on says little about it.
-        at_most: so many of them, chosen by a hash of their ids.
+        splits: of the compared models and their lineage: an evaluation on training data says little.
+        at_most: limits the records, chosen by a hash of their ids.
     """
     groups = duplicate_groups(stores, limits)
-    sides = [image_split(stores, groups, split) for split in splits]
+    image_splits = [image_split(stores, groups, split) for split in splits]
     with stores.sessions() as session:
         entries = [
             entry
             for entry in _entries(catalog.living_items(session), langs)
             if entry.captions
-            and entry.shot is not None
-            and all(side.part_of(entry.shot.sha256 or "") == "held-out" for side in sides)
+            and entry.image is not None
+            and all(one.part_of(entry.image.sha256 or "") == "held-out" for one in image_splits)
         ]
     drawn = sorted(entries, key=lambda entry: hashlib.sha256(entry.id.bytes).digest())[:at_most]
-    return TestSet("held-out", tuple(sorted(drawn, key=lambda entry: entry.id)), langs=_named(langs))
+    return TestSet("held-out", tuple(sorted(drawn, key=lambda entry: entry.id)), langs=_language_label(langs))
 
 
 def of_manifest(path: Path, embedded: Sequence[str], langs: Languages) -> TestSet:
-    """Return the records of a manifest or folder, none of which is taken in.
+    """Return the records of a manifest or folder, without ingesting them.
 
     Args:
         embedded: languages whose captions would be embedded, beside those without a tag.
@@ -216,23 +233,25 @@ def of_manifest(path: Path, embedded: Sequence[str], langs: Languages) -> TestSe
         EvaluationRecord(
             item_id(name, record.key),
             None if record.image is None else EvaluationImage(Origin(record.image, folder=record.folder)),
-            _chosen(record.select_languages(embedded).texts, langs),
+            _query_captions(record.select_languages(embedded).texts, langs),
             record.metadata,
         )
         for record in records.values()
     )
-    return TestSet(name, tuple(sorted(entries, key=lambda entry: entry.id)), langs=_named(langs))
+    return TestSet(name, tuple(sorted(entries, key=lambda entry: entry.id)), langs=_language_label(langs))
 
 
 def of_judgments(stores: Stores, path: Path) -> TestSet:
-    """Return the queries of a file of judgments, with all stored images as gallery.
+    """Return the queries of a file of judgments.
+
+    The gallery is all stored images.
 
     Raises:
         BadJudgments: a line of the file cannot be used.
     """
     gains: dict[str | EvaluationImage, dict[UUID, float]] = defaultdict(dict)
     with stores.sessions() as session:
-        entries = tuple(entry for entry in _entries(catalog.living_items(session), None) if entry.shot)
+        entries = tuple(entry for entry in _entries(catalog.living_items(session), None) if entry.image)
         there = {entry.id for entry in entries}
         for one in read_judgments(path):
             query = one.text if one.text is not None else EvaluationImage(Origin(str(one.image)))
@@ -244,30 +263,34 @@ def of_judgments(stores: Stores, path: Path) -> TestSet:
 
 
 def directions_of(test_set: TestSet, present: NDArray[np.bool_], by: Sequence[str]) -> list[Direction]:
-    """Return what is asked of a test set.
+    """Return the retrieval directions of a test set.
 
     Args:
-        present: which of its images every model has seen; the others are in no gallery, and no queries.
-        by: metadata fields by whose values the queries are divided as well.
+        present: shape (images,), whether every model has encoded the image; the others are left out.
+        by: metadata fields whose values define subsets of the queries.
 
     Raises:
         NothingToEvaluate: there is no query with a right answer.
     """
-    found = _judged(test_set, present) if test_set.judged else _captioned(test_set, present, by)
+    found = (
+        _judged_directions(test_set, present)
+        if test_set.judged_queries
+        else _caption_directions(test_set, present, by)
+    )
     if not found:
         what = (
-            "no item that it names has a picture here; check its keys"
-            if test_set.judged
-            else "no record has both a picture and such a caption; check --keys and --langs"
+            "none of its items has a stored image; check its keys"
+            if test_set.judged_queries
+            else "no record has both an image and such a caption; check --keys and --langs"
         )
         raise NothingToEvaluate(f"{test_set.name}: {what}")
     return found
 
 
-def _captioned(test_set: TestSet, present: NDArray[np.bool_], by: Sequence[str]) -> list[Direction]:
+def _caption_directions(test_set: TestSet, present: NDArray[np.bool_], by: Sequence[str]) -> list[Direction]:
     entries = test_set.entries
     captions = [(number, text) for number, entry in enumerate(entries) for text in entry.captions]
-    pictured = (number for number, entry in enumerate(entries) if entry.shot is not None)
+    pictured = (number for number, entry in enumerate(entries) if entry.image is not None)
     shown = {number: row for row, number in enumerate(pictured) if present[row]}
     column = {number: place for place, number in enumerate(shown)}
     captioned = {number: place for place, number in enumerate(dict.fromkeys(own for own, _ in captions))}
@@ -288,9 +311,9 @@ def _captioned(test_set: TestSet, present: NDArray[np.bool_], by: Sequence[str])
             _positions(column[number] for number in owners),
             np.ones(len(texts)),
             _positions(owners),
-            _parts(
+            _subsets(
                 [
-                    {f"lang={captions[row][1].lang or 'none'}", *_values(entries[own], by)}
+                    {f"lang={captions[row][1].lang or 'none'}", *_metadata_tags(entries[own], by)}
                     for row, own in zip(texts, owners, strict=True)
                 ]
             ),
@@ -306,20 +329,20 @@ def _captioned(test_set: TestSet, present: NDArray[np.bool_], by: Sequence[str])
             _positions(captioned[number] for number in pictures),
             np.ones(len(pictures)),
             _positions(pictures),
-            _parts([_values(entries[number], by) for number in pictures]),
+            _subsets([_metadata_tags(entries[number], by) for number in pictures]),
         ),
     ]
 
 
-def _judged(test_set: TestSet, present: NDArray[np.bool_]) -> list[Direction]:
+def _judged_directions(test_set: TestSet, present: NDArray[np.bool_]) -> list[Direction]:
     gallery = [row for row in range(len(test_set.entries)) if present[row]]
     column = {test_set.entries[row].id: place for place, row in enumerate(gallery)}
-    words = [one for one in test_set.judged if isinstance(one.query, str)]
-    pictures = [one for one in test_set.judged if isinstance(one.query, EvaluationImage)]
+    words = [one for one in test_set.judged_queries if isinstance(one.query, str)]
+    pictures = [one for one in test_set.judged_queries if isinstance(one.query, EvaluationImage)]
     seen = present[len(test_set.entries) :]
     directions = [
-        _of_judged("text_to_image", "texts", dict(enumerate(words)), gallery, column),
-        _of_judged(
+        _judged_direction("text_to_image", "texts", dict(enumerate(words)), gallery, column),
+        _judged_direction(
             "image_to_image",
             "pictures",
             {len(test_set.entries) + row: one for row, one in enumerate(pictures) if seen[row]},
@@ -330,14 +353,17 @@ def _judged(test_set: TestSet, present: NDArray[np.bool_]) -> list[Direction]:
     return [direction for direction in directions if len(direction.queries)]
 
 
-def _of_judged(
+def _judged_direction(
     name: str,
-    asks: Side,
+    query_side: Side,
     queries: Mapping[int, JudgedQuery],
     gallery: Sequence[int],
     column: Mapping[UUID, int],
 ) -> Direction:
-    """Return a direction; queries, given by their rows, without an answer in the gallery are left out."""
+    """Return a direction with the queries that have an answer.
+
+    The queries are given by their rows.
+    """
     gains = {
         row: {column[id]: gain for id, gain in one.gains.items() if id in column}
         for row, one in queries.items()
@@ -347,7 +373,7 @@ def _of_judged(
     flat = list(chain.from_iterable(answers.values()))
     return Direction(
         name,
-        asks,
+        query_side,
         _positions(answers),
         "pictures",
         _positions(gallery),
@@ -363,14 +389,14 @@ def _entries(items: Iterable[tuple[Any, Any]], langs: Languages) -> Iterator[Eva
     for item, digest in items:
         stored = item.image
         image = stored and EvaluationImage(stored.origin, item.id, stored.sha256, digest.content)
-        yield EvaluationRecord(item.id, image, _chosen(item.texts, langs), item.metadata)
+        yield EvaluationRecord(item.id, image, _query_captions(item.texts, langs), item.metadata)
 
 
-def _named(langs: Languages) -> str | None:
+def _language_label(langs: Languages) -> str | None:
     return None if langs is None else ",".join(langs)
 
 
-def _chosen(texts: Sequence[Text], langs: Languages) -> tuple[Text, ...]:
+def _query_captions(texts: Sequence[Text], langs: Languages) -> tuple[Text, ...]:
     if langs is None:
         return tuple(text for text in texts if text.embedded)
     if "all" in langs:
@@ -382,16 +408,16 @@ def _positions(numbers: Iterable[int]) -> Positions:
     return np.fromiter(numbers, np.int64)
 
 
-def _values(entry: EvaluationRecord, by: Sequence[str]) -> set[str]:
-    """Return such as `kind=fruit` for each value of these metadata fields."""
+def _metadata_tags(entry: EvaluationRecord, by: Sequence[str]) -> set[str]:
+    """Return a tag such as `kind=fruit` for each metadata value."""
     values = ((name, entry.metadata[name]) for name in by if name in entry.metadata)
     return {
         f"{name}={one}" for name, value in values for one in (value if isinstance(value, list) else [value])
     }
 
 
-def _parts(tags: Sequence[set[str]]) -> dict[str, NDArray[np.bool_]]:
-    """Return which queries have which tag, for tags that tell some queries from others."""
+def _subsets(tags: Sequence[set[str]]) -> dict[str, NDArray[np.bool_]]:
+    """Return the queries with each tag that divides the queries."""
     counts = Counter(chain.from_iterable(tags))
     return {
         tag: np.array([tag in own for own in tags])

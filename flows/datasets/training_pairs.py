@@ -1,4 +1,7 @@
-"""The pairs that a model is trained on: from the records themselves, and from judgments; ids in a file."""
+"""Build the training pairs of records and judgments.
+
+Files hold ids and hashes, so that no content outlives a delete.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,7 +21,7 @@ from embedding.training.batches import Row
 from embedding.training.splits import Part
 from flows.config.settings import Limits
 from flows.datasets.relevance_judgments import Judgment, file_sha256
-from flows.datasets.splits import ImageSplit, number_of_name
+from flows.datasets.splits import ImageSplit, stable_number
 from flows.resources.connections import Stores
 from flows.resources.images import decode_many, load_image
 from storage.errors import InvalidInput
@@ -40,82 +43,85 @@ OF_ITEM, OF_QUERY = "item", "query"
 
 
 class TooFewPairs(InvalidInput):
-    """There is not enough to learn from, or nothing to tell when to stop."""
+    """Report too few pairs to train on or to validate with."""
 
 
-def pairs_of_records(stores: Stores, sides: ImageSplit) -> Iterator[tuple[Part, Row]]:
-    """Yield a pair for each embedded text of each item with an image, in id order."""
+def pairs_of_records(stores: Stores, split: ImageSplit) -> Iterator[tuple[Part, Row]]:
+    """Yield a pair for each embedded text of an image's item.
+
+    The pairs are in id order.
+    """
     with stores.sessions() as session:
-        for item in catalog.captioned_pictures(session):
-            if item.image is not None and item.image.sha256 not in sides.unreadable:
-                part = sides.part_of(item.image.sha256)
+        for item in catalog.captioned_images(session):
+            if item.image is not None and item.image.sha256 not in split.unreadable:
+                part = split.part_of(item.image.sha256)
                 for number, text in enumerate(item.embedded_texts):
-                    yield part, pair_row(sides, text_name(item.id, number), text, item.image.sha256)
+                    yield part, pair_row(split, text_name(item.id, number), text, item.image.sha256)
 
 
 def pairs_of_judgments(
-    stores: Stores, sides: ImageSplit, judgments: Sequence[Judgment]
+    stores: Stores, split: ImageSplit, judgments: Sequence[Judgment]
 ) -> Iterator[tuple[Part, Row]]:
-    """Yield pairs of what is judged relevant.
+    """Yield the pairs of relevance judgments.
 
-    A text makes a pair with the image of each relevant item, and those of irrelevant ones are its
-    negatives. An image makes one with each embedded text of a relevant item, unless that item's own
-    image is on another side of the split.
+    A text makes a pair with the image of each relevant item; the images of irrelevant items are its
+    negatives. An image makes a pair with each embedded text of a relevant item, unless the image of that
+    item is in another part of the split.
     """
     texts: dict[str, list[tuple[str, float]]] = {}
     with stores.sessions() as session:
         for judgment in judgments:
             for item in catalog.items_with_key(session, judgment.key, judgment.source):
                 if judgment.image is not None:
-                    yield from _pairs_of_picture(sides, judgment, item)
+                    yield from _pairs_of_picture(split, judgment, item)
                 elif judgment.text is not None and item.image is not None:
                     judged = texts.setdefault(judgment.text, [])
-                    if item.image.sha256 not in sides.unreadable:
+                    if item.image.sha256 not in split.unreadable:
                         judged.append((item.image.sha256, judgment.relevance))
     for query, judged in texts.items():
-        irrelevant = [sha for sha, relevance in judged if relevance == 0 and sides.part_of(sha) == "train"]
+        irrelevant = [sha for sha, relevance in judged if relevance == 0 and split.part_of(sha) == "train"]
         for sha256 in sorted({sha for sha, relevance in judged if relevance > 0}):
-            row = pair_row(sides, f"{OF_QUERY}:{query}", query, sha256)
+            row = pair_row(split, f"{OF_QUERY}:{query}", query, sha256)
             row["negatives"] = irrelevant
-            row["negative_groups"] = [sides.number_of(sha) for sha in irrelevant]
-            yield sides.part_of(sha256), row
+            row["negative_groups"] = [split.group_number(sha) for sha in irrelevant]
+            yield split.part_of(sha256), row
 
 
-def _pairs_of_picture(sides: ImageSplit, judgment: Judgment, item: Item) -> Iterator[tuple[Part, Row]]:
+def _pairs_of_picture(split: ImageSplit, judgment: Judgment, item: Item) -> Iterator[tuple[Part, Row]]:
     if judgment.image is None or judgment.relevance == 0:
         return
     sha256 = file_sha256(judgment.image)
-    part = sides.part_of(sha256)
-    if item.image is not None and sides.part_of(item.image.sha256) != part:
-        return  # to learn from one side would be to learn what the other is judged by
+    part = split.part_of(sha256)
+    if item.image is not None and split.part_of(item.image.sha256) != part:
+        return  # a pair across the parts would leak held-out images into training
     for number, text in enumerate(item.embedded_texts):
-        yield part, pair_row(sides, text_name(item.id, number), text, sha256)
+        yield part, pair_row(split, text_name(item.id, number), text, sha256)
 
 
-def pair_row(sides: ImageSplit, name: str, text: str, sha256: str) -> Row:
-    """Return the pair of a text, known by `name`, and an image; without mined negatives."""
+def pair_row(split: ImageSplit, name: str, text: str, sha256: str) -> Row:
+    """Return the pair of a text and an image, without mined negatives."""
     return Row(
         text=name,
         picture=sha256,
         text_group=text_number(text),
-        picture_group=sides.number_of(sha256),
+        picture_group=split.group_number(sha256),
         negatives=[],
         negative_groups=[],
     )
 
 
 def text_name(id: UUID, number: int) -> str:
-    """Return what the text is known by: ids, so that what is deleted leaves nothing behind."""
+    """Return the name of a text: ids, which outlive no content."""
     return f"{OF_ITEM}:{id}:{number}"
 
 
 def text_number(text: str) -> int:
-    """Return a number that texts with the same words have in common."""
-    return number_of_name(" ".join(text.casefold().split()))
+    """Return a number shared by texts with the same words."""
+    return stable_number(" ".join(text.casefold().split()))
 
 
 def write_pairs(folder: Path, pairs: Iterable[tuple[Part, Row]]) -> dict[Part, int]:
-    """Write the pairs to a file for each part, and return how many each has."""
+    """Write the pairs of each part to a file; return their counts."""
     parts: tuple[Part, ...] = get_args(Part)
     counts: dict[Part, int] = dict.fromkeys(parts, 0)
     waiting: dict[Part, list[Row]] = {part: [] for part in parts}
@@ -140,7 +146,7 @@ def write_pairs(folder: Path, pairs: Iterable[tuple[Part, Row]]) -> dict[Part, i
 
 
 def read_pairs(folder: Path, part: Part) -> Dataset:
-    """Return the pairs that `write_pairs` wrote, mapped from the file."""
+    """Return the pairs of a part, mapped from their file."""
     return Dataset.from_file(str(_file(folder, part)))
 
 
@@ -149,10 +155,10 @@ def _file(folder: Path, part: str) -> Path:
 
 
 class StoredTrainingData:
-    """Texts and images as the stores have them, images decoded by workers, some at a time.
+    """Load texts and images from the stores, decoded by workers.
 
     Args:
-        others: where images lie that no item has, by SHA-256.
+        others: paths of images without an item, by SHA-256.
     """
 
     def __init__(
@@ -166,16 +172,16 @@ class StoredTrainingData:
         self._others = others
 
     def texts(self, names: Sequence[str]) -> list[str | None]:
-        """Return each text; None for one whose item is deleted or has other texts now."""
+        """Return each text, or None if it is deleted or changed."""
         ids = {UUID(name.split(":")[1]) for name in names if name.startswith(f"{OF_ITEM}:")}
         with self._stores.sessions() as session:
             items = catalog.items_with_digests(session, sorted(ids))
         return [_text_of(name, {id: item for id, (item, _) in items.items()}) for name in names]
 
     def pictures(self, shas: Sequence[str]) -> list[Features | None]:
-        """Return each image as the model takes it; None for one that cannot be had."""
+        """Return the features of each image, or None if unavailable."""
         with self._stores.sessions() as session:
-            stored = catalog.origins_of(session, set(shas))
+            stored = catalog.image_origins(session, set(shas))
         files = {sha256: Origin(self._others[sha256]) for sha256 in shas if sha256 in self._others}
 
         def load(sha256: str, origin: Origin) -> bytes | None:

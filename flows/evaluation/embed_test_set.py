@@ -41,7 +41,7 @@ class Seen:
 
 def show(stores: Stores, settings: Settings, encoder: Encoder, test_set: TestSet, progress: Progress) -> Seen:
     """Return the rows of a test set: texts encoded, images shown that the collection has no vector of."""
-    texts, shots = test_set.texts, test_set.shots
+    texts, shots = test_set.texts, test_set.images
     rows = [np.empty((0, encoder.dim), np.float32)]
     for start in range(0, len(texts), CHUNK):
         rows.append(encoder.texts(texts[start : start + CHUNK]))

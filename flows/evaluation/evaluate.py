@@ -125,7 +125,7 @@ def evaluate(
     result = Evaluation(
         test_set.name,
         int((~present_to_all(seen)).sum()),
-        test_set.most_queries - sum(len(one.direction.queries) for one in judged[0]),
+        test_set.possible_queries - sum(len(one.direction.queries) for one in judged[0]),
         models,
         tuple(
             Comparison(one.model, first, tuple(compared(judged[0], own)))

@@ -19,7 +19,7 @@ from flows.datasets.test_sets import (
     TestSet,
     of_held_out,
     of_manifest,
-    splits_of,
+    training_splits,
 )
 from flows.evaluation.evaluate import Judged, judge
 from flows.resources.connections import Stores
@@ -205,7 +205,7 @@ def _checks(
             "forgetting was not checked: no set from outside is named; see SIGHTLINE_GATE__OUTSIDE"
         )
     try:
-        splits = splits_of(stores, [one.fingerprint for one in encoders])
+        splits = training_splits(stores, [one.fingerprint for one in encoders])
         held_out = judged(of_held_out(stores, settings.limits, splits, None, at_most=MAX_TEST_RECORDS))
         elsewhere = None if outside is None else judged(of_manifest(outside, settings.langs, None))
     except NothingToEvaluate as error:
