@@ -121,7 +121,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ImageInfo:
     """What is known of an image without its pixels."""
 
     sha256: str
@@ -144,7 +144,7 @@ class Item:
     source: str
     key: str
     texts: tuple[Text, ...] = ()
-    picture: Picture | None = None
+    image: ImageInfo | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property

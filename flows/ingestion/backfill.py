@@ -139,7 +139,7 @@ def decode(backfill: Backfill, ids: Sequence[UUID]) -> DecodedItems:
     with stores.sessions() as session:
         found = catalog.items_with_digests(session, ids)
         wanted = {item.image.sha256: item.image for item, _ in found.values() if item.image}
-        twins = catalog.embedded_twins(session, backfill.collection.name, wanted)
+        twins = catalog.embedded_duplicates(session, backfill.collection.name, wanted)
     images = stored_vectors(stores, backfill.collection.name, twins)
     origins = {
         sha256: image.origin

@@ -8,7 +8,7 @@ from uuid import UUID
 from flows.ingestion.image_cache import CachedImage
 from flows.ingestion.report import BatchReport
 from storage.consistency.change_plan import Plan
-from storage.postgres.catalog import Stored
+from storage.postgres.catalog import ItemState
 from storage.qdrant import Point
 from storage.records import Digest, ImageInfo, Item, Record, Rejected, item_id
 
@@ -40,7 +40,7 @@ class FetchedBatch:
     rejects: tuple[Rejected, ...]
     """Rows that are no records, and records whose images could not be read."""
 
-    stored: Mapping[UUID, Stored] = field(default_factory=dict)
+    stored: Mapping[UUID, ItemState] = field(default_factory=dict)
     """State of each record's item in the stores, as `look_up` reads it."""
 
     excluded: frozenset[UUID] = frozenset()
@@ -66,7 +66,7 @@ class PlannedBatch:
 
     rows: int
     records: Mapping[UUID, FetchedRecord]
-    stored: Mapping[UUID, Stored]
+    stored: Mapping[UUID, ItemState]
     plan: Plan
     rejects: tuple[Rejected, ...]
     still_deleted: int

@@ -102,8 +102,8 @@ def fetch_row(run: IngestRun, row: Row) -> FetchedRecord | Rejected:
 def look_up(session: Session, run: IngestRun, batch: FetchedBatch) -> FetchedBatch:
     """Return the batch with the stored state of its records."""
     ids = [one.item_id(run.source) for one in batch.records]
-    excluded = frozenset() if run.revive else frozenset(catalog.asked_to_delete(session, ids))
-    return replace(batch, stored=catalog.stored(session, run.collection.name, ids), excluded=excluded)
+    excluded = frozenset() if run.revive else frozenset(catalog.deleted_on_request(session, ids))
+    return replace(batch, stored=catalog.item_states(session, run.collection.name, ids), excluded=excluded)
 
 
 def plan_rows(
@@ -129,7 +129,7 @@ def plan_rows(
         else:
             unique[id] = one
     met = batch.hidden_keys() | {one.key for one in rejects if one.key is not None}
-    catalog.meet(session, run.id, {item_id(run.source, key) for key in met})
+    catalog.record_rejected(session, run.id, {item_id(run.source, key) for key in met})
     places = {id: one.record.place for id, one in unique.items()}
     for id, place in catalog.claim(session, run.id, places).items():
         rejects.append(_duplicate(unique.pop(id).record, place))

@@ -23,7 +23,7 @@ from flows.ingestion.source_batches import IngestRun, look_up, plan_rows
 from flows.resources.connections import Deps, Stores
 from storage import qdrant
 from storage.postgres import catalog, runs
-from storage.postgres.catalog import Twin
+from storage.postgres.catalog import EmbeddedImage
 from storage.postgres.rejects import save_rejects
 from storage.qdrant import Point
 from storage.records import Digest, ImageInfo, Item
@@ -50,7 +50,7 @@ def start_decoding(job: Job, batch: FetchedBatch) -> FetchedBatch:
             wanted = [one for one in batch.records if batch.needs_embedding(one.item_id(run.source), one)]
             shas = {one.sha256 for one in wanted if one.sha256}
             pending = job.images.pending(shas)  # before the states are read, or one could slip through
-            twins = catalog.embedded_twins(session, run.collection.name, shas - pending.keys())
+            twins = catalog.embedded_duplicates(session, run.collection.name, shas - pending.keys())
         images = pending | stored_vectors(deps, run.collection.name, twins)
         for one in wanted:
             if one.data is not None and one.sha256 is not None and one.sha256 not in images:
@@ -111,7 +111,9 @@ def write_points(job: Job, batch: EncodedBatch) -> BatchReport:
     return planned.as_report() + BatchReport(counts)
 
 
-def stored_vectors(stores: Stores, collection: str, twins: Mapping[str, Twin]) -> dict[str, CachedImage]:
+def stored_vectors(
+    stores: Stores, collection: str, twins: Mapping[str, EmbeddedImage]
+) -> dict[str, CachedImage]:
     """Return the images, by SHA-256, that have a vector in the collection."""
     wanted = {twin.id: twin.content_hash for twin in twins.values()}
     vectors = qdrant.image_vectors_of(stores.vectors, collection, wanted)
@@ -154,7 +156,7 @@ def store_images(deps: Deps, session: Session, fresh: Iterable[FetchedRecord]) -
     """Write image bytes before the rows that need them, in their transaction."""
     if deps.blobs is None:
         return
-    catalog.lock_blobs(session, alone=False)
+    catalog.lock_blobs(session, exclusive=False)
     blobs = {one.sha256: one.data for one in fresh if one.sha256 is not None and one.data is not None}
     with ThreadPoolExecutor(WRITES_AT_ONCE) as threads:  # most of a write is waiting for the disk
         list(threads.map(deps.blobs.put, blobs.keys(), blobs.values()))

@@ -130,7 +130,7 @@ def _write(
         known = model_registry.known_collections(session)
         active = model_registry.active_collection(session)
         needed = model_registry.models_of_collections(session)
-        for prefix, shas in groupby(catalog.living_pictures(session), key=lambda sha256: sha256[:2]):
+        for prefix, shas in groupby(catalog.living_images(session), key=lambda sha256: sha256[:2]):
             there = None if stores.blobs is None else stores.blobs.names(prefix)
             for sha256 in shas:
                 if there is None or sha256 in there:

@@ -73,7 +73,7 @@ def count_selected(stores: Stores, selection: Selection) -> dict[str, int]:
     with stores.sessions() as session:
         if selection.keys:
             _require_each_once(selection, catalog.sources_of_keys(session, selection))
-        return catalog.sources_of(session, selection)
+        return catalog.count_by_source(session, selection)
 
 
 def require_few(stores: Stores, selection: Selection, at_most: int) -> None:
@@ -139,7 +139,7 @@ def _bury(stores: Stores, selection: Selection, run_id: UUID) -> tuple[list[UUID
     """Write the tombstones of one batch; return its ids and how many rejects went, None with nothing left."""
     with stores.sessions.begin() as session:
         runs.require_running(session, run_id)
-        ids = catalog.selected(session, selection, DELETE_BATCH)
+        ids = catalog.selected_ids(session, selection, DELETE_BATCH)
         catalog.tombstone(session, ids, asked=True)
         items = catalog.tombstones(session, ids).values()
         rejects = forget_rejects(session, [(item.source, item.key) for item in items])

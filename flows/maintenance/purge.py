@@ -137,4 +137,4 @@ def _orphans(stores: Stores, names: set[str]) -> set[str]:
     if not names:
         return set()
     with stores.sessions() as session:
-        return names - catalog.referenced(session, sorted(names))
+        return names - catalog.referenced_images(session, sorted(names))

@@ -192,7 +192,7 @@ def missing_images(stores: Stores, report: ComparisonReport) -> Iterator[ImageIn
         return
     for prefix in PREFIXES:
         with stores.sessions() as session:
-            wanted = catalog.pictures_starting(session, prefix)
+            wanted = catalog.images_by_prefix(session, prefix)
         report.pictures += len(wanted)
         lost = wanted.keys() - stores.blobs.names(prefix) if wanted else ()
         yield from (wanted[sha256] for sha256 in sorted(lost))

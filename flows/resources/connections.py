@@ -61,7 +61,7 @@ class Deps(Stores):
         qdrant.require_model(collection, self.encoder.fingerprint, self.encoder.name)
         return self.encoder
 
-    def timed(self, asked: str, find: str) -> AbstractContextManager[None]:  # noqa: ARG002 (`SearchDeps` uses them)
+    def timed(self, kind: str, find: str) -> AbstractContextManager[None]:  # noqa: ARG002 (`SearchDeps` uses them)
         """Return a context to measure a search in; this one measures nothing."""
         return nullcontext()
 

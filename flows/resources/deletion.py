@@ -77,7 +77,7 @@ def clear_deleted(stores: Stores, ids: Sequence[UUID]) -> list[DeletedItem]:
     """
     points = qdrant.delete_everywhere(stores.vectors, ids)
     with stores.sessions.begin() as session:
-        catalog.lock_blobs(session, alone=True)
+        catalog.lock_blobs(session, exclusive=True)
         items = catalog.tombstones(session, ids)
         alone = set(catalog.unreferenced_blobs(session, ids))
         if stores.blobs is not None:

@@ -1,4 +1,4 @@
-"""Search: a text or an image in, ranked items out."""
+"""Search items by text, image or record."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -33,14 +33,17 @@ from storage.sources.validation import MAX_TEXT_CHARS
 Find = Literal["images", "texts"]
 QueryKind = Literal["text", "image", "both", "record"]
 Clock = Callable[[str, str], AbstractContextManager[None]]
-"""Returns what a search happens in, by what is asked with and what is found."""
+"""Return the context that measures a search, from its kind and its result type."""
 
 SPACES: dict[Find, qdrant.Space] = {"images": "image", "texts": "text"}
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is looked for, and among what; a text and an image at once are looked for together."""
+    """Describe a search: its text, image or record, and its filters.
+
+    A text and an image are combined into one query vector.
+    """
 
     text: str | None = None
     image: Path | None = None
@@ -49,35 +52,35 @@ class Query:
     min_score: float | None = None
     where: Mapping[str, str] | None = None
     oversampling: float = OVERSAMPLING
-    """Candidates per hit that are scored anew, where the collection packs or shortens vectors."""
+    """Candidates per hit that are rescored, where the collection quantizes or shortens vectors."""
 
-    picture: bytes | None = None
-    """A image that is no file here; `image` and this are one and the same to a search."""
+    image_bytes: bytes | None = None
+    """Query image that is no file; `image` is its alternative."""
 
     like: UUID | None = None
-    """A record that others are to be like; it is no hit itself."""
+    """Id of a record to find similar ones of; it is no hit itself."""
 
     @property
-    def asked(self) -> QueryKind:
-        """What it is asked with."""
-        has_picture = self.image is not None or self.picture is not None
+    def kind(self) -> QueryKind:
+        """Kind of the query."""
+        has_image = self.image is not None or self.image_bytes is not None
         if self.like is not None:
             return "record"
-        if has_picture:
+        if has_image:
             return "image" if self.text is None else "both"
         return "text"
 
 
 @dataclass(frozen=True, slots=True)
 class FoundItem:
-    """One hit with its item."""
+    """Hold one hit with its item."""
 
     hit: Hit
     item: Item
 
     @property
     def text(self) -> str:
-        """The item's text that matched best, else what it is shown by."""
+        """Text of the item that matched best, else its short text."""
         texts = self.item.embedded_texts
         best = self.hit.best_text
         return texts[best] if best is not None and best < len(texts) else self.item.short_text
@@ -89,16 +92,16 @@ class FoundItem:
             "source": self.item.source,
             "score": self.hit.score,
             "text": self.text,
-            "uri": redacted(self.item.picture.uri) if self.item.picture else None,
+            "uri": redacted(self.item.image.uri) if self.item.image else None,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class SearchTiming:
-    """How long each part of a search took, in seconds."""
+    """Measure the parts of a search, in seconds."""
 
     encode_s: float
-    """To make a vector of what was asked."""
+    """To encode the query."""
 
     index_s: float
     catalog_s: float
@@ -110,7 +113,7 @@ class SearchTiming:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a search found, best first, and where it looked."""
+    """Hold the hits of a search, best first."""
 
     query: Query
     model: str
@@ -130,11 +133,11 @@ class Results:
 
 
 class BadText(InvalidInput):
-    """No text that is searched by is so long, or stacks so many marks."""
+    """Report a query text that is too long or malformed."""
 
 
 class NoSuchRecord(NotFound):
-    """Others are to be like a record that searches do not know."""
+    """Report a query by a record that is not searchable."""
 
     def __init__(self, id: UUID) -> None:
         super().__init__(f"record {id} is not searchable: it was deleted, or no ingest has embedded it yet")
@@ -142,11 +145,14 @@ class NoSuchRecord(NotFound):
 
 @dataclass(frozen=True, slots=True)
 class SearchDeps(Deps):
-    """What searches need that go on while models come and go."""
+    """Hold the stores and the models that searches use.
+
+    The searched collection and its model may change while it is open.
+    """
 
     models: ModelCache
     clock: Clock | None = None
-    """Takes the time of searches, where somebody wants to know."""
+    """Measures searches; None in a command."""
 
     alias: qdrant.AliasCache = field(default_factory=qdrant.AliasCache)
 
@@ -156,15 +162,16 @@ class SearchDeps(Deps):
     def encoder_of(self, collection: qdrant.Collection) -> Encoder:
         return self.models.of(collection)
 
-    def timed(self, asked: str, find: str) -> AbstractContextManager[None]:
-        return nullcontext() if self.clock is None else self.clock(asked, find)
+    def timed(self, kind: str, find: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.clock is None else self.clock(kind, find)
 
 
 @contextmanager
 def open_search(settings: Settings) -> Iterator[SearchDeps]:
-    """Open what `search` needs; whoever searches often keeps it, for loading the model takes seconds.
+    """Open the stores and a model for `search`.
 
-    It follows when searches go to another model's collection.
+    Loading the model takes seconds, so that a long-lived process keeps it open. Searches follow the alias to
+    the collection of another model.
 
     Raises:
         NoCollection: nothing has been ingested yet; no model was loaded to find that out.
@@ -191,24 +198,26 @@ def open_search(settings: Settings) -> Iterator[SearchDeps]:
 
 
 def search(deps: Deps, query: Query) -> Results:
-    """Return the items closest to the query's text, to its image, to both (see `fused`), or to a record.
+    """Return the items closest to a query.
 
-    What Postgres says is deleted is left out, whatever Qdrant still holds. The collection that the alias
-    names at the beginning answers, to a query by its own model, wherever the alias moves meanwhile.
+    The query is a text, an image, both (see `fused`), or a record.
+
+    Items that Postgres has deleted are left out, even if Qdrant still holds them. The collection that the
+    alias names at the beginning answers, with a query vector of its model, even if the alias moves meanwhile.
 
     Raises:
         NoCollection: nothing has been ingested yet.
         ModelMismatch: the collection was made by another model than `deps` has.
-        NoSuchRecord: the record that others are to be like cannot be searched by.
-        BadText: the query's text is too long, or no text.
-        BadImage: the query's image cannot be shown to a model.
-        WorkersFailed: it cannot be decoded now; too many others wait, for example.
+        NoSuchRecord: the record of the query is not searchable.
+        BadText: the text of the query is too long or has too many marks.
+        BadImage: the image of the query cannot be decoded.
+        WorkersFailed: the image cannot be decoded now, for example because too many others wait.
         OSError: the query's image cannot be read.
     """
     if query.text is not None:
         _check_text(query.text)
-    about = {"query": query.asked, "find": query.find, "limit": query.limit}
-    with deps.timed(query.asked, query.find), span("search", about) as note:
+    about = {"query": query.kind, "find": query.find, "limit": query.limit}
+    with deps.timed(query.kind, query.find), span("search", about) as note:
         collection = deps.searched_collection()
         while True:
             if collection is None:
@@ -219,7 +228,7 @@ def search(deps: Deps, query: Query) -> Results:
                 stale, collection = collection, deps.searched_collection(refresh=True)
                 if collection == stale:
                     raise
-                continue  # it was dropped or made anew since it was described
+                continue  # the collection was dropped or recreated meanwhile
             note({"collection": collection.name, "model": results.model, "hits": len(results.found)})
             return results
 
@@ -252,17 +261,17 @@ def _search_in(deps: Deps, collection: qdrant.Collection, query: Query) -> Resul
     ranked = perf_counter()
     with span("postgres"), deps.sessions() as session:
         items = catalog.items_with_digests(session, [hit.id for hit in hits])
-    found = tuple(FoundItem(hit, _as_matched(hit, *items[hit.id])) for hit in hits if hit.id in items)
+    found = tuple(FoundItem(hit, _matched_item(hit, *items[hit.id])) for hit in hits if hit.id in items)
     took = SearchTiming(encoded - started, ranked - encoded, perf_counter() - ranked)
     return Results(query, encoder.name, collection.name, found, took)
 
 
 def _vector(deps: Deps, collection: qdrant.Collection, encoder: Encoder, query: Query) -> NDArray[np.float32]:
-    """Return what the query comes to: shape (dim,), unit length."""
+    """Return the query vector: shape (dim,), unit length."""
     parts = []
-    data = query.picture if query.image is None else query.image.read_bytes()
+    data = query.image_bytes if query.image is None else query.image.read_bytes()
     if data is not None:
-        name = "the picture" if query.image is None else str(query.image)
+        name = "the image" if query.image is None else str(query.image)
         prepared = prepare_soon(encoder.preparation, data, name=name)
         parts += [*encoder.prepared([prepared.features])]
     if query.like is not None:
@@ -275,7 +284,7 @@ def _vector(deps: Deps, collection: qdrant.Collection, encoder: Encoder, query: 
 def _vector_of(
     deps: Deps, collection: qdrant.Collection, id: UUID, using: qdrant.Space
 ) -> NDArray[np.float32]:
-    """Return the vector of a record in the space that is searched, else in its other one."""
+    """Return the vector of a record, preferably of one space."""
     with deps.sessions() as session:
         alive = id in catalog.items_with_digests(session, [id])
     spaces = qdrant.record_vectors(deps.vectors, collection.name, id) if alive else {}
@@ -284,13 +293,16 @@ def _vector_of(
     return fused([*(spaces[using] if using in spaces else next(iter(spaces.values())))])
 
 
-def _as_matched(hit: Hit, item: Item, digest: Digest) -> Item:
-    """Return the item that the score is of: while `item` is replacing another, the point is the other's."""
+def _matched_item(hit: Hit, item: Item, digest: Digest) -> Item:
+    """Return the item that the score belongs to.
+
+    While an ingest replaces an item, the point is of the earlier version.
+    """
     return item if hit.digest == digest else hit.point
 
 
 def gallery_page(deps: Deps, results: Results, limits: Limits) -> Page:
-    """Return what the gallery page shows of `results`; images come from where they are kept."""
+    """Return the gallery page of search results."""
     query = results.query
     cards = tuple(
         Card(
@@ -299,15 +311,15 @@ def gallery_page(deps: Deps, results: Results, limits: Limits) -> Page:
             one.hit.score,
             one.text,
             one.item.image.uri if one.item.image else None,
-            _picture_of(deps, one.item, limits),
+            _image_of(deps, one.item, limits),
         )
         for one in results.found
     )
-    query_picture = query.image.read_bytes() if query.image else None
+    query_image = query.image.read_bytes() if query.image else None
     points = qdrant.count(deps.vectors, qdrant.ALIAS)
-    return Page(query.text, query_picture, query.find, results.model, points, cards)
+    return Page(query.text, query_image, query.find, results.model, points, cards)
 
 
-def _picture_of(deps: Deps, item: Item, limits: Limits) -> bytes | None:
-    picture = item.image
-    return None if picture is None else load_image(deps, picture.sha256, picture.origin, limits)
+def _image_of(deps: Deps, item: Item, limits: Limits) -> bytes | None:
+    image = item.image
+    return None if image is None else load_image(deps, image.sha256, image.origin, limits)

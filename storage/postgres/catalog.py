@@ -1,4 +1,4 @@
-"""Items, marks and rejects in Postgres. Functions take a Session and never commit: the caller does."""
+"""Store items and their embedding states in Postgres; the caller commits."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from sqlalchemy.orm import Session
 from storage.consistency.differences import CatalogEntry
 from storage.postgres.bulk import among, given
 from storage.postgres.schema import ItemRow, MarkRow, SeenRow
-from storage.records import Digest, Item, Origin, Picture, Text, readings
+from storage.records import Digest, ImageInfo, Item, Origin, Text, readings
 
 EMBEDDED = text("'$[*] ? (@.embedded == true)'")
 
 UNUSABLE = ""
-"""The place of a claim by a row that could not be taken in: a good row of the same key takes it over."""
+"""The place of a claim by a rejected row; a valid row with the same key replaces the claim."""
 
 
 # the tables, not the classes: an attribute `metadata` of a class is SQLAlchemy's own
@@ -26,36 +26,38 @@ ITEMS, MARKS, SEEN = (cast(Table, row.__table__) for row in (ItemRow, MarkRow, S
 
 
 @dataclass(frozen=True, slots=True)
-class Twin:
-    """A living item whose image has a vector."""
+class EmbeddedImage:
+    """Refer to a living item whose image has a vector."""
 
     id: UUID
     content_hash: str
-    picture: Picture
+    image: ImageInfo
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """What is known of an item before this run: of its point, and of its image."""
+class ItemState:
+    """Describe a stored item before this run."""
 
     mark: Digest | None
-    picture: Picture | None
+    """The digest that its point was built from; None without a point."""
+
+    image: ImageInfo | None
 
 
-def meet(session: Session, run_id: UUID, ids: Iterable[UUID]) -> None:
-    """Record that this run met the items `ids`, in rows that could not be taken in."""
+def record_rejected(session: Session, run_id: UUID, ids: Iterable[UUID]) -> None:
+    """Record that this run met the items `ids` in rejected rows."""
     rows = [_seen(run_id, id, UNUSABLE) for id in ids]
     if rows:
         session.execute(_insert(SEEN, rows).on_conflict_do_nothing())
 
 
 def claim(session: Session, run_id: UUID, places: Mapping[UUID, str]) -> dict[UUID, str]:
-    """Record that this run met the items at `places`; return those that stand elsewhere as well.
+    """Claim items for this run by their places; return conflicting claims.
 
-    A batch that is tried again meets its own claims, which are no duplicates.
+    A batch that is retried meets its own claims, which are no conflicts.
 
     Returns:
-        By item id, the place that came first and counts.
+        By item id, the other place that claimed it first.
     """
     if not places:
         return {}
@@ -73,8 +75,8 @@ def claim(session: Session, run_id: UUID, places: Mapping[UUID, str]) -> dict[UU
     return {id: place for id, place in session.execute(first).tuples() if place != places[id]}
 
 
-def stored(session: Session, collection: str, ids: Iterable[UUID]) -> dict[UUID, Stored]:
-    """Return what is known of those of `ids` that are in the catalogue and not deleted."""
+def item_states(session: Session, collection: str, ids: Iterable[UUID]) -> dict[UUID, ItemState]:
+    """Return the state of each living item among `ids`."""
     marked = and_(MarkRow.item_id == ItemRow.id, MarkRow.collection == collection)
     statement = (
         select(ItemRow, MarkRow.content_hash, MarkRow.record_hash)
@@ -82,19 +84,22 @@ def stored(session: Session, collection: str, ids: Iterable[UUID]) -> dict[UUID,
         .where(among(ItemRow.id, ids), ItemRow.deleted.is_(None))
     )
     return {
-        row.id: Stored(Digest(content, record) if content else None, _picture(row))
+        row.id: ItemState(Digest(content, record) if content else None, _image(row))
         for row, content, record in session.execute(statement).tuples()
     }
 
 
-def asked_to_delete(session: Session, ids: Iterable[UUID]) -> set[UUID]:
-    """Return those of `ids` that somebody asked to delete: they stay deleted though their source has them."""
+def deleted_on_request(session: Session, ids: Iterable[UUID]) -> set[UUID]:
+    """Return those of `ids` that were deleted on request.
+
+    They stay deleted even while their source still has them.
+    """
     statement = select(ItemRow.id).where(among(ItemRow.id, ids), ItemRow.deletion == "asked")
     return set(session.scalars(statement))
 
 
-def embedded_twins(session: Session, collection: str, shas: Iterable[str]) -> dict[str, Twin]:
-    """Return, by SHA-256, an item whose image has these bytes and a vector in `collection`, if any has."""
+def embedded_duplicates(session: Session, collection: str, shas: Iterable[str]) -> dict[str, EmbeddedImage]:
+    """Find items in `collection` with a vector for the same image bytes, by SHA-256."""
     marked = and_(
         MarkRow.item_id == ItemRow.id,
         MarkRow.collection == collection,
@@ -107,14 +112,14 @@ def embedded_twins(session: Session, collection: str, shas: Iterable[str]) -> di
         .order_by(ItemRow.image_sha256, ItemRow.id)
         .distinct(ItemRow.image_sha256)
     )
-    pairs = ((row, _picture(row)) for row in session.scalars(statement))
-    return {picture.sha256: Twin(row.id, row.content_hash, picture) for row, picture in pairs if picture}
+    pairs = ((row, _image(row)) for row in session.scalars(statement))
+    return {image.sha256: EmbeddedImage(row.id, row.content_hash, image) for row, image in pairs if image}
 
 
 def save_items(session: Session, items: Mapping[UUID, tuple[Item, Digest]]) -> None:
-    """Insert items, or replace those already there; saving the same items again changes nothing.
+    """Insert or replace items; idempotent.
 
-    An item that was deleted lives again.
+    A deleted item becomes a living one again.
     """
     if not items:
         return
@@ -126,7 +131,10 @@ def save_items(session: Session, items: Mapping[UUID, tuple[Item, Digest]]) -> N
 
 
 def mark_embedded(session: Session, collection: str, digests: Mapping[UUID, Digest]) -> None:
-    """Record what the points of `collection` were made from. Call it after they are written."""
+    """Record the digests that points of `collection` were built from.
+
+    Call it after the points are written.
+    """
     if not digests:
         return
     rows = [
@@ -148,10 +156,12 @@ def mark_embedded(session: Session, collection: str, digests: Mapping[UUID, Dige
 
 
 def mark_current(session: Session, collection: str, digests: Mapping[UUID, Digest]) -> list[UUID]:
-    """Mark those points that were made from what Postgres has now; nobody changes it before the commit.
+    """Record the points whose digests Postgres still has; locks the rows until commit.
+
+    Items that have changed since get no embedding state.
 
     Returns:
-        The items that are deleted meanwhile, in id order. What has changed meanwhile stays unmarked.
+        The items that have been deleted since, in id order.
     """
     living = (
         select(ItemRow.id, ItemRow.content_hash, ItemRow.record_hash)
@@ -166,7 +176,7 @@ def mark_current(session: Session, collection: str, digests: Mapping[UUID, Diges
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which items are meant: those that satisfy all that is given, of what is given at least one thing."""
+    """Select items by all given conditions; at least one is required."""
 
     keys: tuple[str, ...] = ()
     source: str | None = None
@@ -174,14 +184,14 @@ class Selection:
     """Metadata, as `search --where` takes it."""
 
 
-def sources_of(session: Session, selection: Selection) -> dict[str, int]:
-    """Return how many living items are selected, by source, in order of name."""
+def count_by_source(session: Session, selection: Selection) -> dict[str, int]:
+    """Count the selected living items by source, in order of name."""
     many = select(ItemRow.source, func.count()).where(*_selected(selection), ItemRow.deleted.is_(None))
     return dict(session.execute(many.group_by(ItemRow.source).order_by(ItemRow.source)).tuples().all())
 
 
 def sources_of_keys(session: Session, selection: Selection) -> dict[str, dict[str, bool]]:
-    """Return for each of the selection's keys the sources that have it, and whether it is alive there."""
+    """Return the sources of each selected key, each with whether its item is living."""
     found = select(ItemRow.key, ItemRow.source, ItemRow.deleted.is_(None)).where(*_selected(selection))
     sources: dict[str, dict[str, bool]] = {}
     for key, source, alive in session.execute(found.order_by(ItemRow.key, ItemRow.source)).tuples():
@@ -190,7 +200,7 @@ def sources_of_keys(session: Session, selection: Selection) -> dict[str, dict[st
 
 
 def sources_with_uncleared(session: Session, selection: Selection) -> set[str]:
-    """Return the sources with interrupted deletes: those of the selection's keys, or its own, or all."""
+    """Return the sources with interrupted deletes within the selection's keys and source."""
     statement = select(ItemRow.source).where(ItemRow.deleted.is_not(None), ItemRow.cleared.is_(None))
     own = Selection(selection.keys, selection.source)
     if own.keys or own.source is not None:
@@ -198,8 +208,8 @@ def sources_with_uncleared(session: Session, selection: Selection) -> set[str]:
     return set(session.scalars(statement.distinct()))
 
 
-def selected(session: Session, selection: Selection, limit: int) -> list[UUID]:
-    """Return up to `limit` living items of the selection, in id order."""
+def selected_ids(session: Session, selection: Selection, limit: int) -> list[UUID]:
+    """Return up to `limit` ids of selected living items, in order."""
     statement = select(ItemRow.id).where(*_selected(selection), ItemRow.deleted.is_(None))
     return list(session.scalars(statement.order_by(ItemRow.id).limit(limit)))
 
@@ -220,58 +230,58 @@ def _selected(selection: Selection) -> list[ColumnElement[bool]]:
 
 
 def missing_from_run(session: Session, source: str, run_id: UUID, limit: int) -> list[UUID]:
-    """Return up to `limit` living items of `source` that the run has not met, in id order."""
+    """Return up to `limit` ids of living items of `source` that the run has not met."""
     statement = select(ItemRow.id).where(_not_met(source, run_id)).order_by(ItemRow.id).limit(limit)
     return list(session.scalars(statement))
 
 
 def count_missing(session: Session, source: str, run_id: UUID) -> int:
-    """Return how many living items of `source` the run has not met."""
+    """Count the living items of `source` that the run has not met."""
     return session.scalar(select(func.count()).select_from(ItemRow).where(_not_met(source, run_id))) or 0
 
 
 def missing_keys(session: Session, source: str, run_id: UUID, limit: int) -> list[str]:
-    """Return the first keys, in order, of the items that `count_missing` counts."""
+    """Return the first keys, in order, that `count_missing` counts."""
     keys = select(ItemRow.key).where(_not_met(source, run_id)).order_by(ItemRow.key).limit(limit)
     return list(session.scalars(keys))
 
 
 def count_known(session: Session, source: str, then: datetime | None) -> int:
-    """Return how many living items `source` had at that time already, or has now."""
+    """Count the living items of `source` created by `then`, or all of them."""
     living = select(func.count()).where(ItemRow.source == source, ItemRow.deleted.is_(None))
     return session.scalar(living if then is None else living.where(ItemRow.created <= then)) or 0
 
 
 def tombstone(session: Session, ids: Sequence[UUID], *, asked: bool) -> None:
-    """Mark items as deleted; from here on no search shows them, whatever Qdrant still holds.
+    """Mark items as deleted; searches leave them out from then on.
 
     Args:
-        asked: somebody wants them gone for good; else they are missing from their source, and may come back.
+        asked: deleted on request, for good; otherwise they are missing from their source, and may return.
     """
     why = "asked" if asked else "missing"
     session.execute(update(ItemRow).where(ItemRow.id.in_(ids)).values(deleted=func.now(), deletion=why))
 
 
 def uncleared(session: Session, source: str | None, limit: int) -> list[UUID]:
-    """Return up to `limit` deleted items, of `source` or of all, that still leave something, in id order."""
+    """Return up to `limit` ids of deleted items that are not cleared yet, in order."""
     statement = select(ItemRow.id).where(ItemRow.deleted.is_not(None), ItemRow.cleared.is_(None))
     if source is not None:
         statement = statement.where(ItemRow.source == source)
     return list(session.scalars(statement.order_by(ItemRow.id).limit(limit)))
 
 
-def lock_blobs(session: Session, *, alone: bool) -> None:
-    """Until the transaction ends, keep blobs from being removed, or (alone) from being relied on.
+def lock_blobs(session: Session, *, exclusive: bool) -> None:
+    """Lock the blobs until the transaction ends.
 
-    Whoever writes a blob and then the item that needs it holds this lock shared; whoever removes blobs
-    that nothing needs holds it alone. Otherwise an image could go while a second item begins to share it.
+    Writers of a blob and its item share the lock; a process that removes unreferenced blobs holds it
+    exclusively. Otherwise an image could be removed while a second item begins to share it.
     """
-    lock = func.pg_advisory_xact_lock if alone else func.pg_advisory_xact_lock_shared
+    lock = func.pg_advisory_xact_lock if exclusive else func.pg_advisory_xact_lock_shared
     session.execute(select(lock(func.hashtextextended("sightline blobs", 0))))
 
 
 def unreferenced_blobs(session: Session, ids: Sequence[UUID]) -> list[str]:
-    """Return the SHA-256 of each image of the deleted items `ids` that no living item shares."""
+    """Return the SHA-256 of images of deleted items that no living item shares."""
     gone = select(ItemRow.image_sha256).where(ItemRow.id.in_(ids), ItemRow.deleted.is_not(None))
     living = select(ItemRow.image_sha256).where(ItemRow.deleted.is_(None), ItemRow.image_sha256.is_not(None))
     statement = gone.where(ItemRow.image_sha256.is_not(None)).distinct()
@@ -279,10 +289,12 @@ def unreferenced_blobs(session: Session, ids: Sequence[UUID]) -> list[str]:
 
 
 def clear(session: Session, ids: Sequence[UUID]) -> dict[UUID, int]:
-    """Forget all of deleted items but that they are deleted. Call it after points and blobs are gone.
+    """Erase the contents of deleted items; their tombstones remain.
+
+    Call it after their points and blobs are removed.
 
     Returns:
-        How many marks each of them had.
+        The number of embedding states of each.
     """
     many = select(MarkRow.item_id, func.count()).where(MarkRow.item_id.in_(ids)).group_by(MarkRow.item_id)
     marks = dict(session.execute(many).tuples().all())
@@ -294,16 +306,16 @@ def clear(session: Session, ids: Sequence[UUID]) -> dict[UUID, int]:
 
 
 def tombstones(session: Session, ids: Sequence[UUID]) -> dict[UUID, Item]:
-    """Return the deleted items among `ids`, as far as they are not cleared."""
+    """Return the deleted items among `ids`; cleared ones are empty."""
     rows = session.scalars(select(ItemRow).where(ItemRow.id.in_(ids), ItemRow.deleted.is_not(None)))
     return {row.id: item_of(row) for row in rows}
 
 
 def living_items(session: Session, keys: Sequence[str] | None = None) -> Iterator[tuple[Item, Digest]]:
-    """Yield the living items with what their points are to be made from, in id order, some in memory.
+    """Yield the living items with their digests, in id order, a thousand rows in memory.
 
     Args:
-        keys: only items with one of these keys, in whatever source.
+        keys: only items with one of these keys, in any source.
     """
     statement = select(ItemRow).where(ItemRow.deleted.is_(None)).order_by(ItemRow.id)
     if keys is not None:
@@ -312,8 +324,8 @@ def living_items(session: Session, keys: Sequence[str] | None = None) -> Iterato
         yield item_of(row), Digest(row.content_hash, row.record_hash)
 
 
-def captioned_pictures(session: Session) -> Iterator[Item]:
-    """Yield the living items with an image and an embedded text, in id order, a thousand rows in memory."""
+def captioned_images(session: Session) -> Iterator[Item]:
+    """Yield the living items with an image and an embedded text, in id order."""
     statement = (
         select(ItemRow)
         .where(
@@ -328,23 +340,23 @@ def captioned_pictures(session: Session) -> Iterator[Item]:
 
 
 def items_with_key(session: Session, key: str, source: str | None) -> list[Item]:
-    """Return the living items that `source`, or any, calls `key`, in order of source."""
+    """Return the living items with `key`, in `source` or in all, by source."""
     statement = select(ItemRow).where(ItemRow.key == key, ItemRow.deleted.is_(None)).order_by(ItemRow.source)
     if source is not None:
         statement = statement.where(ItemRow.source == source)
     return [item_of(row) for row in session.scalars(statement)]
 
 
-def pictures_of_keys(session: Session, keys: Sequence[str]) -> set[str]:
+def images_of_keys(session: Session, keys: Sequence[str]) -> set[str]:
     """Return the SHA-256 of the images of living items with one of `keys`."""
     own = among(ItemRow.key, keys), ItemRow.deleted.is_(None), ItemRow.image_sha256.is_not(None)
     return {sha256 for sha256 in session.scalars(select(ItemRow.image_sha256).where(*own)) if sha256}
 
 
-def origins_of(session: Session, shas: Iterable[str]) -> dict[str, Origin]:
-    """Return where each of these images came from, by SHA-256, as far as a living item has it.
+def image_origins(session: Session, shas: Iterable[str]) -> dict[str, Origin]:
+    """Return the origin of each image that a living item has, by SHA-256.
 
-    Of several origins it is one of our own, where there is one.
+    Origins that came over the API are returned only where there is no other.
     """
     statement = (
         select(ItemRow.image_sha256, ItemRow.uri, ItemRow.from_strangers)
@@ -367,11 +379,11 @@ def entries(
     limit: int | None = None,
     ids: Sequence[UUID] | None = None,
 ) -> list[CatalogEntry]:
-    """Return living items in id order, each with what its mark in `collection` says.
+    """Return living items with their embedding states in `collection`, in id order.
 
     Args:
-        after: only those with a greater id.
-        ids: only these.
+        after: only items with a greater id.
+        ids: only these items.
     """
     marked = and_(MarkRow.item_id == ItemRow.id, MarkRow.collection == collection)
     statement = (
@@ -404,7 +416,7 @@ def entries(
 
 
 def items_with_digests(session: Session, ids: Sequence[UUID]) -> dict[UUID, tuple[Item, Digest]]:
-    """Return the living items among `ids`, each with what its point is to be made from, in id order."""
+    """Return the living items among `ids` with their digests, in id order."""
     statement = select(ItemRow).where(ItemRow.id.in_(ids), ItemRow.deleted.is_(None)).order_by(ItemRow.id)
     return {
         row.id: (item_of(row), Digest(row.content_hash, row.record_hash))
@@ -412,8 +424,8 @@ def items_with_digests(session: Session, ids: Sequence[UUID]) -> dict[UUID, tupl
     }
 
 
-def pictures_starting(session: Session, prefix: str) -> dict[str, Picture]:
-    """Return the images of living items by SHA-256, those that start with `prefix`; one item for each."""
+def images_by_prefix(session: Session, prefix: str) -> dict[str, ImageInfo]:
+    """Return the images of living items whose SHA-256 starts with `prefix`, by SHA-256."""
     after = prefix + "g"  # the digits end with f
     statement = (
         select(ItemRow)
@@ -421,12 +433,12 @@ def pictures_starting(session: Session, prefix: str) -> dict[str, Picture]:
         .order_by(ItemRow.image_sha256, ItemRow.from_strangers, ItemRow.id)
         .distinct(ItemRow.image_sha256)
     )
-    pictures = (_picture(row) for row in session.scalars(statement))
-    return {picture.sha256: picture for picture in pictures if picture}
+    images = (_image(row) for row in session.scalars(statement))
+    return {image.sha256: image for image in images if image}
 
 
-def living_pictures(session: Session) -> Iterator[str]:
-    """Yield the SHA-256 of every image of a living item, in order, a thousand in memory."""
+def living_images(session: Session) -> Iterator[str]:
+    """Yield the SHA-256 of every image of a living item, in order."""
     statement = (
         select(ItemRow.image_sha256)
         .where(ItemRow.image_sha256.is_not(None), ItemRow.deleted.is_(None))
@@ -437,18 +449,18 @@ def living_pictures(session: Session) -> Iterator[str]:
 
 
 def drop_marks(session: Session, collection: str, ids: Sequence[UUID]) -> None:
-    """Take back what is promised of `ids` in `collection`."""
+    """Delete the embedding states of `ids` in `collection`."""
     session.execute(delete(MarkRow).where(MarkRow.collection == collection, MarkRow.item_id.in_(ids)))
 
 
-def referenced(session: Session, shas: Sequence[str]) -> set[str]:
-    """Return those of `shas` that are the image of a living item."""
+def referenced_images(session: Session, shas: Sequence[str]) -> set[str]:
+    """Return those of `shas` that a living item has as its image."""
     statement = select(ItemRow.image_sha256).where(ItemRow.image_sha256.in_(shas), ItemRow.deleted.is_(None))
     return {sha for sha in session.scalars(statement) if sha}
 
 
 def counts(session: Session) -> dict[str, int]:
-    """Return how many living items there are, with what, and in how many sources."""
+    """Count the items, by image, text and deletion, and their sources."""
     living = ItemRow.deleted.is_(None)
     row = session.execute(
         select(
@@ -476,18 +488,18 @@ def _seen(run_id: UUID, item_id: UUID, place: str) -> dict[str, str]:
 
 
 def _row(item: Item, digest: Digest) -> dict[str, object]:
-    picture = item.picture
+    image = item.image
     return {
         "id": str(item.id),
         "source": item.source,
         "key": item.key,
         "texts": [{"text": t.text, "lang": t.lang, "embedded": t.embedded} for t in item.texts],
-        "image_sha256": picture.sha256 if picture else None,
-        "uri": picture.uri if picture else None,
-        "from_strangers": picture is not None and picture.from_strangers,
-        "width": picture.width if picture else None,
-        "height": picture.height if picture else None,
-        "format": picture.format if picture else None,
+        "image_sha256": image.sha256 if image else None,
+        "uri": image.uri if image else None,
+        "from_strangers": image is not None and image.from_strangers,
+        "width": image.width if image else None,
+        "height": image.height if image else None,
+        "format": image.format if image else None,
         "metadata": dict(item.metadata),
         "content_hash": digest.content,
         "record_hash": digest.record,
@@ -495,15 +507,15 @@ def _row(item: Item, digest: Digest) -> dict[str, object]:
 
 
 def item_of(row: ItemRow) -> Item:
-    """Return the item that a row is about."""
+    """Convert a row into an item."""
     texts = tuple(Text(**text) for text in row.texts)
-    return Item(row.source, row.key, texts, _picture(row), row.meta)
+    return Item(row.source, row.key, texts, _image(row), row.meta)
 
 
-def _picture(row: ItemRow) -> Picture | None:
+def _image(row: ItemRow) -> ImageInfo | None:
     if row.image_sha256 is None:
         return None
-    return Picture(
+    return ImageInfo(
         row.image_sha256,
         row.uri or "",
         row.width or 0,

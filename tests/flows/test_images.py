@@ -174,9 +174,9 @@ def test_a_gallery_shows_no_other_bytes(forgetful: Backend, caller: TestClient, 
     sent(forgetful, caller, host)
     with forgetful.searching() as deps:
         results = search(deps, Query("red"))
-        before = gallery_page(deps, results, forgetful.settings.limits).cards[0].picture
+        before = gallery_page(deps, results, forgetful.settings.limits).cards[0].image
         host.serves[PUBLIC] = LEAF
-        after = gallery_page(deps, results, forgetful.settings.limits).cards[0].picture
+        after = gallery_page(deps, results, forgetful.settings.limits).cards[0].image
 
     assert (before, after) == (ROSE, None)
 
@@ -259,6 +259,6 @@ def test_of_several_origins_of_an_image_our_own_is_read(forgetful: Backend, call
                 " image_sha256, '/photos/rose.png' from items"
             )
         )
-        [sha256] = catalog.living_pictures(session)
+        [sha256] = catalog.living_images(session)
 
-        assert catalog.origins_of(session, [sha256]) == {sha256: Origin("/photos/rose.png")}
+        assert catalog.image_origins(session, [sha256]) == {sha256: Origin("/photos/rose.png")}

@@ -66,7 +66,7 @@ def copies(deps: Deps, sha256: str, hashes: dict[str, int]) -> list[str] | None:
 def test_copies_are_those_with_the_same_bytes_and_those_that_look_alike(shop: Deps):
     with shop.sessions() as session:
         items = catalog.items_with_digests(session, [RED, GREEN])
-    red, green = (items[id][0].picture.sha256 for id in (RED, GREEN))
+    red, green = (items[id][0].image.sha256 for id in (RED, GREEN))
 
     assert copies(shop, green, {}) is None
     assert copies(shop, red, {}) == ["copy.png", "red.png"]
@@ -76,7 +76,7 @@ def test_copies_are_those_with_the_same_bytes_and_those_that_look_alike(shop: De
 def test_a_picture_without_detail_looks_like_none_and_far_ones_are_no_copies(shop: Deps):
     with shop.sessions() as session:
         items = catalog.items_with_digests(session, [RED, GREEN])
-    red, green = (items[id][0].picture.sha256 for id in (RED, GREEN))
+    red, green = (items[id][0].image.sha256 for id in (RED, GREEN))
 
     assert copies(shop, red, {red: 1 << 63, green: 1 << 63 | 1}) == ["copy.png", "red.png"]
     with shop.sessions.begin() as session:

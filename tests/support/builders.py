@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from storage.records import Item, Picture, Record, Text
+from storage.records import ImageInfo, Item, Record, Text
 from tests.support.fakes import PALETTE
 
 
@@ -43,7 +43,7 @@ def an_item(
     sha256: str | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> Item:
-    picture = Picture(sha256, f"/pictures/{key}.png", 16, 16, "PNG") if sha256 else None
+    picture = ImageInfo(sha256, f"/pictures/{key}.png", 16, 16, "PNG") if sha256 else None
     return Item(source, key, tuple(Text(text) for text in texts), picture, metadata or {})
 
 

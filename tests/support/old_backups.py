@@ -36,7 +36,7 @@ def an_old_backup(stores: Stores, target: Path, *, also: tuple[str, ...] = ()) -
     snapshots = [_snapshot(stores, name, folder) for name in qdrant.list_collections(stores.vectors)]
     with stores.sessions() as session:
         items = catalog.counts(session)["items"]
-        pictures = list(catalog.living_pictures(session))
+        pictures = list(catalog.living_images(session))
     (folder / "pictures.txt").write_text("".join(f"{sha256}\n" for sha256 in pictures))
     assert list(copy_new(stores.blobs, Blobs(str(target / "pictures")))) is not None
     names = ["postgres.dump", "pictures.txt", *(one["file"] for one in snapshots)]

@@ -11,7 +11,7 @@ from flows.resources.connections import Stores
 from storage import qdrant
 from storage.postgres import catalog, dump, model_registry
 from storage.qdrant import Point
-from storage.records import Digest, Item, Picture, Text
+from storage.records import Digest, ImageInfo, Item, Text
 
 SOME = 1000
 
@@ -31,8 +31,8 @@ def a_store_of(deps: Stores, records: int, *, dim: int = 24) -> None:
         with deps.sessions.begin() as session:
             catalog.save_items(session, {one.item.id: (one.item, one.digest) for one in points})
         for one in points:
-            if one.item.picture is not None and deps.blobs is not None:
-                deps.blobs.put(one.item.picture.sha256, _bytes(one.item.picture.uri))
+            if one.item.image is not None and deps.blobs is not None:
+                deps.blobs.put(one.item.image.sha256, _bytes(one.item.image.uri))
         qdrant.upsert(deps.vectors, collection, points)
         with deps.sessions.begin() as session:
             catalog.mark_embedded(session, name, {one.item.id: one.digest for one in points})
@@ -46,7 +46,7 @@ def contents(stores: Stores) -> dict[str, Any]:
             if table.name != "runs":
                 rows = session.scalars(text(f"select t::text from {table.name} t"))
                 found[table.name] = _digest_of(sorted(rows))
-        pictures = list(catalog.living_pictures(session))
+        pictures = list(catalog.living_images(session))
     for name in qdrant.list_collections(stores.vectors):
         points, _ = stores.vectors.scroll(name, limit=100_000, with_vectors=True)
         found[name] = len(points), _digest_of([repr((p.id, p.payload, _exact(p.vector))) for p in points])
@@ -74,7 +74,7 @@ def _point(number: int, dim: int, rng: np.random.Generator) -> Point:
     texts = tuple(Text(f'text {row} of {number}: "quoted", 文字, \\N\t\n{row}') for row in range(number % 3))
     uri = f"/pictures/{number % 50}.png"
     picture = (
-        Picture(hashlib.sha256(_bytes(uri)).hexdigest(), uri, 8, 8, "PNG")
+        ImageInfo(hashlib.sha256(_bytes(uri)).hexdigest(), uri, 8, 8, "PNG")
         if number % 2 or not texts
         else None
     )
