@@ -76,10 +76,13 @@ def make_data_directory(directory: Path) -> None:
         UntrustedDirectory: another user made it, or can write to it.
     """
     require_trusted(directory)
+    missing = [parent for parent in directory.parents if not parent.exists()]
     directory.parent.mkdir(parents=True, exist_ok=True)
+    for parent in missing:
+        parent.chmod(stat.S_IMODE(parent.stat().st_mode) | _passage())
     with suppress(FileExistsError):
         directory.mkdir(mode=0o700 | _passage())
-        directory.chmod(0o700 | _passage())  # independent of the umask: an account may have to pass
+        directory.chmod(0o700 | _passage())  # independent of the umask, which may close the passage
     restrict(directory)
 
 

@@ -71,6 +71,17 @@ def test_a_new_one_is_for_its_owner_alone(tmp_path: Path):
     assert mode(tmp_path / "some" / "home") & ~0o011 == 0o700
 
 
+def test_for_root_another_account_may_pass_to_it_through_the_folders_made_for_it(tmp_path: Path):
+    umask = os.umask(0o077)
+    try:
+        make_data_directory(tmp_path / "some" / "more" / "home")
+    finally:
+        os.umask(umask)
+
+    made = [tmp_path / "some", tmp_path / "some" / "more", tmp_path / "some" / "more" / "home"]
+    assert {mode(folder) for folder in made} == {0o711 if os.geteuid() == 0 else 0o700}
+
+
 def test_one_that_others_could_read_is_restricted_by_the_next_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
