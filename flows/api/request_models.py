@@ -152,7 +152,7 @@ class SearchRequest(RequestModel):
         default: Find = "images" if self.image_base64 is None else "texts"
         return Query(
             self.text,
-            picture=self.image_base64,
+            image_bytes=self.image_base64,
             find=self.find or default,
             limit=self.limit,
             min_score=self.min_score,

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from embedding.encoders.sentence_encoder import Encoder
-from embedding.process_tuning import keep_freed_memory, wait_briefly
+from embedding.process_tuning import keep_freed_memory, shorten_spinning
 from flows.config.settings import Qdrant, Settings
 from flows.resources.model_loader import active_model, open_model
 from flows.tracking.retry_policy import first_line, is_transient, persist
@@ -90,7 +90,7 @@ def with_model(stores: Stores, settings: Settings) -> Deps:
         ModelUnavailable: it cannot be loaded.
     """
     keep_freed_memory()
-    wait_briefly()
+    shorten_spinning()
     encoder = open_model(settings, active_model(stores.vectors, stores.sessions, settings))
     return Deps(stores.engine, stores.sessions, stores.vectors, stores.blobs, encoder)
 

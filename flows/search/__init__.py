@@ -1,4 +1,4 @@
-"""Search the stored items by text, image or item, and show the hits.
+"""Search stored items by text, image or record.
 
 Public: `open_search` keeps the stores and a model open, `search` returns the hits of a `Query`.
 """

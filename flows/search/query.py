@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from embedding.encoders.query_fusion import fused
+from embedding.encoders.query_fusion import fuse_vectors
 from embedding.encoders.sentence_encoder import Encoder
 from embedding.images.worker_pool import prepare_soon
-from embedding.process_tuning import keep_freed_memory, wait_briefly
+from embedding.process_tuning import keep_freed_memory, shorten_spinning
 from flows.config.settings import OVERSAMPLING, Limits, Settings
 from flows.resources.connections import Deps, open_stores
 from flows.resources.images import load_image
@@ -184,7 +184,7 @@ def open_search(settings: Settings) -> Iterator[SearchDeps]:
             raise qdrant.NoCollection
         active_model(stores.vectors, stores.sessions, settings)
         keep_freed_memory()
-        wait_briefly()
+        shorten_spinning()
         models = ModelCache(settings)
         yield SearchDeps(
             stores.engine,
@@ -200,7 +200,7 @@ def open_search(settings: Settings) -> Iterator[SearchDeps]:
 def search(deps: Deps, query: Query) -> Results:
     """Return the items closest to a query.
 
-    The query is a text, an image, both (see `fused`), or a record.
+    The query is a text, an image, both (see `fuse_vectors`), or a record.
 
     Items that Postgres has deleted are left out, even if Qdrant still holds them. The collection that the
     alias names at the beginning answers, with a query vector of its model, even if the alias moves meanwhile.
@@ -273,12 +273,12 @@ def _vector(deps: Deps, collection: qdrant.Collection, encoder: Encoder, query: 
     if data is not None:
         name = "the image" if query.image is None else str(query.image)
         prepared = prepare_soon(encoder.preparation, data, name=name)
-        parts += [*encoder.prepared([prepared.features])]
+        parts += [*encoder.encode_prepared([prepared.features])]
     if query.like is not None:
         parts.append(_vector_of(deps, collection, query.like, SPACES[query.find]))
     if query.text is not None:
         parts += [*encoder.texts([query.text])]
-    return fused(parts)
+    return fuse_vectors(parts)
 
 
 def _vector_of(
@@ -290,7 +290,7 @@ def _vector_of(
     spaces = qdrant.record_vectors(deps.vectors, collection.name, id) if alive else {}
     if not spaces:
         raise NoSuchRecord(id)
-    return fused([*(spaces[using] if using in spaces else next(iter(spaces.values())))])
+    return fuse_vectors([*(spaces[using] if using in spaces else next(iter(spaces.values())))])
 
 
 def _matched_item(hit: Hit, item: Item, digest: Digest) -> Item:

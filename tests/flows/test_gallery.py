@@ -17,12 +17,12 @@ def picture(colour: Any = "red", size: tuple[int, int] = (40, 30), mode: str = "
 
 
 def a_card(text: str = "a red apple", *, score: float = 0.5, **more: Any) -> Card:
-    given = {"key": "apple.png", "source": "fruit", "uri": None, "picture": picture()} | more
+    given = {"key": "apple.png", "source": "fruit", "uri": None, "image": picture()} | more
     return Card(text=text, score=score, **given)
 
 
 def a_page(*cards: Card, **more: Any) -> Page:
-    given: dict[str, Any] = {"query_text": "an apple", "query_picture": None, "find": "images"} | more
+    given: dict[str, Any] = {"query_text": "an apple", "query_image": None, "find": "images"} | more
     return Page(**{"model": "starter", "gallery_size": 1234} | given, cards=cards)
 
 
@@ -62,7 +62,7 @@ def test_a_page_tells_the_query_the_model_and_how_many_of_how_many():
 
     seen = Seen(render(page))
 
-    assert "Pictures closest to an apple 2 pictures of 1,234 searched, with the model starter" in seen.text
+    assert "Images closest to an apple 2 images of 1,234 searched, with the model starter" in seen.text
     assert "<title>an apple</title>" in render(page)
 
 
@@ -105,7 +105,7 @@ def test_bars_are_empty_where_even_the_best_hit_points_away():
 def test_a_picture_stands_in_the_page_as_a_thumbnail_that_its_text_describes(
     size: tuple[int, int], fitted: tuple[int, int]
 ):
-    page = a_page(a_card("a red apple", picture=picture("red", size)))
+    page = a_page(a_card("a red apple", image=picture("red", size)))
 
     [image] = Seen(render(page)).all("img")
 
@@ -116,7 +116,7 @@ def test_a_picture_stands_in_the_page_as_a_thumbnail_that_its_text_describes(
 
 
 def test_a_transparent_picture_lies_on_white():
-    page = a_page(a_card(picture=picture((0, 0, 0, 0), mode="RGBA")))
+    page = a_page(a_card(image=picture((0, 0, 0, 0), mode="RGBA")))
 
     [image] = Seen(render(page)).all("img")
 
@@ -125,16 +125,16 @@ def test_a_transparent_picture_lies_on_white():
 
 @pytest.mark.parametrize("stored", [None, b"\xff\xd8\xffbroken", b""])
 def test_a_card_without_a_picture_shows_its_text_large_and_once(stored: bytes | None):
-    seen = Seen(render(a_page(a_card("the kingfisher dives", picture=stored))))
+    seen = Seen(render(a_page(a_card("the kingfisher dives", image=stored))))
 
     assert seen.all("img") == []
     assert seen.text.count("the kingfisher dives") == 1
     assert "words" in [tag.get("class") for tag in seen.all("div")]
-    assert ("picture cannot be shown" in seen.text) == (stored is not None)
+    assert ("image cannot be shown" in seen.text) == (stored is not None)
 
 
 def test_an_item_without_a_text_is_told_by_its_key():
-    page = a_page(a_card("", key="apple.png"), a_card("", key="pear.png", picture=None))
+    page = a_page(a_card("", key="apple.png"), a_card("", key="pear.png", image=None))
 
     seen = Seen(render(page))
 
@@ -143,26 +143,26 @@ def test_an_item_without_a_text_is_told_by_its_key():
 
 
 def test_a_query_by_picture_shows_the_picture():
-    page = a_page(query_text=None, query_picture=picture("blue"), find="texts")
+    page = a_page(query_text=None, query_image=picture("blue"), find="texts")
 
     seen = Seen(render(page))
 
     [image] = seen.all("img")
     assert shown(image["src"]).getpixel((9, 9)) == pytest.approx((0, 0, 255), abs=4)
-    assert "Texts closest to this picture" in seen.text
-    assert "<title>Texts closest to a picture</title>" in render(page)
+    assert "Texts closest to this image" in seen.text
+    assert "<title>Texts closest to an image</title>" in render(page)
 
 
 def test_a_query_picture_that_cannot_be_decoded_is_no_reason_to_fail():
-    page = a_page(a_card(), query_text=None, query_picture=b"broken")
+    page = a_page(a_card(), query_text=None, query_image=b"broken")
 
-    assert "a picture that cannot be shown" in Seen(render(page)).text
+    assert "an image that cannot be shown" in Seen(render(page)).text
 
 
 @pytest.mark.parametrize(
     ("size", "part"),
     [
-        pytest.param(1234, "None of the 1,234 items searched has a picture", id="nothing fits"),
+        pytest.param(1234, "None of the 1,234 items searched has an image", id="nothing fits"),
         pytest.param(0, "No items have been taken in. Ingest a folder", id="nothing there"),
     ],
 )
@@ -178,7 +178,7 @@ EVIL = """<script>alert(1)</script>"' onload='alert(2)' <img src=https://evil.te
 
 def test_nothing_that_a_stranger_wrote_becomes_markup():
     card = a_card(EVIL, key=EVIL, source=EVIL, uri="https://a.test/" + EVIL)
-    page = a_page(card, a_card(EVIL, picture=None), query_text=EVIL, query_picture=picture(), model=EVIL)
+    page = a_page(card, a_card(EVIL, image=None), query_text=EVIL, query_image=picture(), model=EVIL)
 
     seen = Seen(render(page))
 
@@ -202,7 +202,7 @@ def test_a_web_address_can_be_clicked_without_telling_where_from():
 
 
 def test_a_page_asks_no_server_and_forbids_itself_to():
-    html = render(a_page(a_card(), query_picture=picture()))
+    html = render(a_page(a_card(), query_image=picture()))
 
     assert re.findall(r"https?:|//|url\(|@import|<script|<link", re.sub(r"base64,[^\"]+", "", html)) == []
     [policy] = [meta["content"] for meta in Seen(html).all("meta") if "http-equiv" in meta]
@@ -210,7 +210,7 @@ def test_a_page_asks_no_server_and_forbids_itself_to():
 
 
 def test_texts_of_any_script_find_their_own_direction():
-    page = a_page(a_card("طائر صغير"), a_card("ציפור קטנה", picture=None), query_text="عصفور")
+    page = a_page(a_card("طائر صغير"), a_card("ציפור קטנה", image=None), query_text="عصفور")
 
     seen = Seen(render(page))
 

@@ -97,12 +97,12 @@ def test_a_text_and_a_picture_together_find_what_is_like_both(shop: Deps, tmp_pa
 
 
 def test_a_picture_that_is_no_file_finds_what_the_file_finds(shop: Deps, tmp_path: Path):
-    of_bytes = search(shop, Query(picture=png("blue")))
+    of_bytes = search(shop, Query(image_bytes=png("blue")))
 
     of_file = search(shop, Query(image=a_picture(tmp_path, "blue")))
     assert [one.hit for one in of_bytes.found] == [one.hit for one in of_file.found]
     with pytest.raises(BadImage, match="the picture: not a picture"):
-        search(shop, Query(picture=b"no picture"))
+        search(shop, Query(image_bytes=b"no picture"))
 
 
 def test_more_like_a_record_finds_others_by_what_it_has_in_the_space_that_is_searched(
@@ -125,13 +125,13 @@ def test_more_like_a_record_finds_others_by_what_it_has_in_the_space_that_is_sea
     ("query", "asked"),
     [
         (Query(text="red"), "text"),
-        (Query(picture=b"x"), "image"),
+        (Query(image_bytes=b"x"), "image"),
         (Query(text="red", image=Path("query.png")), "both"),
         (Query(text="red", like=item_id("shop", "rose.png")), "record"),
     ],
 )
 def test_searches_are_counted_by_what_they_are_asked_with(query: Query, asked: str):
-    assert query.asked == asked
+    assert query.kind == asked
 
 
 def test_more_like_a_record_that_is_gone_says_so(shop: Deps):
@@ -205,7 +205,7 @@ def test_the_gallery_shows_the_pictures_even_after_the_source_is_gone(shop: Deps
 
     page = gallery_page(shop, search(shop, Query(text="red", limit=1)), LIMITS)
 
-    assert page.cards[0].picture == png("red")
+    assert page.cards[0].image == png("red")
     assert "red rose" in render(page)
 
 
@@ -214,11 +214,11 @@ def test_without_kept_pictures_the_gallery_takes_them_from_the_source_while_it_i
 ):
     unkept = replace(shop, blobs=None)
     results = search(unkept, Query(text="red", limit=1))
-    assert gallery_page(unkept, results, LIMITS).cards[0].picture == png("red")
+    assert gallery_page(unkept, results, LIMITS).cards[0].image == png("red")
 
     (tmp_path / "shop" / "rose.png").unlink()
 
-    assert gallery_page(unkept, results, LIMITS).cards[0].picture is None
+    assert gallery_page(unkept, results, LIMITS).cards[0].image is None
 
 
 def test_a_gallery_of_texts_needs_no_pictures(deps: Deps, settings: Settings, tmp_path: Path):
@@ -226,7 +226,7 @@ def test_a_gallery_of_texts_needs_no_pictures(deps: Deps, settings: Settings, tm
 
     page = gallery_page(deps, search(deps, Query(text="red", find="texts")), LIMITS)
 
-    assert [card.picture for card in page.cards] == [None]
+    assert [card.image for card in page.cards] == [None]
     assert "red" in render(page)
 
 

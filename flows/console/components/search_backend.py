@@ -69,7 +69,7 @@ def run_search(backend: Backend, uploads: Uploads, params: SearchParams) -> tupl
         min_score=params.min_score,
         where=dict(params.where),
         oversampling=backend.settings.qdrant.oversampling,
-        picture=None if params.image is None else uploads.get(params.image),
+        image_bytes=None if params.image is None else uploads.get(params.image),
         like=params.like,
     )
     with backend.searching() as deps:
