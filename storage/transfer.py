@@ -35,7 +35,7 @@ class AlreadyMoved(Conflict):
     """
 
 
-def identity_of(source: Engine) -> str:
+def system_identifier(source: Engine) -> str:
     """Return the identifier of a Postgres, independent of its folder."""
     with source.connect() as connection:
         return str(connection.scalar(text("select system_identifier from pg_control_system()")))
@@ -47,7 +47,7 @@ def require_target(source: Engine, target: Engine, vectors: QdrantClient, home: 
     The target must be empty, or hold part of the data directory `home`.
 
     Args:
-        home: the identity of the source, of `identity_of`.
+        home: the identity of the source, of `system_identifier`.
 
     Raises:
         NotEmpty: it holds other data.
@@ -74,7 +74,7 @@ def require_target(source: Engine, target: Engine, vectors: QdrantClient, home: 
         raise NotEmpty(
             f"the database holds {table} already, of another data directory; move into an empty one"
         )
-    if there := names(vectors):
+    if there := collection_names(vectors):
         raise NotEmpty(f"Qdrant holds {', '.join(there)} already; move into an empty one")
 
 
@@ -177,16 +177,16 @@ def copy_aliases(source: QdrantClient, target: QdrantClient) -> None:
     qdrant.set_aliases(target, {alias.alias_name: alias.collection_name for alias in aliases})
 
 
-def drop_others(source: QdrantClient, target: QdrantClient) -> None:
+def drop_extra_collections(source: QdrantClient, target: QdrantClient) -> None:
     """Drop the collections of `target` that `source` lacks.
 
     An interrupted move has left them.
     """
-    for name in set(names(target)) - set(names(source)):
+    for name in set(collection_names(target)) - set(collection_names(source)):
         target.delete_collection(name)
 
 
-def names(client: QdrantClient) -> list[str]:
+def collection_names(client: QdrantClient) -> list[str]:
     """Return the names of all collections, sorted."""
     return sorted(one.name for one in client.get_collections().collections)
 

@@ -18,7 +18,7 @@ from storage.blobs import copy_new
 from storage.embedded.postgres.server import has_postgres
 from storage.errors import InvalidInput, SightlineError
 from storage.postgres import runs
-from storage.postgres.locks import lone_lock
+from storage.postgres.locks import exclusive_lock
 from storage.transfer import MOVE
 
 SERVERS = (f"{PREFIX}DATABASE_URL", f"{PREFIX}QDRANT__URL")
@@ -96,9 +96,9 @@ def move(source: Stores, target: Stores, settings: Settings, *, progress: Progre
     """
     moved = Moved(settings.home.absolute(), _stays(settings))
     with ExitStack() as within:
-        within.enter_context(hold(lone_lock(source.engine), for_s=settings.retry_for_s))
-        lock = within.enter_context(hold(lone_lock(target.engine), for_s=settings.retry_for_s))
-        home = transfer.identity_of(source.engine)
+        within.enter_context(hold(exclusive_lock(source.engine), for_s=settings.retry_for_s))
+        lock = within.enter_context(hold(exclusive_lock(target.engine), for_s=settings.retry_for_s))
+        home = transfer.system_identifier(source.engine)
         transfer.require_target(source.engine, target.engine, target.vectors, home)
         run = within.enter_context(tracked_run(target.sessions, lock, MOVE, options={"home": home}))
         moved.pictures = run.persist(partial(_copy_pictures, source, target, settings, progress))
@@ -135,10 +135,10 @@ def _copy_pictures(source: Stores, target: Stores, settings: Settings, progress:
 
 def _copy_points(source: Stores, target: Stores, lock: HeldLock, progress: Progress) -> dict[str, int]:
     """Copy every collection; return how many points each has."""
-    lock.persist(partial(transfer.drop_others, source.vectors, target.vectors))
+    lock.persist(partial(transfer.drop_extra_collections, source.vectors, target.vectors))
     return {
         name: lock.persist(partial(_copy_collection, source, target, name, progress))
-        for name in transfer.names(source.vectors)
+        for name in transfer.collection_names(source.vectors)
     }
 
 

@@ -52,7 +52,7 @@ def source(here: Settings, tmp_path: Path) -> Iterator[Stores]:
         folder = a_folder(tmp_path / "shop", PICTURES | FILES | {"bad.png": b"no picture"})
         ingest(stores, here, folder)
         yield stores
-        for name in transfer.names(stores.vectors):
+        for name in transfer.collection_names(stores.vectors):
             stores.vectors.delete_collection(name)
         tables = ", ".join(table.name for table in dump.tables())
         with stores.sessions.begin() as session:
@@ -256,7 +256,7 @@ def test_a_collection_in_the_servers_is_left_alone(source: Stores, target: Store
     with pytest.raises(NotEmpty, match=f"Qdrant holds {FOREIGN} already"):
         move(source, target, here)
 
-    assert transfer.names(target.vectors) == [FOREIGN]
+    assert transfer.collection_names(target.vectors) == [FOREIGN]
     assert rows(target, "runs") == []
 
 
