@@ -55,10 +55,10 @@ def list_keys(as_json: bool) -> None:
 
     from flows.cli.tables.servers import of_keys
     from flows.resources.connections import open_catalog
-    from storage.postgres.api_keys import every
+    from storage.postgres import api_keys
 
     with open_catalog(settings) as engine, Session(engine) as session:
-        found = every(session)
+        found = api_keys.list_keys(session)
     print_out({"keys": [one.as_json() for one in found]}, as_json, lambda: of_keys(found))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import as_json_option, joins_prefect, print_out, run_directly, run_under_prefect
+from flows.cli.options import as_json_option, print_out, run_job
 from flows.config.settings import load_settings
 
 
@@ -17,10 +17,10 @@ def models(as_json: bool) -> None:
 
     from flows.cli.tables.models import of_models
     from flows.resources.connections import open_catalog
-    from storage.postgres.model_history import lives
+    from storage.postgres.model_history import models
 
     with open_catalog(settings) as engine, Session(engine) as session:
-        found = lives(session)
+        found = models(session)
     print_out({"models": [one.as_json() for one in found]}, as_json, lambda: of_models(found))
 
 
@@ -77,17 +77,11 @@ def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, a
     """
     settings = load_settings()
     from flows.cli.tables.models import of_switched
-    from flows.orchestration import jobs
-    from flows.reindexing.reindex import ReindexRequest
+    from flows.orchestration.jobs import models as jobs
 
-    if joins_prefect(settings, debug):
-        from flows.orchestration.reindex_flow import reindex as reindex_flow
-
-        with run_under_prefect():
-            switched = reindex_flow(model, force, yes, max_missing)
-    else:
-        with run_directly():
-            switched = jobs.reindex(settings, ReindexRequest(model, force, yes, max_missing))
+    switched = run_job(
+        settings, jobs.reindex, debug=debug, model=model, force=force, yes=yes, max_missing=max_missing
+    )
     print_out(switched.as_json(), as_json, lambda: of_switched(switched))
 
 

@@ -34,27 +34,45 @@ class Percent(click.ParamType[float]):
         return share
 
 
-def joins_prefect(settings: Settings, debug: bool) -> bool:
-    """Tell whether a job runs under Prefect: where a server is configured or runs the home's schedules."""
-    prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
-    from flows.orchestration.server_access import join_server
-
-    return join_server(settings.home)
-
-
 class PrefectUnavailable(SightlineError):
-    """Prefect's server stopped answering while a job ran under it."""
+    """Report that Prefect's server stopped answering while a job ran under it."""
 
     retryable = True
     http_status = 503
 
 
-@contextmanager
-def run_under_prefect() -> Iterator[None]:
-    """Run a flow.
+def run_job(settings: Settings, job: Callable[..., Any], *, debug: bool, **parameters: Any) -> Any:
+    """Run a job and say where its run is on record.
+
+    It is the flow of the same name where a Prefect server is configured or serves the data directory, and
+    runs in this process otherwise.
 
     Raises:
         PrefectUnavailable: the server has stopped answering; the job itself goes on to its end.
+    """
+    prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
+    from flows.orchestration.server_access import join_server
+    from flows.tracking.progress import stage_bars
+    from flows.tracking.signals import raising_on_sigterm
+
+    if join_server(settings.home):
+        from flows.orchestration import flows
+
+        with run_under_prefect():
+            result = getattr(flows, job.__name__)(**parameters)
+    else:
+        with raising_on_sigterm(), stage_bars(job.__name__) as progress:
+            result = job(settings, progress=progress, **parameters)
+    click.echo("The run is on record: see the page Runs of `sightline console`.", err=True)
+    return result
+
+
+@contextmanager
+def run_under_prefect() -> Iterator[None]:
+    """Name a Prefect server that stops answering.
+
+    Raises:
+        PrefectUnavailable: it has.
     """
     import httpx
 
@@ -65,16 +83,6 @@ def run_under_prefect() -> Iterator[None]:
             "Prefect's server does not answer any more; what became of the run is on record: "
             "run `sightline status`"
         ) from error
-
-
-@contextmanager
-def run_directly() -> Iterator[None]:
-    """Run a job in this process: SIGTERM ends it with its run on record, and a line says where that is."""
-    from flows.tracking.signals import raising_on_sigterm
-
-    with raising_on_sigterm():
-        yield
-    click.echo("The run is on record: see the page Runs of `sightline console`.", err=True)
 
 
 def pairs(where: tuple[str, ...]) -> dict[str, str]:

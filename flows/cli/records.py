@@ -7,11 +7,9 @@ import click
 from flows.cli.options import (
     Percent,
     as_json_option,
-    joins_prefect,
     pairs,
     print_out,
-    run_directly,
-    run_under_prefect,
+    run_job,
 )
 from flows.config.settings import load_settings, split_list
 
@@ -66,25 +64,30 @@ def ingest(
     from flows.ingestion.dry_run import dry_run as count_changes
     from flows.ingestion.request import Request
     from flows.ingestion.run_state import LimitExceeded
-    from flows.orchestration import jobs
+    from flows.orchestration.jobs import ingest as jobs
     from flows.resources.connections import open_catalog
 
-    chosen = None if langs is None else split_list(langs)
-    request = Request(source, name, chosen, limit, delete_missing, revive, max_delete=max_delete, yes=yes)
     if dry_run:
+        chosen = None if langs is None else split_list(langs)
+        request = Request(source, name, chosen, limit, delete_missing, revive, max_delete=max_delete, yes=yes)
         with open_catalog(settings) as engine:
             report = count_changes(engine, settings, request)
         print_out(report.as_json(), as_json, lambda: of_ingest(report))
         return
     try:
-        if joins_prefect(settings, debug):
-            from flows.orchestration.ingest_flow import ingest as ingest_flow
-
-            with run_under_prefect():
-                report = ingest_flow(source, name, langs, limit, delete_missing, revive, max_delete, yes)
-        else:
-            with run_directly():
-                report = jobs.ingest(settings, request, source)
+        report = run_job(
+            settings,
+            jobs.ingest,
+            debug=debug,
+            location=source,
+            name=name,
+            langs=langs,
+            limit=limit,
+            delete_missing=delete_missing,
+            revive=revive,
+            max_delete=max_delete,
+            yes=yes,
+        )
     except LimitExceeded as error:
         failed = error.report
         print_out(failed.as_json(), as_json, lambda: of_ingest(failed))

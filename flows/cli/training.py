@@ -9,16 +9,14 @@ from flows.cli.options import (
     EXISTING_FILE,
     Percent,
     as_json_option,
-    joins_prefect,
     print_out,
-    run_directly,
-    run_under_prefect,
+    run_job,
 )
 from flows.config.settings import load_settings, split_list
 
 if TYPE_CHECKING:
     from embedding.training.losses import LossName
-    from embedding.training.trainer import What
+    from embedding.training.trainer import TrainedPart
 
 LOSS_NAMES = ("infonce", "triplet-semi-hard", "triplet-batch-hard", "contrastive", "multi-similarity")
 """What `embedding.training.losses` has, which takes seconds to import."""
@@ -171,7 +169,7 @@ class HeldOut(click.ParamType["float | Path"]):
 def finetune(
     debug: bool,
     model: str | None,
-    what: "What",
+    what: "TrainedPart",
     losses: "tuple[tuple[LossName, float], ...]",
     held_out: float | Path,
     judgments: Path | None,
@@ -190,30 +188,24 @@ def finetune(
     """
     settings = load_settings()
     from flows.cli.tables.models import of_candidate
-    from flows.orchestration import jobs
+    from flows.orchestration.jobs import models as jobs
 
     share, keys = (held_out, None) if isinstance(held_out, float) else (0.0, held_out)
-    options: dict[str, Any] = {
-        "model": model,
-        "what": what,
-        "losses": dict(losses) or None,
-        "held_out": share,
-        "held_out_keys": keys,
-        "judgments": judgments,
-        "hard_negatives": hard_negatives,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
-    if joins_prefect(settings, debug):
-        from flows.orchestration.finetune_flow import finetune as finetune_flow
-
-        with run_under_prefect():
-            candidate = finetune_flow(**options)
-    else:
-        from flows.training.finetune import order_of
-
-        with run_directly():
-            candidate = jobs.finetune(settings, order_of(**options))
+    candidate = run_job(
+        settings,
+        jobs.finetune,
+        debug=debug,
+        model=model,
+        what=what,
+        losses=dict(losses) or None,
+        held_out=share,
+        held_out_keys=keys,
+        judgments=judgments,
+        hard_negatives=hard_negatives,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        promote=False,
+    )
     print_out(candidate.as_json(), as_json, lambda: of_candidate(candidate))

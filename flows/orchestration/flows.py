@@ -1,294 +1,300 @@
-"""The flows that run on a schedule: Prefect around plain functions, and who is told when one fails.
+"""Define the Prefect flows, one for each job.
 
-What they do is imported when one runs, in a process of its own: whoever only serves them stays small.
+A job is imported when its flow runs, in a process of its own: the process that serves the flows stays small.
 """
 
-from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
-from typing import Any, ParamSpec
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec
 from uuid import UUID
 
-from prefect import Flow, flow
-from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterName,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import (
-    ConcurrencyLimitConfig,
-    ConcurrencyLimitStrategy,
-    DeploymentSchedule,
-    FlowRun,
-    State,
-    StateType,
-)
-from prefect.client.schemas.schedules import CronSchedule
-from prefect.deployments.runner import RunnerDeployment
-from prefect.events import emit_event
-from prefect.exceptions import ObjectNotFound
+from prefect import Flow, flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.runtime import deployment as current_deployment
 from prefect.runtime import flow_run as current
-from prefect.states import Completed, Crashed
-from prefect.types.entrypoint import EntrypointType
-from sqlalchemy.orm import Session
+from prefect.states import Completed
 
-from flows.config.settings import Settings, load_settings
-from flows.resources.connections import open_catalog
-from storage.postgres import runs
+from flows.config.settings import load_settings
+from flows.ingestion.missing_items import DEFAULT_MAX_SHARE
+from flows.orchestration import hooks
+from flows.tracking.progress import Progress, stage_bars
 from storage.postgres.locks import Busy
 
-DEPLOYMENT = "scheduled"
-ASKED = "asked"
-"""The name of the deployments that nothing but a person starts."""
-
-OWN_SCHEDULE = "settings"
-"""The one of a deployment's schedules that the settings have; others are those of whoever added them."""
-
 SKIPPED = "Skipped"
-"""The state of a run that found another process at the same work."""
+"""State of a run that found another process at the same work."""
 
-EVENT = "sightline.run.failed"
-AT_WORK = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+SUBJECTS = ("name", "location", "model", "source")
+"""Parameters that name a run, the first that is set."""
 
-Work = Callable[[Settings, UUID | None], dict[str, Any]]
-Outcome = dict[str, Any] | State[Any]
-Given = ParamSpec("Given")
+Outcome = Any
+"""Result of a job, or the Prefect state Skipped."""
 
-
-def failed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Put on record and tell Prefect that a run has failed; runs in its process."""
-    settle(flow, flow_run, state, "failed")
+Parameters = ParamSpec("Parameters")
 
 
-def crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Put on record and tell Prefect that a run's process is gone; runs in the process that started it."""
-    settle(flow, flow_run, state, "crashed")
-
-
-def cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 (Prefect's)
-    """Put on record that somebody cancelled a run; nobody needs to be told."""
-    with open_catalog(load_settings()) as engine, Session(engine) as session, session.begin():
-        runs.close_cancelled(session, flow_run.id, state.message or "")
-
-
-def settle(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any], outcome: str) -> None:
-    """Send the event first: it needs no Postgres, which may be what failed."""
-    deployment = f"prefect.deployment.{flow_run.deployment_id}"
-    emit_event(
-        EVENT,
-        resource={"prefect.resource.id": f"sightline.flow.{flow.name}", "prefect.resource.name": flow.name},
-        related=[
-            {
-                "prefect.resource.id": f"prefect.flow-run.{flow_run.id}",
-                "prefect.resource.role": "flow-run",
-                "prefect.resource.name": flow_run.name,
-            },
-            {"prefect.resource.id": deployment, "prefect.resource.role": "deployment"},
-        ],
-        payload={"flow": flow.name, "outcome": outcome, "why": state.message or ""},
+def job_flow(body: Callable[Parameters, Outcome]) -> Flow[Parameters, Outcome]:
+    """Return the flow of a job, with a readable run name and the hooks of a failure."""
+    made = flow(
+        name=body.__name__,
+        flow_run_name=run_name,
+        on_failure=[hooks.failed],
+        on_crashed=[hooks.crashed],
+        on_cancellation=[hooks.cancelled],
     )
-    close(flow, flow_run, state, outcome)
-
-
-def close(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any], outcome: str) -> None:
-    """Have `runs` say how a run ended."""
-    with open_catalog(load_settings()) as engine, Session(engine) as session, session.begin():
-        runs.close_failed(session, flow.name, flow_run.id, outcome, state.message or "")
-
-
-def carried_out(work: Work) -> Outcome:
-    """Return what `work` has done; that another of its kind is at work already is no failure."""
-    try:
-        return work(load_settings(), UUID(current.id) if current.id else None)
-    except Busy as error:
-        return Completed(name=SKIPPED, message=str(error))
-
-
-def told(body: Callable[Given, Outcome]) -> Flow[Given, Outcome]:
-    """Return the flow of that name, whose failures are put on record and told."""
-    made = flow(name=body.__name__, on_failure=[failed], on_crashed=[crashed], on_cancellation=[cancelled])
     return made(body)
 
 
-@told
-def ingest() -> Outcome:
-    """Read every source again, from where it was ingested last and with what was asked for then."""
-    from flows.orchestration import scheduled_jobs
+def job_task(name: str) -> Callable[[Callable[[], Any]], Any]:
+    """Return a task that runs one step of a job; its result is neither cached nor stored."""
 
-    return carried_out(scheduled_jobs.ingest)
+    def run_step(step: Callable[[], Any]) -> Any:
+        return step()
+
+    return task(name=name, cache_policy=NO_CACHE)(run_step)
 
 
-@told
+def run_name() -> str:
+    """Return the name of a flow run: the flow, and its subject or the time."""
+    found = (current.parameters.get(name) for name in SUBJECTS)
+    subject = next((Path(str(value)).name for value in found if value), None)
+    return f"{current.flow_name} {subject or f'{datetime.now(UTC):%Y-%m-%d %H:%M}'}"
+
+
+class StageLog:
+    """Log the first report of each stage to Prefect, and show all of them."""
+
+    def __init__(self, show: Progress) -> None:
+        self._show, self._log, self._stage = show, get_run_logger(), ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._stage = stage
+            self._log.info("stage %s%s", stage, f", {total:,} steps" if total else "")
+        self._show(stage, done, total)
+
+
+def run_job(
+    job: Callable[..., Any],
+    summarize: Callable[[Any], "Summary"] | None = None,
+    **parameters: Any,
+) -> Outcome:
+    """Run a job on the settings of this process, and sum it up as an artifact.
+
+    Args:
+        summarize: writes the artifact of the result; default: a table of its counts.
+
+    Returns:
+        The result, or the state Skipped where another run of the same work holds its lock. A command gets
+        `Busy` instead.
+    """
+    title = str(current.name or job.__name__)
+    try:
+        with stage_bars(title) as bars:
+            run_id = UUID(current.id) if current.id else None
+            result = job(load_settings(), run_id, progress=StageLog(bars), **parameters)
+    except Busy as error:
+        if current_deployment.id is None:
+            raise
+        return Completed(name=SKIPPED, message=str(error))
+    publish(Summary(job.__name__, as_table(title, result)) if summarize is None else summarize(result))
+    return result
+
+
+class Summary(NamedTuple):
+    """Describe the artifact of a run: its name, shared by later runs of that name, and its Markdown."""
+
+    name: str
+    text: str
+
+
+def publish(summary: Summary) -> None:
+    """Create the artifact of the current run."""
+    create_markdown_artifact(summary.text, key=artifact_key(summary.name))
+
+
+def as_table(title: str, result: Any) -> str:
+    """Return the counts of a job as a Markdown table."""
+    counts: Mapping[str, Any] = result if isinstance(result, Mapping) else result.as_json()
+    rows = "\n".join(f"| {name} | {value} |" for name, value in counts.items())
+    return f"# {title}\n\n| name | value |\n|---|---:|\n{rows}\n"
+
+
+def artifact_key(name: str) -> str:
+    """Return a valid artifact key: lowercase letters, digits and dashes.
+
+    >>> artifact_key("ingest Fotos 2024/Öl")
+    'ingest-fotos-2024-l'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+@job_flow
+def ingest(
+    location: Path | None = None,
+    name: str | None = None,
+    langs: str | None = None,
+    limit: int | None = None,
+    delete_missing: bool = False,
+    revive: bool = False,
+    max_delete: float = DEFAULT_MAX_SHARE,
+    yes: bool = False,
+) -> Outcome:
+    """Ingest a folder or manifest; without a location, every source again with its last options."""
+    from flows.ingestion.report import IngestReport, as_markdown
+    from flows.ingestion.run_state import LimitExceeded
+    from flows.orchestration.jobs import ingest as jobs
+
+    def summarize(result: Any) -> Summary:
+        if isinstance(result, IngestReport):
+            return Summary(f"ingest {result.source}", as_markdown(result))
+        return Summary("ingest", as_table("all sources", result))
+
+    try:
+        return run_job(
+            jobs.ingest,
+            summarize,
+            location=location,
+            name=name,
+            langs=langs,
+            limit=limit,
+            delete_missing=delete_missing,
+            revive=revive,
+            max_delete=max_delete,
+            yes=yes,
+            step=job_task("ingest batches"),
+        )
+    except LimitExceeded as error:
+        publish(summarize(error.report))
+        raise
+
+
+@job_flow
 def evaluate() -> Outcome:
-    """Measure the model in use on what it has not learned from."""
-    from flows.orchestration import scheduled_jobs
+    """Evaluate the active model on held-out records."""
+    from flows.orchestration.jobs import models as jobs
 
-    return carried_out(scheduled_jobs.evaluate)
+    return run_job(jobs.evaluate)
 
 
-@told
+@job_flow
 def reconcile() -> Outcome:
-    """Compare Postgres and Qdrant, and change nothing; fails when they differ."""
-    from flows.orchestration import scheduled_jobs
+    """Compare Postgres and Qdrant without changing them; fail when they differ."""
+    from flows.orchestration.jobs import stores as jobs
 
-    return carried_out(scheduled_jobs.reconcile)
-
-
-@told
-def finetune() -> Outcome:
-    """Train a candidate; if it passes the gate, have searches use it."""
-    from flows.orchestration.improve import improve
-
-    return carried_out(improve)
+    return run_job(jobs.reconcile)
 
 
-@told
+@job_flow
+def finetune(
+    model: str | None = None,
+    what: str = "head",
+    losses: dict[str, float] | None = None,
+    held_out: float = 0.2,
+    held_out_keys: Path | None = None,
+    judgments: Path | None = None,
+    hard_negatives: int = 0,
+    epochs: int | None = None,
+    batch_size: int = 64,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    promote: bool = True,
+) -> Outcome:
+    """Train a candidate; with `promote`, switch searches to it if it passes the promotion gate."""
+    from flows.orchestration.jobs import models as jobs
+
+    def summarize(result: Any) -> Summary:
+        if isinstance(result, Mapping):
+            return Summary("finetune", as_table("finetune", result))
+        card: Path = result.folder / "README.md"
+        return Summary("finetune", card.read_text("utf-8"))
+
+    return run_job(
+        jobs.finetune,
+        summarize,
+        model=model,
+        what=what,
+        losses=losses,
+        held_out=held_out,
+        held_out_keys=held_out_keys,
+        judgments=judgments,
+        hard_negatives=hard_negatives,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        promote=promote,
+        step=job_task("train"),
+    )
+
+
+@job_flow
 def backup() -> Outcome:
     """Write a backup to SIGHTLINE_BACKUP_URL."""
-    from flows.orchestration import scheduled_jobs
+    from flows.orchestration.jobs import stores as jobs
 
-    return carried_out(scheduled_jobs.backup)
+    return run_job(jobs.backup)
 
 
-@told
+@job_flow
 def prove() -> Outcome:
-    """Restore the latest backup into throw-away stores, and compare them."""
-    from flows.orchestration import scheduled_jobs
+    """Restore the latest backup into temporary stores and compare them."""
+    from flows.orchestration.jobs import stores as jobs
 
-    return carried_out(scheduled_jobs.prove)
+    return run_job(jobs.prove)
 
 
-@told
+@job_flow
 def purge() -> Outcome:
-    """Remove what nothing needs any more, unless that is suspiciously much."""
-    from flows.orchestration import scheduled_jobs
+    """Purge unused images and collections, within the usual limit."""
+    from flows.orchestration.jobs import stores as jobs
 
-    return carried_out(scheduled_jobs.purge)
+    return run_job(jobs.purge)
 
 
-@told
+@job_flow
 def promote(model: str, force: bool = False) -> Outcome:
     """Decide whether searches may use a candidate."""
-    from flows.orchestration import requested_jobs
+    from flows.orchestration.jobs import models as jobs
 
-    return carried_out(partial(requested_jobs.promote, model=model, force=force))
-
-
-@told
-def reindex(model: str, force: bool = False) -> Outcome:
-    """Have searches use another model: fill its collection, verify it, switch."""
-    from flows.orchestration import requested_jobs
-
-    return carried_out(partial(requested_jobs.reindex, model=model, force=force))
+    return run_job(jobs.promote, model=model, force=force)
 
 
-@told
+@job_flow
+def reindex(model: str, force: bool = False, yes: bool = False, max_missing: int = 0) -> Outcome:
+    """Fill the collection of a model, verify it and switch searches to it."""
+    from flows.orchestration.jobs import models as jobs
+
+    step = job_task("fill and switch")
+    return run_job(jobs.reindex, model=model, force=force, yes=yes, max_missing=max_missing, step=step)
+
+
+@job_flow
 def rollback() -> Outcome:
-    """Have searches use the model that they used before."""
-    from flows.orchestration import requested_jobs
+    """Switch searches back to the model before."""
+    from flows.orchestration.jobs import models as jobs
 
-    return carried_out(requested_jobs.rollback)
+    return run_job(jobs.rollback)
 
 
-@told
+@job_flow
 def repair() -> Outcome:
-    """Mend what differs between Postgres and Qdrant, unless that deletes suspiciously much."""
-    from flows.orchestration import requested_jobs
+    """Repair the differences between Postgres and Qdrant, within the usual delete limit."""
+    from flows.orchestration.jobs import stores as jobs
 
-    return carried_out(requested_jobs.repair)
+    return run_job(jobs.repair)
 
 
-@told
+@job_flow
 def retry(reason: str | None = None, source: str | None = None, rejects: list[UUID] | None = None) -> Outcome:
-    """Try again what could not be taken in: what is open for a reason, of a source, or just these."""
-    from flows.orchestration import requested_jobs
+    """Retry open rejects: by reason, by source, or these."""
+    from flows.orchestration.jobs import ingest as jobs
 
-    return carried_out(partial(requested_jobs.retry, reason=reason, source=source, rejects=rejects))
-
-
-FLOWS = (ingest, evaluate, reconcile, finetune, backup, prove, purge)
-ON_REQUEST = (promote, reindex, rollback, repair, retry)
+    return run_job(jobs.retry, reason=reason, source=source, rejects=rejects)
 
 
-def deployments(settings: Settings, client: SyncPrefectClient) -> list[RunnerDeployment]:
-    """Return what Prefect is to know of the flows, with what it was told elsewhere kept as it is.
-
-    Whatever somebody paused stays paused, and a schedule that somebody added stays.
-    """
-    crons = settings.schedules.model_dump()
-    scheduled = [deployment_of(flow, crons[flow.name], client) for flow in FLOWS]
-    flows: tuple[Flow[..., Outcome], ...] = ON_REQUEST
-    return [*scheduled, *(on_request(flow) for flow in flows)]
-
-
-def on_request(flow: Flow[..., Outcome]) -> RunnerDeployment:
-    """Return the deployment of a flow that a person starts; one that is asked for twice is done twice."""
-    in_turn = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
-    return RunnerDeployment.from_flow(
-        flow, ASKED, concurrency_limit=in_turn, entrypoint_type=EntrypointType.MODULE_PATH, tags=["sightline"]
-    )
-
-
-def deployment_of(flow: Flow[[], Outcome], cron: str | None, client: SyncPrefectClient) -> RunnerDeployment:
-    """Return one of them; without a cron it runs when somebody says so."""
-    known, paused = _known(flow, client)
-    schedules = [_as_it_is(one) for one in known if one.slug != OWN_SCHEDULE]
-    own = next((one for one in known if one.slug == OWN_SCHEDULE), None)
-    if cron is not None:
-        active = own is None or own.active
-        when = CronSchedule(cron=cron, timezone="UTC")
-        schedules.append(DeploymentScheduleCreate(schedule=when, active=active, slug=OWN_SCHEDULE))
-    elif own is not None and own.deployment_id is not None:
-        client.delete_deployment_schedule(own.deployment_id, own.id)
-    return RunnerDeployment.from_flow(
-        flow,
-        DEPLOYMENT,
-        schedules=schedules,
-        paused=paused,
-        concurrency_limit=ConcurrencyLimitConfig(
-            limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
-        ),
-        entrypoint_type=EntrypointType.MODULE_PATH,
-        tags=["sightline"],
-    )
-
-
-def close_left(client: SyncPrefectClient) -> None:
-    """Close the runs that Prefect holds to be running; to be called where none of them can be.
-
-    They are those of a server that was killed together with its flows. Should one live on all the same, it
-    has its lock still, and the next run of its kind is skipped.
-    """
-    left = client.read_flow_runs(
-        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[DEPLOYMENT, ASKED])),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*AT_WORK]))),
-    )
-    known: tuple[Flow[..., Outcome], ...] = (*FLOWS, *ON_REQUEST)
-    flows = {client.read_flow_by_name(flow.name).id: flow for flow in known} if left else {}
-    for run in left:
-        gone: State[Any] = Crashed(message="its process ended together with the Prefect server")
-        client.set_flow_run_state(run.id, gone, force=True)
-        if run.flow_id in flows:
-            crashed(flows[run.flow_id], run, gone)
-
-
-def _known(flow: Flow[[], Outcome], client: SyncPrefectClient) -> tuple[list[DeploymentSchedule], bool]:
-    """Return the schedules that Prefect has for a flow, and whether all of them are paused."""
-    with suppress(ObjectNotFound):
-        found = client.read_deployment_by_name(f"{flow.name}/{DEPLOYMENT}")
-        return found.schedules, found.paused
-    return [], False
-
-
-def _as_it_is(one: DeploymentSchedule) -> DeploymentScheduleCreate:
-    return DeploymentScheduleCreate(
-        schedule=one.schedule,
-        active=one.active,
-        max_scheduled_runs=one.max_scheduled_runs,
-        parameters=one.parameters,
-        slug=one.slug or str(one.id),
-    )
+SCHEDULED: tuple[Flow[..., Outcome], ...] = (ingest, evaluate, reconcile, finetune, backup, prove, purge)
+ON_REQUEST: tuple[Flow[..., Outcome], ...] = (promote, reindex, rollback, repair, retry)

@@ -32,7 +32,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from prefect.states import Cancelling
 
-from flows.orchestration.flows import ASKED, DEPLOYMENT, FLOWS, ON_REQUEST, OWN_SCHEDULE, SKIPPED
+from flows.orchestration.deployments import ON_REQUEST_NAME, OWN_SCHEDULE, SCHEDULED_NAME, TAG
+from flows.orchestration.flows import ON_REQUEST, SCHEDULED, SKIPPED
 from flows.orchestration.server_access import find_server, password_file
 from flows.tracking.retry_policy import first_line
 from storage.errors import NotFound, SightlineError
@@ -113,7 +114,7 @@ class Prefect:
         """Return the flows that can be started, the scheduled ones first, in the order of the README."""
         own = self._own
         coming = self._coming(list(own))
-        order = [flow.name for flow in (*FLOWS, *ON_REQUEST)]
+        order = [flow.name for flow in (*SCHEDULED, *ON_REQUEST)]
         deployed = [
             Deployed(
                 flow,
@@ -123,7 +124,7 @@ class Prefect:
                 ),
                 coming.get(id),
                 one.paused or (bool(one.schedules) and not any(each.active for each in one.schedules)),
-                one.name == DEPLOYMENT,
+                one.name == SCHEDULED_NAME,
             )
             for id, (flow, one) in own.items()
         ]
@@ -183,7 +184,7 @@ class Prefect:
         Raises:
             NothingServes: the flow is not deployed there.
         """
-        name = DEPLOYMENT if flow in {one.name for one in FLOWS} else ASKED
+        name = SCHEDULED_NAME if flow in {one.name for one in SCHEDULED} else ON_REQUEST_NAME
         try:
             deployment = self.client.read_deployment_by_name(f"{flow}/{name}")
         except ObjectNotFound as error:
@@ -208,7 +209,7 @@ class Prefect:
             NothingServes: the flow is not deployed there.
         """
         try:
-            deployment = self.client.read_deployment_by_name(f"{flow}/{DEPLOYMENT}")
+            deployment = self.client.read_deployment_by_name(f"{flow}/{SCHEDULED_NAME}")
         except ObjectNotFound as error:
             raise NothingServes(f"{flow} is not served; run: sightline up") from error
         if paused:
@@ -240,13 +241,13 @@ class Prefect:
     @cached_property
     def _own(self) -> dict[UUID, tuple[str, DeploymentResponse]]:
         """Return our deployments by id, each with the name of its flow; asked for once."""
-        tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=["sightline"]))
+        tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
         names = {one.id: one.name for one in self.client.read_flows(deployment_filter=tagged)}
-        known = {flow.name for flow in (*FLOWS, *ON_REQUEST)}
+        known = {flow.name for flow in (*SCHEDULED, *ON_REQUEST)}
         return {
             one.id: (names[one.flow_id], one)
             for one in self.client.read_deployments(deployment_filter=tagged)
-            if one.name in (DEPLOYMENT, ASKED) and names.get(one.flow_id) in known
+            if one.name in (SCHEDULED_NAME, ON_REQUEST_NAME) and names.get(one.flow_id) in known
         }
 
     def _coming(self, deployments: list[UUID]) -> dict[UUID, datetime]:

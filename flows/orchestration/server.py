@@ -21,7 +21,7 @@ from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_AUTH_STRING, PREFECT_UI_URL
 
 from flows.config.settings import Settings, own_prefect_server, use_prefect_password, use_prefect_server
-from flows.orchestration.flows import close_left, deployments
+from flows.orchestration.deployments import close_left, deployments
 from flows.orchestration.schedule import Served, planned
 from flows.orchestration.server_access import (
     address_file,

@@ -262,7 +262,7 @@ def settings_of(backend: Backend) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("target", "when"),
     [
-        pytest.param("storage.postgres.request_queue:take", "after", marks=pytest.mark.full),
+        pytest.param("storage.postgres.request_queue:begin", "after", marks=pytest.mark.full),
         pytest.param("storage.postgres.catalog:save_items", "before", marks=pytest.mark.full),
         ("storage.postgres.catalog:mark_embedded", "before"),
         ("storage.postgres.request_queue:finish", "before"),

@@ -23,7 +23,7 @@ from flows.ingestion.report import IngestReport, as_markdown
 from flows.ingestion.request import PartOfSource, Request, RowSelection
 from flows.ingestion.retry_rejects import RetryReport, retry_rejects
 from flows.ingestion.run_state import TooManyMissing, TooManyRejects
-from flows.orchestration import scheduled_jobs
+from flows.orchestration.jobs.ingest import ingest_again
 from flows.resources.connections import Deps, open_deps
 from storage.postgres import rejects, runs
 from storage.records import Rejected
@@ -431,7 +431,7 @@ def test_a_schedule_fails_for_a_source_that_lost_much_and_goes_on_with_the_other
 
     failed: dict[str, str] = {}
     counts = sum(
-        (scheduled_jobs.ingest_again(deps, settings, one, None, failed) for one in known),
+        (ingest_again(deps, settings, one, None, failed) for one in known),
         start=Counter(),
     )
 

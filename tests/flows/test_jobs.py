@@ -16,8 +16,7 @@ from sqlalchemy import Engine, select
 import flows.ingestion.pipeline
 from flows.cli.options import PrefectUnavailable, run_under_prefect
 from flows.config.settings import Settings, has_prefect_settings, load_settings
-from flows.ingestion.request import Request
-from flows.orchestration import jobs
+from flows.orchestration.jobs import ingest as jobs
 from flows.tracking.signals import Terminated, raising_on_sigterm
 from storage.embedded.qdrant.process.client import find_index, index_client
 from storage.postgres.schema import RunRow
@@ -102,7 +101,7 @@ def test_a_store_that_does_not_answer_is_asked_again(step: str, shop: Path, monk
     gone = ResponseHandlingException(ConnectionError("refused"))
     monkeypatch.setattr(flows.ingestion.pipeline, step, failing_once(step, gone, calls))
 
-    report = jobs.ingest(load_settings(), Request(shop), shop)
+    report = jobs.ingest(load_settings(), location=shop)
 
     assert (report.embedded, len(calls)) == (5, 4)
 
@@ -122,7 +121,7 @@ def test_an_index_that_is_killed_during_an_ingest_is_started_again_and_holds_eve
 
     monkeypatch.setattr(flows.ingestion.pipeline, "write_points", work)
 
-    report = jobs.ingest(load_settings(), Request(shop), shop)
+    report = jobs.ingest(load_settings(), location=shop)
 
     assert len(set(killed)) >= 3
     assert report.embedded == 5
@@ -138,7 +137,7 @@ def test_a_bug_is_not_tried_again_and_ends_the_run(step: str, shop: Path, monkey
     monkeypatch.setattr(flows.ingestion.pipeline, step, failing_once(step, ValueError("a bug"), calls))
 
     with pytest.raises(ValueError, match="a bug"):
-        jobs.ingest(load_settings(), Request(shop), shop)
+        jobs.ingest(load_settings(), location=shop)
 
     assert calls == [1]
 
@@ -152,7 +151,7 @@ def test_sigterm_ends_a_run_on_record(
     settings = Settings(home=home, database_url=engine.url.render_as_string(hide_password=False))
 
     with pytest.raises(Terminated), raising_on_sigterm():
-        jobs.ingest(settings, Request(folder), folder)
+        jobs.ingest(settings, location=folder)
 
     assert last_run(engine)[:2] == ("ingest", "failed")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

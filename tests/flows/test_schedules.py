@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from click.testing import CliRunner
+from prefect.logging import disable_run_logger
 from prefect.states import State
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, select, text
@@ -34,7 +35,10 @@ from flows.maintenance.backup_files import BadBackup
 from flows.maintenance.delete import delete_items
 from flows.maintenance.purge import TooManyOrphans
 from flows.maintenance.repair import repair
-from flows.orchestration import flows, improve, scheduled_jobs
+from flows.orchestration import flows
+from flows.orchestration.jobs import ingest as ingest_jobs
+from flows.orchestration.jobs import models as model_jobs
+from flows.orchestration.jobs import stores as store_jobs
 from flows.orchestration.prefect_client import Deployed, NothingServes, open_prefect
 from flows.orchestration.server_access import password_file, password_of
 from flows.reindexing.reindex import ReindexRequest, ReindexResult
@@ -42,7 +46,7 @@ from flows.resources.connections import Stores, open_deps, open_stores
 from storage.embedded.postgres.server import postgres_url
 from storage.postgres import rejects, runs
 from storage.postgres.catalog import Selection
-from storage.postgres.locks import Busy, lone_lock, source_lock
+from storage.postgres.locks import Busy, exclusive_lock, source_lock
 from storage.postgres.schema import EvaluationRow
 from storage.records import item_id
 from tests.support.builders import a_folder, png
@@ -218,7 +222,7 @@ def postgres(served: Served) -> Iterator[Engine]:
 
 
 class Chain:
-    """What `improve` calls, in the order in which it did."""
+    """What a scheduled fine-tuning calls, in the order in which it did."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -414,7 +418,7 @@ def test_an_ingest_asks_for_what_was_asked_for_last(shop: Settings, engine: Engi
         asked = Request(tmp_path / "shop", "shop", ("de",), limit=1)
         ingest_source(deps, shop, asked)
 
-    counts = scheduled_jobs.ingest(shop, None)
+    counts = ingest_jobs.ingest(shop)
 
     assert (counts["sources"], counts["read"]) == (1, 1)
     with Session(engine) as session:
@@ -426,12 +430,12 @@ def test_a_source_of_which_nothing_is_left_is_not_read_again(shop: Settings):
     with open_deps(shop) as deps:
         delete_items(deps, Selection((), "shop", {}), shop.home / "receipts", for_s=0)
 
-    assert scheduled_jobs.ingest(shop, None)["sources"] == 0
+    assert ingest_jobs.ingest(shop)["sources"] == 0
 
 
 def test_a_source_that_another_run_writes_is_left_to_that(shop: Settings, engine: Engine):
     with source_lock(engine, "shop"):
-        counts = scheduled_jobs.ingest(shop, None)
+        counts = ingest_jobs.ingest(shop)
 
     assert (counts["busy"], counts["failed"]) == (1, {})
     assert last_run(engine).outcome == "completed"
@@ -445,7 +449,7 @@ def test_an_evaluation_of_what_is_held_out_keeps_its_figures_on_record(
     with open_deps(shop) as deps:
         ingest_source(deps, shop, Request(a_folder(tmp_path / "more", more | captions)))
 
-    scheduled_jobs.evaluate(shop, None)
+    model_jobs.evaluate(shop)
 
     run = last_run(engine)
     assert (run.flow, run.outcome, run.counts["model"]) == ("evaluate", "completed", shop.model)
@@ -457,7 +461,7 @@ def test_an_evaluation_of_what_is_held_out_keeps_its_figures_on_record(
 
 
 def test_where_there_is_nothing_to_evaluate_yet_that_is_no_failure(empty: Settings, engine: Engine):
-    assert "nothing has been ingested yet" in scheduled_jobs.evaluate(empty, None)["nothing"]
+    assert "nothing has been ingested yet" in model_jobs.evaluate(empty)["nothing"]
     assert last_run(engine).outcome == "completed"
 
 
@@ -465,27 +469,25 @@ def test_stores_that_differ_fail_a_comparison_until_they_are_mended(shop: Settin
     with open_deps(shop) as deps:
         deps.vectors.delete("items", [str(item_id("shop", "a.png"))])
 
-        with pytest.raises(
-            scheduled_jobs.StoresDiffer, match="1 missing; mend that with: sightline reconcile"
-        ):
-            scheduled_jobs.reconcile(shop, None)
+        with pytest.raises(store_jobs.StoresDiffer, match="1 missing; mend that with: sightline reconcile"):
+            store_jobs.reconcile(shop)
 
         with Session(engine) as session:
             [failed] = runs.failed_runs(session)
         assert (failed.flow, failed.outcome, failed.counts) == ("reconcile", "failed", {"missing": 1})
         assert "1 missing" in str(failed.error)
         repair(deps, shop, max_delete=0.05, yes=False)
-    scheduled_jobs.reconcile(shop, None)
+    store_jobs.reconcile(shop)
     with Session(engine) as session:
         assert runs.failed_runs(session) == []
 
 
 def test_a_backup_goes_where_the_settings_say(shop: Settings, engine: Engine, tmp_path: Path):
     with pytest.raises(BadSettings, match="SIGHTLINE_BACKUP_URL is not set"):
-        scheduled_jobs.backup(shop, None)
+        store_jobs.backup(shop)
 
     target = tmp_path / "backups"
-    counts = scheduled_jobs.backup(shop.model_copy(update={"backup_url": str(target)}), None)
+    counts = store_jobs.backup(shop.model_copy(update={"backup_url": str(target)}))
 
     assert Path(counts["location"]).parent == target
     run = last_run(engine)
@@ -494,14 +496,14 @@ def test_a_backup_goes_where_the_settings_say(shop: Settings, engine: Engine, tm
 
 def test_a_backup_is_proved_and_the_next_one_says_when(shop: Settings, engine: Engine, tmp_path: Path):
     kept = shop.model_copy(update={"backup_url": str(tmp_path / "backups")})
-    assert scheduled_jobs.backup(kept, None)["proved"] is None
+    assert store_jobs.backup(kept)["proved"] is None
 
-    counts = scheduled_jobs.prove(kept, None)
+    counts = store_jobs.prove(kept)
 
     run = last_run(engine)
     assert (run.flow, run.outcome, run.counts) == ("prove", "completed", counts)
     assert (counts["items"], counts["points"]) == (2, 2)
-    assert scheduled_jobs.backup(kept, None)["proved"] is not None
+    assert store_jobs.backup(kept)["proved"] is not None
 
 
 def test_a_backup_that_does_not_come_back_whole_fails_its_proof(
@@ -510,10 +512,10 @@ def test_a_backup_that_does_not_come_back_whole_fails_its_proof(
     kept = shop.model_copy(update={"backup_url": str(tmp_path / "backups")})
     with open_stores(shop) as stores:
         stores.vectors.delete("items", [stores.vectors.scroll("items", limit=1)[0][0].id])
-    scheduled_jobs.backup(kept, None)
+    store_jobs.backup(kept)
 
     with pytest.raises(BadBackup, match=r"comes back as something else: .*1 missing"):
-        scheduled_jobs.prove(kept, None)
+        store_jobs.prove(kept)
 
     assert last_run(engine).outcome == "failed"
 
@@ -523,7 +525,7 @@ def test_a_purge_that_would_remove_suspiciously_much_fails_and_is_on_record(shop
         connection.execute(text("truncate items cascade"))
 
     with pytest.raises(TooManyOrphans):
-        scheduled_jobs.purge(shop, None)
+        store_jobs.purge(shop)
 
     run = last_run(engine)
     assert (run.flow, run.outcome, run.counts["orphans"]) == ("purge", "failed", 2)
@@ -533,14 +535,14 @@ def test_a_purge_that_would_remove_suspiciously_much_fails_and_is_on_record(shop
 def chain(monkeypatch: pytest.MonkeyPatch) -> Chain:
     """A training, a gate and a re-index that only say that they were asked."""
     chain = Chain()
-    monkeypatch.setattr(improve, "train_candidate", chain.train)
-    monkeypatch.setattr(improve, "promote", chain.promote)
-    monkeypatch.setattr(improve, "reindex", chain.reindex)
+    monkeypatch.setattr("flows.training.finetune.train_candidate", chain.train)
+    monkeypatch.setattr(model_jobs.promotion_gate, "promote", chain.promote)
+    monkeypatch.setattr(model_jobs.reindexing, "reindex", chain.reindex)
     return chain
 
 
 def test_searches_move_to_a_candidate_that_is_promoted(empty: Settings, chain: Chain):
-    done = improve.improve(empty, None)
+    done = model_jobs.finetune(empty)
 
     assert chain.asked == ["train", "gate of tiny-1", "move to tiny-1"]
     assert (done["promoted"], done["collection"]) == (True, "items__new")
@@ -549,23 +551,28 @@ def test_searches_move_to_a_candidate_that_is_promoted(empty: Settings, chain: C
 def test_searches_stay_where_they_are_when_a_candidate_is_not_promoted(empty: Settings, chain: Chain):
     chain.promotes = False
 
-    assert improve.improve(empty, None) == {"candidate": "tiny-1", "promoted": False}
+    assert model_jobs.finetune(empty) == {"candidate": "tiny-1", "promoted": False}
     assert chain.asked == ["train", "gate of tiny-1"]
 
 
 def test_a_promoted_candidate_that_cannot_be_moved_to_now_is_a_failure(empty: Settings, chain: Chain):
     chain.busy = True
 
-    with pytest.raises(improve.NotSwitched, match="then run: sightline reindex --model tiny-1"):
-        improve.improve(empty, None)
+    with pytest.raises(model_jobs.NotSwitched, match="then run: sightline reindex --model tiny-1"):
+        model_jobs.finetune(empty)
 
 
-def test_that_another_is_at_work_is_no_failure(empty: Settings, engine: Engine):
-    def purge(_: Settings, run: UUID | None) -> dict[str, Any]:
-        return scheduled_jobs.purge(empty, run)
+def test_that_another_is_at_work_is_no_failure_of_a_deployment(
+    empty: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    def purge(_: Settings, run: UUID | None, **named: Any) -> dict[str, Any]:
+        return store_jobs.purge(empty, run, **named)
 
-    with lone_lock(engine):
-        outcome = flows.carried_out(purge)
+    with exclusive_lock(engine), disable_run_logger():
+        with pytest.raises(Busy):
+            flows.run_job(purge)
+        monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", str(uuid4()))
+        outcome = flows.run_job(purge)
 
     assert isinstance(outcome, State)
     assert (outcome.name, outcome.is_completed()) == ("Skipped", True)
@@ -641,7 +648,7 @@ def test_a_person_sees_what_is_served_pauses_a_flow_and_resumes_it(served: Serve
     said = (served.home.parent / "serve.log").read_text()
     assert str(password_file(served.home)) in said.replace("\n", "")
     assert password_of(served.home).partition(":")[2] not in said
-    assert [*shown] == [flow.name for flow in (*flows.FLOWS, *flows.ON_REQUEST)]
+    assert [*shown] == [flow.name for flow in (*flows.SCHEDULED, *flows.ON_REQUEST)]
     assert purge.cron == ONCE_A_YEAR
     assert (purge.scheduled, shown["retry"].scheduled) == (True, False)
 

@@ -20,7 +20,7 @@ from sqlalchemy import Engine
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from flows.orchestration.ingest_flow import ingest
+from flows.orchestration.flows import ingest
 from flows.orchestration.prefect_client import open_prefect
 from flows.orchestration.server import OwnServer, own_server
 from flows.orchestration.server_access import (

@@ -419,7 +419,7 @@ class TestKubernetes:
             code = (
                 ROOT / f"{module.replace('.', '/')}.py"
             ).read_text()  # importing it takes the model's libraries
-            assert re.search(rf"^@flow\(.*\)\ndef {name}\(", code, re.MULTILINE)
+            assert re.search(rf"^@job_flow\ndef {name}\(", code, re.MULTILINE)
             assert one["work_pool"] == {"name": pool}
 
     def test_the_charts_run_what_compose_runs(self):

@@ -10,10 +10,10 @@ from rich.text import Text
 
 from flows.cli.tables.format import table_of
 from flows.tracking.text import many
-from storage.postgres.model_history import Decided, Life
+from storage.postgres.model_history import LastDecision, ModelHistory
 
 if TYPE_CHECKING:  # a command need not wait for what it does not use
-    from embedding.evaluation.bootstrap import Figure
+    from embedding.evaluation.bootstrap import Estimate
     from flows.evaluation.evaluate import Evaluation
     from flows.evaluation.promotion_gate import Decision
     from flows.reindexing.reindex import ReindexResult
@@ -58,7 +58,7 @@ def _of_direction(evaluation: Evaluation, direction: str) -> RenderableType:
     return table
 
 
-def _with_interval(figure: Figure, sign: str = "") -> str:
+def _with_interval(figure: Estimate, sign: str = "") -> str:
     value = f"{figure.value:{sign}.3f}"
     if figure.low is None or figure.high is None:
         return value
@@ -66,7 +66,7 @@ def _with_interval(figure: Figure, sign: str = "") -> str:
     return f"{value}\n{bounds}"
 
 
-def of_models(models: Sequence[Life]) -> RenderableType:
+def of_models(models: Sequence[ModelHistory]) -> RenderableType:
     """Return what is known of each model."""
     if not models:
         return Text("No models yet; run: sightline ingest SOURCE")
@@ -87,7 +87,7 @@ def of_models(models: Sequence[Life]) -> RenderableType:
     return Group(table, Text("figures: recall@10 on the pairs that were held out of its own training"))
 
 
-def _decided(decided: Decided | None) -> str:
+def _decided(decided: LastDecision | None) -> str:
     if decided is None:
         return ""
     how = "promoted" if decided.promoted else "refused"

@@ -1,86 +1,169 @@
-"""Jobs that commands start: each opens the stores, shows its progress and records its run. Knows no Prefect.
+"""Ingest one source or all of them, and retry rejects."""
 
-A command runs them in its own process, or as flows where there is a Prefect server.
-"""
-
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any
 from uuid import UUID
 
-from flows.config.settings import Settings
+from flows.config.settings import Settings, split_list
+from flows.ingestion.missing_items import DEFAULT_MAX_SHARE
 from flows.ingestion.pipeline import ingest_source
-from flows.ingestion.report import IngestReport
-from flows.ingestion.request import Request
-from flows.reindexing.reindex import Order, Switched, free_disk
-from flows.reindexing.reindex import reindex as rebuild
-from flows.resources.connections import open_deps, open_stores
-from flows.tracking.progress import stage_bars
+from flows.ingestion.report import COUNTS, IngestReport
+from flows.ingestion.request import EmptySource, PartOfSource, Request
+from flows.ingestion.retry_rejects import retry_rejects
+from flows.ingestion.run_state import LimitExceeded
+from flows.resources.connections import Deps, open_deps, open_stores, with_model
+from flows.tracking.progress import Progress, no_progress
+from flows.tracking.run_log import tracked_run
+from storage.errors import SightlineError
+from storage.postgres import runs
+from storage.postgres.locks import Busy, flow_lock
+from storage.postgres.runs import SourceRead
+from storage.sources import BadSource
 
-if TYPE_CHECKING:
-    from flows.training.finetune import Candidate
-    from flows.training.finetune import Order as TrainingOrder
-
-Result = TypeVar("Result")
+Step = Callable[[Callable[[], int]], int]
 
 
-def run_here(work: Callable[[], Result]) -> Result:
-    """Run a step of a job in this process, unobserved."""
-    return work()
+class SourcesFailed(SightlineError):
+    """Report the sources that an ingest of all sources could not read."""
+
+
+class RejectsNotRetried(SightlineError):
+    """Report the sources whose rejects could not be retried."""
+
+
+def run_here(step: Callable[[], int]) -> int:
+    """Run a step of a job directly."""
+    return step()
 
 
 def ingest(
     settings: Settings,
-    request: Request,
-    location: Path,
-    *,
-    step: Callable[[Callable[[], int]], int] = run_here,
     prefect_run_id: UUID | None = None,
-) -> IngestReport:
-    """Ingest every record of the source at `location`; see `flows.ingestion.pipeline.ingest_source`."""
-    with (
-        open_deps(settings, wait_s=settings.retry_for_s) as deps,
-        stage_bars(f"ingest {location.name}") as progress,
-    ):
+    *,
+    location: Path | None = None,
+    name: str | None = None,
+    langs: str | None = None,
+    limit: int | None = None,
+    delete_missing: bool = False,
+    revive: bool = False,
+    max_delete: float = DEFAULT_MAX_SHARE,
+    yes: bool = False,
+    step: Step = run_here,
+    progress: Progress = no_progress,
+) -> IngestReport | dict[str, Any]:
+    """Ingest one source, or every known source if there is no location.
+
+    Args:
+        langs: comma-separated languages, or `all`.
+        step: encodes some batches; a Prefect task does so under Prefect.
+
+    Raises:
+        SourcesFailed: some of all sources could not be read.
+    """
+    if location is None:
+        return ingest_all(settings, prefect_run_id, step=step, progress=progress)
+    chosen = None if langs is None else split_list(langs)
+    request = Request(location, name, chosen, limit, delete_missing, revive, max_delete=max_delete, yes=yes)
+    with open_deps(settings, wait_s=settings.retry_for_s) as deps:
         return ingest_source(
             deps, settings, request, step=step, prefect_run_id=prefect_run_id, progress=progress
         )
 
 
-def reindex(
+def ingest_all(
+    settings: Settings, prefect_run_id: UUID | None, *, step: Step, progress: Progress
+) -> dict[str, Any]:
+    """Ingest every source again from its last location with its last options.
+
+    A source that another run is writing is left to that run.
+
+    Raises:
+        SourcesFailed: names each with the reason; the others have been read.
+        Busy: another run reads all sources.
+    """
+    with (
+        open_stores(settings, wait_s=settings.retry_for_s) as stores,
+        tracked_run(
+            stores.sessions,
+            flow_lock(stores.engine, "ingest"),
+            "ingest",
+            for_s=settings.retry_for_s,
+            prefect_run_id=prefect_run_id,
+            progress=progress,
+        ) as run,
+    ):
+        with stores.sessions() as session:
+            sources = runs.known_sources(session)
+        counts, failed = Counter[str](), dict[str, str]()
+        run.counts = {"sources": len(sources), "failed": failed}
+        if sources:
+            deps = with_model(stores, settings)
+            for done, read in enumerate(sources):
+                run.lock.lock.ensure()
+                run.progress("sources", done, len(sources))
+                counts += ingest_again(deps, settings, read, prefect_run_id, failed, step=step)
+                run.counts |= counts
+        if failed:
+            reasons = "; ".join(f"{source}: {problem}" for source, problem in failed.items())
+            raise SourcesFailed(f"{len(failed):,} of {len(sources):,} sources failed: {reasons}")
+    return run.counts
+
+
+def ingest_again(
+    deps: Deps,
     settings: Settings,
-    order: Order,
+    read: SourceRead,
+    prefect_run_id: UUID | None,
+    failed: dict[str, str],
     *,
-    step: Callable[[Callable[[], Switched]], Switched] = run_here,
-    prefect_run_id: UUID | None = None,
-) -> Switched:
-    """Fill the collection of a model and switch searches to it; see `flows.reindexing.reindex.reindex`."""
-    with open_stores(settings, wait_s=settings.retry_for_s) as stores, stage_bars("reindex") as progress:
-        return step(
-            lambda: rebuild(
-                stores,
-                settings,
-                order,
-                free_bytes=free_disk(settings),
-                prefect_run_id=prefect_run_id,
-                progress=progress,
-            )
+    step: Step = run_here,
+) -> Counter[str]:
+    """Ingest one known source and return its counts.
+
+    The options that let a person exceed the delete limit are not repeated: a scheduled run is unattended.
+
+    Args:
+        failed: receives the reason of a failure, by source.
+    """
+    langs = read.options.get("langs")
+    try:
+        request = Request(
+            Path(read.location),
+            read.source,
+            None if langs is None else tuple(langs),
+            read.options.get("limit"),
+            read.options.get("delete_missing", False),
         )
+        report = ingest_source(deps, settings, request, step=step, prefect_run_id=prefect_run_id)
+    except Busy:
+        return Counter(busy=1)
+    except (BadSource, EmptySource, LimitExceeded, PartOfSource) as error:
+        failed[read.source] = str(error)
+        return Counter()
+    return Counter({name: getattr(report, name) for name in COUNTS})
 
 
-def finetune(
+def retry(
     settings: Settings,
-    order: "TrainingOrder",
-    *,
-    step: "Callable[[Callable[[], Candidate]], Candidate]" = run_here,
     prefect_run_id: UUID | None = None,
-) -> "Candidate":
-    """Train a candidate; see `flows.training.finetune.train_candidate`."""
-    from flows.training.finetune import (
-        train_candidate,  # and with it libraries that take ten seconds to import
-    )
+    *,
+    reason: str | None = None,
+    source: str | None = None,
+    rejects: Collection[UUID] | None = None,
+    progress: Progress = no_progress,  # noqa: ARG001 (every job has it)
+) -> dict[str, Any]:
+    """Retry rejects; see `flows.ingestion.retry_rejects.retry_rejects`.
 
-    with open_stores(settings, wait_s=settings.retry_for_s) as stores, stage_bars("finetune") as progress:
-        return step(
-            lambda: train_candidate(stores, settings, order, prefect_run_id=prefect_run_id, progress=progress)
+    Raises:
+        RejectsNotRetried: gives the reason for each source.
+    """
+    with open_deps(settings, wait_s=settings.retry_for_s) as deps:
+        done = retry_rejects(
+            deps, settings, reason=reason, source=source, ids=rejects, prefect_run_id=prefect_run_id
         )
+    problems = [f"{one.source}: {one.problem}" for one in done if one.problem]
+    if problems:
+        raise RejectsNotRetried("; ".join(problems))
+    return {"tried": sum(one.tried for one in done), "open": sum(one.open for one in done)}

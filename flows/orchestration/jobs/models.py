@@ -1,90 +1,205 @@
-"""What a person has the schedules' processes do, a plain function each. Knows no Prefect."""
+"""Evaluate, train and promote models, and switch searches between them."""
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from flows.config.settings import Settings
+from flows.datasets.test_sets import MAX_TEST_RECORDS, EvaluationChoice, NothingToEvaluate, choose_test_set
+from flows.evaluation import evaluate as evaluation
 from flows.evaluation import promotion_gate
-from flows.ingestion.retry_rejects import retry_rejects
-from flows.maintenance.repair import MAX_DELETE
-from flows.maintenance.repair import repair as mend
-from flows.orchestration.scheduled_jobs import Counts, StoresDiffer
-from flows.reindexing.reindex import Order, free_disk
-from flows.reindexing.reindex import reindex as switch_to
-from flows.reindexing.reindex import rollback as switch_back
-from flows.resources.comparison import damage_of
-from flows.resources.connections import open_deps, open_stores
-from storage.errors import SightlineError
+from flows.reindexing import reindex as reindexing
+from flows.reindexing.reindex import ReindexRequest, ReindexResult, free_disk
+from flows.resources.connections import Stores, open_stores
+from flows.tracking.progress import Progress, no_progress
+from flows.tracking.run_log import tracked_run
+from storage.errors import Conflict
+from storage.postgres.locks import Busy, flow_lock
+from storage.qdrant import NoCollection
+
+if TYPE_CHECKING:
+    from embedding.training.losses import LossName
+    from embedding.training.trainer import TrainedPart
+    from flows.training.spec import Candidate
+
+Result = TypeVar("Result")
+Counts = dict[str, Any]
 
 
-class NotAllTried(SightlineError):
-    """Some sources of rejects could not be read again."""
+class NotSwitched(Conflict):
+    """Report a promoted candidate that searches could not be switched to."""
+
+    retryable = True
 
 
-def promote(settings: Settings, prefect_run_id: UUID | None, *, model: str, force: bool) -> Counts:
+def run_here(step: Callable[[], Result]) -> Result:
+    """Run a step of a job directly."""
+    return step()
+
+
+def evaluate(
+    settings: Settings, prefect_run_id: UUID | None = None, *, progress: Progress = no_progress
+) -> Counts:
+    """Evaluate the active model on held-out records.
+
+    Raises:
+        Busy: another scheduled evaluation is running.
+    """
+    with (
+        open_stores(settings, wait_s=settings.retry_for_s) as stores,
+        tracked_run(
+            stores.sessions,
+            flow_lock(stores.engine, "evaluate"),
+            "evaluate",
+            for_s=settings.retry_for_s,
+            prefect_run_id=prefect_run_id,
+            progress=progress,
+        ) as run,
+    ):
+        run.counts = measure_held_out(stores, settings, run.progress)
+    return run.counts
+
+
+def measure_held_out(stores: Stores, settings: Settings, progress: Progress) -> Counts:
+    """Return the figures of the active model, or why there is nothing to evaluate yet."""
+    try:
+        held_out = choose_test_set(
+            stores, settings, EvaluationChoice(held_out=True), (), at_most=MAX_TEST_RECORDS
+        )
+        return summarize(evaluation.evaluate(stores, settings, (), held_out, progress=progress))
+    except (NothingToEvaluate, NoCollection) as error:
+        return {"nothing": str(error)}
+
+
+def summarize(measured: evaluation.Evaluation) -> Counts:
+    """Return the figures of one model by direction."""
+    [model] = measured.models
+    whole = (one for one in model.measured if one.part is None)
+    found = {one.direction: {name: figure.value for name, figure in one.figures.items()} for one in whole}
+    return {"model": model.model, "dataset": measured.dataset} | found
+
+
+def finetune(
+    settings: Settings,
+    prefect_run_id: UUID | None = None,
+    *,
+    model: str | None = None,
+    what: "TrainedPart" = "head",
+    losses: "dict[LossName, float] | None" = None,
+    held_out: float = 0.2,
+    held_out_keys: Path | None = None,
+    judgments: Path | None = None,
+    hard_negatives: int = 0,
+    epochs: int | None = None,
+    batch_size: int = 64,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    promote: bool = True,
+    step: "Callable[[Callable[[], Candidate]], Candidate]" = run_here,
+    progress: Progress = no_progress,
+) -> "Candidate | Counts":
+    """Train a candidate; then promote it and switch searches to it, unless told otherwise.
+
+    Args:
+        promote: False returns the candidate after its training.
+        step: runs the training; a Prefect task does so under Prefect.
+
+    Raises:
+        TooFewPairs: the stores hold too few pairs to learn from.
+        NotSwitched: the candidate is promoted, but another re-index is running.
+        Busy: another training is running.
+    """
+    from flows.training.finetune import train_candidate  # libraries that take ten seconds to import
+    from flows.training.spec import training_spec
+
+    order = training_spec(
+        model=model,
+        what=what,
+        losses=losses,
+        held_out=held_out,
+        held_out_keys=held_out_keys,
+        judgments=judgments,
+        hard_negatives=hard_negatives,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    with open_stores(settings, wait_s=settings.retry_for_s) as stores:
+        candidate = step(
+            lambda: train_candidate(stores, settings, order, prefect_run_id=prefect_run_id, progress=progress)
+        )
+        if not promote:
+            return candidate
+        decision = promotion_gate.promote(
+            stores, settings, candidate.name, prefect_run_id=prefect_run_id, progress=progress
+        )
+        done = {"candidate": candidate.name, "promoted": decision.promoted}
+        if not decision.promoted:
+            return done
+        return done | _switch(stores, settings, candidate.name, prefect_run_id, progress).as_json()
+
+
+def _switch(
+    stores: Stores, settings: Settings, model: str, prefect_run_id: UUID | None, progress: Progress
+) -> ReindexResult:
+    """Switch searches to a promoted model."""
+    order, free = ReindexRequest(model), free_disk(settings)
+    try:
+        return reindexing.reindex(
+            stores, settings, order, free_bytes=free, prefect_run_id=prefect_run_id, progress=progress
+        )
+    except Busy as error:
+        raise NotSwitched(
+            f"{model} is promoted, but {error}; then run: sightline reindex --model {model}"
+        ) from error
+
+
+def promote(
+    settings: Settings,
+    prefect_run_id: UUID | None = None,
+    *,
+    model: str,
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> Counts:
     """Decide whether searches may use a candidate; see `flows.evaluation.promotion_gate.promote`."""
     with open_stores(settings, wait_s=settings.retry_for_s) as stores:
-        decision = promotion_gate.promote(stores, settings, model, force=force, prefect_run_id=prefect_run_id)
+        decision = promotion_gate.promote(
+            stores, settings, model, force=force, prefect_run_id=prefect_run_id, progress=progress
+        )
     return {"candidate": decision.candidate, "promoted": decision.promoted, "forced": decision.forced}
 
 
-def reindex(settings: Settings, prefect_run_id: UUID | None, *, model: str, force: bool) -> Counts:
-    """Have searches go to a model; see `flows.reindexing.reindex.reindex`."""
-    with open_stores(settings, wait_s=settings.retry_for_s) as stores:
-        order = Order(model, force)
-        free = free_disk(settings)
-        return switch_to(stores, settings, order, free_bytes=free, prefect_run_id=prefect_run_id).as_json()
-
-
-def rollback(settings: Settings, prefect_run_id: UUID | None) -> Counts:
-    """Have searches go back; see `flows.reindexing.reindex.rollback`."""
-    with open_stores(settings, wait_s=settings.retry_for_s) as stores:
-        return switch_back(stores, settings, prefect_run_id=prefect_run_id).as_json()
-
-
-def repair(settings: Settings, prefect_run_id: UUID | None) -> Counts:
-    """Mend what differs; see `flows.maintenance.repair.repair`.
-
-    Raises:
-        StoresDiffer: not all of it could be mended.
-    """
-    with open_deps(settings, wait_s=settings.retry_for_s) as deps:
-        mended = mend(
-            deps,
-            settings,
-            max_delete=MAX_DELETE,
-            yes=False,
-            prefect_run_id=prefect_run_id,
-        )
-    if mended.after.damage:
-        raise StoresDiffer("; ".join([damage_of(mended.after), *mended.unmended]))
-    return {"before": dict(mended.before.counts), "rounds": mended.rounds}
-
-
-def retry(
+def reindex(
     settings: Settings,
-    prefect_run_id: UUID | None,
+    prefect_run_id: UUID | None = None,
     *,
-    reason: str | None,
-    source: str | None,
-    rejects: Collection[UUID] | None,
-) -> dict[str, Any]:
-    """Try rejects again; see `flows.ingestion.retry_rejects.retry_rejects`.
+    model: str,
+    force: bool = False,
+    yes: bool = False,
+    max_missing: int = 0,
+    step: Callable[[Callable[[], ReindexResult]], ReindexResult] = run_here,
+    progress: Progress = no_progress,
+) -> ReindexResult:
+    """Switch searches to a model; see `flows.reindexing.reindex.reindex`.
 
-    Raises:
-        NotAllTried: why some of them could not be.
+    Args:
+        step: runs the re-index; a Prefect task does so under Prefect.
     """
-    with open_deps(settings, wait_s=settings.retry_for_s) as deps:
-        done = retry_rejects(
-            deps,
-            settings,
-            reason=reason,
-            source=source,
-            ids=rejects,
-            prefect_run_id=prefect_run_id,
+    order, free = ReindexRequest(model, force, yes, max_missing), free_disk(settings)
+    with open_stores(settings, wait_s=settings.retry_for_s) as stores:
+        return step(
+            lambda: reindexing.reindex(
+                stores, settings, order, free_bytes=free, prefect_run_id=prefect_run_id, progress=progress
+            )
         )
-    problems = [f"{one.source}: {one.problem}" for one in done if one.problem]
-    if problems:
-        raise NotAllTried("; ".join(problems))
-    return {"tried": sum(one.tried for one in done), "open": sum(one.open for one in done)}
+
+
+def rollback(
+    settings: Settings, prefect_run_id: UUID | None = None, *, progress: Progress = no_progress
+) -> ReindexResult:
+    """Switch searches back to the model before; see `flows.reindexing.reindex.rollback`."""
+    with open_stores(settings, wait_s=settings.retry_for_s) as stores:
+        return reindexing.rollback(stores, settings, prefect_run_id=prefect_run_id, progress=progress)

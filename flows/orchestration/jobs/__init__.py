@@ -1,0 +1,1 @@
+"""Run the jobs, without Prefect: each opens the stores and records its run."""
