@@ -256,3 +256,15 @@ def test_an_owner_builds_by_itself_and_survives_a_kill_in_the_middle(home: Path)
         assert client.get_collection(NAME).status == "green"
         assert client.query_points(NAME, rows[7].tolist(), limit=1).points[0].id == 7
         assert len(list((home / "qdrant" / "shards").iterdir())) == 1
+
+
+def test_files_that_a_killed_process_left_unfinished_are_removed_at_the_next_start(tmp_path: Path):
+    Store(tmp_path).close()
+    (tmp_path / "aside").mkdir()
+    left = [tmp_path / ".collections.json.x.part", tmp_path / "aside" / ".shard-from-3.log.y.part"]
+    for path in left:
+        path.write_bytes(b"ha")
+
+    Store(tmp_path).close()
+
+    assert not any(path.exists() for path in left)
