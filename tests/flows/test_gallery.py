@@ -163,7 +163,7 @@ def test_a_query_picture_that_cannot_be_decoded_is_no_reason_to_fail():
     ("size", "part"),
     [
         pytest.param(1234, "None of the 1,234 items searched has an image", id="nothing fits"),
-        pytest.param(0, "No items have been taken in. Ingest a folder", id="nothing there"),
+        pytest.param(0, "No items have been ingested. Ingest a folder", id="nothing there"),
     ],
 )
 def test_a_page_without_hits_says_what_to_do(size: int, part: str):
