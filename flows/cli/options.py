@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.config.settings import Settings, prepare_prefect
+from flows.config.prefect_env import prepare_prefect
+from flows.config.settings import Settings
 from flows.tracking.text import UNSEEN
 from storage.errors import SightlineError
 

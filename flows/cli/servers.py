@@ -7,7 +7,8 @@ from functools import partial
 
 import click
 
-from flows.config.settings import load_settings, prepare_prefect
+from flows.config.prefect_env import prepare_prefect
+from flows.config.settings import load_settings
 
 PORT = click.IntRange(1, 65535)
 prefect_port_option = partial(

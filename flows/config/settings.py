@@ -1,17 +1,13 @@
-"""The one reader of the environment."""
+"""Read the settings from the environment."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
-from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
@@ -21,58 +17,48 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from storage.data_directory import make_private_folder, restrict
+from flows.config.cron import checked_cron
+from storage.data_directory import restrict
 from storage.errors import InvalidInput
 
 PREFIX = "SIGHTLINE_"
 SECRETS_DIR = f"{PREFIX}SECRETS_DIR"
 LONG_REQUEST_S = 3600
 MOST_WORKERS = 16
-"""By default; more only pay where the model is faster than these decode."""
+"""Default; more pay only where the model is faster than these decode."""
 
 OVERSAMPLING = 3.0
 """Candidates per hit, by default."""
 
 FieldType = Literal["keyword", "integer", "float", "bool", "geo", "datetime", "text", "uuid"]
-"""The kinds of payload index that Qdrant knows."""
+"""Types of Qdrant's payload indexes."""
 
 Quantization = Literal["none", "int8", "turbo", "product", "binary"]
-"""How an index may pack vectors for a first look."""
-
-OFF = "off"
-NOT_EVERYWHERE = re.compile(r"\dL|LW", re.IGNORECASE)
-"""The last Friday, the last weekday: Prefect's crons do not have them."""
-
-SLOT_KEEPER = "prefect.server.concurrency.lease_storage.filesystem"
-"""Where Prefect keeps who runs; from memory, its default, a restart of the server loses it for good."""
-
-ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
-"""Of no page: it would need port 80 of this machine."""
+"""Quantization of the vectors of a first-stage search."""
 
 TRACES_TO = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-WEEKS = timedelta(days=15)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one image may cost."""
+    """Represent the limits of fetching one image."""
 
     max_picture_bytes: int
     fetch_timeout_s: float
     private_redirects: bool = False
     private_images: bool = False
-    """Whether URLs that come over the API may lead into private networks."""
+    """Whether image URLs in API requests may lead into private networks."""
 
 
 class BadSettings(InvalidInput):
-    """A setting has a value that cannot be used, or a name that nothing reads."""
+    """Report a setting with an invalid value or an unknown name."""
 
     retryable = True
     http_status = 503
 
 
 class Qdrant(BaseModel, frozen=True, extra="forbid"):
-    """Where the vectors are."""
+    """Define the settings of Qdrant."""
 
     url: str | None = Field(
         None, description="URL of a Qdrant server; unset: an embedded index in the data directory."
@@ -110,7 +96,7 @@ class Qdrant(BaseModel, frozen=True, extra="forbid"):
 
 
 class Gate(BaseModel, frozen=True, extra="forbid"):
-    """What a candidate has to reach before searches may use it."""
+    """Define the thresholds of the promotion gate."""
 
     margin: float = Field(
         0.0,
@@ -132,7 +118,7 @@ class Gate(BaseModel, frozen=True, extra="forbid"):
 
 
 class Schedules(BaseModel, frozen=True, extra="forbid"):
-    """When each flow runs: five fields of cron, in UTC; None for never by itself."""
+    """Define the schedule of each flow: a cron in UTC, or None for off."""
 
     ingest: str | None = Field(
         "0 * * * *", description="When every ingested source is read again: cron in UTC, or off."
@@ -161,7 +147,7 @@ class Schedules(BaseModel, frozen=True, extra="forbid"):
 
 
 class Console(BaseModel, frozen=True, extra="forbid"):
-    """Where the console, the API and the metrics listen, and who may see them."""
+    """Define the address and the access rules of the console."""
 
     host: str = Field("127.0.0.1", description="Address of the console, the API and the metrics.")
     port: int = Field(8080, ge=1, le=65535, description="Port of the console, the API and the metrics.")
@@ -190,7 +176,7 @@ class Console(BaseModel, frozen=True, extra="forbid"):
 
 
 class Api(BaseModel, frozen=True, extra="forbid"):
-    """What one request over the API may cost, and how long its receipt is kept."""
+    """Define the limits of API requests and the retention of their receipts."""
 
     requests_per_minute: int = Field(
         600,
@@ -211,7 +197,7 @@ class Api(BaseModel, frozen=True, extra="forbid"):
 
 
 class Settings(BaseSettings):
-    """Read once, at the edge, and passed on in parts; frozen afterwards.
+    """Define all settings, read once and then frozen.
 
     SIGHTLINE_DATABASE_URL=postgresql+psycopg://… SIGHTLINE_QDRANT__URL=http://…
     """
@@ -291,7 +277,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read variables first, then files of the folder that one of them names."""
+        """Read variables first, then the files of the secrets folder."""
         folder = os.environ.get(SECRETS_DIR)
         files = NestedSecretsSettingsSource(file_secret_settings, folder, secrets_dir_missing="error")
         return init_settings, env_settings, files
@@ -303,18 +289,18 @@ class Settings(BaseSettings):
         )
 
     def with_time(self) -> "Settings":
-        """Return these settings for work whose single requests take long, such as a snapshot or a COPY."""
+        """Return these settings with timeouts for long requests, such as a COPY."""
         slow = self.qdrant.model_copy(update={"timeout_s": max(self.qdrant.timeout_s, LONG_REQUEST_S)})
         timeout_s = max(self.database_timeout_s, LONG_REQUEST_S)
         return self.model_copy(update={"qdrant": slow, "database_timeout_s": timeout_s})
 
     def embedded(self) -> "Settings":
-        """Return these settings without any server: all that is in the home, and nothing else."""
+        """Return these settings with the embedded stores of the data directory."""
         own = self.qdrant.model_copy(update={"url": None, "api_key": None})
         return self.model_copy(update={"database_url": None, "qdrant": own, "pictures_url": None})
 
     def listening_at(self, host: str | None, port: int | None) -> "Settings":
-        """Return these settings for a console elsewhere."""
+        """Return these settings with another console address."""
         given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
         return self.model_copy(update={"console": self.console.model_copy(update=given)})
 
@@ -325,7 +311,7 @@ class Settings(BaseSettings):
 
 
 def split_list(value: str) -> tuple[str, ...]:
-    """Return the parts of a list such as `en,de`.
+    """Split a list such as `en,de`.
 
     >>> split_list("en, pt_BR")
     ('en', 'pt_BR')
@@ -333,70 +319,20 @@ def split_list(value: str) -> tuple[str, ...]:
     return tuple(one for part in value.split(",") if (one := part.strip()))
 
 
-def checked_cron(value: str) -> str | None:
-    """Return the cron, or None for `off`.
-
-    >>> checked_cron("0 3 * * sun"), checked_cron("off")
-    ('0 3 * * sun', None)
-    """
-    if value.strip().lower() in ("", OFF):
-        return None
-    try:
-        next(CronSim(value, datetime.now(UTC)))
-        why = None if len(value.split()) == 5 else "Wrong number of fields"
-    except (CronSimError, StopIteration) as error:
-        why = str(error) or "It never comes"
-    if why is None and NOT_EVERYWHERE.search(value):
-        why = "Prefect takes no last weekdays"
-    if why is not None:
-        raise PydanticCustomError(
-            "cron",
-            "{value} is no cron ({why}); write minute, hour, day, month and weekday in UTC, such as "
-            "'30 3 * * *' for every night at half past three, or off",
-            {"value": repr(value), "why": why},
-        )
-    return value
-
-
-def next_time(cron: str, now: datetime) -> datetime:
-    """Return when `cron` comes next after `now`, in UTC.
-
-    >>> str(next_time("30 3 * * *", datetime(2026, 1, 1, 12, tzinfo=UTC)))
-    '2026-01-02 03:30:00+00:00'
-    """
-    return next(CronSim(cron, now.astimezone(UTC)))
-
-
-def longest_pause(cron: str, now: datetime) -> timedelta:
-    """Return the longest time between two runs of `cron` in the next two weeks, or the first after them.
-
-    >>> str(longest_pause("0 8 * * mon-fri", datetime(2026, 1, 1, tzinfo=UTC)))
-    '3 days, 0:00:00'
-    """
-    times = CronSim(cron, now.astimezone(UTC))
-    first = last = next(times)
-    longest = timedelta(0)
-    for time in times:
-        longest, last = max(longest, time - last), time
-        if time - first > WEEKS:
-            break
-    return longest
-
-
 def load_settings() -> Settings:
     """Read the settings from the environment.
 
-    The data directory that they name, where there is one, is restricted to its owner.
+    An existing data directory is restricted to its owner.
 
     Raises:
-        BadSettings: a value cannot be used, or a variable looks like a setting and is none.
+        BadSettings: a value is invalid, or a variable looks like a setting and is none.
         UntrustedDirectory: another user made the data directory, or can write to it.
     """
-    _refuse_unknown_names(sorted(os.environ))
+    _reject_unknown_names(sorted(os.environ))
     settings = _read()
     restrict(settings.home)
     if settings.secrets_dir is not None:
-        _refuse_unknown_names(sorted(file.name.upper() for file in settings.secrets_dir.iterdir()))
+        _reject_unknown_names(sorted(file.name.upper() for file in settings.secrets_dir.iterdir()))
     for name in ("backup", "prove"):
         if getattr(settings.schedules, name) is not None and settings.backup_url is None:
             raise BadSettings(
@@ -417,73 +353,12 @@ def _read() -> Settings:
         raise BadSettings(f"{SECRETS_DIR}: {error}") from error
 
 
-def prepare_prefect(home: Path, *, log_level: str) -> None:
-    """Give Prefect, before it is imported, what it needs to stay quiet and inside `home`.
-
-    Whoever has set Prefect up already (a server, a profile) keeps all of that.
-    """
-    own = {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"} & os.environ.keys()
-    if not own and not (Path.home() / ".prefect").exists():
-        own_home = home.absolute() / "prefect"
-        make_private_folder(own_home)
-        os.environ["PREFECT_HOME"] = str(own_home)
-    os.environ.setdefault("PYTHONSAFEPATH", "1")  # its processes import nothing from the current folder
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", log_level)
-    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", log_level)
-    if log_level == "CRITICAL":
-        os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", log_level)
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-
-
-def has_prefect_settings() -> bool:
-    """Tell whether anything that Prefect reads could name a server, without importing Prefect."""
-    if {"PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"} & os.environ.keys():
-        return True
-    home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
-    if any(file.exists() for file in (home / "profiles.toml", Path("prefect.toml"), Path(".env"))):
-        return True
-    project = Path("pyproject.toml")
-    return project.is_file() and b"[tool.prefect" in project.read_bytes()
-
-
 def wants_traces() -> bool:
-    """Whether OpenTelemetry's own variables say where spans are sent to."""
+    """Return whether OpenTelemetry's variables name a collector of spans."""
     return any(os.environ.get(name) for name in TRACES_TO)
 
 
-def own_prefect_server(home: Path, port: int, password: str) -> dict[str, str]:
-    """Return the environment of a Prefect server in `home` that asks for a password.
-
-    Its pages alone may use it, unless the user allows other origins.
-    """
-    origins = [f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")]
-    usual = {
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": SLOT_KEEPER,
-        "PREFECT_UI_API_URL": f"{origins[0]}/api",
-    }
-    needed = {
-        "PREFECT_HOME": str(home.absolute() / "prefect"),
-        "PREFECT_SERVER_API_AUTH_STRING": password,
-        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    }
-    if ORIGINS not in os.environ:
-        needed[ORIGINS] = ",".join(origins)
-    return usual | os.environ | needed
-
-
-def use_prefect_server(url: str) -> None:
-    """Have Prefect, in this process and those that it starts, use the server whose API is at `url`."""
-    os.environ["PREFECT_API_URL"] = url
-
-
-def use_prefect_password(password: str) -> None:
-    """Have the Prefect clients of this process, and of those that it starts, send a password."""
-    os.environ["PREFECT_API_AUTH_STRING"] = password
-
-
-def _refuse_unknown_names(names: Sequence[str]) -> None:
+def _reject_unknown_names(names: Sequence[str]) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in names:
         if not name.startswith(PREFIX) or name.startswith(PREFIX + "TEST_"):

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from flows.config.settings import Settings, next_time
+from flows.config.cron import next_time
+from flows.config.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

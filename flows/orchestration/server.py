@@ -20,7 +20,8 @@ from prefect.logging.handlers import APILogWorker
 from prefect.runner import Runner
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_AUTH_STRING, PREFECT_UI_URL
 
-from flows.config.settings import Settings, own_prefect_server, use_prefect_password, use_prefect_server
+from flows.config.prefect_env import server_environment, use_prefect_password, use_prefect_server
+from flows.config.settings import Settings
 from flows.orchestration.deployments import close_left, deployments
 from flows.orchestration.schedule import Served, planned
 from flows.orchestration.server_access import (
@@ -106,7 +107,7 @@ def own_server(home: Path, port: int) -> Iterator[OwnServer]:
         with log.open("ab") as file:
             process = subprocess.Popen(
                 command,
-                env=own_prefect_server(home, port, password),
+                env=server_environment(home, port, password),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

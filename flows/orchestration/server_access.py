@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import httpx
 
-from flows.config.settings import has_prefect_settings, use_prefect_password, use_prefect_server
+from flows.config.prefect_env import has_prefect_settings, use_prefect_password, use_prefect_server
 from storage.data_directory import (
     SecretUnusable,
     load_or_create_secret,

@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from flows.config.settings import Schedules, longest_pause
+from flows.config.cron import longest_pause
+from flows.config.settings import Schedules
 from flows.service.observer import Catalogued, Indexed, Observation, Observer
 from storage.consistency.differences import DAMAGE
 from storage.postgres.run_totals import Totals
-from storage.postgres.statistics import Measured
+from storage.postgres.statistics import EvaluationFigure
 
 ENDINGS = ("completed", "failed", "crashed")
 RECALL = re.compile(r"recall@(\d+)")
@@ -167,14 +168,16 @@ def of_runs(catalogued: Catalogued, schedules: Schedules) -> Iterator[Metric]:
 
 def of_ingests(totals: Totals) -> Iterator[Metric]:
     """Yield what ingests did, and how fast they were."""
-    taken_in = totals.taken_in
+    ingest_totals = totals.ingest_totals
     yield counter(
         "ingest_records",
         "Records that ingests read, by what became of them; those of ingests that go on included.",
-        {(result,): many for result, many in taken_in.results.items()},
+        {(result,): many for result, many in ingest_totals.results.items()},
         "result",
     )
-    yield counter("deleted_records", "Records that ingests and deletes have deleted.", {(): taken_in.deleted})
+    yield counter(
+        "deleted_records", "Records that ingests and deletes have deleted.", {(): ingest_totals.deleted}
+    )
     yield counter(
         "ingest_stage_seconds",
         "Seconds that ingests were at work, by stage; of decoding, added up over its processes.",
@@ -221,7 +224,7 @@ def of_quality(catalogued: Catalogued) -> Iterator[Metric]:
         )
 
 
-def of_recall(recalls: Mapping[tuple[str, str], Measured]) -> Iterator[Metric]:
+def of_recall(recalls: Mapping[tuple[str, str], EvaluationFigure]) -> Iterator[Metric]:
     """Yield the recall of the last evaluation, with its interval.
 
     Args:

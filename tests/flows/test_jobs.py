@@ -15,7 +15,8 @@ from sqlalchemy import Engine, select
 
 import flows.ingestion.pipeline
 from flows.cli.options import PrefectUnavailable, run_under_prefect
-from flows.config.settings import Settings, has_prefect_settings, load_settings
+from flows.config.prefect_env import has_prefect_settings
+from flows.config.settings import Settings, load_settings
 from flows.orchestration.jobs import ingest as jobs
 from flows.tracking.signals import Terminated, raising_on_sigterm
 from storage.embedded.qdrant.process.client import find_index, index_client

@@ -316,7 +316,7 @@ def test_nothing_is_imported_from_the_current_folder(tmp_path: Path):
     script = """if True:
         import subprocess, sys
         from pathlib import Path
-        from flows.config.settings import prepare_prefect
+        from flows.config.prefect_env import prepare_prefect
         prepare_prefect(Path("home"), log_level="CRITICAL")
         subprocess.run([sys.executable, "-m", "uvicorn", "--help"], capture_output=True)
     """

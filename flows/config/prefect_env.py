@@ -1,0 +1,72 @@
+"""Read and set the environment variables of Prefect, without importing it."""
+
+import os
+from pathlib import Path
+
+from storage.data_directory import make_private_folder
+
+LEASE_STORAGE = "prefect.server.concurrency.lease_storage.filesystem"
+"""Where Prefect keeps its concurrency slots; its default, in memory, loses them when the server restarts."""
+
+ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+
+
+def prepare_prefect(home: Path, *, log_level: str) -> None:
+    """Keep Prefect quiet and inside the data directory; call it before Prefect is imported.
+
+    A configuration that the user made for Prefect (a server, a profile) stays as it is.
+    """
+    own = {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"} & os.environ.keys()
+    if not own and not (Path.home() / ".prefect").exists():
+        own_home = home.absolute() / "prefect"
+        make_private_folder(own_home)
+        os.environ["PREFECT_HOME"] = str(own_home)
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # its processes import nothing from the current folder
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", log_level)
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", log_level)
+    if log_level == "CRITICAL":
+        os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", log_level)
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+def has_prefect_settings() -> bool:
+    """Return whether a variable or file that Prefect reads could name a server."""
+    if {"PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"} & os.environ.keys():
+        return True
+    home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
+    if any(file.exists() for file in (home / "profiles.toml", Path("prefect.toml"), Path(".env"))):
+        return True
+    project = Path("pyproject.toml")
+    return project.is_file() and b"[tool.prefect" in project.read_bytes()
+
+
+def server_environment(home: Path, port: int, password: str) -> dict[str, str]:
+    """Return the environment of an embedded Prefect server that requires a password.
+
+    Only its own pages may use it, unless the user allows other origins.
+    """
+    origins = [f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")]
+    usual = {
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASE_STORAGE,
+        "PREFECT_UI_API_URL": f"{origins[0]}/api",
+    }
+    needed = {
+        "PREFECT_HOME": str(home.absolute() / "prefect"),
+        "PREFECT_SERVER_API_AUTH_STRING": password,
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    if ORIGINS not in os.environ:
+        needed[ORIGINS] = ",".join(origins)
+    return usual | os.environ | needed
+
+
+def use_prefect_server(url: str) -> None:
+    """Set the API address for Prefect in this process and its children."""
+    os.environ["PREFECT_API_URL"] = url
+
+
+def use_prefect_password(password: str) -> None:
+    """Set the password of Prefect's clients in this process and its children."""
+    os.environ["PREFECT_API_AUTH_STRING"] = password
