@@ -18,7 +18,7 @@ from flows.api.response_models import ReceiptAnswer, RecordAnswer
 from flows.service.pool import Backend
 from storage.postgres import catalog, request_queue
 from storage.postgres.api_keys import Key
-from storage.postgres.request_queue import Kind, Room
+from storage.postgres.request_queue import Capacity, Kind
 
 MAX_IDEMPOTENCY_CHARS = 255
 
@@ -204,7 +204,7 @@ def _acceptor(
                 body=body,
                 fingerprint=hashlib.sha256(kind.encode() + b"\n" + body).hexdigest(),
                 idempotency_key=idempotency_key,
-                room=Room(limits.MAX_QUEUED, limits.MAX_QUEUED_BYTES),
+                room=Capacity(limits.MAX_QUEUED, limits.MAX_QUEUED_BYTES),
             )
         response.status_code = 200 if receipt.ended else 202
         response.headers["Location"] = f"{request.scope.get('root_path', '')}/receipts/{receipt.id}"

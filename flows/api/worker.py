@@ -26,9 +26,9 @@ from flows.tracking.errors import explain, is_own
 from flows.tracking.retry_policy import persist
 from storage.errors import StoreUnavailable
 from storage.postgres import request_queue
-from storage.postgres.locks import Busy, SessionNotKept, flow_lock
+from storage.postgres.locks import Busy, UnstableSession, flow_lock
 from storage.postgres.rejects import rejects_of_run
-from storage.postgres.request_queue import Taken, Waiting
+from storage.postgres.request_queue import ActiveRequest, PendingRequest
 
 POLL_S = 0.5
 LATER_S = 5.0
@@ -59,10 +59,10 @@ class BlockedSources:
     sources: set[str] = field(default_factory=set)
     all: bool = False
 
-    def has(self, waiting: Waiting) -> bool:
+    def has(self, waiting: PendingRequest) -> bool:
         return self.all or waiting.source in self.sources or (waiting.source is None and bool(self.sources))
 
-    def add(self, waiting: Waiting) -> None:
+    def add(self, waiting: PendingRequest) -> None:
         if waiting.source is None:
             self.all = True
         else:
@@ -96,7 +96,7 @@ def _keep_draining(backend: Backend, ended: Event) -> None:
         except (Busy, StoreUnavailable) as error:
             log.debug("the queue waits: %s", error)
             pause_s = LATER_S
-        except SessionNotKept as error:
+        except UnstableSession as error:
             log.error("the queue waits: %s", error)
             pause_s = LATER_S
         except Exception:
@@ -112,7 +112,7 @@ def drain(backend: Backend, ended: Event | None = None) -> int:
 
     Raises:
         Busy: another process drains the queue.
-        SessionNotKept: a pooler before Postgres makes locks void.
+        UnstableSession: a pooler before Postgres makes locks void.
         StoreUnavailable: a store is unavailable.
     """
     with backend.sessions() as sessions, sessions() as session:
@@ -126,7 +126,7 @@ def drain(backend: Backend, ended: Event | None = None) -> int:
             for waiting in found:
                 if ended is not None and ended.is_set():
                     return len(found)
-                lock.keep()
+                lock.ensure()
                 if blocked.has(waiting) or not _carry_out(backend, waiting):
                     blocked.add(waiting)
                     left += 1
@@ -134,9 +134,9 @@ def drain(backend: Backend, ended: Event | None = None) -> int:
                 return left
 
 
-def _carry_out(backend: Backend, waiting: Waiting) -> bool:
+def _carry_out(backend: Backend, waiting: PendingRequest) -> bool:
     """Begin a request; return whether it has ended."""
-    taken = _in_transaction(backend, partial(request_queue.take, id=waiting.id))
+    taken = _in_transaction(backend, partial(request_queue.begin, id=waiting.id))
     if taken is None:
         return True
     if taken.attempts > MOST_ATTEMPTS:
@@ -150,7 +150,7 @@ def _carry_out(backend: Backend, waiting: Waiting) -> bool:
         return True
     except Exception as error:
         if is_retryable(error):
-            _in_transaction(backend, partial(request_queue.put_back, taken=taken, problem=explain(error)))
+            _in_transaction(backend, partial(request_queue.requeue, taken=taken, problem=explain(error)))
             return False
         log.exception("request %s failed by a bug", taken.id)  # and the queue must go on
         return _after_a_bug(backend, taken, error)
@@ -166,17 +166,17 @@ def is_retryable(error: Exception) -> bool:
     return isinstance(error, OSError) or (is_own(error) and error.retryable)
 
 
-def _after_a_bug(backend: Backend, taken: Taken, error: Exception) -> bool:
+def _after_a_bug(backend: Backend, taken: ActiveRequest, error: Exception) -> bool:
     why = explain(error)
     if taken.attempts >= MOST_ATTEMPTS:
         _in_transaction(backend, partial(request_queue.fail, id=taken.id, problem=why))
         return True
-    back = partial(request_queue.put_back, taken=taken, problem=why, is_its_fault=True)
+    back = partial(request_queue.requeue, taken=taken, problem=why, is_its_fault=True)
     _in_transaction(backend, back)
     return False
 
 
-def _ingest(backend: Backend, taken: Taken) -> Outcome:
+def _ingest(backend: Backend, taken: ActiveRequest) -> Outcome:
     request = IngestRequest.model_validate_json(taken.body)
     rows = tuple(record.as_row() for record in request.records)
     # starting decoding processes takes longer than decoding the images of one request
@@ -190,7 +190,7 @@ def _ingest(backend: Backend, taken: Taken) -> Outcome:
     return Outcome({name: getattr(report, name) for name in COUNTS}, rejects, report.run)
 
 
-def _delete(backend: Backend, taken: Taken) -> Outcome:
+def _delete(backend: Backend, taken: ActiveRequest) -> Outcome:
     request = DeleteRequest.model_validate_json(taken.body)
     settings, selection = backend.settings, request.as_selection()
     with backend.stores() as stores:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from embedding.encoders.sentence_encoder import Encoder
 from embedding.images.worker_pool import Workers
-from embedding.pipeline import ahead, behind
+from embedding.pipeline import in_background, prefetch
 from flows.config.settings import Settings
 from flows.ingestion.image_cache import CachedImage
 from flows.ingestion.stages import decoding_errors, encode_items, stored_vectors
@@ -20,7 +20,7 @@ from flows.tracking.progress import Progress
 from flows.tracking.retry_policy import HeldLock
 from storage import qdrant
 from storage.postgres import catalog, embedding_states
-from storage.postgres.locks import Busy, Lock, writing_lock
+from storage.postgres.locks import Busy, Lock, shared_lock
 from storage.qdrant import Point
 from storage.records import Digest, Item
 from storage.redaction import redacted
@@ -74,14 +74,14 @@ def catch_up(backfill: Backfill, lock: HeldLock, progress: Progress) -> None:
         total = catalog.counts(session)["items"]
 
     def write_beside_others(items: EncodedItems) -> None:
-        with _when_free(writing_lock(stores.engine), progress):
+        with _when_free(shared_lock(stores.engine), progress):
             lock.persist(partial(write, backfill, items))
         progress("embed", backfill.written, total)
 
     while True:
         before = backfill.written
         backfill.missing.clear()
-        with ahead(decode_outdated(backfill)) as decoded, behind(write_beside_others) as hand_on:
+        with prefetch(decode_outdated(backfill)) as decoded, in_background(write_beside_others) as hand_on:
             for items in decoded:
                 hand_on(encode(backfill, items))
         if backfill.written == before:
@@ -94,7 +94,7 @@ def rewrite(backfill: Backfill, ids: Iterable[Sequence[UUID]]) -> None:
     The caller holds the exclusive lock. `ids` is read in another thread.
     """
     decoded_items = (decode(backfill, batch) for batch in ids)
-    with ahead(decoded_items) as decoded, behind(partial(write, backfill)) as hand_on:
+    with prefetch(decoded_items) as decoded, in_background(partial(write, backfill)) as hand_on:
         for items in decoded:
             hand_on(encode(backfill, items))
 
@@ -104,7 +104,7 @@ def _when_free(lock: Lock, progress: Progress) -> Iterator[None]:
     """Wait for a lock, and hold it."""
     while True:
         try:
-            lock.keep()
+            lock.ensure()
             break
         except Busy as error:
             progress(f"wait: {error}", 0, 0)

@@ -36,7 +36,7 @@ from flows.tracking.retry_policy import HeldLock
 from flows.tracking.run_log import tracked_run
 from storage.blobs import Blobs, copy_new
 from storage.postgres import catalog, dump, model_registry
-from storage.postgres.locks import lone_lock
+from storage.postgres.locks import exclusive_lock
 from storage.qdrant.snapshots import save_points, shape_of
 
 SCRATCH = ".scratch-"
@@ -90,7 +90,7 @@ def backup(
         _copy_pictures(stores, target, progress)
     with tracked_run(
         stores.sessions,
-        lone_lock(stores.engine),
+        exclusive_lock(stores.engine),
         "backup",
         for_s=for_s,
         prefect_run_id=prefect_run_id,

@@ -15,7 +15,7 @@ from storage import qdrant
 from storage.blobs import PREFIXES
 from storage.errors import Conflict
 from storage.postgres import catalog, model_registry, request_queue
-from storage.postgres.locks import Lock, flow_lock, lone_lock
+from storage.postgres.locks import Lock, exclusive_lock, flow_lock
 
 USUAL_SHARE = 0.05
 """Of all images: more than that at once is a mistake more often than a wish."""
@@ -71,7 +71,7 @@ def purge(
     """
     with (
         flow_lock(stores.engine, "re-index"),
-        hold(lone_lock(stores.engine), for_s=settings.retry_for_s) as own,
+        hold(exclusive_lock(stores.engine), for_s=settings.retry_for_s) as own,
     ):
         if dry_run:
             return _count(stores, settings)
@@ -94,17 +94,17 @@ def _refuse_many_orphans(found: Purged, max_delete: float, *, yes: bool) -> None
 
 def _remove(stores: Stores, settings: Settings, found: Purged, lock: Lock) -> None:
     for _ in finish_deletes(stores, None):
-        lock.keep()
+        lock.ensure()
     for name in found.collections:
-        lock.keep()
+        lock.ensure()
         _drop(stores, name)
     for folder in left_scratch(settings.home):
         shutil.rmtree(folder)
     with stores.sessions.begin() as session:
-        request_queue.forget_old(session, settings.api.keep_receipts_days)
+        request_queue.delete_old(session, settings.api.keep_receipts_days)
     if stores.blobs is not None:
         for prefix in PREFIXES:
-            lock.keep()
+            lock.ensure()
             for sha256 in sorted(_orphans(stores, stores.blobs.names(prefix))):
                 stores.blobs.delete(sha256)
             stores.blobs.remove_unfinished(prefix)
@@ -121,7 +121,7 @@ def _count(stores: Stores, settings: Settings) -> Purged:
     unfinished = len(left_scratch(settings.home))
     with stores.sessions() as session:
         collections = model_registry.disused(session, settings.keep_retired_days)
-        receipts = request_queue.old(session, settings.api.keep_receipts_days)
+        receipts = request_queue.count_old(session, settings.api.keep_receipts_days)
     searched = qdrant.active_collection(stores.vectors)
     if stores.blobs is not None:
         for prefix in PREFIXES:

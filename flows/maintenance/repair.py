@@ -28,7 +28,7 @@ from storage import qdrant
 from storage.consistency.differences import Difference
 from storage.errors import Conflict
 from storage.postgres import catalog, model_registry
-from storage.postgres.locks import flow_lock, lone_lock
+from storage.postgres.locks import exclusive_lock, flow_lock
 from storage.postgres.run_totals import COMPARISON, STILL
 from storage.sources import redacted
 
@@ -79,7 +79,7 @@ def repair(
         flow_lock(deps.engine, COMPARISON),
         tracked_run(
             deps.sessions,
-            lone_lock(deps.engine),
+            exclusive_lock(deps.engine),
             COMPARISON,
             for_s=settings.retry_for_s,
             options={"repair": True},

@@ -37,7 +37,7 @@ from storage.embedded.qdrant.process.client import stop as stop_index
 from storage.files import atomic_write
 from storage.postgres import dump, runs
 from storage.postgres.dump import NotEmpty
-from storage.postgres.locks import lone_lock
+from storage.postgres.locks import exclusive_lock
 from storage.qdrant.snapshots import load_points, load_snapshot, make_collection, server_kind
 
 MARKER = "restoring.json"
@@ -99,7 +99,7 @@ def restore(settings: Settings, location: str, *, progress: Progress = no_progre
         fetch_checked(location, manifest, folder, advance=stage_steps(progress, "check images", 0))
         with (
             open_database(settings) as engine,
-            hold(lone_lock(engine), for_s=settings.retry_for_s) as lock,
+            hold(exclusive_lock(engine), for_s=settings.retry_for_s) as lock,
             open_index(settings) as vectors,
         ):
             stores = Stores(engine, sessionmaker(engine), vectors, open_blobs(settings))

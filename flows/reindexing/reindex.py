@@ -33,7 +33,7 @@ from flows.tracking.run_log import tracked_run
 from storage import qdrant
 from storage.errors import Conflict, NotFound, SightlineError
 from storage.postgres import catalog, model_registry
-from storage.postgres.locks import Busy, Lock, flow_lock, lone_lock
+from storage.postgres.locks import Busy, Lock, exclusive_lock, flow_lock
 
 BYTES_A_NUMBER = 4
 SPARE = 2.5
@@ -257,9 +257,9 @@ def _backfill_and_switch(
         if is_first:  # that took its time: what was written meanwhile is not left to the exclusive lock
             recall = require_recall(backfill)
             continue
-        exclusive = lone_lock(backfill.stores.engine)
+        exclusive = exclusive_lock(backfill.stores.engine)
         try:
-            exclusive.keep()
+            exclusive.ensure()
         except Busy as error:
             progress(f"wait: {error}", 0, 0)
             time.sleep(PAUSE_S)
@@ -281,15 +281,15 @@ def _finish(backfill: Backfill, request: ReindexRequest, exclusive: Lock, verifi
     """
     taken = None
     while taken != exclusive.times_taken:  # else another process may have written in between
-        exclusive.keep()
+        exclusive.ensure()
         taken = exclusive.times_taken
         backfill.missing.clear()
         for decoded in decode_outdated(backfill):
-            exclusive.keep()
+            exclusive.ensure()
             write(backfill, encode(backfill, decoded))
         _require_few_missing(backfill, request)
         recheck(backfill, verified)
-        exclusive.keep()
+        exclusive.ensure()
     _switch(backfill.stores, backfill.encoder, backfill.collection)
 
 

@@ -26,7 +26,7 @@ from storage.consistency.differences import (
 )
 from storage.postgres import catalog, model_registry
 from storage.postgres.locks import flow_lock
-from storage.postgres.model_registry import Known
+from storage.postgres.model_registry import KnownCollection
 from storage.postgres.run_totals import COMPARISON
 from storage.records import ImageInfo
 
@@ -210,7 +210,7 @@ def item_pages(stores: Stores, collection: str) -> Iterator[list[CatalogEntry]]:
         after = page[-1].id
 
 
-def is_of_another_model(stores: Stores, known: Known) -> bool:
+def is_of_another_model(stores: Stores, known: KnownCollection) -> bool:
     """Return whether another model made a collection than Postgres says."""
     if not stores.vectors.collection_exists(known.name):
         return False

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
-from embedding.images.preparation import Prepared
+from embedding.images.preparation import PreparedImage
 from embedding.images.worker_pool import Workers
-from embedding.pipeline import side_by_side
+from embedding.pipeline import map_in_order
 from flows.config.settings import Limits
 from storage.blobs import Blobs
 from storage.records import Origin
@@ -75,7 +75,7 @@ def fetch_image(origin: Origin, limits: Limits) -> bytes:
 
 def decode_many(
     workers: Workers, origins: Mapping[Key, Origin], load: Callable[[Key, Origin], bytes | None]
-) -> dict[Key, "Future[Prepared]"]:
+) -> dict[Key, "Future[PreparedImage]"]:
     """Load images concurrently and submit them to the worker pool.
 
     Args:
@@ -89,7 +89,7 @@ def decode_many(
     def read(entry: tuple[Key, Origin]) -> tuple[Key, Origin, bytes | None]:
         return *entry, load(*entry)
 
-    loaded = side_by_side(read, origins.items(), threads=LOADS_AT_ONCE, slow=lambda _: True)
+    loaded = map_in_order(read, origins.items(), threads=LOADS_AT_ONCE, slow=lambda _: True)
     return {
         key: workers.submit(data, name=redacted(origin.uri))
         for key, origin, data in loaded

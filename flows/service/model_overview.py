@@ -10,9 +10,9 @@ from flows.service.pool import Backend
 from storage import qdrant
 from storage.errors import StoreUnavailable
 from storage.postgres import model_history, runs, statistics
-from storage.postgres.model_history import Decision, Kept, Life
+from storage.postgres.model_history import CollectionHistory, Decision, ModelHistory
 from storage.postgres.runs import Run
-from storage.postgres.statistics import Measured
+from storage.postgres.statistics import EvaluationFigure
 
 RECENT = 20
 """Runs of a flow, of which one tells its pace."""
@@ -25,14 +25,14 @@ WORK = ("finetune", "promote", "reindex", "rollback")
 class Lineage:
     """What was seen; two looks at the same are equal."""
 
-    models: tuple[tuple[int, Life], ...]
+    models: tuple[tuple[int, ModelHistory], ...]
     """Each with how many it comes from, one after the other; parents first."""
 
-    collections: tuple[Kept, ...]
+    collections: tuple[CollectionHistory, ...]
     points: Mapping[str, int]
     """By collection; none of a collection that is gone, or where Qdrant is away."""
 
-    measured: tuple[Measured, ...]
+    measured: tuple[EvaluationFigure, ...]
     decisions: tuple[Decision, ...]
     last_runs: tuple[Run, ...]
     """Of each flow of `WORK`."""
@@ -40,12 +40,12 @@ class Lineage:
     qdrant_problem: str | None
 
     @property
-    def active(self) -> Life | None:
+    def active(self) -> ModelHistory | None:
         """The model that searches use."""
         return next((life for _, life in self.models if life.state == "active"), None)
 
     @property
-    def back(self) -> Kept | None:
+    def back(self) -> CollectionHistory | None:
         """The collection that a rollback goes to."""
         used = [
             one
@@ -60,7 +60,7 @@ class Lineage:
         """The names of the models by their fingerprints."""
         return {life.fingerprint: life.name for _, life in self.models}
 
-    def is_promoted(self, life: Life) -> bool:
+    def is_promoted(self, life: ModelHistory) -> bool:
         """Whether the last decision on a model lets it take the place of the one that is active now."""
         active, decided = self.active, life.decided
         if active is None or decided is None:
@@ -92,7 +92,7 @@ def look_at_models(backend: Backend, *, decisions: int, before: int | None = Non
         StoreUnavailable: Postgres does not answer.
     """
     with backend.sessions() as sessions, sessions() as session:
-        models = tree(model_history.lives(session))
+        models = tree(model_history.models(session))
         collections = tuple(model_history.collections(session))
         measured = tuple(statistics.last_evaluations(session))
         decided = tuple(model_history.decisions(session, decisions, before=before))
@@ -107,14 +107,14 @@ def look_at_models(backend: Backend, *, decisions: int, before: int | None = Non
     return Lineage(models, collections, points, measured, decided, last, problem)
 
 
-def tree(models: Sequence[Life]) -> tuple[tuple[int, Life], ...]:
+def tree(models: Sequence[ModelHistory]) -> tuple[tuple[int, ModelHistory], ...]:
     """Return each model below the one that it comes from, with its depth; the oldest of each kind first."""
     known = {life.fingerprint for life in models}
-    below: dict[str | None, list[Life]] = defaultdict(list)
+    below: dict[str | None, list[ModelHistory]] = defaultdict(list)
     for life in sorted(models, key=lambda life: (life.created, life.fingerprint)):
         below[life.parent_fingerprint if life.parent_fingerprint in known else None].append(life)
     waiting = [(0, life) for life in reversed(below[None])]
-    ordered: list[tuple[int, Life]] = []
+    ordered: list[tuple[int, ModelHistory]] = []
     while waiting:
         depth, life = waiting.pop()
         ordered.append((depth, life))

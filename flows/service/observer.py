@@ -20,7 +20,7 @@ from storage.errors import StoreUnavailable
 from storage.postgres import model_registry, runs, statistics
 from storage.postgres.run_totals import Totals, totals
 from storage.postgres.runs import Run
-from storage.postgres.statistics import Day, Figures, Measured, RejectCount
+from storage.postgres.statistics import Day, EvaluationFigure, Figures, RejectCount
 
 DAYS = 30
 LEAST_PAUSE_S = 5.0
@@ -45,7 +45,7 @@ class Catalogued:
     """The last run of a flow, and of a source where it has one, that ended otherwise than completed."""
 
     days: tuple[Day, ...]
-    evaluation: tuple[Measured, ...]
+    evaluation: tuple[EvaluationFigure, ...]
     """The last one of the collection."""
 
     totals: Totals
@@ -116,7 +116,7 @@ def look_at_catalog(session: Session, now: datetime) -> Catalogued:
     return Catalogued(
         collection,
         statistics.figures(session, collection),
-        tuple(statistics.rejects(session)),
+        tuple(statistics.count_rejects(session)),
         tuple(runs.running(session)),
         tuple(runs.last_runs(session)),
         tuple(runs.failed_runs(session)),

@@ -11,7 +11,7 @@ from qdrant_client import QdrantClient
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from embedding.process_tuning import keep_freed_memory, wait_briefly
+from embedding.process_tuning import keep_freed_memory, shorten_spinning
 from flows.config.settings import Settings
 from flows.resources.connections import (
     Deps,
@@ -85,7 +85,7 @@ class Backend:
             if collection is None:
                 raise qdrant.NoCollection
             keep_freed_memory()
-            wait_briefly()
+            shorten_spinning()
             encoder = self._models.of(collection)
             yield SearchDeps(
                 self._catalog(),
@@ -121,7 +121,7 @@ class Backend:
             name = active_model(stores.vectors, stores.sessions, self.settings)
             collection = qdrant.active_collection(stores.vectors)
             keep_freed_memory()
-            wait_briefly()
+            shorten_spinning()
             encoder = self._models.named(name) if collection is None else self._models.of(collection)
             yield Deps(stores.engine, stores.sessions, stores.vectors, stores.blobs, encoder)
 

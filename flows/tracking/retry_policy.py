@@ -49,7 +49,7 @@ def hold(lock: Lock, *, for_s: float) -> "Iterator[HeldLock]":
         Busy: another process holds it.
     """
     try:
-        persist(lock.keep, for_s=for_s)
+        persist(lock.ensure, for_s=for_s)
         yield HeldLock(lock, for_s)
     finally:
         lock.release()
@@ -71,7 +71,7 @@ class HeldLock:
         return persist(partial(self._attempt, work), for_s=self.for_s)
 
     def _attempt(self, work: Callable[[], Result]) -> Result:
-        self.lock.keep()
+        self.lock.ensure()
         return work()
 
 

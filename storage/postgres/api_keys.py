@@ -97,7 +97,7 @@ def find(session: Session, key: str) -> Key | None:
     return known
 
 
-def every(session: Session) -> list[Key]:
+def list_keys(session: Session) -> list[Key]:
     """Return all keys, those in use first, by name."""
     rows = session.scalars(select(KeyRow).order_by(KeyRow.revoked.is_not(None), KeyRow.name, KeyRow.created))
     return [_key(row) for row in rows]

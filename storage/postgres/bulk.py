@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import InstrumentedAttribute
 
 
-def given(table: Table, rows: Sequence[Mapping[str, Any]]) -> Select[Any]:
+def from_rows(table: Table, rows: Sequence[Mapping[str, Any]]) -> Select[Any]:
     """Return `rows`, which travel as one JSON document, as a query that an insert can take them from.
 
     Args:

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.orm import Session
 
 from storage.consistency.differences import CatalogEntry
-from storage.postgres.bulk import among, given
+from storage.postgres.bulk import among, from_rows
 from storage.postgres.schema import ItemRow, MarkRow, SeenRow
 from storage.records import Digest, ImageInfo, Item, Origin, Text, readings
 
@@ -480,7 +480,7 @@ def _not_met(source: str, run_id: UUID) -> ColumnElement[bool]:
 
 
 def _insert(table: Table, rows: Sequence[Mapping[str, object]]) -> Insert:
-    return insert(table).from_select(list(rows[0]), given(table, rows))
+    return insert(table).from_select(list(rows[0]), from_rows(table, rows))
 
 
 def _seen(run_id: UUID, item_id: UUID, place: str) -> dict[str, str]:

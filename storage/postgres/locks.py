@@ -34,7 +34,7 @@ class Busy(Conflict):
     retryable = True
 
 
-class SessionNotKept(SightlineError):
+class UnstableSession(SightlineError):
     """A pooler changes the session between transactions, so that another process can hold the same lock."""
 
     retryable = True
@@ -64,20 +64,20 @@ class Lock:
         """Grows when the lock was lost and taken anew: another process may have written in between."""
 
     def __enter__(self) -> Self:
-        self.keep()
+        self.ensure()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def keep(self) -> None:
+    def ensure(self) -> None:
         """Take it, or make sure that it is still held: with the connection it was lost, and is taken anew.
 
         In between another process may have written: whoever depends on that not being so has to look.
 
         Raises:
             Busy: another process holds a part of it.
-            SessionNotKept: it cannot be held through the pooler in between.
+            UnstableSession: it cannot be held through the pooler in between.
             OperationalError: Postgres does not answer; call this again.
         """
         with self._one_at_a_time:
@@ -92,7 +92,7 @@ class Lock:
                     self._connection.invalidate()  # its session is another's now
                     self._connection.close()
                     self._connection = None
-                    raise SessionNotKept(self._engine)
+                    raise UnstableSession(self._engine)
                 self.release()
             self._take()
 
@@ -146,13 +146,13 @@ def source_lock(engine: Engine, source: str) -> Lock:
     return Lock(engine, ((shared, repaired), (own, written)))
 
 
-def lone_lock(engine: Engine) -> Lock:
+def exclusive_lock(engine: Engine) -> Lock:
     """Return the right to write anything, alone; it is busy while another process writes."""
     alone = func.pg_try_advisory_lock(_number(STORES))
     return Lock(engine, ((alone, "an ingest or another repair is running; wait until it has ended"),))
 
 
-def writing_lock(engine: Engine) -> Lock:
+def shared_lock(engine: Engine) -> Lock:
     """Return the right to write beside runs of sources; it is busy while another has all for itself."""
     shared = func.pg_try_advisory_lock_shared(_number(STORES))
     repaired = "the stores are being repaired, backed up or restored; wait until that has ended"
@@ -170,7 +170,7 @@ def collection_lock(engine: Engine) -> Iterator[None]:
     """Hold the right to make or switch collections; waits for whoever has it, who needs it for a moment.
 
     Raises:
-        SessionNotKept: it cannot be held through the pooler in between.
+        UnstableSession: it cannot be held through the pooler in between.
     """
     connection, _ = _own_session(engine)
     with connection:
@@ -186,13 +186,13 @@ def _own_session(engine: Engine) -> tuple[Connection, Row[tuple[int, datetime]]]
     """Open a connection whose session stays the same; the caller closes it.
 
     Raises:
-        SessionNotKept: a pooler gives each transaction the session that happens to be free.
+        UnstableSession: a pooler gives each transaction the session that happens to be free.
     """
     connection = engine.connect()
     try:
         session = connection.execute(OWN_SESSION).one()
         if session.pid != backend_pid_of(connection) and not _keeps(connection, engine, session.pid):
-            raise SessionNotKept(engine)
+            raise UnstableSession(engine)
     except BaseException:
         connection.close()
         raise

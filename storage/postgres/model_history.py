@@ -13,7 +13,7 @@ from storage.postgres.schema import CollectionRow, ModelRow, PromotionRow
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class LastDecision:
     """The last decision on a model."""
 
     at: datetime
@@ -26,7 +26,7 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class ModelHistory:
     """One model."""
 
     name: str
@@ -43,7 +43,7 @@ class Life:
     figures: Mapping[str, Mapping[str, float]]
     """By direction, its own on them, after the training; both are empty for a given model."""
 
-    decided: Decided | None
+    decided: LastDecision | None
     collections: Mapping[str, str]
     """By name their state."""
 
@@ -52,7 +52,7 @@ class Life:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CollectionHistory:
     """One collection on record."""
 
     name: str
@@ -66,7 +66,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class DecisionCheck:
     """One check of a promotion decision, as recorded."""
 
     name: str
@@ -92,10 +92,10 @@ class Decision:
 
     promoted: bool
     forced: bool
-    checks: tuple[Checked, ...]
+    checks: tuple[DecisionCheck, ...]
 
 
-def lives(session: Session) -> list[Life]:
+def models(session: Session) -> list[ModelHistory]:
     """Return all models, the newest first."""
     rows = session.scalars(select(ModelRow).order_by(ModelRow.created.desc(), ModelRow.fingerprint)).all()
     names = {row.fingerprint: row.name for row in rows}
@@ -105,11 +105,11 @@ def lives(session: Session) -> list[Life]:
     latest = select(PromotionRow).distinct(PromotionRow.candidate)
     newest_first = PromotionRow.candidate, PromotionRow.at.desc(), PromotionRow.id.desc()
     decided = {
-        one.candidate: Decided(one.at, one.promoted, one.forced, names.get(one.active or ""), one.active)
+        one.candidate: LastDecision(one.at, one.promoted, one.forced, names.get(one.active or ""), one.active)
         for one in session.scalars(latest.order_by(*newest_first))
     }
     return [
-        Life(
+        ModelHistory(
             row.name,
             row.fingerprint,
             row.state,
@@ -125,11 +125,13 @@ def lives(session: Session) -> list[Life]:
     ]
 
 
-def collections(session: Session) -> list[Kept]:
+def collections(session: Session) -> list[CollectionHistory]:
     """Return all collections, the one that searches went to last first; those never used come last."""
     latest = CollectionRow.activated.desc().nulls_last(), CollectionRow.name
     rows = session.scalars(select(CollectionRow).order_by(*latest))
-    return [Kept(row.name, row.fingerprint, row.state, row.activated, row.retired) for row in rows]
+    return [
+        CollectionHistory(row.name, row.fingerprint, row.state, row.activated, row.retired) for row in rows
+    ]
 
 
 def decisions(session: Session, limit: int, *, before: int | None = None) -> list[Decision]:
@@ -153,9 +155,9 @@ def decisions(session: Session, limit: int, *, before: int | None = None) -> lis
     ]
 
 
-def _checked(told: Mapping[str, Any]) -> Checked:
+def _checked(told: Mapping[str, Any]) -> DecisionCheck:
     figure = told["difference"]
-    return Checked(
+    return DecisionCheck(
         told["name"],
         told["passed"],
         told["queries"],

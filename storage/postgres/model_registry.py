@@ -14,7 +14,7 @@ from storage.postgres.schema import CollectionRow, EvaluationRow, MarkRow, Model
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownCollection:
     """A collection, as Postgres has it."""
 
     name: str
@@ -56,13 +56,13 @@ def begin_collection(session: Session, *, name: str, fingerprint: str) -> None:
     )
 
 
-def last_retired(session: Session) -> list[Known]:
+def last_retired(session: Session) -> list[KnownCollection]:
     """Return the collections that searches went to before, the one they went to last first."""
     retired = CollectionRow.state == "retired", CollectionRow.activated.is_not(None)
     rows = session.scalars(
         select(CollectionRow).where(*retired).order_by(CollectionRow.retired.desc(), CollectionRow.name)
     )
-    return [Known(row.name, row.fingerprint, row.state) for row in rows]
+    return [KnownCollection(row.name, row.fingerprint, row.state) for row in rows]
 
 
 def disused(session: Session, days: float) -> list[str]:
@@ -113,10 +113,10 @@ def marks_by_collection(session: Session) -> dict[str, int]:
     return dict(session.execute(statement.order_by(MarkRow.collection)).tuples().all())
 
 
-def known_collections(session: Session) -> list[Known]:
+def known_collections(session: Session) -> list[KnownCollection]:
     """Return all collections, in order of name."""
     rows = session.scalars(select(CollectionRow).order_by(CollectionRow.name))
-    return [Known(row.name, row.fingerprint, row.state) for row in rows]
+    return [KnownCollection(row.name, row.fingerprint, row.state) for row in rows]
 
 
 def models_of_collections(session: Session) -> list[str]:

@@ -39,7 +39,7 @@ class QueueFull(SightlineError):
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Capacity:
     """How much may wait at once."""
 
     requests: int
@@ -65,7 +65,7 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class PendingRequest:
     """A request in the queue, without what was asked for."""
 
     id: UUID
@@ -74,7 +74,7 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class ActiveRequest:
     """A request that is to be carried out."""
 
     id: UUID
@@ -102,7 +102,7 @@ def accept(
     body: bytes,
     fingerprint: str,
     idempotency_key: str | None,
-    room: Room | None = None,
+    room: Capacity | None = None,
 ) -> tuple[Receipt, bool]:
     """Put a request into the queue; return its receipt, and whether it is new.
 
@@ -133,7 +133,7 @@ def accept(
     return _receipt(found), made is not None
 
 
-def _require_room(session: Session, room: Room) -> None:
+def _require_room(session: Session, room: Capacity) -> None:
     many, size = session.execute(
         select(func.count(), func.coalesce(func.sum(func.octet_length(RequestRow.body)), 0)).where(
             RequestRow.state.in_(PENDING)
@@ -151,11 +151,11 @@ def receipt(session: Session, id: UUID) -> Receipt | None:
     return None if row is None else _receipt(row)
 
 
-def pending(session: Session) -> list[Waiting]:
+def pending(session: Session) -> list[PendingRequest]:
     """Return what is to be carried out, the oldest first; also what was begun by a process that died."""
     waiting = select(RequestRow.id, RequestRow.source).where(RequestRow.state.in_(PENDING))
     rows = session.execute(waiting.order_by(RequestRow.accepted, RequestRow.id).limit(AT_ONCE))
-    return [Waiting(id, source) for id, source in rows.tuples()]
+    return [PendingRequest(id, source) for id, source in rows.tuples()]
 
 
 def backlog(session: Session) -> Backlog:
@@ -164,7 +164,7 @@ def backlog(session: Session) -> Backlog:
     return Backlog(*session.execute(counted).one())
 
 
-def take(session: Session, id: UUID) -> Taken | None:
+def begin(session: Session, id: UUID) -> ActiveRequest | None:
     """Begin a request, and return it; None if it has ended. The caller holds the queue's lock."""
     begun = {"state": "running", "started": func.now(), "attempts": RequestRow.attempts + 1}
     row = session.execute(
@@ -175,10 +175,10 @@ def take(session: Session, id: UUID) -> Taken | None:
     ).first()
     if row is None or row.body is None:
         return None
-    return Taken(id, cast(Kind, row.kind), row.source, row.body, row.attempts)
+    return ActiveRequest(id, cast(Kind, row.kind), row.source, row.body, row.attempts)
 
 
-def put_back(session: Session, taken: Taken, problem: str, *, is_its_fault: bool = False) -> None:
+def requeue(session: Session, taken: ActiveRequest, problem: str, *, is_its_fault: bool = False) -> None:
     """Leave a request for later.
 
     Args:
@@ -208,12 +208,12 @@ def fail(session: Session, id: UUID, problem: str) -> None:
     session.execute(_own(id).values(_ended("failed", problem)))
 
 
-def old(session: Session, days: float) -> int:
+def count_old(session: Session, days: float) -> int:
     """Return how many receipts are of requests that ended more than `days` days ago."""
     return session.scalar(select(func.count()).where(_ended_before(days))) or 0
 
 
-def forget_old(session: Session, days: float) -> None:
+def delete_old(session: Session, days: float) -> None:
     """Remove the receipts of requests that ended more than `days` days ago, and their idempotency keys."""
     session.execute(delete(RequestRow).where(_ended_before(days)))
 

@@ -20,7 +20,7 @@ STILL = "still"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcomes:
+class OutcomeCount:
     """How many runs of a flow ended, or go on, in one way."""
 
     flow: str
@@ -30,7 +30,7 @@ class Outcomes:
 
 
 @dataclass(frozen=True, slots=True)
-class TakenIn:
+class IngestTotals:
     """What became of the records that all ingests read, those included that go on now."""
 
     results: Mapping[str, int]
@@ -53,11 +53,11 @@ class Comparison:
 class Totals:
     """All of it."""
 
-    outcomes: tuple[Outcomes, ...]
+    outcomes: tuple[OutcomeCount, ...]
     took_s: Mapping[str, float]
     """How long the last run of each flow took that ended, by flow."""
 
-    taken_in: TakenIn
+    ingest_totals: IngestTotals
     stage_seconds: Mapping[str, float]
     """That all ingests spent at work, by stage."""
 
@@ -72,18 +72,18 @@ def totals(session: Session) -> Totals:
     return Totals(
         tuple(outcomes(session)),
         took_s(session),
-        taken_in(session),
+        ingest_totals(session),
         stage_seconds(session),
         last_ingest(session),
         last_comparison(session),
     )
 
 
-def outcomes(session: Session) -> list[Outcomes]:
+def outcomes(session: Session) -> list[OutcomeCount]:
     """Return how many runs there are of each flow and outcome, and when the last of them ended."""
     each = RunRow.flow, RunRow.outcome
     statement = select(*each, func.count(), func.max(RunRow.ended)).group_by(*each).order_by(*each)
-    return [Outcomes(*row) for row in session.execute(statement).tuples()]
+    return [OutcomeCount(*row) for row in session.execute(statement).tuples()]
 
 
 def took_s(session: Session) -> dict[str, float]:
@@ -98,7 +98,7 @@ def took_s(session: Session) -> dict[str, float]:
     return dict(session.execute(last).tuples().all())
 
 
-def taken_in(session: Session) -> TakenIn:
+def ingest_totals(session: Session) -> IngestTotals:
     """Return the sums over all runs of single sources; a run over several has a row of each besides."""
     ingests = RunRow.flow.in_(INGESTS)
     sums = [
@@ -109,7 +109,7 @@ def taken_in(session: Session) -> TakenIn:
     row = session.execute(
         select(*sums, deleted).where(RunRow.flow.in_((*INGESTS, "delete")), RunRow.source.is_not(None))
     ).one()
-    return TakenIn(dict(zip(RESULTS, row[:-1], strict=True)), row[-1])
+    return IngestTotals(dict(zip(RESULTS, row[:-1], strict=True)), row[-1])
 
 
 def stage_seconds(session: Session) -> dict[str, float]:

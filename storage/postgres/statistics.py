@@ -76,7 +76,7 @@ class Day:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class EvaluationFigure:
     """One figure of an evaluation, over all its queries."""
 
     model: str
@@ -124,7 +124,7 @@ def figures(session: Session, collection: str | None) -> Figures:
     return Figures(*row)
 
 
-def rejects(session: Session) -> list[RejectCount]:
+def count_rejects(session: Session) -> list[RejectCount]:
     """Return how many rejects are open, by reason and source, most first."""
     many = func.count()
     statement = (
@@ -157,7 +157,7 @@ def days(session: Session, now: datetime, many: int) -> list[Day]:
     return [done.get(day, Day(day, recall=recalls.get(day))) for day in every]
 
 
-def last_evaluation(session: Session, collection: str | None) -> list[Measured]:
+def last_evaluation(session: Session, collection: str | None) -> list[EvaluationFigure]:
     """Return all figures of the last evaluation of `collection`, by direction and metric."""
     own = EvaluationRow.collection == collection, EvaluationRow.part.is_(None)
     last = select(func.max(EvaluationRow.at)).where(*own).scalar_subquery()
@@ -169,7 +169,7 @@ def last_evaluation(session: Session, collection: str | None) -> list[Measured]:
     return [_measured(row) for row in rows]
 
 
-def last_evaluations(session: Session) -> list[Measured]:
+def last_evaluations(session: Session) -> list[EvaluationFigure]:
     """Return of each model its last figures on each data set, by data set, direction, model and metric."""
     rows = session.scalars(
         select(EvaluationRow)
@@ -180,8 +180,8 @@ def last_evaluations(session: Session) -> list[Measured]:
     return [_measured(row) for row in rows]
 
 
-def _measured(row: EvaluationRow) -> Measured:
-    return Measured(
+def _measured(row: EvaluationRow) -> EvaluationFigure:
+    return EvaluationFigure(
         row.model,
         row.collection,
         row.at,

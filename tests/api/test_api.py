@@ -118,7 +118,7 @@ def test_of_a_key_only_its_hash_is_kept_and_its_use_is_noted(backend: Backend):
     key = header["Authorization"].removeprefix("Bearer ")
     with backend.sessions() as sessions, sessions() as session:
         [row] = session.execute(text("select * from keys")).mappings()
-        [known] = api_keys.every(session)
+        [known] = api_keys.list_keys(session)
     assert key not in str(dict(row))
     assert known.used is not None
 

@@ -31,7 +31,7 @@ from flows.service.search_metrics import SearchTimes
 from storage import qdrant
 from storage.blobs import Blobs
 from storage.postgres import runs
-from storage.postgres.run_totals import taken_in
+from storage.postgres.run_totals import ingest_totals
 from tests.conftest import emptied
 from tests.support.builders import a_folder, a_manifest, png
 from tests.support.fakes import ColourEncoder
@@ -189,7 +189,7 @@ def test_counters_grow_while_an_ingest_goes_on_and_count_a_scheduled_one_once(en
         told = runs.StageProgress("embed", 5, 9, datetime.now(UTC), 0, datetime.now(UTC))
         runs.save_progress(session, part, told, counts={"embedded": 5, "unchanged": 2})
 
-        found = taken_in(session)
+        found = ingest_totals(session)
 
     assert (found.results["embedded"], found.results["unchanged"], found.deleted) == (5, 2, 0)
 

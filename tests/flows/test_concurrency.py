@@ -20,7 +20,7 @@ from flows.ingestion.request import Request
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps
 from flows.search.query import Query, search
-from storage.postgres.locks import Busy, lone_lock, source_lock
+from storage.postgres.locks import Busy, exclusive_lock, source_lock
 from storage.postgres.runs import RunClosed
 from tests.support.builders import a_folder, a_manifest, png
 from tests.support.fakes import ColourEncoder
@@ -102,9 +102,9 @@ def test_a_lock_that_was_lost_to_nobody_is_taken_again(deps: Deps):
                 text("select pg_terminate_backend(pid, 10000) from pg_locks where locktype = 'advisory'")
             )
 
-        lock.keep()
+        lock.ensure()
 
-        with pytest.raises(Busy), lone_lock(deps.engine):
+        with pytest.raises(Busy), exclusive_lock(deps.engine):
             pass
 
 
@@ -118,9 +118,9 @@ def test_a_lock_is_taken_again_from_a_session_whose_server_does_not_know_that_it
             os.dup2(one.fileno(), ours)
             other.shutdown(socket.SHUT_RDWR)
 
-            lock.keep()
+            lock.ensure()
 
-            with pytest.raises(Busy), lone_lock(deps.engine):
+            with pytest.raises(Busy), exclusive_lock(deps.engine):
                 pass
 
 

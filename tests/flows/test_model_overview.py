@@ -12,25 +12,27 @@ from flows.ingestion.request import Request
 from flows.resources.connections import Deps
 from flows.service.model_overview import Lineage, effort_of, tree
 from storage.postgres import model_history, model_registry, runs, statistics
-from storage.postgres.model_history import Decided, Kept, Life
+from storage.postgres.model_history import CollectionHistory, LastDecision, ModelHistory
 from tests.support.builders import a_folder, png
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def a_model(name: str, *, parent: str | None = None, day: int = 0, state: str = "candidate") -> Life:
+def a_model(name: str, *, parent: str | None = None, day: int = 0, state: str = "candidate") -> ModelHistory:
     created = START + timedelta(days=day)
-    return Life(name, name, state, created, parent, parent, {}, {}, None, {})
+    return ModelHistory(name, name, state, created, parent, parent, {}, {}, None, {})
 
 
-def a_collection(name: str, *, retired: int | None, activated: bool = True) -> Kept:
+def a_collection(name: str, *, retired: int | None, activated: bool = True) -> CollectionHistory:
     state = "active" if retired is None else "retired"
     ended = None if retired is None else START + timedelta(days=retired)
-    return Kept(name, name, state, START if activated else None, ended)
+    return CollectionHistory(name, name, state, START if activated else None, ended)
 
 
 def a_lineage(
-    *models: Life, collections: tuple[Kept, ...] = (), points: dict[str, int] | None = None
+    *models: ModelHistory,
+    collections: tuple[CollectionHistory, ...] = (),
+    points: dict[str, int] | None = None,
 ) -> Lineage:
     return Lineage(tree(models), collections, points or {}, (), (), (), None)
 
@@ -76,8 +78,8 @@ def test_a_rollback_goes_to_what_was_retired_last_and_is_there_still():
 )
 def test_only_a_promotion_over_what_is_active_now_counts(promoted: bool, over: str, may: bool):
     active = a_model("a", state="active")
-    decided = Decided(START, promoted, False, over, over)
-    candidate = Life("c", "c", "candidate", START, None, None, {}, {}, decided, {})
+    decided = LastDecision(START, promoted, False, over, over)
+    candidate = ModelHistory("c", "c", "candidate", START, None, None, {}, {}, decided, {})
 
     assert a_lineage(active, candidate).is_promoted(candidate) == may
 
@@ -164,7 +166,7 @@ def test_decisions_are_told_newest_first_and_in_pages(deps: Deps):
     with deps.sessions() as session:
         [newest] = model_history.decisions(session, 1)
         [older] = model_history.decisions(session, 5, before=newest.id)
-        [new, _] = model_history.lives(session)
+        [new, _] = model_history.models(session)
     assert (newest.candidate, newest.active, newest.promoted, newest.forced) == (
         "the new one",
         "the old one",

@@ -15,7 +15,7 @@ from qdrant_client import QdrantClient, models
 from sqlalchemy import Engine, select, text, update
 
 from embedding.encoders.sentence_encoder import Encoder, Vectors
-from embedding.images.preparation import Features, Prepared
+from embedding.images.preparation import Features, PreparedImage
 from embedding.images.worker_pool import Workers
 from flows.config.settings import Settings
 from flows.ingestion.backfill import Backfill
@@ -44,7 +44,7 @@ from flows.search.query import Query, Results, SearchDeps, search
 from storage import qdrant
 from storage.postgres import catalog, model_registry
 from storage.postgres.catalog import Selection
-from storage.postgres.locks import Busy, Lock, flow_lock, lone_lock, source_lock
+from storage.postgres.locks import Busy, Lock, exclusive_lock, flow_lock, source_lock
 from storage.postgres.schema import CollectionRow, ModelRow, PromotionRow, RunRow
 from storage.records import item_id
 from tests.support.builders import a_folder, a_manifest, png
@@ -65,8 +65,8 @@ class Turned(ColourEncoder):
     def texts(self, texts: Sequence[str]) -> Vectors:
         return super().texts(texts)[:, [1, 2, 0]]
 
-    def prepared(self, pictures: Sequence[Features]) -> Vectors:
-        return super().prepared(pictures)[:, [1, 2, 0]]
+    def encode_prepared(self, images: Sequence[Features]) -> Vectors:
+        return super().encode_prepared(images)[:, [1, 2, 0]]
 
 
 def load(_: Settings, name: str) -> Encoder:
@@ -294,8 +294,8 @@ def test_a_reindex_waits_for_whoever_has_the_stores_alone(
 ):
     for module in ("ingestion.backfill", "reindexing.reindex"):
         monkeypatch.setattr(f"flows.{module}.PAUSE_S", 0.01)
-    alone = lone_lock(shop.engine)
-    alone.keep()
+    alone = exclusive_lock(shop.engine)
+    alone.ensure()
     told: list[str] = []
 
     def tell(what: str, _: int) -> None:
@@ -313,7 +313,7 @@ def test_the_switch_waits_for_an_ingest(shop: Deps, settings: Settings, monkeypa
     for module in ("ingestion.backfill", "reindexing.reindex"):
         monkeypatch.setattr(f"flows.{module}.PAUSE_S", 0.01)
     ingest = source_lock(shop.engine, "another")
-    ingest.keep()
+    ingest.ensure()
 
     def tell(what: str, _: int) -> None:
         if what.startswith("wait: an ingest"):
@@ -458,14 +458,14 @@ def test_no_search_fails_or_mixes_models_while_the_model_changes(
 
 def before_the_lock(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
     """Do some work once, between the last verification and the exclusive lock."""
-    real, todo = reindexing.lone_lock, [work]
+    real, todo = reindexing.exclusive_lock, [work]
 
     def lone_lock_after_work(engine: Engine) -> Lock:
         if todo:
             todo.pop()()
         return real(engine)
 
-    monkeypatch.setattr(reindexing, "lone_lock", lone_lock_after_work)
+    monkeypatch.setattr(reindexing, "exclusive_lock", lone_lock_after_work)
 
 
 def test_writes_between_the_verification_and_the_lock_are_backfilled_and_verified(
@@ -552,9 +552,9 @@ def test_a_lock_that_was_lost_during_the_last_check_has_it_repeated(
     shop: Deps, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     taken: list[Lock] = []
-    real, recheck = reindexing.lone_lock, verification.recheck
+    real, recheck = reindexing.exclusive_lock, verification.recheck
 
-    def lone_lock(engine: Engine) -> Lock:
+    def exclusive_lock(engine: Engine) -> Lock:
         taken.append(real(engine))
         return taken[-1]
 
@@ -565,7 +565,7 @@ def test_a_lock_that_was_lost_during_the_last_check_has_it_repeated(
             more = a_manifest(tmp_path / "more.jsonl", [{"key": "new", "text": "green"}])
             ingest_source(shop, settings, Request(more))
 
-    monkeypatch.setattr(reindexing, "lone_lock", lone_lock)
+    monkeypatch.setattr(reindexing, "exclusive_lock", exclusive_lock)
     monkeypatch.setattr(reindexing, "recheck", recheck_and_lose_the_lock)
 
     assert forced(shop, settings).written == 13
@@ -584,7 +584,7 @@ def test_an_image_that_cannot_be_decoded_is_tried_once(
     submit = Workers.submit
     tried: list[bytes] = []
 
-    def counted(self: Workers, data: bytes, *, name: str) -> "Future[Prepared]":
+    def counted(self: Workers, data: bytes, *, name: str) -> "Future[PreparedImage]":
         tried.append(data)
         return submit(self, data, name=name)
 

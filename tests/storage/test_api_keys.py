@@ -66,7 +66,7 @@ def test_a_name_is_free_again_once_its_key_is_revoked(session: Session):
     api_keys.revoke(session, "shop")
 
     assert api_keys.create(session, "shop", ["write"])
-    assert [one.revoked is None for one in api_keys.every(session)] == [True, False]
+    assert [one.revoked is None for one in api_keys.list_keys(session)] == [True, False]
     api_keys.revoke(session, "shop")
     with pytest.raises(NoSuchKey, match="no key named 'shop'"):
         api_keys.revoke(session, "shop")
@@ -76,15 +76,15 @@ def test_the_last_use_is_written_once_a_minute(session: Session):
     key, _ = api_keys.create(session, "shop", ["read"])
     api_keys.find(session, key)
     session.execute(text("update keys set used = now() - interval '30 seconds'"))
-    [before] = api_keys.every(session)
+    [before] = api_keys.list_keys(session)
 
     session.expire_all()
     api_keys.find(session, key)
-    [soon] = api_keys.every(session)
+    [soon] = api_keys.list_keys(session)
     session.execute(text("update keys set used = now() - interval '2 minutes'"))
     api_keys.find(session, key)
     session.expire_all()
-    [later] = api_keys.every(session)
+    [later] = api_keys.list_keys(session)
 
     assert soon.used == before.used
     assert later.used is not None

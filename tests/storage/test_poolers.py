@@ -23,7 +23,7 @@ from flows.search.query import Query, search
 from storage.postgres import migrate
 from storage.postgres.catalog import Selection
 from storage.postgres.engine import UnknownOption, open_engine
-from storage.postgres.locks import Busy, SessionNotKept, collection_lock, lone_lock, source_lock
+from storage.postgres.locks import Busy, UnstableSession, collection_lock, exclusive_lock, source_lock
 from tests.support.builders import a_folder, png
 from tests.support.servers import a_pgbouncer
 
@@ -93,12 +93,12 @@ def test_a_lock_is_refused_where_a_pooler_changes_sessions_and_the_remedy_is_nam
     through = pooled("transaction", **ARRANGEMENTS[arrangement])
 
     with pytest.raises(
-        SessionNotKept, match=r"pooler at 127\.0\.0\.1:.* to Postgres itself, or set pool_mode"
+        UnstableSession, match=r"pooler at 127\.0\.0\.1:.* to Postgres itself, or set pool_mode"
     ):
-        source_lock(through, "shop").keep()
-    with pytest.raises(SessionNotKept), lone_lock(through):
+        source_lock(through, "shop").ensure()
+    with pytest.raises(UnstableSession), exclusive_lock(through):
         pass
-    with pytest.raises(SessionNotKept), collection_lock(through):
+    with pytest.raises(UnstableSession), collection_lock(through):
         pass
 
     assert locks_left(engine) == 0
@@ -110,8 +110,8 @@ def test_a_lock_is_refused_where_other_clients_keep_a_pooler_busy(pooled: Pooled
 
     with busy(through, clients=6):
         for _ in range(10):
-            with pytest.raises(SessionNotKept):
-                source_lock(through, "shop").keep()
+            with pytest.raises(UnstableSession):
+                source_lock(through, "shop").ensure()
 
 
 def test_an_ingest_through_a_pooler_that_changes_sessions_writes_nothing(
@@ -119,7 +119,7 @@ def test_an_ingest_through_a_pooler_that_changes_sessions_writes_nothing(
 ):
     folder = a_folder(tmp_path / "shop", {"a.png": png("red")})
 
-    with pytest.raises(SessionNotKept):
+    with pytest.raises(UnstableSession):
         ingest_source(through_pooler(deps, pooled("transaction")), settings, Request(folder))
 
     assert deps.vectors.get_collections().collections == []
@@ -139,13 +139,13 @@ def test_a_lock_whose_session_was_changed_is_refused_when_it_is_next_needed(
     )  # the pooler kept the session while it was looked at
     through = pooled("transaction")
     lock = source_lock(through, "shop")
-    lock.keep()
-    lock.keep()
+    lock.ensure()
+    lock.ensure()
 
     with through.begin() as other:
         other.scalar(text("select 1"))
-        with pytest.raises(SessionNotKept):
-            lock.keep()
+        with pytest.raises(UnstableSession):
+            lock.ensure()
 
     lock.release()
 
@@ -155,10 +155,10 @@ def test_a_lock_that_was_given_back_behind_our_back_is_refused_when_it_is_next_n
 ):
     monkeypatch.setattr(storage.postgres.locks, "ROUNDS", 0)
     lock = source_lock(pooled("transaction", server_reset_query_always=1), "shop")
-    lock.keep()
+    lock.ensure()
 
-    with pytest.raises(SessionNotKept):
-        lock.keep()
+    with pytest.raises(UnstableSession):
+        lock.ensure()
 
 
 @pytest.mark.parametrize("start_up", [REFUSING, DROPPING])
@@ -168,14 +168,14 @@ def test_locks_hold_through_a_pooler_that_keeps_the_session(
     through = pooled("session", **start_up)
 
     with source_lock(through, "shop") as lock:
-        lock.keep()
+        lock.ensure()
         for other in (through, engine):
             with pytest.raises(Busy), source_lock(other, "shop"):
                 pass
             with source_lock(other, "another"):
                 pass
         with collection_lock(through):
-            lock.keep()
+            lock.ensure()
 
     assert locks_left(engine) == 0
 

@@ -79,6 +79,6 @@ def test_an_address_names_the_server_and_no_password():
 
 def test_a_lock_holds_through_a_tcp_proxy(limited: Engine, engine: Engine):
     with source_lock(limited, "shop") as lock:
-        lock.keep()
+        lock.ensure()
         with pytest.raises(Busy), source_lock(engine, "shop"):
             pass

@@ -87,7 +87,7 @@ def test_open_rejects_are_counted_by_source_and_reason(deps: Deps, settings: Set
     ingest(deps, lenient, a_manifest(tmp_path / "words.jsonl", [{"key": "a", "image": "lost.png"}]))
 
     with deps.sessions() as session:
-        counted = statistics.rejects(session)
+        counted = statistics.count_rejects(session)
 
     assert counted == [
         RejectCount("shop", "not_a_picture", 2),

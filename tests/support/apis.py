@@ -50,7 +50,7 @@ def a_key(backend: Backend, *scopes: Scope, name: str | None = None) -> dict[str
     """The header with a new key of these scopes."""
     with backend.sessions() as sessions, sessions.begin() as session:
         key, _ = api_keys.create(
-            session, name or f"{' and '.join(scopes)} {len(api_keys.every(session))}", scopes
+            session, name or f"{' and '.join(scopes)} {len(api_keys.list_keys(session))}", scopes
         )
     return {"Authorization": f"Bearer {key}"}
 

@@ -10,13 +10,13 @@ from flows.console.widgets import confirm, show_error, start_flow
 from flows.service.model_overview import Effort, Lineage, effort_of
 from flows.tracking.text import many
 from storage.errors import StoreUnavailable
-from storage.postgres.model_history import Kept, Life
+from storage.postgres.model_history import CollectionHistory, ModelHistory
 from storage.qdrant import collection_name
 
 FORCE = "Promote it regardless of the comparison; the decision records that"
 
 
-async def confirm_promotion(context: ConsoleContext, life: Life, active: Life) -> None:
+async def confirm_promotion(context: ConsoleContext, life: ModelHistory, active: ModelHistory) -> None:
     """Run the promotion gate on a model, after confirmation."""
     gate = context.backend.settings.gate
     outside = f", nor on {gate.outside}" if gate.outside is not None else ""
@@ -39,7 +39,7 @@ async def confirm_promotion(context: ConsoleContext, life: Life, active: Life) -
         await start_flow(context, "promote", model=life.name, force=forced)
 
 
-async def confirm_reindex(context: ConsoleContext, life: Life, active: Life) -> None:
+async def confirm_reindex(context: ConsoleContext, life: ModelHistory, active: ModelHistory) -> None:
     """Re-index with a promoted model, after confirmation."""
     effort = await _effort(context, life.fingerprint)
     if effort is None:
@@ -53,7 +53,9 @@ async def confirm_reindex(context: ConsoleContext, life: Life, active: Life) -> 
         await start_flow(context, "reindex", model=life.name)
 
 
-async def confirm_rollback(context: ConsoleContext, seen: Lineage, active: Life, back: Kept) -> None:
+async def confirm_rollback(
+    context: ConsoleContext, seen: Lineage, active: ModelHistory, back: CollectionHistory
+) -> None:
     """Roll back to the previous collection, after confirmation."""
     effort = await _effort(context, back.fingerprint)
     if effort is None:

@@ -9,11 +9,11 @@ from flows.console.format import moment, share
 from flows.console.widgets import Row, table
 from flows.service.model_overview import Lineage
 from flows.tracking.text import many
-from storage.postgres.model_history import Checked, Decision, Life
+from storage.postgres.model_history import Decision, DecisionCheck, ModelHistory
 from storage.postgres.statistics import HEADLINE
 
 
-def model_name(depth: int, life: Life) -> None:
+def model_name(depth: int, life: ModelHistory) -> None:
     """Show a model's name, indented below its parent."""
     label = ui.label(("└ " if depth else "") + short(life.name, life.fingerprint))
     label.style(f"padding-left: {max(0, depth - 1) * 1.2}rem; white-space: nowrap")
@@ -25,7 +25,7 @@ def model_state(state: str) -> None:
     ui.label(state).classes("sl-good" if state == "active" else "sl-faint")
 
 
-def model_collections(seen: Lineage, life: Life) -> None:
+def model_collections(seen: Lineage, life: ModelHistory) -> None:
     """Show the collections of a model."""
     own = [one for one in seen.collections if one.fingerprint == life.fingerprint]
     for one in own:
@@ -45,13 +45,13 @@ def model_collections(seen: Lineage, life: Life) -> None:
         ui.label("–")
 
 
-def recall_change(life: Life, direction: str) -> str:
+def recall_change(life: ModelHistory, direction: str) -> str:
     """Return recall@10 of held-out pairs before and after training."""
     before, after = (figures.get(direction, {}).get(HEADLINE) for figures in (life.before, life.figures))
     return "–" if after is None else f"{share(before)} → {share(after)}"
 
 
-def last_decision(life: Life) -> str:
+def last_decision(life: ModelHistory) -> str:
     """Return the last decision of the promotion gate."""
     if life.decided is None:
         return "–"
@@ -93,10 +93,10 @@ def _passed(passed: bool) -> None:
     ui.label("passed" if passed else "failed").classes("sl-good" if passed else "sl-bad")
 
 
-def _gain(one: Checked) -> str:
+def _gain(one: DecisionCheck) -> str:
     interval = "" if one.low is None or one.high is None else f" ({one.low:+.1%} to {one.high:+.1%})"
     return f"{one.gain:+.1%}{interval}"
 
 
-def _required(one: Checked) -> str:
+def _required(one: DecisionCheck) -> str:
     return f"interval above {one.limit:.1%}" if one.name == "held-out" else f"at least {one.limit:+.1%}"

@@ -9,7 +9,7 @@ from nicegui import ui
 
 from flows.console.format import moment, share
 from flows.console.widgets import Row, table
-from storage.postgres.statistics import Measured
+from storage.postgres.statistics import EvaluationFigure
 
 CUTOFFS = (1, 5, 10)
 METRICS = (*(f"recall@{k}" for k in CUTOFFS), "mrr", "ndcg@10")
@@ -35,12 +35,12 @@ def short(name: str, fingerprint: str) -> str:
     return last if last.endswith(fingerprint[:8]) else f"{last} ({fingerprint[:8]})"
 
 
-def data_set_of(one: Measured) -> str:
+def data_set_of(one: EvaluationFigure) -> str:
     """Return the display name of a figure's data set."""
     return one.dataset if one.langs is None else f"{one.dataset} ({one.langs})"
 
 
-def data_sets(measured: Sequence[Measured]) -> list[str]:
+def data_sets(measured: Sequence[EvaluationFigure]) -> list[str]:
     """Return the data sets, most evaluated models first, then most recent."""
     models: dict[str, set[str]] = {}
     latest: dict[str, float] = {}
@@ -51,7 +51,7 @@ def data_sets(measured: Sequence[Measured]) -> list[str]:
     return sorted(models, key=lambda name: (-len(models[name]), -latest[name], name))
 
 
-def recall(measured: Sequence[Measured], names: Mapping[str, str]) -> None:
+def recall(measured: Sequence[EvaluationFigure], names: Mapping[str, str]) -> None:
     """Show the figures of one data set by direction.
 
     Args:
@@ -79,20 +79,20 @@ def recall(measured: Sequence[Measured], names: Mapping[str, str]) -> None:
         ).classes("sl-warn")
 
 
-def _measured_model(model: str, any_one: Measured) -> None:
+def _measured_model(model: str, any_one: EvaluationFigure) -> None:
     """Show the evaluated model and the time."""
     ui.label(model).style("white-space: nowrap")
     ui.label(moment(any_one.at)).classes("sl-faint").style("white-space: nowrap")
 
 
-def _figure(one: Measured | None) -> None:
+def _figure(one: EvaluationFigure | None) -> None:
     """Show a figure, and below it its interval."""
     ui.label("–" if one is None else share(one.value))
     if one is not None and one.low is not None and one.high is not None:
         ui.label(f"{share(one.low)} to {share(one.high)}").classes("sl-faint")
 
 
-def _chart(direction: str, measured: Sequence[Measured], names: Mapping[str, str]) -> None:
+def _chart(direction: str, measured: Sequence[EvaluationFigure], names: Mapping[str, str]) -> None:
     """Draw recall@k of each model: values, and confidence intervals as whiskers."""
     title = f"Recall, {direction.replace('_', ' ')}"
     by_model = {model: {one.metric: one for one in measured if one.model == model} for model in names}
@@ -122,7 +122,7 @@ def _chart(direction: str, measured: Sequence[Measured], names: Mapping[str, str
     ).style("height: 16rem; width: 100%").props(f'role=img aria-label="{title}, with 95% intervals"')
 
 
-def _series(name: str, own: Mapping[str, Measured], colour: str) -> dict[str, Any]:
+def _series(name: str, own: Mapping[str, EvaluationFigure], colour: str) -> dict[str, Any]:
     """Return one model's values as flat boxes between whiskers."""
     return {
         "type": "boxplot",
@@ -133,7 +133,7 @@ def _series(name: str, own: Mapping[str, Measured], colour: str) -> dict[str, An
     }
 
 
-def _box(one: Measured | None) -> list[float]:
+def _box(one: EvaluationFigure | None) -> list[float]:
     if one is None:
         return []
     low, high = (one.value if bound is None else bound for bound in (one.low, one.high))

@@ -27,7 +27,7 @@ from flows.console.widgets import Row, heading, hidden_title, problem, table, ti
 from flows.service.model_overview import WORK, Lineage, look_at_models
 from storage.errors import StoreUnavailable
 from storage.postgres import runs
-from storage.postgres.model_history import Life
+from storage.postgres.model_history import ModelHistory
 from storage.postgres.runs import Run
 
 REFRESH_S = 3.0
@@ -168,7 +168,7 @@ class Page:
                 "held-out pairs, before and after its training."
             ).classes("sl-faint")
 
-    def _actions(self, seen: Lineage, life: Life) -> None:
+    def _actions(self, seen: Lineage, life: ModelHistory) -> None:
         active = seen.active
         if active is None or life.fingerprint == active.fingerprint:
             return

@@ -95,7 +95,7 @@ def read_rejects(context: ConsoleContext, wanted: RejectFilter) -> RejectPage | 
 def count_open(context: ConsoleContext, wanted: RejectFilter) -> int:
     """Count the open rejects on all pages."""
     with context.backend.sessions() as sessions, sessions() as session:
-        return sum(one.many for one in statistics.rejects(session) if wanted.has(one))
+        return sum(one.many for one in statistics.count_rejects(session) if wanted.has(one))
 
 
 class Listing:
