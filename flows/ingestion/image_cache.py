@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding.images.preparation import Prepared
+from embedding.images.preparation import PreparedImage
 from embedding.images.worker_pool import Workers
 from storage.records import ImageInfo
 
@@ -16,26 +16,26 @@ from storage.records import ImageInfo
 class CachedImage:
     """Hold one image while it is decoded, encoded and stored."""
 
-    def __init__(self, decoding: "Future[Prepared]") -> None:
+    def __init__(self, decoding: "Future[PreparedImage]") -> None:
         self._decoding = decoding
         self.vector: NDArray[np.float32] | None = None
         """Shape (dim,), unit length; None until the image is encoded."""
 
     @classmethod
-    def decoded(cls, prepared: Prepared) -> Self:
+    def decoded(cls, prepared: PreparedImage) -> Self:
         """Return an image that is decoded already."""
-        done: Future[Prepared] = Future()
+        done: Future[PreparedImage] = Future()
         done.set_result(prepared)
         return cls(done)
 
     @classmethod
     def with_vector(cls, picture: ImageInfo, vector: NDArray[np.float32]) -> Self:
         """Return an image that has a stored vector."""
-        image = cls.decoded(Prepared(picture.width, picture.height, picture.format, {}))
+        image = cls.decoded(PreparedImage(picture.width, picture.height, picture.format, {}))
         image.vector = vector
         return image
 
-    def prepared(self) -> Prepared:
+    def prepared(self) -> PreparedImage:
         """Wait for the decoded image.
 
         It has no features once it has a vector.

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from embedding.encoders.sentence_encoder import Encoder
 from embedding.images.worker_pool import Workers
-from embedding.pipeline import ahead, behind
+from embedding.pipeline import in_background, prefetch
 from flows.config.settings import Settings
 from flows.ingestion.batches import EncodedBatch, PlannedBatch
 from flows.ingestion.image_cache import ImageCache
@@ -156,10 +156,10 @@ def run_batches(
 
     try:
         with (
-            ahead(job.clock.reading("read", read_batches(job.run, rows, size))) as fetched,
-            ahead(lock.persist(partial(decoding, job, batch)) for batch in fetched) as decoded,
-            ahead(lock.persist(partial(storing, job, batch)) for batch in decoded) as planned,
-            behind(write) as hand_on,
+            prefetch(job.clock.reading("read", read_batches(job.run, rows, size))) as fetched,
+            prefetch(lock.persist(partial(decoding, job, batch)) for batch in fetched) as decoded,
+            prefetch(lock.persist(partial(storing, job, batch)) for batch in decoded) as planned,
+            in_background(write) as hand_on,
         ):
             for first in planned:
                 step(partial(encode, chain([first], planned), hand_on))
@@ -169,7 +169,7 @@ def run_batches(
 
 def batch_size(encoder: Encoder, settings: Settings) -> BatchSize:
     """Return the size of a batch, in rows and images."""
-    images = min(settings.batch_size, MODEL_BATCHES * encoder.pictures_at_once)
+    images = min(settings.batch_size, MODEL_BATCHES * encoder.images_per_chunk)
     return BatchSize(settings.batch_size, images)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from sqlalchemy.orm import Session, sessionmaker
 
 from embedding.images.decode import BadImage
-from embedding.images.preparation import PIXELS, Shrink
+from embedding.images.preparation import PIXELS, Downscale
 from embedding.images.worker_pool import WorkersFailed, prepare_soon
 from flows.config.settings import Limits
 from flows.resources.images import fetch_image
@@ -21,7 +21,7 @@ from storage.sources import BadSource, FetchError, find_row
 SIDE = 480
 JPEG_QUALITY = 82
 SAME_KEY = "duplicate_key"
-"""Of such a row the key says nothing: elsewhere it is the other record that has it."""
+"""Reason of a row that its key does not identify: another record has the same key."""
 
 
 class NoPreview(NotFound):
@@ -31,14 +31,13 @@ class NoPreview(NotFound):
 def preview_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID) -> bytes:
     """Return the image of an open reject as a small JPEG.
 
-    The JPEG holds only the pixels of the file.
-
-    The row is read again from where its source was read last, by the same rules: no path leads out of the
-    source, no more is fetched than an ingest fetches, and redirects lead to no private network. The file is
-    decoded by the image decoder in a process of its own, as whatever crashes a decoder may be among rejects.
+    The JPEG holds only the pixels of the file. The row is read again from where its source was read last, by
+    the same rules: no path leads out of the source, no more is fetched than an ingest fetches, and redirects
+    lead to no private network. The file is decoded in a process of its own, as a file that crashes a decoder
+    may be among rejects.
 
     Raises:
-        NoPreview: there is no such image, or the gate refuses it.
+        NoPreview: there is no such image, or it cannot be decoded.
     """
     with sessions() as session:
         found = open_rejects(session, ids=[id])
@@ -55,7 +54,7 @@ def preview_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID) ->
     if isinstance(row, Rejected):
         raise NoPreview(row.message)
     if row.image is None:
-        raise NoPreview("the record names no picture")
+        raise NoPreview("the record names no image")
     try:
         return as_small_jpeg(fetch_image(Origin(row.image, folder=row.folder), limits), name=row.place)
     except (FetchError, BadImage, WorkersFailed) as error:
@@ -66,10 +65,10 @@ def as_small_jpeg(data: bytes, *, name: str) -> bytes:
     """Decode an image and encode it as a small JPEG.
 
     Raises:
-        BadImage: it refuses them, or they crash its process.
+        BadImage: the bytes cannot be decoded, or crash the decoder.
         WorkersFailed: too many others wait.
     """
-    shown = prepare_soon(Shrink(SIDE), data, name=name)
+    shown = prepare_soon(Downscale(SIDE), data, name=name)
     buffer = BytesIO()
     Image.fromarray(shown.features[PIXELS]).save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return buffer.getvalue()

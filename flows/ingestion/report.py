@@ -57,16 +57,16 @@ class IngestReport:
     updated: int
     rejected: int
     still_deleted: int
-    """Their source has them, and somebody asked to delete them."""
+    """Records of the source whose items a user deleted."""
 
     deleted: int
     not_deleted: int
-    """Items that the run has not met, and left all the same."""
+    """Items that the run has not met, and that stay."""
 
     ignored: int
     truncated: int
     reused: int
-    """Pictures whose vector was there already, or came from the same bytes of another record."""
+    """Images whose vector existed, or came from the same bytes of another record."""
 
     pictures: int
     """Of the embedded records, those with an image."""
@@ -74,11 +74,11 @@ class IngestReport:
     reasons: dict[str, int]
     seconds: float
     stages: dict[str, float]
-    """Seconds at work, by stage; of decoding, on a processor, added up over its workers."""
+    """Busy seconds by stage; of decoding, CPU seconds of all workers."""
 
     speed: Throughput
     not_deleted_because: str | None = None
-    """Why missing items were left, in a sentence."""
+    """Sentence that says why missing items stay."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"run": str(self.run)}
@@ -119,11 +119,11 @@ def as_markdown(report: IngestReport) -> str:
     title = f"# {report.source}: {report.outcome} in {report.seconds:.1f} s"
     kept = () if report.not_deleted_because is None else (f"**{report.not_deleted_because}**\n",)
     summary = "\n".join([*kept, *as_sentences(report.speed)])
-    return f"{title}\n\n{summary}\n\n| what | value |\n|---|---:|\n{rows}\n"
+    return f"{title}\n\n{summary}\n\n| count | value |\n|---|---:|\n{rows}\n"
 
 
 def as_sentences(speed: Throughput) -> tuple[str, str]:
     """Return the rates and memory of a run, and the advice."""
     device = "" if speed.peak_device_mib is None else f", {speed.peak_device_mib:,.0f} MiB on the GPU"
-    rates = f"{speed.records_per_s:,.0f} records a second, {speed.pictures_per_s:,.0f} pictures a second"
+    rates = f"{speed.records_per_s:,.0f} records a second, {speed.pictures_per_s:,.0f} images a second"
     return f"{rates}; {speed.peak_mib:,.0f} MiB at most{device}", speed.advice

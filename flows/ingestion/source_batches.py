@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from embedding.images.decode import BadImage
-from embedding.pipeline import side_by_side
+from embedding.pipeline import map_in_order
 from flows.config.settings import Limits
 from flows.ingestion.batches import FetchedBatch, FetchedRecord, PlannedBatch
 from flows.resources.images import fetch_image
@@ -58,7 +58,7 @@ def read_batches(run: IngestRun, rows: Iterable[Row], size: BatchSize) -> Iterat
     """Yield the rows of a source in batches, with fetched images."""
     rows_read, records, rejects = 0, list[FetchedRecord](), list[Rejected]()
     images = total_bytes = 0
-    for one in side_by_side(partial(fetch_row, run), rows, threads=FETCHES_AT_ONCE, slow=needs_fetch):
+    for one in map_in_order(partial(fetch_row, run), rows, threads=FETCHES_AT_ONCE, slow=needs_fetch):
         if isinstance(one, Rejected):
             rows_read += one.rows
             rejects.append(one)

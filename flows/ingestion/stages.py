@@ -177,7 +177,7 @@ def encode_items(
         The points, the number of images that were encoded, and the number of texts that were truncated.
     """
     new = [image for image in images.values() if image.vector is None]
-    vectors = encoder.prepared([image.prepared().features for image in new])
+    vectors = encoder.encode_prepared([image.prepared().features for image in new])
     for image, vector in zip(new, vectors, strict=True):
         image.set_vector(vector)
     texts = encoder.encode_texts(texts_of(items))

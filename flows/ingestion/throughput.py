@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 BUSY = 0.5
-"""A stage that was at work for less of the time than this held nobody up."""
+"""A stage that is busy for a smaller share of the time is no bottleneck."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +18,15 @@ class Throughput:
     records_per_s: float
     pictures_per_s: float
     busy: dict[str, float]
-    """By stage, in [0, 1], busiest first; decoding by the share of its processes."""
+    """Share of the time by stage, in [0, 1], busiest first; of decoding, the share of its processes."""
 
     bottleneck: str
     advice: str
     peak_mib: float
-    """Most memory that the process had, without the workers that decode."""
+    """Peak memory of the process, without the decoding workers."""
 
     peak_device_mib: float | None
-    """Most memory that the model's tensors had on a GPU; None on a CPU."""
+    """Peak memory of the model's tensors on a GPU; None on a CPU."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -44,11 +44,11 @@ def throughput_of(
     """Return the throughput of a run.
 
     Args:
-        stages: seconds at work; of `decode`, time on a processor, added up over all workers.
+        stages: busy seconds; of `decode`, CPU seconds of all workers.
         seconds: from the first row to the last mark.
         records: rows that were read.
-        images: of the embedded records, those with an image.
-        workers: processes that decode, 0 for one of those that searches use.
+        pictures: images among the embedded records.
+        workers: decoding processes; 0 for one that is shared with searches.
         peak_device_mib: None on a CPU.
     """
     elapsed = max(seconds, 1e-9)
@@ -71,7 +71,7 @@ def throughput_of(
 
 def peak_memory_mib() -> float:
     """Return the peak memory of this process, in MiB."""
-    status = Path("/proc/self/status")  # what getrusage tells may be of the process that started this one
+    status = Path("/proc/self/status")  # getrusage may report the parent process
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 1024

@@ -7,7 +7,7 @@ from pathlib import Path
 from flows.ingestion.reject_reasons import REASONS
 
 ROOT = Path(__file__).parents[2]
-MAKERS = {"BadRow": 0, "BadImage": 0, "FetchError": 0, "rejected": 1}
+MAKERS = {"BadRow": 0, "BadImage": 0, "FetchError": 0, "rejected": 1, "as_reject": 1}
 """What makes a reject, and which of its arguments is the reason."""
 
 

@@ -56,7 +56,7 @@ class RejectEntry:
             self._seen.props["title"] = f"first {moment(reject.first_seen)}"
             _row_as_text(reject)
             reason = REASONS.get(reject.reason)
-            if reason is not None and reason.of_picture:
+            if reason is not None and reason.of_image:
                 self._image_button()
 
     def update_age(self, now: datetime) -> None:
