@@ -8,8 +8,8 @@ from uuid import UUID
 import numpy as np
 
 from embedding.encoders.sentence_encoder import Encoder
-from embedding.training.batches import Row
-from embedding.training.splits import Part
+from embedding.training.batches import PairRow
+from embedding.training.splits import SplitName
 from flows.datasets.splits import ImageSplit
 from flows.datasets.training_pairs import StoredTrainingData, text_number
 from flows.resources.connections import Stores
@@ -37,7 +37,7 @@ class Candidate:
 
 
 def select_negatives(
-    row: Row, own_score: float, candidates: Sequence[Candidate], many: int
+    row: PairRow, own_score: float, candidates: Sequence[Candidate], many: int
 ) -> list[Candidate]:
     """Return the closest candidates that are no false negatives.
 
@@ -61,9 +61,9 @@ def add_negatives(
     encoder: Encoder,
     split: ImageSplit,
     material: StoredTrainingData,
-    pairs: Iterator[tuple[Part, Row]],
+    pairs: Iterator[tuple[SplitName, PairRow]],
     many: int,
-) -> Iterator[tuple[Part, Row]]:
+) -> Iterator[tuple[SplitName, PairRow]]:
     """Yield the pairs, with mined negatives for those of training.
 
     Raises:
@@ -85,7 +85,7 @@ def _mine(
     encoder: Encoder,
     collection: qdrant.Collection,
     split: ImageSplit,
-    asked: Sequence[tuple[Row, str]],
+    asked: Sequence[tuple[PairRow, str]],
     many: int,
 ) -> None:
     """Add mined negatives to rows, in place."""
@@ -96,13 +96,13 @@ def _mine(
         items = {id: item for id, (item, _) in catalog.items_with_digests(session, ids).items()}
         own = catalog.embedded_duplicates(session, collection.name, [row["picture"] for row, _ in asked])
     vectors = qdrant.image_vectors_of(
-        stores.vectors, collection.name, {twin.id: twin.content_hash for twin in own.values()}
+        stores.vectors, collection.name, {positive.id: positive.content_hash for positive in own.values()}
     )
     for (row, _), query, hits in zip(asked, queries, found, strict=True):
-        twin = own.get(row["picture"])
-        if twin is None or twin.id not in vectors:
+        positive = own.get(row["picture"])
+        if positive is None or positive.id not in vectors:
             continue
-        own_score = float(np.dot(query, vectors[twin.id]))
+        own_score = float(np.dot(query, vectors[positive.id]))
         picked = select_negatives(row, own_score, _candidates(hits, items, split), many)
         row["negatives"] += [one.sha256 for one in picked]
         row["negative_groups"] += [one.group for one in picked]

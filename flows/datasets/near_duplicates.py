@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from embedding.images.decode import BadImage
-from embedding.images.perceptual_hash import SEEN, near_groups, perceptual_hash
-from embedding.images.preparation import PIXELS, Prepared
+from embedding.images.perceptual_hash import HASH_INPUT, near_groups, perceptual_hash
+from embedding.images.preparation import PIXELS, PreparedImage
 from embedding.images.worker_pool import Workers
 from flows.config.settings import Limits
 from flows.resources.connections import Stores
@@ -96,7 +96,7 @@ def duplicate_groups(
     return groups
 
 
-def hash_of(decoded: Prepared) -> int:
+def hash_of(decoded: PreparedImage) -> int:
     """Return the perceptual hash of an image decoded to `SEEN`."""
     return perceptual_hash(Image.fromarray(decoded.features[PIXELS]))
 
@@ -104,7 +104,7 @@ def hash_of(decoded: Prepared) -> int:
 def _hash_new(stores: Stores, limits: Limits, advance: Steps) -> int:
     """Hash the images without a hash; count the unreadable ones."""
     after, unreadable = "", 0
-    with Workers(SEEN, 0) as workers:
+    with Workers(HASH_INPUT, 0) as workers:
         while True:
             with stores.sessions() as session:
                 origins = perceptual_hashes.unhashed(session, after, BATCH)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedding.images.decode import BadImage
-from embedding.images.perceptual_hash import SEEN
+from embedding.images.perceptual_hash import HASH_INPUT
 from embedding.images.worker_pool import Workers
-from embedding.training.splits import Part, Split
+from embedding.training.splits import Split, SplitName
 from flows.config.settings import Limits
 from flows.datasets.near_duplicates import duplicate_groups, hash_of
 from flows.datasets.relevance_judgments import BadJudgments, Judgment, file_sha256, query_images
@@ -36,7 +36,7 @@ class ImageSplit:
     unreadable: frozenset[str] = frozenset()
     """Stored images that are missing or cannot be decoded: no pair is made of them."""
 
-    def part_of(self, sha256: str) -> Part:
+    def part_of(self, sha256: str) -> SplitName:
         group = self.groups.get(sha256, sha256)
         return self.split.part_of(group, named=group in self.named)
 
@@ -89,7 +89,7 @@ def image_split(stores: Stores, groups: Mapping[str, str], split: Split) -> Imag
 def _hashes(judgments: Sequence[Judgment]) -> dict[str, int]:
     """Return the perceptual hashes of query images, by SHA-256."""
     origins = {sha256: Origin(path) for sha256, path in query_images(judgments).items()}
-    with Workers(SEEN, 0) as workers:
+    with Workers(HASH_INPUT, 0) as workers:
         decoding = decode_many(workers, origins, lambda _, origin: Path(origin.uri).read_bytes())
         try:
             return {sha256: hash_of(future.result()) for sha256, future in decoding.items()}

@@ -15,7 +15,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding.evaluation.ranks import Direction, Positions, Side
+from embedding.evaluation.ranks import Direction, Modality, Positions
 from embedding.training.splits import Split
 from flows.config.settings import Limits, Settings
 from flows.datasets.near_duplicates import duplicate_groups
@@ -304,7 +304,7 @@ def _caption_directions(test_set: TestSet, present: NDArray[np.bool_], by: Seque
             "text_to_image",
             "texts",
             _positions(texts),
-            "pictures",
+            "images",
             _positions(shown.values()),
             np.arange(len(shown)),
             np.arange(len(texts)),
@@ -320,7 +320,7 @@ def _caption_directions(test_set: TestSet, present: NDArray[np.bool_], by: Seque
         ),
         Direction(
             "image_to_text",
-            "pictures",
+            "images",
             _positions(shown[number] for number in pictures),
             "texts",
             np.arange(len(captions)),
@@ -344,7 +344,7 @@ def _judged_directions(test_set: TestSet, present: NDArray[np.bool_]) -> list[Di
         _judged_direction("text_to_image", "texts", dict(enumerate(words)), gallery, column),
         _judged_direction(
             "image_to_image",
-            "pictures",
+            "images",
             {len(test_set.entries) + row: one for row, one in enumerate(pictures) if seen[row]},
             gallery,
             column,
@@ -355,7 +355,7 @@ def _judged_directions(test_set: TestSet, present: NDArray[np.bool_]) -> list[Di
 
 def _judged_direction(
     name: str,
-    query_side: Side,
+    query_side: Modality,
     queries: Mapping[int, JudgedQuery],
     gallery: Sequence[int],
     column: Mapping[UUID, int],
@@ -375,7 +375,7 @@ def _judged_direction(
         name,
         query_side,
         _positions(answers),
-        "pictures",
+        "images",
         _positions(gallery),
         np.arange(len(gallery)),
         np.repeat(np.arange(len(answers)), counts),

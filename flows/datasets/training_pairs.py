@@ -15,10 +15,10 @@ import pyarrow as pa
 from datasets import Dataset
 
 from embedding.images.decode import BadImage
-from embedding.images.preparation import Features, Prepared
+from embedding.images.preparation import Features
 from embedding.images.worker_pool import Workers
-from embedding.training.batches import Row
-from embedding.training.splits import Part
+from embedding.training.batches import PairRow
+from embedding.training.splits import SplitName
 from flows.config.settings import Limits
 from flows.datasets.relevance_judgments import Judgment, file_sha256
 from flows.datasets.splits import ImageSplit, stable_number
@@ -46,7 +46,7 @@ class TooFewPairs(InvalidInput):
     """Report too few pairs to train on or to validate with."""
 
 
-def pairs_of_records(stores: Stores, split: ImageSplit) -> Iterator[tuple[Part, Row]]:
+def pairs_of_records(stores: Stores, split: ImageSplit) -> Iterator[tuple[SplitName, PairRow]]:
     """Yield a pair for each embedded text of an image's item.
 
     The pairs are in id order.
@@ -61,7 +61,7 @@ def pairs_of_records(stores: Stores, split: ImageSplit) -> Iterator[tuple[Part, 
 
 def pairs_of_judgments(
     stores: Stores, split: ImageSplit, judgments: Sequence[Judgment]
-) -> Iterator[tuple[Part, Row]]:
+) -> Iterator[tuple[SplitName, PairRow]]:
     """Yield the pairs of relevance judgments.
 
     A text makes a pair with the image of each relevant item; the images of irrelevant items are its
@@ -87,7 +87,9 @@ def pairs_of_judgments(
             yield split.part_of(sha256), row
 
 
-def _pairs_of_picture(split: ImageSplit, judgment: Judgment, item: Item) -> Iterator[tuple[Part, Row]]:
+def _pairs_of_picture(
+    split: ImageSplit, judgment: Judgment, item: Item
+) -> Iterator[tuple[SplitName, PairRow]]:
     if judgment.image is None or judgment.relevance == 0:
         return
     sha256 = file_sha256(judgment.image)
@@ -98,9 +100,9 @@ def _pairs_of_picture(split: ImageSplit, judgment: Judgment, item: Item) -> Iter
         yield part, pair_row(split, text_name(item.id, number), text, sha256)
 
 
-def pair_row(split: ImageSplit, name: str, text: str, sha256: str) -> Row:
+def pair_row(split: ImageSplit, name: str, text: str, sha256: str) -> PairRow:
     """Return the pair of a text and an image, without mined negatives."""
-    return Row(
+    return PairRow(
         text=name,
         picture=sha256,
         text_group=text_number(text),
@@ -120,18 +122,18 @@ def text_number(text: str) -> int:
     return stable_number(" ".join(text.casefold().split()))
 
 
-def write_pairs(folder: Path, pairs: Iterable[tuple[Part, Row]]) -> dict[Part, int]:
+def write_pairs(folder: Path, pairs: Iterable[tuple[SplitName, PairRow]]) -> dict[SplitName, int]:
     """Write the pairs of each part to a file; return their counts."""
-    parts: tuple[Part, ...] = get_args(Part)
-    counts: dict[Part, int] = dict.fromkeys(parts, 0)
-    waiting: dict[Part, list[Row]] = {part: [] for part in parts}
+    parts: tuple[SplitName, ...] = get_args(SplitName)
+    counts: dict[SplitName, int] = dict.fromkeys(parts, 0)
+    waiting: dict[SplitName, list[PairRow]] = {part: [] for part in parts}
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         files = {
             part: stack.enter_context(pa.ipc.new_stream(str(_file(folder, part)), SCHEMA)) for part in parts
         }
 
-        def write(part: Part) -> None:
+        def write(part: SplitName) -> None:
             files[part].write_batch(pa.RecordBatch.from_pylist(waiting[part], SCHEMA))
             counts[part] += len(waiting[part])
             waiting[part].clear()
@@ -145,7 +147,7 @@ def write_pairs(folder: Path, pairs: Iterable[tuple[Part, Row]]) -> dict[Part, i
     return counts
 
 
-def read_pairs(folder: Path, part: Part) -> Dataset:
+def read_pairs(folder: Path, part: SplitName) -> Dataset:
     """Return the pairs of a part, mapped from their file."""
     return Dataset.from_file(str(_file(folder, part)))
 
@@ -202,7 +204,7 @@ def _text_of(name: str, items: Mapping[UUID, Item]) -> str | None:
     return texts[int(number)] if int(number) < len(texts) else None
 
 
-def _features(decoding: "Future[Prepared] | None") -> Features | None:
+def _features(decoding: "Future[PreparedImage] | None") -> Features | None:
     if decoding is None:
         return None
     try:

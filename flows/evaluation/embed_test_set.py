@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding.encoders.sentence_encoder import Encoder, Vectors
-from embedding.evaluation.ranks import Side
+from embedding.evaluation.ranks import Modality
 from embedding.images.decode import BadImage
-from embedding.images.preparation import Prepared
+from embedding.images.preparation import PreparedImage
 from embedding.images.worker_pool import Workers
-from embedding.pipeline import ahead
+from embedding.pipeline import prefetch
 from flows.config.settings import Settings
 from flows.datasets.test_sets import EvaluationImage, TestSet
 from flows.resources.connections import Stores
@@ -27,19 +27,19 @@ CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Seen:
+class EmbeddedTestSet:
     """The rows of a test set as one model has them."""
 
     model: str
     fingerprint: str
     dim: int
     collection: str | None
-    rows: Mapping[Side, Vectors]
+    rows: Mapping[Modality, Vectors]
     present: NDArray[np.bool_]
     """Which images it has been shown."""
 
 
-def show(stores: Stores, settings: Settings, encoder: Encoder, test_set: TestSet, progress: Progress) -> Seen:
+def embed_test_set(stores: Stores, settings: Settings, encoder: Encoder, test_set: TestSet, progress: Progress) -> EmbeddedTestSet:
     """Return the rows of a test set: texts encoded, images shown that the collection has no vector of."""
     texts, shots = test_set.texts, test_set.images
     rows = [np.empty((0, encoder.dim), np.float32)]
@@ -53,13 +53,13 @@ def show(stores: Stores, settings: Settings, encoder: Encoder, test_set: TestSet
             _Chunk.begin(stores, settings, workers, collection, start, shots[start : start + CHUNK])
             for start in range(0, len(shots), CHUNK)
         )
-        with ahead(chunks) as ready:
+        with prefetch(chunks) as ready:
             for chunk in ready:
                 for place, vector in chunk.vectors(encoder):
                     pictures[place], present[place] = vector, True
                 progress(f"{encoder.name}: pictures", chunk.start + len(chunk.shots), len(shots))
-    sides: dict[Side, Vectors] = {"texts": np.concatenate(rows), "pictures": pictures}
-    return Seen(encoder.name, encoder.fingerprint, encoder.dim, collection, sides, present)
+    sides: dict[Modality, Vectors] = {"texts": np.concatenate(rows), "images": pictures}
+    return EmbeddedTestSet(encoder.name, encoder.fingerprint, encoder.dim, collection, sides, present)
 
 
 def _collection_of(stores: Stores, encoder: Encoder) -> str | None:
@@ -77,7 +77,7 @@ class _Chunk:
     start: int
     shots: Sequence[EvaluationImage]
     known: Mapping[Any, NDArray[np.float32]]
-    decoding: Mapping[int, "Future[Prepared]"]
+    decoding: Mapping[int, "Future[PreparedImage]"]
 
     @classmethod
     def begin(
@@ -103,7 +103,7 @@ class _Chunk:
                 prepared[number] = future.result().features
             except BadImage:
                 continue  # it is counted as left out
-        made = encoder.prepared(list(prepared.values()))
+        made = encoder.encode_prepared(list(prepared.values()))
         yield from ((self.start + number, row) for number, row in zip(prepared, made, strict=True))
         for number, shot in enumerate(self.shots):
             if shot.id in self.known:

@@ -29,9 +29,9 @@ class CachedImage:
         return cls(done)
 
     @classmethod
-    def with_vector(cls, picture: ImageInfo, vector: NDArray[np.float32]) -> Self:
+    def with_vector(cls, info: ImageInfo, vector: NDArray[np.float32]) -> Self:
         """Return an image that has a stored vector."""
-        image = cls.decoded(PreparedImage(picture.width, picture.height, picture.format, {}))
+        image = cls.decoded(PreparedImage(info.width, info.height, info.format, {}))
         image.vector = vector
         return image
 

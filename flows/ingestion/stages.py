@@ -50,8 +50,8 @@ def start_decoding(job: Job, batch: FetchedBatch) -> FetchedBatch:
             wanted = [one for one in batch.records if batch.needs_embedding(one.item_id(run.source), one)]
             shas = {one.sha256 for one in wanted if one.sha256}
             pending = job.images.pending(shas)  # before the states are read, or one could slip through
-            twins = catalog.embedded_duplicates(session, run.collection.name, shas - pending.keys())
-        images = pending | stored_vectors(deps, run.collection.name, twins)
+            duplicates = catalog.embedded_duplicates(session, run.collection.name, shas - pending.keys())
+        images = pending | stored_vectors(deps, run.collection.name, duplicates)
         for one in wanted:
             if one.data is not None and one.sha256 is not None and one.sha256 not in images:
                 images[one.sha256] = job.images.decode(one.sha256, one.data, name=one.record.place)
@@ -112,15 +112,15 @@ def write_points(job: Job, batch: EncodedBatch) -> BatchReport:
 
 
 def stored_vectors(
-    stores: Stores, collection: str, twins: Mapping[str, EmbeddedImage]
+    stores: Stores, collection: str, duplicates: Mapping[str, EmbeddedImage]
 ) -> dict[str, CachedImage]:
     """Return the images, by SHA-256, that have a vector in the collection."""
-    wanted = {twin.id: twin.content_hash for twin in twins.values()}
+    wanted = {one.id: one.content_hash for one in duplicates.values()}
     vectors = qdrant.image_vectors_of(stores.vectors, collection, wanted)
     return {
-        sha256: CachedImage.with_vector(twin.image, vectors[twin.id])
-        for sha256, twin in twins.items()
-        if twin.id in vectors
+        sha256: CachedImage.with_vector(one.image, vectors[one.id])
+        for sha256, one in duplicates.items()
+        if one.id in vectors
     }
 
 

@@ -52,7 +52,7 @@ class Receipt:
         self.items += len(gone)
         self.points.update(name for one in gone for name in one.collections)
         self.marks += sum(one.marks for one in gone)
-        self.pictures.update(one.picture for one in gone if one.picture)
+        self.pictures.update(one.image for one in gone if one.image)
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -48,7 +48,7 @@ class Deps(Stores):
         """Return the collection behind the alias, or None before the first ingest.
 
         Args:
-            refresh: describe it now, whatever a cache holds.
+            refresh: describe it now instead of reading a cache.
         """
         return qdrant.active_collection(self.vectors)
 
@@ -176,7 +176,7 @@ def index_named(settings: Settings) -> Iterator[None]:
     except (ResponseHandlingException, UnexpectedResponse) as error:
         if not is_transient(error):
             raise
-        where = url or f"{settings.home} (our own)"
+        where = url or f"{settings.home} (embedded)"
         remedy = (
             "is the server of SIGHTLINE_QDRANT__URL running?" if url else "the next command starts it again"
         )

@@ -27,7 +27,7 @@ class DeletedItem:
     """Names of the collections that had a point of it."""
 
     marks: int
-    picture: ImageFate | None
+    image: ImageFate | None
     """What happened to the bytes of its image; None without an image."""
 
     def as_json(self) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class DeletedItem:
             "key": self.key,
             "points_removed_from": list(self.collections),
             "marks_removed": self.marks,
-            "picture": self.picture,
+            "picture": self.image,
         }
 
 

@@ -15,7 +15,7 @@ from storage.errors import ModelError
 from storage.postgres import model_registry
 
 MAX_LOADED = 2
-"""Models that stay loaded: the active one, and the one before it, for those who go back."""
+"""Models that stay loaded: the active one, and the previous one for a rollback."""
 
 Load = Callable[[Settings, str], Encoder]
 
