@@ -98,7 +98,7 @@ def status_routes(backend: Backend, observer: Observer, authenticator: KeyAuthen
     @router.get("/status", operation_id="get_status", responses=responses())
     def get_status(_: reader) -> StatusAnswer:
         """Return record counts, running and failed flows, and store availability."""
-        return queries.status_answer(backend, observer.seen)
+        return queries.status_answer(backend, observer.latest)
 
     @router.get("/health", operation_id="get_health")
     def get_health() -> Health:

@@ -62,7 +62,7 @@ class McpApp:
 
 def mcp_app(backend: Backend, observer: Observer) -> McpApp:
     """Return the MCP server over HTTP, which requires a `read` key."""
-    server = mcp_server(backend, lambda: observer.seen)
+    server = mcp_server(backend, lambda: observer.latest)
     # without a key there is no answer, so that a page that a browser was lured to gets none either
     no_check = TransportSecuritySettings(enable_dns_rebinding_protection=False)
     app = server.streamable_http_app(

@@ -77,7 +77,7 @@ def living_item(items: dict[UUID, tuple[Item, Digest]], id: UUID) -> tuple[Item,
 
 def status_answer(backend: Backend, seen: Observation) -> StatusAnswer:
     """Return the last observation, and the queue's current backlog."""
-    catalogued, indexed = seen.catalogued, seen.indexed
+    catalogued, indexed = seen.catalog, seen.index
     failed = () if catalogued is None else catalogued.failed
     away = seen.postgres_problem or seen.qdrant_problem
     collection = None if indexed is None else indexed.collection

@@ -53,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         get_running_loop().set_default_executor(ThreadPoolExecutor(MOST_WAITING, "page"))
-        with closing(backend), observer.at_work(), queue_worker(backend):
+        with closing(backend), observer.running(), queue_worker(backend):
             async with mcp.at_work():
                 yield
 

@@ -20,7 +20,7 @@ class ConsoleContext:
 
     async def first_observation(self) -> None:
         """Wait for the first observation, in a thread."""
-        await to_thread(lambda: self.observer.seen)
+        await to_thread(lambda: self.observer.latest)
 
     def prefect(self) -> AbstractContextManager[Prefect]:
         """Open the Prefect server that runs the schedules.

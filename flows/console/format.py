@@ -8,9 +8,9 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 def duration(seconds: float | None) -> str:
     """Format a duration in its two largest units.
 
-    >>> lasting(0.042), lasting(3.14159), lasting(75), lasting(3 * HOUR + 60), lasting(2 * DAY + HOUR)
+    >>> duration(0.042), duration(3.14159), duration(75), duration(3 * HOUR + 60), duration(2 * DAY + HOUR)
     ('42 ms', '3.1 s', '1 min 15 s', '3 h 1 min', '2 d 1 h')
-    >>> lasting(None)
+    >>> duration(None)
     '–'
     """
     if seconds is None:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from embedding.images.decode import BadImage
-from embedding.images.preparation import PIXELS, Shrink
+from embedding.images.preparation import PIXELS, Downscale
 from embedding.images.worker_pool import WorkersFailed, prepare_soon
 from flows.resources.images import load_image
 from flows.service.pool import Backend
@@ -111,7 +111,7 @@ def make_thumbnail(data: bytes, side: int) -> bytes | None:
         WorkersFailed: it cannot be decoded now.
     """
     try:
-        pixels = prepare_soon(Shrink(side), data, name="image").features[PIXELS]
+        pixels = prepare_soon(Downscale(side), data, name="image").features[PIXELS]
     except BadImage:
         return None
     image = Image.fromarray(pixels)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from embedding.images.decode import BadImage
-from embedding.images.preparation import Shrink
+from embedding.images.preparation import Downscale
 from embedding.images.worker_pool import WorkersFailed, prepare_soon
 from flows.api.limits import BoundedBody, ByteBudget, stated_size
 from flows.api.problems import ApiError
@@ -101,7 +101,7 @@ def add_routes(uploads: Uploads, thumbnails: Thumbnails, max_bytes: int) -> None
         body = BoundedBody(request.receive, stated_size(request.scope), max_bytes, budget)
         try:
             data = b"".join([part async for part in Request(request.scope, body.receive).stream()])
-            await to_thread(prepare_soon, Shrink(SMALL_SIDE), data, name=name)
+            await to_thread(prepare_soon, Downscale(SMALL_SIDE), data, name=name)
             return JSONResponse({"token": uploads.keep(data)})
         except (BadImage, WorkersFailed) as error:
             return JSONResponse({"problem": str(error)})

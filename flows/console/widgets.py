@@ -131,6 +131,6 @@ async def run_action(context: ConsoleContext, act: Callable[[], object], done: s
     except (SightlineError, ValueError) as error:
         show_error(error)
         return False
-    context.observer.look_again()
+    context.observer.refresh()
     ui.notify(done, type="positive")
     return True

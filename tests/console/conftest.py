@@ -94,7 +94,7 @@ def fill(running: Running) -> None:
 
 
 def fill_workshop(running: Running) -> None:
-    """Ingest enough to train on, and much that is rejected; train a candidate, which the promotion gate rejects."""
+    """Ingest enough to train on, and much that is rejected; train a candidate that the gate rejects."""
     settings = running.settings.model_copy(update={"max_reject_share": 1.0})
     folder = running.folder
     scenes = range(24)

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from flows.config.settings import Qdrant, Settings
 from flows.console.context import ConsoleContext
 from flows.console.pages import models, rejects
-from flows.service.model_overview import Lineage, look_at_models
+from flows.service.model_overview import ModelOverview, read_model_overview
 from flows.service.observer import Observer
 from flows.service.pool import Backend
 from storage import qdrant
@@ -27,9 +27,9 @@ def running(workshop: Running) -> Running:
     return workshop
 
 
-def seen(running: Running) -> Lineage:
+def seen(running: Running) -> ModelOverview:
     backend = Backend(running.settings)
-    found = look_at_models(backend, decisions=10)
+    found = read_model_overview(backend, decisions=10)
     backend.close()
     return found
 

@@ -114,7 +114,7 @@ def kind_name(kind: str) -> str:
 def repair_text(differences: Mapping[str, int], points: int) -> str:
     """Describe the effects of a repair, with figures.
 
-    >>> repair_in_words({"missing": 2}, 100)
+    >>> repair_text({"missing": 2}, 100)
     'It compares the stores again and embeds 2 records again. Other runs wait meanwhile.'
     """
     steps = [REPAIRS[kind].format(many(number, NOUNS[kind])) for kind, number in differences.items()]

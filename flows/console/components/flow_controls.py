@@ -79,7 +79,7 @@ class FlowRow:
 def time_until(then: datetime, now: datetime) -> str:
     """Format the time until a moment.
 
-    >>> coming(datetime(2026, 1, 1, 12), datetime(2026, 1, 1, 11, 58, 30, 5))
+    >>> time_until(datetime(2026, 1, 1, 12), datetime(2026, 1, 1, 11, 58, 30, 5))
     '2 min'
     """
     minutes = -(-max(0.0, (then - now).total_seconds()) // 60)
@@ -131,7 +131,7 @@ class FlowControls:
     async def _consequences(self, flow: str) -> str | None:
         """Return the consequences to confirm; None if minor."""
         if flow == "finetune":
-            seen = self._context.observer.seen.catalogued
+            seen = self._context.observer.latest.catalog
             stored = "the stored records" if seen is None else many(seen.figures.items, "stored record")
             return (
                 f"It trains a candidate from {stored}. If that passes the promotion gate, they are embedded "

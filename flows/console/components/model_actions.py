@@ -7,7 +7,7 @@ from nicegui import ui
 from flows.console.context import ConsoleContext
 from flows.console.format import duration
 from flows.console.widgets import confirm, show_error, start_flow
-from flows.service.model_overview import Effort, Lineage, effort_of
+from flows.service.model_overview import BackfillEstimate, ModelOverview, estimate_backfill
 from flows.tracking.text import many
 from storage.errors import StoreUnavailable
 from storage.postgres.model_history import CollectionHistory, ModelHistory
@@ -54,7 +54,7 @@ async def confirm_reindex(context: ConsoleContext, life: ModelHistory, active: M
 
 
 async def confirm_rollback(
-    context: ConsoleContext, seen: Lineage, active: ModelHistory, back: CollectionHistory
+    context: ConsoleContext, seen: ModelOverview, active: ModelHistory, back: CollectionHistory
 ) -> None:
     """Roll back to the previous collection, after confirmation."""
     effort = await _effort(context, back.fingerprint)
@@ -71,7 +71,7 @@ async def confirm_rollback(
         await start_flow(context, "rollback")
 
 
-async def _effort(context: ConsoleContext, fingerprint: str) -> Effort | None:
+async def _effort(context: ConsoleContext, fingerprint: str) -> BackfillEstimate | None:
     """Return the effort of a backfill; None, with a message, without Postgres."""
     try:
         return await to_thread(read_effort, context, fingerprint)
@@ -80,13 +80,13 @@ async def _effort(context: ConsoleContext, fingerprint: str) -> Effort | None:
         return None
 
 
-def read_effort(context: ConsoleContext, fingerprint: str) -> Effort:
+def read_effort(context: ConsoleContext, fingerprint: str) -> BackfillEstimate:
     """Return the effort of the backfill of a model's collection."""
     with context.backend.sessions() as sessions, sessions() as session:
-        return effort_of(session, collection_name(fingerprint))
+        return estimate_backfill(session, collection_name(fingerprint))
 
 
-def _embedded(effort: Effort) -> str:
+def _embedded(effort: BackfillEstimate) -> str:
     """Format the records to embed, and the estimated time."""
     what = many(effort.records, "record")
     if not effort.records:

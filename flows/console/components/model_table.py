@@ -7,7 +7,7 @@ from nicegui import ui
 from flows.console.components.recall_chart import short
 from flows.console.format import moment, share
 from flows.console.widgets import Row, table
-from flows.service.model_overview import Lineage
+from flows.service.model_overview import ModelOverview
 from flows.tracking.text import many
 from storage.postgres.model_history import Decision, DecisionCheck, ModelHistory
 from storage.postgres.statistics import HEADLINE
@@ -25,7 +25,7 @@ def model_state(state: str) -> None:
     ui.label(state).classes("sl-good" if state == "active" else "sl-faint")
 
 
-def model_collections(seen: Lineage, life: ModelHistory) -> None:
+def model_collections(seen: ModelOverview, life: ModelHistory) -> None:
     """Show the collections of a model."""
     own = [one for one in seen.collections if one.fingerprint == life.fingerprint]
     for one in own:

@@ -63,7 +63,7 @@ class RunFilter:
     def url(self) -> str:
         """Return the URL of this filter.
 
-        >>> Wanted(flow="ingest", source="a&b").url()
+        >>> RunFilter(flow="ingest", source="a&b").url()
         '/runs?flow=ingest&source=a%26b'
         """
         given = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -35,7 +35,7 @@ def stages_of(run: Run) -> list[tuple[str, float]]:
 def stages_text(stages: Sequence[tuple[str, float]]) -> str:
     """Return the alternative text of a bar.
 
-    >>> in_words([("read", 0.5), ("embed", 90.0)])
+    >>> stages_text([("read", 0.5), ("embed", 90.0)])
     'Seconds per stage: read 500 ms, embed 1 min 30 s'
     """
     return "Seconds per stage: " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in stages)
@@ -85,7 +85,7 @@ def records_per_second(run: Run, now: datetime) -> str:
 def flattened(counts: Mapping[str, Any], within: str = "") -> list[tuple[str, Any]]:
     """Flatten nested counts into one list.
 
-    >>> flat({"read": 3, "reasons": {"bad_image": 1}})
+    >>> flattened({"read": 3, "reasons": {"bad_image": 1}})
     [('read', 3), ('reasons: bad_image', 1)]
     """
     each = (

@@ -70,7 +70,7 @@ class Page:
             self._live = ActiveRuns(context, watch, OWN)
             self._findings = KeyedList[str](ui.element("div").classes("sl-column"))
             self._rest = KeyedList[str](ui.element("div").classes("sl-column"))
-        self._show(context.observer.seen.at)
+        self._show(context.observer.latest.at)
         ui.timer(REFRESH_S, self._refresh)
 
     async def _refresh(self) -> None:
@@ -97,7 +97,7 @@ class Page:
             findings.append(("problem", verdict.problem, partial(box, problem, verdict.problem)))
         if differ:
             findings.append(("differences", differ, partial(_differences, differ)))
-        catalogued = self._context.observer.seen.catalogued
+        catalogued = self._context.observer.latest.catalog
         if catalogued is not None and catalogued.figures.pending:
             behind = pending_text(catalogued.figures, now)
             findings.append(("behind", behind, partial(box, note, behind)))
@@ -139,7 +139,7 @@ def verdict_text(verdict: Verdict, now: datetime) -> str:
 def pending_text(waiting: Figures, now: datetime) -> str:
     """Return how far the index lags behind.
 
-    >>> pending_in_words(Figures(9, 2, 0, datetime(2026, 1, 1, 11), None), datetime(2026, 1, 1, 12))
+    >>> pending_text(Figures(9, 2, 0, datetime(2026, 1, 1, 11), None), datetime(2026, 1, 1, 12))
     'The index is behind: 2 records wait for the next ingest, the oldest for 1 h.'
     """
     wait = "waits" if waiting.pending == 1 else "wait"

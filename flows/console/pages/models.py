@@ -24,7 +24,7 @@ from flows.console.context import ConsoleContext
 from flows.console.format import moment
 from flows.console.layout import PATIENCE_S, frame, with_query
 from flows.console.widgets import Row, heading, hidden_title, problem, table, tile
-from flows.service.model_overview import WORK, Lineage, look_at_models
+from flows.service.model_overview import WORK, ModelOverview, read_model_overview
 from storage.errors import StoreUnavailable
 from storage.postgres import runs
 from storage.postgres.model_history import ModelHistory
@@ -50,7 +50,7 @@ class ModelsParams:
 class ModelsSnapshot:
     """Hold the lineage of models, and the jobs in progress."""
 
-    lineage: Lineage
+    lineage: ModelOverview
     running: tuple[Run, ...]
 
 
@@ -68,11 +68,11 @@ def add_page(context: ConsoleContext) -> None:
 
 def read_models(context: ConsoleContext, wanted: ModelsParams) -> ModelsSnapshot | str:
     """Read the models, or why they cannot be read."""
-    seen = context.observer.seen
-    if seen.catalogued is None:
+    seen = context.observer.latest
+    if seen.catalog is None:
         return seen.postgres_problem or ""
     try:
-        lineage = look_at_models(context.backend, decisions=DECISIONS + 1, before=wanted.before)
+        lineage = read_model_overview(context.backend, decisions=DECISIONS + 1, before=wanted.before)
         with context.backend.sessions() as sessions, sessions() as session:
             running = tuple(one for one in runs.running(session) if one.flow in WORK)
     except StoreUnavailable as error:
@@ -87,7 +87,7 @@ class Page:
         self._context, self._wanted = context, wanted
         self._running = ui.element("div").classes("contents")
         self._rest = ui.element("div").classes("contents")
-        self._shown: Lineage | str | None = None
+        self._shown: ModelOverview | str | None = None
         self._root = ui.context.slot.parent
 
     async def refresh(self) -> None:
@@ -111,7 +111,7 @@ class Page:
             else:
                 self._show(lineage)
 
-    def _show(self, seen: Lineage) -> None:
+    def _show(self, seen: ModelOverview) -> None:
         if seen.qdrant_problem is not None:
             problem(seen.qdrant_problem)
         if not seen.models:
@@ -126,7 +126,7 @@ class Page:
         self._decisions(seen)
         show_last_jobs(seen.last_runs)
 
-    def _in_use(self, seen: Lineage) -> None:
+    def _in_use(self, seen: ModelOverview) -> None:
         active = seen.active
         collection = next((one for one in seen.collections if one.state == "active"), None)
         with ui.element("div").classes("sl-tiles"):
@@ -145,7 +145,7 @@ class Page:
                     on_click=partial(self._act, partial(confirm_rollback, self._context, seen, active, back)),
                 ).props("outline")
 
-    def _lineage(self, seen: Lineage) -> None:
+    def _lineage(self, seen: ModelOverview) -> None:
         with ui.element("section").classes("sl-sheet"):
             heading("Models")
             rows: list[Row] = [
@@ -168,7 +168,7 @@ class Page:
                 "held-out pairs, before and after its training."
             ).classes("sl-faint")
 
-    def _actions(self, seen: Lineage, life: ModelHistory) -> None:
+    def _actions(self, seen: ModelOverview, life: ModelHistory) -> None:
         active = seen.active
         if active is None or life.fingerprint == active.fingerprint:
             return
@@ -184,7 +184,7 @@ class Page:
         with self._root:  # a dialog is removed with its parent, and the table may be rebuilt meanwhile
             await ask()
 
-    def _recall(self, seen: Lineage) -> None:
+    def _recall(self, seen: ModelOverview) -> None:
         names = data_sets(seen.measured)
         with ui.element("section").classes("sl-sheet"):
             heading("Recall")
@@ -199,7 +199,7 @@ class Page:
                         link.props('aria-current="true"')
             recall([one for one in seen.measured if data_set_of(one) == chosen], seen.names)
 
-    def _decisions(self, seen: Lineage) -> None:
+    def _decisions(self, seen: ModelOverview) -> None:
         with ui.element("section").classes("sl-sheet"):
             heading("Promotion gate decisions")
             if not seen.decisions:

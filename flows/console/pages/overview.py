@@ -11,7 +11,7 @@ from flows.console.context import ConsoleContext
 from flows.console.format import ago, duration, share
 from flows.console.layout import PATIENCE_S, frame
 from flows.console.widgets import Row, heading, hidden_title, outcome, problem, table, tile
-from flows.service.observer import Catalogued, Observation
+from flows.service.observer import CatalogStatus, Observation
 from flows.tracking.text import many
 from storage.postgres.runs import Run
 from storage.postgres.statistics import HEADLINE, Day
@@ -29,7 +29,7 @@ def add_page(context: ConsoleContext) -> None:
         await context.first_observation()
         with frame(context, request, "Overview"):
             hidden_title("Overview")
-            shown = ui.refreshable(lambda: show(context.observer.seen, datetime.now(UTC)))
+            shown = ui.refreshable(lambda: show(context.observer.latest, datetime.now(UTC)))
             shown()
             ui.timer(REFRESH_S, shown.refresh)
 
@@ -40,20 +40,20 @@ def show(seen: Observation, now: datetime) -> None:
         if sentence is not None:
             problem(sentence)
     with ui.element("div").classes("sl-tiles"):
-        if seen.catalogued is not None:
-            _records(seen.catalogued, seen.at)
+        if seen.catalog is not None:
+            _records(seen.catalog, seen.at)
         _stores(seen)
-    if seen.catalogued is not None:
-        if seen.catalogued.failed:
-            _failed(seen.catalogued.failed, now)
+    if seen.catalog is not None:
+        if seen.catalog.failed:
+            _failed(seen.catalog.failed, now)
         with ui.element("div").classes("sl-two"):
-            _last_runs(seen.catalogued.last_runs, now)
-            _searches(seen, seen.catalogued)
-        _trend(seen.catalogued.days)
+            _last_runs(seen.catalog.last_runs, now)
+            _searches(seen, seen.catalog)
+        _trend(seen.catalog.days)
     ui.label(f"As of {ago(seen.at, now)}.").classes("sl-faint")
 
 
-def _records(catalogued: Catalogued, at: datetime) -> None:
+def _records(catalogued: CatalogStatus, at: datetime) -> None:
     figures = catalogued.figures
     tile("Records", f"{figures.items:,}")
     tile(
@@ -74,7 +74,7 @@ def _records(catalogued: Catalogued, at: datetime) -> None:
 
 def _stores(seen: Observation) -> None:
     for name, trouble in (("Postgres", seen.postgres_problem), ("Qdrant", seen.qdrant_problem)):
-        points = "" if seen.indexed is None or name == "Postgres" else many(seen.indexed.points, "point")
+        points = "" if seen.index is None or name == "Postgres" else many(seen.index.points, "point")
         tile(name, "down" if trouble else "up", points, "sl-bad" if trouble else "sl-good")
     free = seen.disk_free_bytes / seen.disk_bytes
     tile(
@@ -118,10 +118,10 @@ def _last_runs(last_runs: tuple[Run, ...], now: datetime) -> None:
         table(("flow", "outcome", "started", "duration", "records/s"), rows, numbers=2)
 
 
-def _searches(seen: Observation, catalogued: Catalogued) -> None:
+def _searches(seen: Observation, catalogued: CatalogStatus) -> None:
     with ui.element("section").classes("sl-sheet"):
         heading("Active collection")
-        collection = None if seen.indexed is None else seen.indexed.collection
+        collection = None if seen.index is None else seen.index.collection
         if collection is None:
             ui.label("No collection is active yet; the first ingest creates one.").classes("sl-faint")
             return

@@ -12,7 +12,7 @@ from uuid import UUID
 from nicegui import ui
 from starlette.requests import Request
 
-from embedding.images.perceptual_hash import LEAST_BITS, NEAR
+from embedding.images.perceptual_hash import MAX_DISTANCE, MIN_BITS
 from flows.console.components.hit_cards import image
 from flows.console.components.search_params import SearchParams
 from flows.console.context import ConsoleContext
@@ -70,7 +70,9 @@ def read_record(backend: Backend, id: UUID) -> RecordSnapshot:
         if item is None or item.image is None:
             return RecordSnapshot(collection, found, ())
         sha256 = item.image.sha256
-        copies = perceptual_hashes.near(session, sha256, bits=NEAR, least_bits=LEAST_BITS, limit=MOST_COPIES)
+        copies = perceptual_hashes.near(
+            session, sha256, bits=MAX_DISTANCE, least_bits=MIN_BITS, limit=MOST_COPIES
+        )
     return RecordSnapshot(
         collection, found, None if copies is None else [one for one in copies if one.id != id]
     )

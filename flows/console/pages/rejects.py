@@ -79,8 +79,8 @@ def add_page(context: ConsoleContext) -> None:
 
 def read_rejects(context: ConsoleContext, wanted: RejectFilter) -> RejectPage | str:
     """Read a page of open rejects, or why it cannot be read."""
-    seen = context.observer.seen
-    if seen.catalogued is None:
+    seen = context.observer.latest
+    if seen.catalog is None:
         return seen.postgres_problem or ""
     try:
         with context.backend.sessions() as sessions, sessions() as session:
@@ -89,7 +89,7 @@ def read_rejects(context: ConsoleContext, wanted: RejectFilter) -> RejectPage | 
             )
     except StoreUnavailable as error:
         return str(error)
-    return RejectPage(seen.catalogued.rejects, found)
+    return RejectPage(seen.catalog.rejects, found)
 
 
 def count_open(context: ConsoleContext, wanted: RejectFilter) -> int:

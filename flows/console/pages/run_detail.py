@@ -154,7 +154,7 @@ def facts(run: Run, now: datetime) -> list[Row]:
 def option_text(value: object) -> str:
     """Format the value of an option.
 
-    >>> in_words(12000), in_words(["en", "de"]), in_words(True), in_words(None)
+    >>> option_text(12000), option_text(["en", "de"]), option_text(True), option_text(None)
     ('12,000', 'en, de', 'yes', '–')
     """
     match value:
