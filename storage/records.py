@@ -1,4 +1,4 @@
-"""The records that cross module boundaries: frozen, comparable, free of I/O."""
+"""Define the immutable records that modules exchange."""
 
 import hashlib
 import json
@@ -15,7 +15,9 @@ SHORT_TEXT_CHARS = 300
 
 
 def item_id(source: str, key: str) -> UUID:
-    """Return the one id of the item that `source` calls `key`, the same on every machine.
+    """Return the id of an item from its source and key.
+
+    It is the same on every machine.
 
     The pair is encoded as JSON before hashing, so ("a", "b_c") and ("a_b", "c") differ.
     """
@@ -24,7 +26,7 @@ def item_id(source: str, key: str) -> UUID:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text of an item: a caption, a title, a description."""
+    """Store one text of an item: a caption, title or description."""
 
     text: str
     lang: str | None = None
@@ -36,7 +38,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row of a source that can be read; its image has not been fetched yet."""
+    """Represent a valid row of a source, before its image is fetched."""
 
     key: str
     place: str
@@ -73,7 +75,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A row that was set aside: which one, why, and what would let it through."""
+    """Represent a rejected row: its place, the reason, and the remedy."""
 
     place: str
     key: str | None
@@ -97,20 +99,23 @@ class Rejected:
 
     @property
     def is_understood(self) -> bool:
-        """Whether it is known for certain which item this row is, and that it is no other one."""
+        """Whether the row certainly belongs to `key`, and to no other item."""
         return self.key is not None and not self.in_doubt
 
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """A file of a folder that no rule makes a record of, such as an `.ogg`; counted, never read."""
+    """Represent a file that is not a record, such as `.ogg`.
+
+    It is counted, and never read.
+    """
 
     place: str
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an image came from."""
+    """Store the origin of an image."""
 
     uri: str
     from_strangers: bool = False
@@ -122,7 +127,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What is known of an image without its pixels."""
+    """Describe an image without its pixels."""
 
     sha256: str
     uri: str
@@ -139,7 +144,7 @@ class ImageInfo:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing a user would want to find: a text, an image, or an image with texts."""
+    """Represent a searchable entity: a text, an image, or both."""
 
     source: str
     key: str
@@ -153,19 +158,25 @@ class Item:
 
     @property
     def embedded_texts(self) -> tuple[str, ...]:
-        """The texts that get a vector, in the order of the rows of the multivector `text`."""
+        """Texts with a vector, in the order of the multivector rows."""
         return tuple(text.text for text in self.texts if text.embedded)
 
     @property
     def short_text(self) -> str:
-        """What stands for the item in a list: its first embedded text, else its first, cut short."""
+        """The text that represents the item in lists.
+
+        It is the first embedded text, else the first text, cut to `SHORT_TEXT_CHARS`.
+        """
         texts = self.embedded_texts or tuple(text.text for text in self.texts) or ("",)
         return texts[0][:SHORT_TEXT_CHARS]
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """What a stored point was made from; in two parts, because only one of them costs a model."""
+    """Identify the inputs of a stored point by two hashes.
+
+    Only a change of the first one needs the model.
+    """
 
     content: str
     """SHA-256 over all that the vectors depend on: the image's bytes and the embedded texts."""
@@ -175,7 +186,9 @@ class Digest:
 
 
 def digest_of(record: Record, image_sha256: str | None) -> Digest:
-    """Return the digest of `record`, whose image has the bytes with `image_sha256`.
+    """Return the digest of a record and the bytes of its image.
+
+    Texts without a vector count for `record` alone, so a changed translation needs no model.
 
     Texts that get no vector count for `record` alone, so a changed translation costs no model.
     """
@@ -192,7 +205,9 @@ def _sha256(value: Any) -> str:
 
 
 def readings(value: str) -> list[str | int | float | bool]:
-    """Return what `value`, typed by a person, may be in metadata: a string, a truth value, a number.
+    """Return the metadata values that a typed string may stand for.
+
+    These are the string, a boolean, or a number.
 
     >>> readings("7")
     ['7', 7]
@@ -209,7 +224,7 @@ def readings(value: str) -> list[str | int | float | bool]:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One search result; `score` is a cosine in [-1, 1], higher is closer."""
+    """Represent one search result."""
 
     id: UUID
     score: float

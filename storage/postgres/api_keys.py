@@ -1,4 +1,7 @@
-"""The keys of the API in Postgres. Functions take a Session and never commit: the caller does.
+"""Store the API keys in Postgres; the caller commits.
+
+A key is a random number of 256 bits and cannot be guessed from its hash. Unlike that of a password, the hash
+need not be slow, and each request is checked by one look-up.
 
 A key is a random number of 256 bits, so that nobody can guess one from its hash: unlike a password's, that
 hash need not be slow, and each request is checked by one look-up.
@@ -27,16 +30,16 @@ USED_EVERY = timedelta(minutes=1)
 
 
 class KeyExists(Conflict):
-    """A key of this name is in use."""
+    """Signal that a key with this name is in use."""
 
 
 class NoSuchKey(NotFound):
-    """No key of this name is in use."""
+    """Signal that no key with this name is in use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What is known of a key; not the key itself."""
+    """Describe a key, without its secret."""
 
     id: UUID
     name: str
@@ -49,7 +52,10 @@ class Key:
     revoked: datetime | None
 
     def may(self, scope: str) -> bool:
-        """Whether the key has `scope`; `admin` has all, and `write` has no `read` in it."""
+        """Whether the key has `scope`.
+
+        `admin` includes every scope; `write` does not include `read`.
+        """
         return scope in self.scopes or "admin" in self.scopes
 
     def as_json(self) -> dict[str, Any]:
@@ -59,7 +65,9 @@ class Key:
 def create(
     session: Session, name: str, scopes: Collection[Scope], *, lasts: timedelta | None = None
 ) -> tuple[str, Key]:
-    """Make a key, and return it with what is known of it; it cannot be had again.
+    """Create a key; return its secret and its description.
+
+    The secret is not stored.
 
     Raises:
         KeyExists: a key of this name is in use.
@@ -79,7 +87,10 @@ def create(
 
 
 def find(session: Session, key: str) -> Key | None:
-    """Return the key, neither revoked nor expired, and note that it was used; None if there is none."""
+    """Return a valid key and record its use; None if invalid.
+
+    Revoked and expired keys are invalid.
+    """
     if not FORM.fullmatch(key):
         return None
     valid = KeyRow.revoked.is_(None), or_(KeyRow.expires.is_(None), KeyRow.expires > func.now())
@@ -104,7 +115,7 @@ def list_keys(session: Session) -> list[Key]:
 
 
 def revoke(session: Session, name: str) -> None:
-    """Make the key of this name useless, at once.
+    """Revoke the key with this name, effective at once.
 
     Raises:
         NoSuchKey: none is in use.

@@ -1,4 +1,7 @@
-"""Many rows in one statement that stays the same however many they are: it is compiled and planned once."""
+"""Send many rows in one statement of constant shape.
+
+The statement is compiled and planned once, whatever the number of rows.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,7 +12,9 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 
 def from_rows(table: Table, rows: Sequence[Mapping[str, Any]]) -> Select[Any]:
-    """Return `rows`, which travel as one JSON document, as a query that an insert can take them from.
+    """Return a query over `rows`, to insert from.
+
+    They are sent as one JSON document.
 
     Args:
         table: has the columns that each row names, all of them the same ones, with their types.
@@ -22,5 +27,8 @@ def from_rows(table: Table, rows: Sequence[Mapping[str, Any]]) -> Select[Any]:
 
 
 def among(attribute: InstrumentedAttribute[Any], values: Iterable[object]) -> ColumnElement[bool]:
-    """Return the condition that an attribute has one of `values`, which travel as one array."""
+    """Return the condition that an attribute has one of `values`.
+
+    They are sent as one array.
+    """
     return attribute == any_(literal(list(values), ARRAY(attribute.type)))

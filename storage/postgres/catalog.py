@@ -27,7 +27,7 @@ ITEMS, MARKS, SEEN = (cast(Table, row.__table__) for row in (ItemRow, MarkRow, S
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedImage:
-    """Refer to a living item whose image has a vector."""
+    """Refer to a living item with an embedded image."""
 
     id: UUID
     content_hash: str
@@ -99,7 +99,7 @@ def deleted_on_request(session: Session, ids: Iterable[UUID]) -> set[UUID]:
 
 
 def embedded_duplicates(session: Session, collection: str, shas: Iterable[str]) -> dict[str, EmbeddedImage]:
-    """Find items in `collection` with a vector for the same image bytes, by SHA-256."""
+    """Return embedded items with the same image bytes, by SHA-256."""
     marked = and_(
         MarkRow.item_id == ItemRow.id,
         MarkRow.collection == collection,
@@ -156,7 +156,7 @@ def mark_embedded(session: Session, collection: str, digests: Mapping[UUID, Dige
 
 
 def mark_current(session: Session, collection: str, digests: Mapping[UUID, Digest]) -> list[UUID]:
-    """Record the points whose digests Postgres still has; locks the rows until commit.
+    """Record the points with current digests, and lock their rows until commit.
 
     Items that have changed since get no embedding state.
 
@@ -191,7 +191,7 @@ def count_by_source(session: Session, selection: Selection) -> dict[str, int]:
 
 
 def sources_of_keys(session: Session, selection: Selection) -> dict[str, dict[str, bool]]:
-    """Return the sources of each selected key, each with whether its item is living."""
+    """Return for each selected key its sources, and whether it lives there."""
     found = select(ItemRow.key, ItemRow.source, ItemRow.deleted.is_(None)).where(*_selected(selection))
     sources: dict[str, dict[str, bool]] = {}
     for key, source, alive in session.execute(found.order_by(ItemRow.key, ItemRow.source)).tuples():
@@ -230,7 +230,7 @@ def _selected(selection: Selection) -> list[ColumnElement[bool]]:
 
 
 def missing_from_run(session: Session, source: str, run_id: UUID, limit: int) -> list[UUID]:
-    """Return up to `limit` ids of living items of `source` that the run has not met."""
+    """Return up to `limit` living items of `source` that were not met."""
     statement = select(ItemRow.id).where(_not_met(source, run_id)).order_by(ItemRow.id).limit(limit)
     return list(session.scalars(statement))
 
@@ -247,7 +247,7 @@ def missing_keys(session: Session, source: str, run_id: UUID, limit: int) -> lis
 
 
 def count_known(session: Session, source: str, then: datetime | None) -> int:
-    """Count the living items of `source` created by `then`, or all of them."""
+    """Count the living items of `source`, created by `then` if given."""
     living = select(func.count()).where(ItemRow.source == source, ItemRow.deleted.is_(None))
     return session.scalar(living if then is None else living.where(ItemRow.created <= then)) or 0
 
@@ -263,7 +263,7 @@ def tombstone(session: Session, ids: Sequence[UUID], *, asked: bool) -> None:
 
 
 def uncleared(session: Session, source: str | None, limit: int) -> list[UUID]:
-    """Return up to `limit` ids of deleted items that are not cleared yet, in order."""
+    """Return up to `limit` deleted items that are not cleared yet."""
     statement = select(ItemRow.id).where(ItemRow.deleted.is_not(None), ItemRow.cleared.is_(None))
     if source is not None:
         statement = statement.where(ItemRow.source == source)
@@ -281,7 +281,7 @@ def lock_blobs(session: Session, *, exclusive: bool) -> None:
 
 
 def unreferenced_blobs(session: Session, ids: Sequence[UUID]) -> list[str]:
-    """Return the SHA-256 of images of deleted items that no living item shares."""
+    """Return the images of deleted items that no living item shares."""
     gone = select(ItemRow.image_sha256).where(ItemRow.id.in_(ids), ItemRow.deleted.is_not(None))
     living = select(ItemRow.image_sha256).where(ItemRow.deleted.is_(None), ItemRow.image_sha256.is_not(None))
     statement = gone.where(ItemRow.image_sha256.is_not(None)).distinct()
@@ -312,7 +312,7 @@ def tombstones(session: Session, ids: Sequence[UUID]) -> dict[UUID, Item]:
 
 
 def living_items(session: Session, keys: Sequence[str] | None = None) -> Iterator[tuple[Item, Digest]]:
-    """Yield the living items with their digests, in id order, a thousand rows in memory.
+    """Yield the living items with their digests, in id order.
 
     Args:
         keys: only items with one of these keys, in any source.
@@ -325,7 +325,7 @@ def living_items(session: Session, keys: Sequence[str] | None = None) -> Iterato
 
 
 def captioned_images(session: Session) -> Iterator[Item]:
-    """Yield the living items with an image and an embedded text, in id order."""
+    """Yield the living items with image and embedded text, by id."""
     statement = (
         select(ItemRow)
         .where(
@@ -340,7 +340,10 @@ def captioned_images(session: Session) -> Iterator[Item]:
 
 
 def items_with_key(session: Session, key: str, source: str | None) -> list[Item]:
-    """Return the living items with `key`, in `source` or in all, by source."""
+    """Return the living items with `key`, by source.
+
+    `source` narrows them to one.
+    """
     statement = select(ItemRow).where(ItemRow.key == key, ItemRow.deleted.is_(None)).order_by(ItemRow.source)
     if source is not None:
         statement = statement.where(ItemRow.source == source)
@@ -348,13 +351,13 @@ def items_with_key(session: Session, key: str, source: str | None) -> list[Item]
 
 
 def images_of_keys(session: Session, keys: Sequence[str]) -> set[str]:
-    """Return the SHA-256 of the images of living items with one of `keys`."""
+    """Return the SHA-256 of the images of items with these keys."""
     own = among(ItemRow.key, keys), ItemRow.deleted.is_(None), ItemRow.image_sha256.is_not(None)
     return {sha256 for sha256 in session.scalars(select(ItemRow.image_sha256).where(*own)) if sha256}
 
 
 def image_origins(session: Session, shas: Iterable[str]) -> dict[str, Origin]:
-    """Return the origin of each image that a living item has, by SHA-256.
+    """Return the origins of images of living items, by SHA-256.
 
     Origins that came over the API are returned only where there is no other.
     """
@@ -425,7 +428,7 @@ def items_with_digests(session: Session, ids: Sequence[UUID]) -> dict[UUID, tupl
 
 
 def images_by_prefix(session: Session, prefix: str) -> dict[str, ImageInfo]:
-    """Return the images of living items whose SHA-256 starts with `prefix`, by SHA-256."""
+    """Return the images of living items by SHA-256, with this prefix."""
     after = prefix + "g"  # the digits end with f
     statement = (
         select(ItemRow)

@@ -34,7 +34,7 @@ DOES_NOT_FIT = (
 
 
 class DumpFailed(SightlineError):
-    """The rows of a dump do not fit this Postgres; none was kept."""
+    """Signal rows that do not fit this Postgres; none was kept."""
 
 
 class NotEmpty(Conflict):
@@ -127,7 +127,7 @@ def require_empty(engine: Engine) -> None:
 
 
 def first_filled(engine: Engine) -> str | None:
-    """Return the name of a table with rows, None if all are empty."""
+    """Return the name of a table with rows, or None."""
     with engine.connect() as connection:
         there = set(inspect(connection).get_table_names())
         filled = (

@@ -1,4 +1,4 @@
-"""Find the items whose embedding state lags behind, and the rows that changed since a moment."""
+"""Find outdated embedding states, and rows changed since a snapshot."""
 
 from uuid import UUID
 
@@ -9,7 +9,7 @@ from storage.postgres.schema import ItemRow, MarkRow
 
 
 def outdated(session: Session, collection: str, *, after: UUID | None, limit: int) -> list[UUID]:
-    """Return living items that the collection has no current point of, in id order.
+    """Return the living items without a current point, in id order.
 
     Args:
         after: only items with a greater id.
@@ -38,13 +38,13 @@ def count_living(session: Session) -> int:
 
 
 def oldest_transaction(session: Session) -> str:
-    """Return the id of the oldest transaction that a snapshot taken now does not see."""
+    """Return the oldest transaction id that a snapshot does not see."""
     current = literal_column("pg_snapshot_xmin(pg_current_snapshot())::xid")
     return session.execute(select(cast(current, Text))).scalar_one()
 
 
 def changed_since(session: Session, collection: str, transaction: str) -> set[UUID]:
-    """Return the items that changed, or whose embedding state did, from this transaction on.
+    """Return the items with changes since a transaction, embedding states included.
 
     Every transaction that a snapshot does not see has an id from its `oldest_transaction` on, so that no
     change after the snapshot is left out; some from shortly before it may be returned as well. Deleted items
@@ -61,7 +61,10 @@ def changed_since(session: Session, collection: str, transaction: str) -> set[UU
 
 
 def sample_images(session: Session, collection: str, size: int) -> list[UUID]:
-    """Return living items whose image the collection has: a sample that depends on their ids alone."""
+    """Return a sample of living items with image vectors.
+
+    It depends on their ids alone.
+    """
     statement = (
         select(ItemRow.id)
         .join(MarkRow, _state_in(collection))
@@ -77,6 +80,6 @@ def _state_in(collection: str) -> ColumnElement[bool]:
 
 
 def _written_from(table: str, transaction: str) -> ColumnElement[bool]:
-    """Match rows by the age of the transaction that wrote them; ids of transactions wrap around."""
+    """Match rows by the age of their transaction; ids wrap around."""
     oldest = func.age(literal_column(f"'{int(transaction)}'::xid"))
     return func.age(literal_column(f"{table}.xmin")) <= oldest

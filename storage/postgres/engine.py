@@ -1,4 +1,4 @@
-"""Postgres, over connections that never wait for ever, with or without a pooler in between."""
+"""Connect to Postgres with time limits, with or without a pooler."""
 
 import shlex
 from collections.abc import Callable
@@ -29,13 +29,19 @@ BY_STATEMENT = "limits by statement"
 
 
 class UnknownOption(InvalidInput):
-    """An option of the URL that no statement can set, as a connection pooler makes necessary."""
+    """Signal a URL option that no statement can set.
+
+    A connection pooler makes statements necessary.
+    """
 
 
 def open_engine(
     url: str, *, timeout_s: float, before_connecting: Callable[[], object] = lambda: None
 ) -> Engine:
-    """Return an engine whose statements end within `timeout_s`, by the server's clock or by ours.
+    """Create an engine with client and server time limits on statements.
+
+    The server's own limit does not help where the network goes silent. Each wait for a response has a
+    limit too, a little longer; after it the client raises `OperationalError` and closes the connection.
 
     The server's own limit doesn't help where the network goes silent, so that each wait for an answer has
     one too, a little longer; whoever overruns it gets an `OperationalError` and a closed connection.
@@ -76,13 +82,16 @@ def open_engine(
 
 
 def backend_pid_of(connection: Connection) -> int:
-    """Return the backend's process id as reported at connect; a pooler reports its own."""
+    """Return the backend's process id as reported at connect.
+
+    A pooler reports its own.
+    """
     driver: Any = connection.connection.driver_connection
     return int(driver.pgconn.backend_pid)
 
 
 def address_of(engine: Engine) -> str:
-    """Return where the server of `engine` is, for a person: no user, no password."""
+    """Return the address of the server, without user and password."""
     url = engine.url
     host = url.host or url.query.get("host") or "the default socket"
     port = f":{url.port}" if url.port else ""
@@ -90,7 +99,10 @@ def address_of(engine: Engine) -> str:
 
 
 def _is_pooled(connection: psycopg.Connection[Any]) -> bool:
-    """Check whether a pooler answers for Postgres; it may drop options and change sessions."""
+    """Check whether a pooler responds in place of Postgres.
+
+    A pooler may drop options and change sessions.
+    """
     connection.autocommit = True  # one round trip, in place of three
     [pid] = connection.execute("select pg_backend_pid()").fetchone() or [None]
     connection.autocommit = False
@@ -98,14 +110,17 @@ def _is_pooled(connection: psycopg.Connection[Any]) -> bool:
 
 
 def _setting(options: str) -> tuple[str, tuple[str, ...]]:
-    """Return the statement that sets start-up options for one transaction, and its parameters."""
+    """Return the statement that sets start-up options for one transaction.
+
+    Its parameters follow.
+    """
     settings = settings_of(options)
     calls = ", ".join(["set_config(%s, %s, true)"] * len(settings))
     return f"select {calls}", tuple(part for setting in settings.items() for part in setting)
 
 
 def settings_of(options: str) -> dict[str, str]:
-    """Return the settings that start-up options name; the last of two wins.
+    """Parse the settings in start-up options; the last of two wins.
 
     >>> settings_of("-c lock_timeout=5 --work-mem=1MB -cwork_mem=2MB")
     {'lock_timeout': '5', 'work_mem': '2MB'}
@@ -130,7 +145,7 @@ def settings_of(options: str) -> dict[str, str]:
 
 
 def _limited(timeout_s: float) -> type[psycopg.Connection[Any]]:
-    """Return a kind of connection that waits `timeout_s` for an answer, and then closes."""
+    """Return a connection class that closes after `timeout_s` without a response."""
 
     class Limited(psycopg.Connection[Any]):
         def wait(self, gen: PQGen[Any], interval: float = POLL_S, timeout: float | None = None) -> Any:

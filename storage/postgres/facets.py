@@ -1,4 +1,4 @@
-"""What searches can be narrowed by: the sources, and the metadata that items have."""
+"""List the sources and metadata values that searches can filter by."""
 
 from sqlalchemy import cast, column, func, select, true
 from sqlalchemy.dialects.postgresql import JSONB, JSONPATH
@@ -16,7 +16,7 @@ SCALARS = ("string", "number", "boolean")
 
 
 def sources(session: Session) -> list[str]:
-    """Return the names of up to `MOST_SOURCES` sources that have living items, in order.
+    """Return up to `MOST_SOURCES` sources with living items, in order.
 
     It steps from name to name through their index, instead of reading all items.
     """
@@ -29,7 +29,10 @@ def sources(session: Session) -> list[str]:
 
 
 def metadata(session: Session) -> list[tuple[str, str]]:
-    """Return the fields of metadata, each with its most frequent values, in order, from a sample of items.
+    """Return the most frequent values of each metadata field, from a sample.
+
+    The elements of a list count one by one. Values that are no string, number or boolean, or are long,
+    are left out.
 
     Of a list its parts count; what is no string, number or truth value, or is long, is left out.
     """

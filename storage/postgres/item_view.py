@@ -1,4 +1,4 @@
-"""One record as whoever looks at it wants to see it. Functions take a Session and never commit."""
+"""Read one record with its state; the caller owns the transaction."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +14,7 @@ from storage.records import Item
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """A record, alive or deleted, and whether searches find it."""
+    """Describe a record, living or deleted, and its embedding state."""
 
     source: str
     key: str
@@ -35,7 +35,7 @@ class Details:
 
 
 def details(session: Session, id: UUID, collection: str | None) -> Details | None:
-    """Return all that is to be seen of a record, or None where there never was one.
+    """Return the details of a record, or None if it never existed.
 
     Args:
         collection: the one that searches go to.

@@ -1,4 +1,4 @@
-"""Who may write: one run a source, several sources at once, and repairs alone."""
+"""Lock sources and stores against concurrent writers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,13 +29,19 @@ ROUNDS = 20
 
 
 class Busy(Conflict):
-    """Another process writes what this one wants to write; two at once would undo each other's work."""
+    """Signal that another process holds the lock.
+
+    Two concurrent writers would undo each other.
+    """
 
     retryable = True
 
 
 class UnstableSession(SightlineError):
-    """A pooler changes the session between transactions, so that another process can hold the same lock."""
+    """Signal that a pooler changes the session between transactions.
+
+    Another process could then hold the same lock.
+    """
 
     retryable = True
     http_status = 503
@@ -49,7 +55,9 @@ class UnstableSession(SightlineError):
 
 
 class Lock:
-    """Advisory locks of one Postgres session; Postgres gives them back when this process dies.
+    """Hold advisory locks of one Postgres session.
+
+    Postgres releases them when this process dies. Threads may share a lock: it is held by all of them.
 
     Threads may share one: what one of them holds, all of them hold.
     """
@@ -71,7 +79,10 @@ class Lock:
         self.release()
 
     def ensure(self) -> None:
-        """Take it, or make sure that it is still held: with the connection it was lost, and is taken anew.
+        """Acquire the lock, or check that it is still held.
+
+        A lock is lost with its connection, and acquired again. Another process may have written in
+        between: a caller that depends on unchanged data checks it.
 
         In between another process may have written: whoever depends on that not being so has to look.
 
@@ -97,7 +108,7 @@ class Lock:
             self._take()
 
     def release(self) -> None:
-        """Give it back, if it is held."""
+        """Release the lock if it is held."""
         with self._one_at_a_time:
             if self._connection is not None:
                 _give_back(self._connection)
@@ -121,13 +132,16 @@ class Lock:
             raise
 
     def _is_held(self, connection: Connection) -> bool:
-        """Check that the session is the one that took the locks, and holds them."""
+        """Check that the session is unchanged and still holds the locks."""
         pid, held = connection.execute(HELD).one()
         connection.commit()
         return self._session is not None and (pid, held) == (self._session.pid, len(self._wanted))
 
     def _end_lost_session(self, connection: Connection) -> None:
-        """End the session that the lock was held by before: its server may not know yet that we are gone."""
+        """End the session that held the lock before.
+
+        Its server may not have noticed yet that the client is gone.
+        """
         if self._session is not None:
             pid, start = self._session
             lost = ACTIVITY.c.pid == pid, ACTIVITY.c.backend_start == start
@@ -135,7 +149,7 @@ class Lock:
 
 
 def source_lock(engine: Engine, source: str) -> Lock:
-    """Return the right to write `source`, while others may write other sources.
+    """Return the lock for writing one source, beside writers of other sources.
 
     It is busy while another process writes this source, or has all sources for itself.
     """
@@ -147,27 +161,30 @@ def source_lock(engine: Engine, source: str) -> Lock:
 
 
 def exclusive_lock(engine: Engine) -> Lock:
-    """Return the right to write anything, alone; it is busy while another process writes."""
+    """Return the lock for writing anything; it excludes all other writers."""
     alone = func.pg_try_advisory_lock(_number(STORES))
     return Lock(engine, ((alone, "an ingest or another repair is running; wait until it has ended"),))
 
 
 def shared_lock(engine: Engine) -> Lock:
-    """Return the right to write beside runs of sources; it is busy while another has all for itself."""
+    """Return the lock for writing beside runs of sources.
+
+    It is busy while another process holds the exclusive lock.
+    """
     shared = func.pg_try_advisory_lock_shared(_number(STORES))
     repaired = "the stores are being repaired, backed up or restored; wait until that has ended"
     return Lock(engine, ((shared, repaired),))
 
 
 def flow_lock(engine: Engine, work: str) -> Lock:
-    """Return the right to do such work as a training or a re-index, for one at a time; others may write."""
+    """Return the lock for one kind of work; other work may write."""
     own = func.pg_try_advisory_lock(_number(f"sightline flow {work}"))
     return Lock(engine, ((own, f"another {work} is running; wait until it has ended"),))
 
 
 @contextmanager
 def collection_lock(engine: Engine) -> Iterator[None]:
-    """Hold the right to make or switch collections; waits for whoever has it, who needs it for a moment.
+    """Lock the creation and switching of collections; wait until it is free.
 
     Raises:
         UnstableSession: it cannot be held through the pooler in between.
@@ -183,7 +200,7 @@ def collection_lock(engine: Engine) -> Iterator[None]:
 
 
 def _own_session(engine: Engine) -> tuple[Connection, Row[tuple[int, datetime]]]:
-    """Open a connection whose session stays the same; the caller closes it.
+    """Open a connection with a stable session; the caller closes it.
 
     Raises:
         UnstableSession: a pooler gives each transaction the session that happens to be free.
@@ -200,7 +217,7 @@ def _own_session(engine: Engine) -> tuple[Connection, Row[tuple[int, datetime]]]
 
 
 def _keeps(connection: Connection, engine: Engine, pid: int) -> bool:
-    """Check that an idle connection keeps its session while another uses the pooler."""
+    """Check that an idle connection keeps its session behind a pooler."""
     own = select(func.pg_backend_pid())
     connection.commit()
     for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""Bringing a database to the newest schema."""
+"""Migrate a database to the current schema."""
 
 from pathlib import Path
 
@@ -9,7 +9,9 @@ from sqlalchemy import Connection, func, select
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Run every migration up to `revision` that `connection`'s database has not had yet.
+    """Apply the outstanding migrations up to `revision`.
+
+    Concurrent processes wait for each other; the caller commits.
 
     Of several processes that start at once one migrates and the others wait; the caller commits.
     """
@@ -18,7 +20,7 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
 
 
 def revision_of(connection: Connection) -> str | None:
-    """Return the last migration that `connection`'s database has had; None before the first."""
+    """Return the last applied migration, or None before the first."""
     return MigrationContext.configure(connection).get_current_revision()
 
 

@@ -1,4 +1,4 @@
-"""What is on record of each model: where it comes from, how good it is, what was decided, where it is."""
+"""Read the history of models: parents, figures, decisions and collections."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from storage.postgres.schema import CollectionRow, ModelRow, PromotionRow
 
 @dataclass(frozen=True, slots=True)
 class LastDecision:
-    """The last decision on a model."""
+    """Describe the last decision on a model."""
 
     at: datetime
     promoted: bool
@@ -27,7 +27,7 @@ class LastDecision:
 
 @dataclass(frozen=True, slots=True)
 class ModelHistory:
-    """One model."""
+    """Describe one model and its history."""
 
     name: str
     fingerprint: str
@@ -53,7 +53,7 @@ class ModelHistory:
 
 @dataclass(frozen=True, slots=True)
 class CollectionHistory:
-    """One collection on record."""
+    """Describe one collection and its use."""
 
     name: str
     fingerprint: str
@@ -67,7 +67,7 @@ class CollectionHistory:
 
 @dataclass(frozen=True, slots=True)
 class DecisionCheck:
-    """One check of a promotion decision, as recorded."""
+    """Store one check of a promotion decision."""
 
     name: str
     passed: bool
@@ -82,7 +82,7 @@ class DecisionCheck:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One decision of the gate."""
+    """Store one decision of the promotion gate."""
 
     id: int
     at: datetime
@@ -96,7 +96,7 @@ class Decision:
 
 
 def models(session: Session) -> list[ModelHistory]:
-    """Return all models, the newest first."""
+    """Return all models, newest first."""
     rows = session.scalars(select(ModelRow).order_by(ModelRow.created.desc(), ModelRow.fingerprint)).all()
     names = {row.fingerprint: row.name for row in rows}
     states: dict[str, dict[str, str]] = defaultdict(dict)
@@ -126,7 +126,7 @@ def models(session: Session) -> list[ModelHistory]:
 
 
 def collections(session: Session) -> list[CollectionHistory]:
-    """Return all collections, the one that searches went to last first; those never used come last."""
+    """Return all collections, the last activated first, never activated ones last."""
     latest = CollectionRow.activated.desc().nulls_last(), CollectionRow.name
     rows = session.scalars(select(CollectionRow).order_by(*latest))
     return [
@@ -135,7 +135,7 @@ def collections(session: Session) -> list[CollectionHistory]:
 
 
 def decisions(session: Session, limit: int, *, before: int | None = None) -> list[Decision]:
-    """Return the decisions of the gate, newest first.
+    """Return the decisions of the promotion gate, newest first.
 
     Args:
         before: only those that were put on record before the one with this id.

@@ -1,4 +1,4 @@
-"""Models and collections in Postgres. Functions take a Session and never commit: the caller does."""
+"""Store models and collections in Postgres; the caller commits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from storage.postgres.schema import CollectionRow, EvaluationRow, MarkRow, Model
 
 @dataclass(frozen=True, slots=True)
 class KnownCollection:
-    """A collection, as Postgres has it."""
+    """Describe a collection on record."""
 
     name: str
     fingerprint: str
@@ -23,7 +23,7 @@ class KnownCollection:
 
 
 def activate_collection(session: Session, *, name: str, model: str, fingerprint: str, dim: int) -> None:
-    """Put on record that searches go to collection `name`; whatever was active before is retired."""
+    """Record the collection that searches use, and retire the previous one."""
     _retire(session, CollectionRow, CollectionRow.name != name)
     _retire(session, ModelRow, ModelRow.fingerprint != fingerprint)
     own = insert(ModelRow).values(fingerprint=fingerprint, name=model, dim=dim, state="active")
@@ -45,7 +45,7 @@ def activate_collection(session: Session, *, name: str, model: str, fingerprint:
 
 
 def begin_collection(session: Session, *, name: str, fingerprint: str) -> None:
-    """Put on record that collection `name` is being filled for a model that is known."""
+    """Record that a collection is being built."""
     row = insert(CollectionRow).values(name=name, fingerprint=fingerprint, state="building")
     session.execute(
         row.on_conflict_do_update(
@@ -57,7 +57,7 @@ def begin_collection(session: Session, *, name: str, fingerprint: str) -> None:
 
 
 def last_retired(session: Session) -> list[KnownCollection]:
-    """Return the collections that searches went to before, the one they went to last first."""
+    """Return the formerly active collections, the last retired first."""
     retired = CollectionRow.state == "retired", CollectionRow.activated.is_not(None)
     rows = session.scalars(
         select(CollectionRow).where(*retired).order_by(CollectionRow.retired.desc(), CollectionRow.name)
@@ -66,14 +66,17 @@ def last_retired(session: Session) -> list[KnownCollection]:
 
 
 def disused(session: Session, days: float) -> list[str]:
-    """Return the collections that were retired, or begun and left, more than `days` days ago."""
+    """Return collections retired or abandoned more than `days` days ago."""
     since = func.coalesce(CollectionRow.retired, CollectionRow.created)
     old = CollectionRow.state != "active", since < func.now() - timedelta(days=days)
     return list(session.scalars(select(CollectionRow.name).where(*old).order_by(CollectionRow.name)))
 
 
 def forget_collection(session: Session, name: str) -> None:
-    """Drop what is on record of a collection. Call it after the collection itself is gone."""
+    """Delete the record of a collection.
+
+    Call it after the collection is removed from Qdrant.
+    """
     forget_marks(session, name)
     session.execute(delete(CollectionRow).where(CollectionRow.name == name))
 
@@ -87,7 +90,7 @@ def save_decision(
     forced: bool,
     checks: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Put on record whether a model may take the place of the active one, and why."""
+    """Record a promotion decision and its checks."""
     session.add(
         PromotionRow(
             candidate=candidate, active=active, promoted=promoted, forced=forced, checks=[*map(dict, checks)]
@@ -96,31 +99,34 @@ def save_decision(
 
 
 def is_promoted(session: Session, fingerprint: str, *, over: str) -> bool:
-    """Whether the last decision on a model was for it, and made while `over` was the active one."""
+    """Whether the last decision promoted this model over `over`."""
     latest = select(PromotionRow.promoted, PromotionRow.active).where(PromotionRow.candidate == fingerprint)
     row = session.execute(latest.order_by(PromotionRow.at.desc(), PromotionRow.id.desc()).limit(1)).first()
     return row is not None and row.promoted and row.active == over
 
 
 def forget_marks(session: Session, collection: str) -> None:
-    """Drop what is said of the points of `collection`. Call it before the collection is made anew."""
+    """Delete the embedding states of a collection.
+
+    Call it before the collection is created again.
+    """
     session.execute(delete(MarkRow).where(MarkRow.collection == collection))
 
 
 def marks_by_collection(session: Session) -> dict[str, int]:
-    """Return how many points each collection should hold."""
+    """Return the expected number of points of each collection."""
     statement = select(MarkRow.collection, func.count()).group_by(MarkRow.collection)
     return dict(session.execute(statement.order_by(MarkRow.collection)).tuples().all())
 
 
 def known_collections(session: Session) -> list[KnownCollection]:
-    """Return all collections, in order of name."""
+    """Return all collections on record, by name."""
     rows = session.scalars(select(CollectionRow).order_by(CollectionRow.name))
     return [KnownCollection(row.name, row.fingerprint, row.state) for row in rows]
 
 
 def models_of_collections(session: Session) -> list[str]:
-    """Return the names of the models that made the collections on record, in order."""
+    """Return the names of the models with collections, in order."""
     used = select(CollectionRow.fingerprint)
     return list(
         session.scalars(select(ModelRow.name).where(ModelRow.fingerprint.in_(used)).order_by(ModelRow.name))
@@ -128,13 +134,13 @@ def models_of_collections(session: Session) -> list[str]:
 
 
 def active_collection(session: Session) -> str | None:
-    """Return the name of the collection that searches go to, as Postgres has it."""
+    """Return the name of the active collection on record."""
     return session.scalar(select(CollectionRow.name).where(CollectionRow.state == "active"))
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model, as Postgres has it."""
+    """Describe a model on record."""
 
     fingerprint: str
     name: str
@@ -153,7 +159,7 @@ def save_model(
     parent: str | None = None,
     training: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Put a model on record as a candidate, unless it is known already."""
+    """Record a model as a candidate, unless it is known."""
     row = insert(ModelRow).values(
         fingerprint=fingerprint,
         name=name,
@@ -166,7 +172,7 @@ def save_model(
 
 
 def lineage(session: Session, fingerprint: str) -> list[Model]:
-    """Return a model and those that it comes from, itself first; none of it if it is not on record."""
+    """Return a model and its ancestors, itself first; empty if unknown."""
     found: list[Model] = []
     row = session.get(ModelRow, fingerprint)
     while row is not None:
@@ -176,7 +182,7 @@ def lineage(session: Session, fingerprint: str) -> list[Model]:
 
 
 def model_named(session: Session, name: str) -> Model | None:
-    """Return the model that was put on record last under `name`."""
+    """Return the latest model with this name."""
     latest = select(ModelRow).where(ModelRow.name == name).order_by(ModelRow.created.desc()).limit(1)
     row = session.scalar(latest)
     if row is None:
@@ -201,7 +207,7 @@ def save_evaluation(
     queries: int,
     gallery: int,
 ) -> None:
-    """Keep the figures of one direction, each with the sizes without which it means nothing.
+    """Record the figures of one direction with its sample sizes.
 
     Args:
         lang: the languages of the captions that were asked for; None for those that are embedded.

@@ -1,4 +1,4 @@
-"""Items that share an image, and what images look like. Functions take a Session and never commit."""
+"""Find copies and near duplicates of images; the caller commits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SIGN = 1 << 63
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A living item, and which image it has."""
+    """Describe a living item and its image."""
 
     id: UUID
     source: str
@@ -26,7 +26,7 @@ class Copy:
 
 
 def count_copies(session: Session) -> tuple[int, int]:
-    """Return how many images more than one living item has, and how many items these are."""
+    """Count the images that several living items share, and these items."""
     shared = (
         select(func.count().label("holders"))
         .where(ItemRow.deleted.is_(None), ItemRow.image_sha256.is_not(None))
@@ -39,7 +39,10 @@ def count_copies(session: Session) -> tuple[int, int]:
 
 
 def copies(session: Session) -> list[Copy]:
-    """Return the living items whose image another living item has as well, by image, source and key."""
+    """Return the living items that share their image with another item.
+
+    They are sorted by image, source and key.
+    """
     shared = (
         select(ItemRow.image_sha256)
         .where(ItemRow.deleted.is_(None))
@@ -50,12 +53,18 @@ def copies(session: Session) -> list[Copy]:
 
 
 def items_with(session: Session, shas: Sequence[str]) -> list[Copy]:
-    """Return the living items that have one of these images, by image, source and key."""
+    """Return the living items with these images, sorted.
+
+    The order is image, source and key.
+    """
     return _copies(session, shas)
 
 
 def unhashed(session: Session, after: str = "", limit: int | None = None) -> dict[str, Origin]:
-    """Return up to `limit` images, by SHA-256 after `after`, without a perceptual hash, and their origins."""
+    """Return up to `limit` images without a perceptual hash, after `after`.
+
+    Each has its origin; the order is SHA-256.
+    """
     hashed = select(PerceptualHashRow.sha256)
     statement = (
         select(ItemRow.image_sha256, ItemRow.uri, ItemRow.from_strangers)
@@ -72,14 +81,14 @@ def unhashed(session: Session, after: str = "", limit: int | None = None) -> dic
 
 
 def save_hashes(session: Session, hashes: Mapping[str, int]) -> None:
-    """Keep perceptual hashes, in [0, 2**64), by SHA-256."""
+    """Store perceptual hashes, in [0, 2**64), by SHA-256."""
     if hashes:
         rows = [{"sha256": sha256, "phash": hash - SIGN} for sha256, hash in sorted(hashes.items())]
         session.execute(insert(PerceptualHashRow).values(rows).on_conflict_do_nothing())
 
 
 def hashes(session: Session) -> dict[str, int]:
-    """Return the perceptual hashes of the images of living items, by SHA-256, in order."""
+    """Return the perceptual hashes of images of living items, by SHA-256."""
     living = select(ItemRow.image_sha256).where(ItemRow.deleted.is_(None))
     statement = select(PerceptualHashRow).where(PerceptualHashRow.sha256.in_(living))
     rows = session.scalars(statement.order_by(PerceptualHashRow.sha256))
@@ -87,7 +96,9 @@ def hashes(session: Session) -> dict[str, int]:
 
 
 def near(session: Session, sha256: str, *, bits: int, least_bits: int, limit: int) -> list[Copy] | None:
-    """Return living items whose images have the same bytes as this one, or look like it; exact ones first.
+    """Return the living items with the same or a similar image.
+
+    Exact copies come first.
 
     Args:
         bits: in how many of 64 bits the perceptual hashes of images that look alike may differ.

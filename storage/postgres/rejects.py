@@ -38,7 +38,7 @@ class Reject:
 
 
 def save_rejects(session: Session, run_id: UUID, source: str, rejects: Sequence[Rejected]) -> None:
-    """Record the rejects of a run; a row rejected before keeps its entry.
+    """Record the rejects of a run, and update earlier ones.
 
     A record is recognised by its place, and by its key where it has moved since the earlier run.
     """
@@ -94,7 +94,10 @@ def resolve_rejects(
 
 
 def _was_ingested(run_id: UUID) -> ColumnElement[bool]:
-    """Return the condition that the run claimed the row of a reject, by place or own key."""
+    """Return the condition that the run claimed the row of a reject.
+
+    A row is recognised by its place, or by its own key.
+    """
     claims = select(SeenRow.item_id).join(ItemRow, ItemRow.id == SeenRow.item_id)
     claims = claims.where(
         SeenRow.run_id == run_id, SeenRow.place != UNUSABLE, ItemRow.source == RejectRow.source
@@ -113,7 +116,10 @@ def resolve_api_rejects(session: Session, run_id: UUID, source: str, keys: Seque
 
 
 def rejects_of_run(session: Session, run_id: UUID) -> list[dict[str, Any]]:
-    """Return key, reason and message of the rejects that a run met last, by place."""
+    """Return the rejects that a run met last, by place.
+
+    Each has key, reason and message.
+    """
     columns = RejectRow.key, RejectRow.reason, RejectRow.message
     rows = session.execute(select(*columns).where(RejectRow.run_id == run_id).order_by(RejectRow.place))
     return [dict(row._mapping) for row in rows]

@@ -1,4 +1,7 @@
-"""What was accepted over the API and waits for its turn. Functions take a Session; the caller commits.
+"""Queue API requests in Postgres; the caller commits.
+
+The whole request is stored in its row, so accepting it is one transaction. An accepted request survives a
+crash, is part of a backup, and any process can execute it.
 
 The whole of a request is kept in its row, so that accepting it is one transaction: what was accepted is
 there after a crash, in a backup, and for whichever process carries it out.
@@ -25,14 +28,14 @@ AT_ONCE = 1000
 
 
 class KeyReused(InvalidInput):
-    """An idempotency key came again, with another request."""
+    """Signal that an idempotency key was reused for another request."""
 
     # http_status: the IETF's draft on the header says 422; 409 is for a first request that still goes on, and
     # a repeated one is answered with its receipt
 
 
 class QueueFull(SightlineError):
-    """As much waits as may; a later try may find room."""
+    """Signal a full queue; a later attempt may succeed."""
 
     retryable = True
     http_status = 503
@@ -40,7 +43,7 @@ class QueueFull(SightlineError):
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How much may wait at once."""
+    """Limit the pending requests."""
 
     requests: int
     bytes: int
@@ -49,7 +52,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A request, and what became of it."""
+    """Describe a request and its result."""
 
     id: UUID
     kind: Kind
@@ -66,7 +69,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class PendingRequest:
-    """A request in the queue, without what was asked for."""
+    """Refer to a pending request, without its body."""
 
     id: UUID
     source: str | None
@@ -75,7 +78,7 @@ class PendingRequest:
 
 @dataclass(frozen=True, slots=True)
 class ActiveRequest:
-    """A request that is to be carried out."""
+    """Store a request that is being executed."""
 
     id: UUID
     kind: Kind
@@ -87,7 +90,7 @@ class ActiveRequest:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How much waits."""
+    """Count the pending requests."""
 
     many: int
     oldest: datetime | None
@@ -104,7 +107,7 @@ def accept(
     idempotency_key: str | None,
     room: Capacity | None = None,
 ) -> tuple[Receipt, bool]:
-    """Put a request into the queue; return its receipt, and whether it is new.
+    """Queue a request; return its receipt, and whether it is new.
 
     Raises:
         KeyReused: this caller used the idempotency key for another request.
@@ -146,26 +149,32 @@ def _require_room(session: Session, room: Capacity) -> None:
 
 
 def receipt(session: Session, id: UUID) -> Receipt | None:
-    """Return the receipt of a request, or None where there is none of that id."""
+    """Return the receipt of a request, or None."""
     row = session.scalar(select(RequestRow).where(RequestRow.id == id).options(defer(RequestRow.body)))
     return None if row is None else _receipt(row)
 
 
 def pending(session: Session) -> list[PendingRequest]:
-    """Return what is to be carried out, the oldest first; also what was begun by a process that died."""
+    """Return the pending requests, oldest first.
+
+    They include requests that a crashed process had begun.
+    """
     waiting = select(RequestRow.id, RequestRow.source).where(RequestRow.state.in_(PENDING))
     rows = session.execute(waiting.order_by(RequestRow.accepted, RequestRow.id).limit(AT_ONCE))
     return [PendingRequest(id, source) for id, source in rows.tuples()]
 
 
 def backlog(session: Session) -> Backlog:
-    """Return how many requests are to be carried out, and since when the oldest waits."""
+    """Return the number of pending requests, and the oldest time."""
     counted = select(func.count(), func.min(RequestRow.accepted)).where(RequestRow.state.in_(PENDING))
     return Backlog(*session.execute(counted).one())
 
 
 def begin(session: Session, id: UUID) -> ActiveRequest | None:
-    """Begin a request, and return it; None if it has ended. The caller holds the queue's lock."""
+    """Mark a request as running and return it; None if ended.
+
+    The caller holds the queue's lock.
+    """
     begun = {"state": "running", "started": func.now(), "attempts": RequestRow.attempts + 1}
     row = session.execute(
         update(RequestRow)
@@ -179,7 +188,7 @@ def begin(session: Session, id: UUID) -> ActiveRequest | None:
 
 
 def requeue(session: Session, taken: ActiveRequest, problem: str, *, is_its_fault: bool = False) -> None:
-    """Leave a request for later.
+    """Return a request to the queue.
 
     Args:
         problem: what it waits for, in a sentence.
@@ -198,23 +207,26 @@ def finish(
     rejects: Sequence[Mapping[str, Any]] = (),
     run_id: UUID | None = None,
 ) -> None:
-    """Put on record what a request has done, and forget what was asked for."""
+    """Record the result of a request, and delete its body."""
     done = {"counts": dict(counts), "rejects": [dict(one) for one in rejects], "run_id": run_id}
     session.execute(_own(id).values(done | _ended("done", None)))
 
 
 def fail(session: Session, id: UUID, problem: str) -> None:
-    """Put on record why a request is not carried out, and forget what was asked for."""
+    """Record why a request failed, and delete its body."""
     session.execute(_own(id).values(_ended("failed", problem)))
 
 
 def count_old(session: Session, days: float) -> int:
-    """Return how many receipts are of requests that ended more than `days` days ago."""
+    """Count the receipts of requests that ended over `days` days ago."""
     return session.scalar(select(func.count()).where(_ended_before(days))) or 0
 
 
 def delete_old(session: Session, days: float) -> None:
-    """Remove the receipts of requests that ended more than `days` days ago, and their idempotency keys."""
+    """Delete old receipts with their idempotency keys.
+
+    Their requests ended more than `days` days ago.
+    """
     session.execute(delete(RequestRow).where(_ended_before(days)))
 
 

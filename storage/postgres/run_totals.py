@@ -1,4 +1,4 @@
-"""What the runs on record add up to: counters that only grow, and how each flow did last."""
+"""Aggregate the runs on record: monotonic counters and last results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ STILL = "still"
 
 @dataclass(frozen=True, slots=True)
 class OutcomeCount:
-    """How many runs of a flow ended, or go on, in one way."""
+    """Count the runs of a flow with one outcome."""
 
     flow: str
     outcome: str
@@ -31,7 +31,7 @@ class OutcomeCount:
 
 @dataclass(frozen=True, slots=True)
 class IngestTotals:
-    """What became of the records that all ingests read, those included that go on now."""
+    """Count the results of all ingests, current ones included."""
 
     results: Mapping[str, int]
     """By `RESULTS`."""
@@ -42,7 +42,7 @@ class IngestTotals:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the last comparison of the stores found, or a repair left."""
+    """Store the result of the last comparison or repair."""
 
     at: datetime
     differences: Mapping[str, int]
@@ -51,7 +51,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """All of it."""
+    """Store all aggregates of the runs on record."""
 
     outcomes: tuple[OutcomeCount, ...]
     took_s: Mapping[str, float]
@@ -68,7 +68,7 @@ class Totals:
 
 
 def totals(session: Session) -> Totals:
-    """Add up the runs on record; a statement for each figure."""
+    """Aggregate the runs on record, one statement per figure."""
     return Totals(
         tuple(outcomes(session)),
         took_s(session),
@@ -80,14 +80,14 @@ def totals(session: Session) -> Totals:
 
 
 def outcomes(session: Session) -> list[OutcomeCount]:
-    """Return how many runs there are of each flow and outcome, and when the last of them ended."""
+    """Count the runs by flow and outcome, with their last end."""
     each = RunRow.flow, RunRow.outcome
     statement = select(*each, func.count(), func.max(RunRow.ended)).group_by(*each).order_by(*each)
     return [OutcomeCount(*row) for row in session.execute(statement).tuples()]
 
 
 def took_s(session: Session) -> dict[str, float]:
-    """Return how long the last run of each flow took that ended and knows it, by name of the flow."""
+    """Return the duration of the last ended run of each flow."""
     seconds = cast(RunRow.seconds["total"].astext, Float)
     last = (
         select(RunRow.flow, seconds)
@@ -99,7 +99,10 @@ def took_s(session: Session) -> dict[str, float]:
 
 
 def ingest_totals(session: Session) -> IngestTotals:
-    """Return the sums over all runs of single sources; a run over several has a row of each besides."""
+    """Sum the results over all runs of single sources.
+
+    A run over several sources has a row for each of them besides its own.
+    """
     ingests = RunRow.flow.in_(INGESTS)
     sums = [
         func.coalesce(func.sum(cast(RunRow.counts[name].astext, Integer)).filter(ingests), 0)
@@ -113,7 +116,7 @@ def ingest_totals(session: Session) -> IngestTotals:
 
 
 def stage_seconds(session: Session) -> dict[str, float]:
-    """Return how long the stages of all ingests were at work."""
+    """Return the total work time of each ingest stage."""
     stage = func.jsonb_each_text(RunRow.seconds).table_valued("key", "value").lateral("stage")
     statement = (
         select(stage.c.key, func.sum(cast(stage.c.value, Float)))
@@ -127,7 +130,7 @@ def stage_seconds(session: Session) -> dict[str, float]:
 
 
 def last_comparison(session: Session) -> Comparison | None:
-    """Return what the last comparison found that got to its end; None if none did."""
+    """Return the result of the last finished comparison, or None."""
     compared = or_(RunRow.outcome == "completed", RunRow.counts != {})
     last = (
         select(RunRow.ended, RunRow.counts)

@@ -19,7 +19,7 @@ SENT = "api"
 
 
 class RunClosed(Conflict):
-    """Signal that another run has closed this one as crashed; this one must stop.
+    """Signal that another run has closed this one; it must stop.
 
     The other run may have written since.
     """
@@ -54,7 +54,7 @@ class StageProgress:
         return cls(data["stage"], data["done"], data["total"], since, data["first"], at)
 
     def remaining_s(self, now: datetime) -> float | None:
-        """Estimate the seconds until the stage ends at its pace; None without an estimate."""
+        """Estimate the seconds until the stage ends, or None."""
         gained, took_s = self.done - self.first, (self.at - self.since).total_seconds()
         if gained <= 0 or took_s <= 0 or self.total < self.done:
             return None
@@ -105,7 +105,7 @@ def start_run(
     options: dict[str, Any] | None = None,
     prefect_run_id: UUID | None = None,
 ) -> None:
-    """Record the start of a run, and close earlier ones that never ended.
+    """Record the start of a run; close earlier ones that crashed.
 
     Those are the runs of `source`, or without a source those of `flow`. The caller holds the lock of the
     source or of the flow, so a run recorded as running has crashed. Safe to repeat.
@@ -132,7 +132,7 @@ def start_run(
 
 
 def close_all(session: Session, *, but: UUID | None = None) -> None:
-    """Close all runs recorded as running, as after a restore: none of them runs here.
+    """Close all runs recorded as running, as after a restore.
 
     Args:
         but: a run to leave open.
@@ -191,7 +191,7 @@ def save_progress(
     counts: dict[str, Any] | None = None,
     seconds: dict[str, Any] | None = None,
 ) -> None:
-    """Record the progress of a run; a run that has ended stays unchanged.
+    """Record the progress of a run that has not ended.
 
     Args:
         counts: the work done so far, where it is known.
@@ -235,7 +235,7 @@ def last_read(session: Session, source: str) -> tuple[str, dict[str, Any]] | Non
 
 
 def known_sources(session: Session) -> list[SourceRead]:
-    """Return the last ingest of each source that has items or rejects, by name."""
+    """Return the last ingest of each source with items or rejects."""
     living = exists().where(ItemRow.source == RunRow.source, ItemRow.deleted.is_(None))
     rejected = exists().where(RejectRow.source == RunRow.source, RejectRow.resolved.is_(None))
     ingests = RunRow.flow == "ingest", RunRow.location.is_not(None), or_(living, rejected)
@@ -249,7 +249,9 @@ def known_sources(session: Session) -> list[SourceRead]:
 
 
 def failed_runs(session: Session) -> list[Run]:
-    """Return the last ended run of each flow and source, if it failed; newest first.
+    """Return failed runs that are the last of flow and source.
+
+    The newest comes first.
 
     Cancelled runs do not count.
     """
@@ -322,7 +324,7 @@ def last_runs(session: Session) -> list[Run]:
 
 
 def last_read_count(session: Session, source: str) -> int:
-    """Return the records read by the last completed ingest of `source`, or 0."""
+    """Return the records read by the last completed ingest, or 0."""
     complete = RunRow.source == source, RunRow.flow == "ingest", RunRow.outcome == "completed"
     read = (
         select(RunRow.counts["read"].as_integer()).where(*complete).order_by(RunRow.started.desc()).limit(1)

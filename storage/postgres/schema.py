@@ -1,4 +1,4 @@
-"""The Postgres tables. Alembic compares the database with this file."""
+"""Define the Postgres tables; Alembic compares the database with them."""
 
 from datetime import datetime
 from typing import Any
@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    """Names every constraint, so that migrations can drop it by name."""
+    """Name every constraint, so that migrations can drop it by name."""
 
     metadata = MetaData(
         naming_convention={
@@ -30,7 +30,7 @@ class Base(DeclarativeBase):
 
 
 class ItemRow(Base):
-    """The truth about one item. Its vectors can be rebuilt from this row and the image.
+    """Store one item; its vectors can be rebuilt from it.
 
     The id is derived from source and key, so that it alone keeps them unique; an index over the two
     would refuse keys of more than 2,700 bytes.
@@ -78,7 +78,7 @@ class ItemRow(Base):
 
 
 class ModelRow(Base):
-    """A model that has made vectors here, or was judged here; its fingerprint tells it from every other."""
+    """Store a model that embedded items or was evaluated."""
 
     __tablename__ = "models"
     __table_args__ = (CheckConstraint("state in ('candidate', 'active', 'retired')", name="state_is_known"),)
@@ -99,7 +99,7 @@ class ModelRow(Base):
 
 
 class CollectionRow(Base):
-    """A Qdrant collection, and the model whose vectors it holds."""
+    """Store a Qdrant collection and its model."""
 
     __tablename__ = "collections"
     __table_args__ = (CheckConstraint("state in ('building', 'active', 'retired')", name="state_is_known"),)
@@ -114,7 +114,10 @@ class CollectionRow(Base):
 
 
 class MarkRow(Base):
-    """What the point of an item in a collection was made from. Written after the point."""
+    """Store an embedding state: the digest that a point was built from.
+
+    It is written after the point.
+    """
 
     __tablename__ = "marks"
     __table_args__ = (Index(None, "collection"),)
@@ -127,7 +130,7 @@ class MarkRow(Base):
 
 
 class RunRow(Base):
-    """One run of a flow: what it read, what became of it, where the time went."""
+    """Store one run of a flow with counts and times."""
 
     __tablename__ = "runs"
     __table_args__ = (
@@ -158,7 +161,7 @@ class RunRow(Base):
 
 
 class RejectRow(Base):
-    """A row of a source that could not be taken in; the same place failing again updates it."""
+    """Store a rejected row; a repeated reject at its place updates it."""
 
     __tablename__ = "rejects"
     __table_args__ = (Index("ix_rejects_open", "source", postgresql_where=text("resolved is null")),)
@@ -179,7 +182,9 @@ class RejectRow(Base):
 
 
 class SeenRow(Base):
-    """Which items a run has met, and where: finds keys that come twice, and items that are gone.
+    """Store the items that a run has met, with their places.
+
+    They reveal duplicate keys and items that are gone.
 
     The rows of a run go with its end; the table is unlogged, because a crash ends the run as well.
     """
@@ -193,7 +198,10 @@ class SeenRow(Base):
 
 
 class PerceptualHashRow(Base):
-    """What an image looks like, in 64 bits; worked out once, when near duplicates are first asked for."""
+    """Store the perceptual hash of an image.
+
+    It is computed once, when near duplicates are first needed.
+    """
 
     __tablename__ = "perceptual_hashes"
 
@@ -202,7 +210,7 @@ class PerceptualHashRow(Base):
 
 
 class EvaluationRow(Base):
-    """One figure of one evaluation, with the sizes without which it means nothing."""
+    """Store one figure of an evaluation with its sample sizes."""
 
     __tablename__ = "evaluations"
     __table_args__ = (Index(None, "collection", "at"), Index(None, "model", "at"))
@@ -230,7 +238,7 @@ class EvaluationRow(Base):
 
 
 class PromotionRow(Base):
-    """One decision of the gate: whether a candidate may take the place of the active model, and why."""
+    """Store one decision of the promotion gate and its checks."""
 
     __tablename__ = "promotions"
     __table_args__ = (Index(None, "candidate", "at"),)
@@ -250,7 +258,7 @@ class PromotionRow(Base):
 
 
 class KeyRow(Base):
-    """One key of the API; of the key itself only its hash is here."""
+    """Store one API key, by its hash alone."""
 
     __tablename__ = "keys"
     __table_args__ = (
@@ -271,7 +279,7 @@ class KeyRow(Base):
 
 
 class RequestRow(Base):
-    """Something that was accepted over the API, to be carried out in its turn; later its receipt."""
+    """Store an accepted API request, and later its receipt."""
 
     __tablename__ = "requests"
     __table_args__ = (

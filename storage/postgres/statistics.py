@@ -1,4 +1,4 @@
-"""The figures that whoever watches looks at: one statement each, whatever the number of records."""
+"""Compute figures for monitoring, with one statement each."""
 
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -24,7 +24,7 @@ ONE_FIGURE = (
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """How many records there are, and how many of them searches find."""
+    """Count the records, and how many of them are searchable."""
 
     items: int
     """Living ones."""
@@ -44,13 +44,13 @@ class Figures:
         return self.items - self.pending
 
     def age_s(self, now: datetime) -> float:
-        """Return for how many seconds the oldest waiting record has waited; 0 if none waits."""
+        """Return the age of the oldest pending record in seconds, or 0."""
         return 0.0 if self.waiting_since is None else max(0.0, (now - self.waiting_since).total_seconds())
 
 
 @dataclass(frozen=True, slots=True)
 class RejectCount:
-    """How many rejects of one source are open for one reason."""
+    """Count the open rejects of one source and reason."""
 
     source: str
     reason: str
@@ -59,7 +59,7 @@ class RejectCount:
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """One day (UTC): what its ingests did, and how good searches were."""
+    """Summarise the ingests and the search quality of one day (UTC)."""
 
     day: date
     read: int = 0
@@ -77,7 +77,7 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationFigure:
-    """One figure of an evaluation, over all its queries."""
+    """Store one figure of an evaluation, over all its queries."""
 
     model: str
     """Its fingerprint."""
@@ -97,7 +97,7 @@ class EvaluationFigure:
 
 
 def figures(session: Session, collection: str | None) -> Figures:
-    """Count all records, and those that have no point in `collection` that shows them as they are.
+    """Count all records, and those without a current point.
 
     Args:
         collection: the one that searches go to; None if there is none yet.
@@ -125,7 +125,7 @@ def figures(session: Session, collection: str | None) -> Figures:
 
 
 def count_rejects(session: Session) -> list[RejectCount]:
-    """Return how many rejects are open, by reason and source, most first."""
+    """Count the open rejects by reason and source, most frequent first."""
     many = func.count()
     statement = (
         select(RejectRow.source, RejectRow.reason, many)
@@ -137,7 +137,7 @@ def count_rejects(session: Session) -> list[RejectCount]:
 
 
 def days(session: Session, now: datetime, many: int) -> list[Day]:
-    """Return the last `many` days, today last, also those on which nothing ran."""
+    """Summarise the last `many` days, today last, idle ones included."""
     today = now.date()
     first = today - timedelta(days=many - 1)
     own_day = cast(func.timezone("UTC", RunRow.started), Date)
@@ -158,7 +158,7 @@ def days(session: Session, now: datetime, many: int) -> list[Day]:
 
 
 def last_evaluation(session: Session, collection: str | None) -> list[EvaluationFigure]:
-    """Return all figures of the last evaluation of `collection`, by direction and metric."""
+    """Return the figures of the last evaluation, by direction and metric."""
     own = EvaluationRow.collection == collection, EvaluationRow.part.is_(None)
     last = select(func.max(EvaluationRow.at)).where(*own).scalar_subquery()
     rows = session.scalars(
@@ -170,7 +170,10 @@ def last_evaluation(session: Session, collection: str | None) -> list[Evaluation
 
 
 def last_evaluations(session: Session) -> list[EvaluationFigure]:
-    """Return of each model its last figures on each data set, by data set, direction, model and metric."""
+    """Return the last figures of each model on each data set.
+
+    They are sorted by data set, direction, model and metric.
+    """
     rows = session.scalars(
         select(EvaluationRow)
         .distinct(*ONE_FIGURE)
@@ -198,7 +201,7 @@ def _measured(row: EvaluationRow) -> EvaluationFigure:
 
 
 def _recalls(session: Session, first: date) -> dict[date, float]:
-    """Return the recall of each day's last evaluation of a collection, averaged over its directions."""
+    """Return the recall of each day's last evaluation, averaged over directions."""
     day = cast(func.timezone("UTC", EvaluationRow.at), Date).label("day")
     mean = func.avg(EvaluationRow.value).label("mean")
     each = (

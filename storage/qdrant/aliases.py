@@ -1,4 +1,4 @@
-"""Point the alias that searches follow at a collection, and resolve it."""
+"""Resolve and move the alias that searches use."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ PUT_BACK = "all lead where they led before; see its log, and run the command aga
 
 
 class NoCollection(Conflict):
-    """Nothing has been ingested yet."""
+    """Signal a search before the first ingest."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -25,11 +25,14 @@ class NoCollection(Conflict):
 
 
 class AliasNotMoved(SightlineError):
-    """Searches go to the collection that they went to before; the other one is absent or was refused."""
+    """Signal that an alias was not moved; searches go on as before.
+
+    The other collection is absent, or Qdrant rejected the change.
+    """
 
 
 def active_collection(client: QdrantClient) -> Collection | None:
-    """Return the collection that the alias names, or None before the first ingest."""
+    """Return the collection behind the alias, or None before the first ingest."""
     for alias in client.get_aliases().aliases:
         if alias.alias_name == ALIAS:
             return describe(client, alias.collection_name)
@@ -37,7 +40,7 @@ def active_collection(client: QdrantClient) -> Collection | None:
 
 
 def require_collection(client: QdrantClient, fingerprint: str, model: str) -> Collection:
-    """Return the active collection, after checking that the model with `fingerprint` made it.
+    """Return the active collection; require that its model has `fingerprint`.
 
     Raises:
         NoCollection: there is none yet.
@@ -51,7 +54,9 @@ def require_collection(client: QdrantClient, fingerprint: str, model: str) -> Co
 
 
 def activate(client: QdrantClient, collection: str) -> None:
-    """Point the alias at `collection` in one step: a search sees the old one or the new one.
+    """Point the alias at `collection` atomically.
+
+    A search sees either the old collection or the new one.
 
     Raises:
         AliasNotMoved: the collection is absent, or the alias does not lead there afterwards.
@@ -60,7 +65,7 @@ def activate(client: QdrantClient, collection: str) -> None:
 
 
 def set_aliases(client: QdrantClient, wanted: Mapping[str, str]) -> None:
-    """Point each alias at its collection in one request, or leave all as they were.
+    """Point aliases at collections in one request, or change none.
 
     A server carries out the steps of a request one by one and keeps those before one that fails. No step
     deletes, therefore: an alias that is created again leads to the other collection from then on.
@@ -90,7 +95,7 @@ def _aliases(client: QdrantClient) -> dict[str, str]:
 
 
 def _lead(client: QdrantClient, wanted: Mapping[str, str]) -> bool:
-    """Check that all aliases lead where wanted, on whichever node of a cluster answers."""
+    """Check that all aliases are set, on every node of a cluster."""
     deadline = time.monotonic() + NODES_DIFFER_S
     while not wanted.items() <= _aliases(client).items():
         if time.monotonic() > deadline:
@@ -100,7 +105,7 @@ def _lead(client: QdrantClient, wanted: Mapping[str, str]) -> bool:
 
 
 def _put_back(client: QdrantClient, aliases: Iterable[str], before: Mapping[str, str]) -> bool:
-    """Restore those of `aliases` that do not lead where they led before; return whether any did not."""
+    """Restore changed aliases; return whether any had changed."""
     now = _aliases(client)
     changed = {alias: before.get(alias) for alias in aliases if now.get(alias) != before.get(alias)}
     _change_aliases(client, changed)
@@ -108,7 +113,7 @@ def _put_back(client: QdrantClient, aliases: Iterable[str], before: Mapping[str,
 
 
 def _change_aliases(client: QdrantClient, wanted: Mapping[str, str | None]) -> None:
-    """Point aliases at collections in one request, and delete those without one."""
+    """Create or move aliases in one request; delete those without a collection."""
     steps: list[models.CreateAliasOperation | models.DeleteAliasOperation] = []
     for alias, name in wanted.items():
         if name is None:

@@ -1,4 +1,7 @@
-"""Create and describe Qdrant collections: one per model, named after its fingerprint."""
+"""Create and describe Qdrant collections: one per model.
+
+A collection is named after the fingerprint of its model.
+"""
 
 import re
 from collections.abc import Mapping
@@ -32,7 +35,7 @@ QUANTIZED: dict[Quantization, models.QuantizationConfig | None] = {
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """The collection behind the alias, the model that made its vectors, and how they are searched."""
+    """Describe a collection: its model, and how it is searched."""
 
     name: str
     model: str
@@ -46,11 +49,11 @@ class Collection:
 
 
 class ModelMismatch(ModelError):
-    """A query or a record would be encoded by another model than the collection's."""
+    """Signal that a collection was built with another model."""
 
 
 def collection_name(fingerprint: str) -> str:
-    """Return the name of the collection that holds the vectors of the model with `fingerprint`."""
+    """Return the name of the collection for a model fingerprint."""
     return f"{ALIAS}__{fingerprint}"
 
 
@@ -64,7 +67,9 @@ def create_collection(
     quantization: Quantization = "none",
     short_dim: int | None = None,
 ) -> str:
-    """Create the collection of a model, and its payload indexes, unless they are there; return its name.
+    """Create the collection of a model with its payload indexes; idempotent.
+
+    Return its name.
 
     Args:
         quantization: how vectors are packed for the first look: to a 4th (int8), 8th (turbo), 16th (product)
@@ -97,7 +102,7 @@ def create_collection(
 
 
 def describe(client: QdrantClient, name: str) -> Collection:
-    """Return what the collection says of itself."""
+    """Read the description of a collection."""
     info = client.get_collection(name)
     made_by = info.config.metadata or {}
     return Collection(
@@ -111,20 +116,20 @@ def describe(client: QdrantClient, name: str) -> Collection:
 
 
 def list_collections(client: QdrantClient) -> list[str]:
-    """Return the names of all collections of ours, whatever their state, in order."""
+    """Return the names of all our collections, in order."""
     names = (known.name for known in client.get_collections().collections)
     return sorted(name for name in names if name.startswith(f"{ALIAS}__"))
 
 
 def quantize(client: QdrantClient, collection: Collection, quantization: Quantization) -> None:
-    """Have vectors packed in another way from now on; the server does it while it goes on answering."""
+    """Change the quantization of a collection; the server converts in the background."""
     if quantization != collection.quantization:
         wanted = QUANTIZED[quantization] or models.Disabled.DISABLED
         client.update_collection(collection.name, quantization_config=wanted)
 
 
 def require_model(collection: Collection, fingerprint: str, model: str) -> None:
-    """Make sure that the model with `fingerprint` made the collection.
+    """Require that a collection was built with this model.
 
     Raises:
         ModelMismatch: another one did, so its vectors and this one's cannot be compared.
@@ -142,14 +147,14 @@ def require_model(collection: Collection, fingerprint: str, model: str) -> None:
 
 
 def metadata_path(field: str) -> str:
-    """Return the payload path of the metadata field `field`, quoted where it is no plain name."""
+    """Return the payload path of a metadata field, quoted where necessary."""
     if PLAIN_NAME.fullmatch(field):
         return f"metadata.{field}"
     return 'metadata."' + field.replace('"', '\\"') + '"'
 
 
 def optimizer_error(client: QdrantClient, collection: str) -> str | None:
-    """Return what Qdrant says is wrong with a collection, in a sentence; None where nothing is."""
+    """Return the error of the optimizer of a collection, or None."""
     if not client.collection_exists(collection):
         return None
     status = client.get_collection(collection).optimizer_status
@@ -157,12 +162,15 @@ def optimizer_error(client: QdrantClient, collection: str) -> str | None:
 
 
 def restart_optimizer(client: QdrantClient, collection: str) -> None:
-    """Have Qdrant try again whatever `optimizer_error` tells of; the embedded index takes it for mended."""
+    """Restart an optimizer that has stopped with an error.
+
+    The embedded index then treats its lost writes as repaired.
+    """
     client.update_collection(collection, optimizers_config=models.OptimizersConfigDiff())
 
 
 def is_settled(client: QdrantClient, collection: str) -> bool:
-    """Whether the server has nothing left to do on `collection` before it is as fast as it gets."""
+    """Whether the server has finished optimizing the collection."""
     return client.get_collection(collection).status == models.CollectionStatus.GREEN
 
 

@@ -25,12 +25,15 @@ STREAMS = 3
 
 
 class DimensionMismatch(InvalidInput):
-    """The vectors come from another model than the collection was made for."""
+    """Signal vectors of another length than the collection has.
+
+    Another model made them.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What is stored for one item: a vector for its image, a row for each embedded text."""
+    """Store the vectors of one item: its image, and its embedded texts."""
 
     item: Item
     digest: Digest
@@ -44,7 +47,9 @@ class Point:
 
 
 def upsert(client: QdrantClient, collection: Collection, points: Sequence[Point]) -> None:
-    """Write one point per item, replacing any that is there; returns once they are searchable.
+    """Write one point per item; existing points are replaced.
+
+    Returns once they are searchable.
 
     Args:
         points: distinct items; every vector of length `collection.dim`.
@@ -70,7 +75,7 @@ def _send(client: QdrantClient, collection: Collection, points: Sequence[Point])
 def overwrite_payloads(
     client: QdrantClient, collection: str, items: Mapping[UUID, tuple[Item, Digest]]
 ) -> None:
-    """Replace the payloads of points whose vectors stay as they are."""
+    """Replace the payloads of points, and keep their vectors."""
     steps = [
         models.OverwritePayloadOperation(
             overwrite_payload=models.SetPayload(payload=_payload(item, digest), points=[str(id)])
@@ -82,7 +87,7 @@ def overwrite_payloads(
 
 
 def delete_everywhere(client: QdrantClient, ids: Sequence[UUID]) -> dict[UUID, list[str]]:
-    """Remove the points of `ids` from every collection of ours, whatever its state.
+    """Delete the points of `ids` from all our collections.
 
     Returns:
         By id, the collections that had a point of it.
@@ -97,12 +102,12 @@ def delete_everywhere(client: QdrantClient, ids: Sequence[UUID]) -> dict[UUID, l
 
 
 def delete_points(client: QdrantClient, collection: str, ids: Sequence[PointId]) -> None:
-    """Remove the points of `ids` from one collection."""
+    """Delete points from one collection."""
     client.delete(collection, wire_ids(ids), wait=True)
 
 
 def count(client: QdrantClient, collection: str) -> int:
-    """Return how many points there are; counted, not estimated."""
+    """Return the exact number of points."""
     return client.count(collection, exact=True).count
 
 
@@ -135,7 +140,7 @@ def _entries(
 def scroll_digests(
     client: QdrantClient, collection: str, ids: Sequence[PointId] | None = None
 ) -> Iterator[tuple[PointId, Digest | None]]:
-    """Yield id and digest of every point of `collection`, or of those of `ids`, in id order."""
+    """Yield id and digest of all points, or of `ids`, in order."""
     for point in _scroll(client, collection, ids, payload=["content_hash", "record_hash"]):
         yield _point_id(point), payload_digest(point.payload or {})
 
@@ -143,7 +148,10 @@ def scroll_digests(
 def image_vectors_of(
     client: QdrantClient, collection: str, content_hashes: Mapping[UUID, str]
 ) -> dict[UUID, NDArray[np.float32]]:
-    """Return the image vectors, each of shape (dim,), of those points that have the content asked for."""
+    """Return the image vectors of the points that have this content.
+
+    Each is of shape (dim,).
+    """
     if not content_hashes:
         return {}
     found = client.retrieve(
@@ -158,7 +166,9 @@ def image_vectors_of(
 
 
 def record_vectors(client: QdrantClient, collection: str, id: UUID) -> dict[Space, NDArray[np.float32]]:
-    """Return what the point of `id` has in each space, as rows: (1, dim) of `image`, (n, dim) of `text`.
+    """Return the vectors of one point by space.
+
+    Rows are (1, dim) for `image` and (n, dim) for `text`.
 
     Returns:
         Nothing where there is no such point.
@@ -173,14 +183,14 @@ def record_vectors(client: QdrantClient, collection: str, id: UUID) -> dict[Spac
 
 
 def scroll_image_vectors(client: QdrantClient, collection: str) -> Iterator[tuple[UUID, NDArray[np.float32]]]:
-    """Yield id and image vector of every point that has one, in pages of a thousand."""
+    """Yield id and vector of every point with an image."""
     for point in _scroll(client, collection, vectors=["image"]):
         if isinstance(point.vector, dict) and "image" in point.vector:
             yield UUID(str(point.id)), np.asarray(point.vector["image"], np.float32)
 
 
 def wire_ids(ids: Sequence[PointId]) -> list[Any]:
-    """Return `ids` as Qdrant's API takes them."""
+    """Convert ids into the form of Qdrant's API."""
     return [id if isinstance(id, int) else str(id) for id in ids]
 
 

@@ -26,7 +26,9 @@ def search_points(
     without: Sequence[UUID] = (),
     oversampling: float = 1.0,
 ) -> list[Hit]:
-    """Return the `limit` points closest to `query` (shape (dim,)), best first, ties by id.
+    """Return the points closest to `query`, best first, ties by id.
+
+    `query` is of shape (dim,), unit length.
 
     Scores are those of whole vectors: what was found among packed or shortened ones is scored anew.
 
@@ -65,7 +67,10 @@ def search_points(
 
 
 def _rows(query: NDArray[np.float32], using: Space) -> Any:
-    """Return `query` as its space wants it: a multivector is compared with a matrix, here of one row."""
+    """Return the query in the shape that its space requires.
+
+    A multivector is compared with a matrix, here of one row.
+    """
     return query.tolist() if using == "image" else [query.tolist()]
 
 
@@ -79,7 +84,9 @@ def _params(collection: Collection, oversampling: float) -> models.SearchParams 
 def nearest_images(
     client: QdrantClient, collection: Collection, queries: NDArray[np.float32], limit: int
 ) -> list[list[tuple[UUID, float]]]:
-    """Return for each query the ids and scores of the closest images, best first; in one request.
+    """Return ids and scores of the closest images per query, best first.
+
+    All queries are sent in one request.
 
     Args:
         queries: shape (n, dim), unit rows.
@@ -95,7 +102,9 @@ def nearest_images(
 
 
 def sampled_recall(client: QdrantClient, collection: str, ids: Sequence[UUID], limit: int) -> float | None:
-    """Return how much of the exact answer searches give: mean recall@`limit` of image searches, in [0, 1].
+    """Measure mean recall@`limit` of approximate image search, in [0, 1].
+
+    The reference is exact search.
 
     Args:
         ids: points whose images are the queries; those without one are left out.
@@ -153,7 +162,7 @@ def _filter(where: Mapping[str, str], without: Sequence[UUID]) -> models.Filter 
 
 
 def _condition(field: str, value: str) -> models.Filter:
-    """Match `value` as a string and, where it reads as one, as a number or a truth value."""
+    """Match `value` as a string, and where possible as number or boolean."""
     path = field if field in PAYLOAD_FIELDS or field.startswith("metadata.") else metadata_path(field)
     ways: list[models.Condition] = []
     for one in readings(value):

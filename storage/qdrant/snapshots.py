@@ -1,4 +1,4 @@
-"""Save the points of a collection to a Parquet file, and load them.
+"""Save the points of a collection to Parquet, and load them.
 
 The file fits the embedded index, a Qdrant server and a cluster alike.
 
@@ -38,15 +38,15 @@ Advance = Callable[[int], None]
 
 
 class IncompletePoints(SightlineError):
-    """Fewer or other points were read or written than the collection holds."""
+    """Signal that points were lost or added while they were copied."""
 
 
 class BadPointFile(InvalidInput):
-    """A file does not hold the points that it should."""
+    """Signal a file without the expected points."""
 
 
 class Shape(BaseModel, frozen=True):
-    """What a collection is made of, without its points."""
+    """Store the configuration of a collection, without its points."""
 
     config: models.CreateCollection
     payload_schema: dict[str, models.PayloadFieldSchema]
@@ -148,7 +148,7 @@ def check_points(path: Path, name: str, shape: Shape, points: int) -> None:
 
 
 def load_points(client: QdrantClient, name: str, path: Path, *, advance: Advance = lambda _: None) -> int:
-    """Write the points of a file to a collection of the same shape.
+    """Write the points of a file to a collection of its shape.
 
     The collection holds no other points. Safe to repeat.
 
@@ -175,7 +175,7 @@ def load_points(client: QdrantClient, name: str, path: Path, *, advance: Advance
 
 
 def load_snapshot(client: QdrantClient, collection: str, path: Path) -> None:
-    """Make `collection` what the snapshot in `path` holds, whether or not it is there."""
+    """Recover a collection from a snapshot file; the collection may be absent."""
     with path.open("rb") as file:
         client.http.snapshots_api.recover_from_uploaded_snapshot(
             collection, wait=True, priority=models.SnapshotPriority.SNAPSHOT, snapshot=file
@@ -183,7 +183,7 @@ def load_snapshot(client: QdrantClient, collection: str, path: Path) -> None:
 
 
 def server_kind(client: QdrantClient) -> str:
-    """Return what kind of server answers: its snapshots fit no other kind."""
+    """Return the kind of the server; snapshots fit no other kind."""
     return client.info().title.split()[0]
 
 

@@ -1,4 +1,4 @@
-"""Alembic runs this. The caller hands over an open connection; nothing here reads the environment."""
+"""Run the migrations on the connection that the caller supplies."""
 
 from alembic import context
 
