@@ -15,7 +15,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from embedding.images.decode import BadImage
-from embedding.images.preparation import Features
+from embedding.images.preparation import Features, PreparedImage
 from embedding.images.worker_pool import Workers
 from embedding.training.batches import PairRow
 from embedding.training.splits import SplitName
