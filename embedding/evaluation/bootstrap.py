@@ -17,7 +17,7 @@ NUMBERS_AT_ONCE = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Estimate:
     """A mean, and its 95% interval; without bounds where a single record says nothing of the others."""
 
     value: float
@@ -34,7 +34,7 @@ class Sample:
     """Shape (queries,), from 0: queries of one record are drawn together, as they are no independent ones."""
 
 
-def mean_of(samples: Sequence[Sample], *, seed: int = 0) -> Figure:
+def bootstrap_mean(samples: Sequence[Sample], *, seed: int = 0) -> Estimate:
     """Return the mean of the samples' means, with its interval by the percentile bootstrap (Efron, 1979).
 
     Records are drawn, with all their queries in all the samples. For two models the samples hold the
@@ -50,7 +50,7 @@ def mean_of(samples: Sequence[Sample], *, seed: int = 0) -> Figure:
     columns = [column[present] for column in (*sums, *counts)]
     value = float(_mean_of_ratios(*columns))
     if len(columns[0]) < 2:
-        return Figure(value, None, None)
+        return Estimate(value, None, None)
     interval = bootstrap(
         columns,
         _mean_of_ratios,
@@ -62,7 +62,7 @@ def mean_of(samples: Sequence[Sample], *, seed: int = 0) -> Figure:
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Figure(value, float(interval.low), float(interval.high))
+    return Estimate(value, float(interval.low), float(interval.high))
 
 
 def _mean_of_ratios(*columns: NDArray[np.float64], axis: int = -1) -> Any:

@@ -1,4 +1,4 @@
-"""Who asks, who is found and what is right, as positions in rows of vectors, and the ranks of that."""
+"""Rank the gallery for the queries of one direction, as positions in rows of vectors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from embedding.encoders.sentence_encoder import Vectors
 from embedding.evaluation.metrics import Answers, Scores, best_of_groups, target_ranks
 
-Side = Literal["texts", "pictures"]
+Modality = Literal["texts", "images"]
 Positions = NDArray[np.int64]
 QUERIES_AT_ONCE = 256
 
@@ -22,11 +22,11 @@ class Direction:
     name: str
     """Such as `text_to_image`."""
 
-    asks: Side
+    query_modality: Modality
     queries: Positions
-    """Shape (queries,): rows of the side that asks."""
+    """Shape (queries,): rows of the side that query_modality."""
 
-    finds: Side
+    gallery_modality: Modality
     gallery: Positions
     """Shape (rows,): rows of the side that is found, in the order of the ids of what they belong to."""
 
@@ -47,17 +47,17 @@ class Direction:
     """By name, such as `lang=de`, which queries belong to it, shape (queries,)."""
 
 
-def ranked(direction: Direction, rows: Mapping[Side, Vectors]) -> Answers:
+def rank_answers(direction: Direction, rows: Mapping[Modality, Vectors]) -> Answers:
     """Return where the right answers come out, by cosine.
 
     Args:
         rows: unit rows of both sides, shape (n, dim) each.
     """
-    gallery = rows[direction.finds][direction.gallery]
+    gallery = rows[direction.gallery_modality][direction.gallery]
     grouped = len(direction.starts) < len(gallery)
     found = []
     for first in range(0, len(direction.queries), QUERIES_AT_ONCE):
-        asking = rows[direction.asks][direction.queries[first : first + QUERIES_AT_ONCE]]
+        asking = rows[direction.query_modality][direction.queries[first : first + QUERIES_AT_ONCE]]
         scores = asking @ gallery.T
         if grouped:
             scores = best_of_groups(scores, direction.starts.tolist())

@@ -18,16 +18,16 @@ MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow begins to warn
 DECODE_BYTES = 800 * 2**20
 """Memory that decoding one image may take: of a JPEG at the limit, in four colours and many scans."""
 
-BYTES_A_PIXEL = {"PNG": 13, "WEBP": 24, "GIF": 13, "BMP": 9, "TIFF": 13, "AVIF": 18}
+BYTES_PER_PIXEL = {"PNG": 13, "WEBP": 24, "GIF": 13, "BMP": 9, "TIFF": 13, "AVIF": 18}
 """Most memory that decoding takes of formats that are always read at their full size, as measured."""
 
-MOST_PIXELS = {
+MAX_PIXELS_OF_FORMAT = {
     format: min(MAX_PIXELS, DECODE_BYTES // size // 1_000_000 * 1_000_000)
-    for format, size in BYTES_A_PIXEL.items()
+    for format, size in BYTES_PER_PIXEL.items()
 }
 """A JPEG is read at a part of its size, so that it may have `MAX_PIXELS`."""
 
-MAX_PIXELS_A_BYTE = 100_000
+MAX_PIXELS_PER_BYTE = 100_000
 """More than a blank page has in any format, from `BLANK_PIXELS` on: a few bytes are not worth the work."""
 
 BLANK_PIXELS = 4_000_000
@@ -89,7 +89,7 @@ class BadImage(UnusableInput):
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
+class DecodedImage:
     """A image that is fit for a model, and the upright size and the format of its file."""
 
     image: Image.Image
@@ -101,7 +101,7 @@ class Decoded:
     """One of `FORMATS`."""
 
 
-def decode_image(data: bytes, *, name: str) -> Decoded:
+def decode_image(data: bytes, *, name: str) -> DecodedImage:
     """Decode the first frame of `data`. Safe to call from threads and worker processes.
 
     Missing pixels are refused. Damage that leaves every pixel in place, such as a flipped bit in a
@@ -118,7 +118,7 @@ def decode_image(data: bytes, *, name: str) -> Decoded:
     """
     if not data:
         raise BadImage("empty_file", name, "the file is empty; fetch or export it again")
-    _hush_pillow()
+    _silence_pillow()
     try:
         if (size := _webp_size(data)) is not None:
             _check_size(size, "WEBP", name)  # Pillow allocates its canvas before it can be asked
@@ -127,7 +127,7 @@ def decode_image(data: bytes, *, name: str) -> Decoded:
             _check_size(opened.size, format, name)
             _check_cost(opened.size, data, format, name)
             _check_pixels(opened, name)
-            return _decoded(opened, format)
+            return _decode_frame(opened, format)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -138,7 +138,7 @@ def decode_image(data: bytes, *, name: str) -> Decoded:
         raise _unreadable(data, name, error) from error
 
 
-def _hush_pillow() -> None:
+def _silence_pillow() -> None:
     """Keep Pillow's warnings about corrupt tags from becoming noise, or errors under `-W error`.
 
     `warnings.catch_warnings` swaps the filters of the whole process, so threads that overlap restore
@@ -153,7 +153,7 @@ def _hush_pillow() -> None:
 def _check_size(size: tuple[int, int], format: str, name: str) -> None:
     """Refuse by what the header says, before any pixel is decoded."""
     (short, long), shape = sorted(size), f"{size[0]}x{size[1]} pixels"
-    most = MOST_PIXELS.get(format, MAX_PIXELS)
+    most = MAX_PIXELS_OF_FORMAT.get(format, MAX_PIXELS)
     if short * long > most:
         raise _too_large(shape, most, name, "" if most == MAX_PIXELS else f", the most for {format}")
     if short < MIN_SIDE:
@@ -169,7 +169,7 @@ def _too_large(size: str, most: int, name: str, whose: str = "") -> BadImage:
 def _check_cost(size: tuple[int, int], data: bytes, format: str, name: str) -> None:
     """Refuse few bytes that stand for much work, before any pixel is decoded."""
     pixels = size[0] * size[1]
-    if pixels > max(BLANK_PIXELS, MAX_PIXELS_A_BYTE * len(data)):
+    if pixels > max(BLANK_PIXELS, MAX_PIXELS_PER_BYTE * len(data)):
         why = f"{len(data):,} bytes that say {pixels:,} pixels show nothing; leave it out"
         raise BadImage("too_costly", name, why)
     if format == "JPEG" and _has_more_scans(data, MAX_SCANS):
@@ -242,7 +242,7 @@ def _format_of(opened: ImageFile.ImageFile) -> str:
     return "JPEG" if opened.format == "MPO" else str(opened.format)
 
 
-def _decoded(opened: ImageFile.ImageFile, format: str) -> Decoded:
+def _decode_frame(opened: ImageFile.ImageFile, format: str) -> DecodedImage:
     size = opened.size
     opened.draft(None, (KEEP_SIDE, KEEP_SIDE))  # a JPEG of twice these sides or more comes at half its size
     opened.load()  # this frame only, and all of it, or it raises
@@ -253,7 +253,7 @@ def _decoded(opened: ImageFile.ImageFile, format: str) -> Decoded:
         image = image.transpose(UPRIGHT[orientation])
     image.info.clear()  # profiles and tags, which would only travel between processes
     width, height = size[::-1] if orientation >= 5 else size
-    return Decoded(image, width, height, format)
+    return DecodedImage(image, width, height, format)
 
 
 def _orientation(opened: ImageFile.ImageFile) -> int:
@@ -267,13 +267,13 @@ def _orientation(opened: ImageFile.ImageFile) -> int:
 
 def _eight_bit(opened: Image.Image) -> Image.Image:
     """Return RGB or, where something shines through, RGBA."""
-    image = _scaled(opened) if opened.mode in SIXTEEN_BIT else opened
+    image = _scale_to_eight_bits(opened) if opened.mode in SIXTEEN_BIT else opened
     image = image.convert("LA") if image.mode == "La" else image
     mode = "RGBA" if image.has_transparency_data else "RGB"
     return image if image.mode == mode else image.convert(mode)  # which would copy it
 
 
-def _scaled(image: Image.Image) -> Image.Image:
+def _scale_to_eight_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey to 8 bits; Pillow's own conversion clips at 255."""
     values = np.asarray(image)
     grey = Image.fromarray((values >> 8).astype(np.uint8))

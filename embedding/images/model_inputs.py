@@ -9,7 +9,14 @@ import torch
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
 
-from embedding.images.preparation import PIXELS, Features, OwnProcessor, Preparation, ResizeCrop, Upright
+from embedding.images.preparation import (
+    PIXELS,
+    Features,
+    ModelProcessor,
+    NoPreparation,
+    Preparation,
+    ResizeCrop,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -23,7 +30,7 @@ TOLERANCE = 1e-4
 log = logging.getLogger(__name__)
 
 
-class PictureInput:
+class ImageInput:
     """The image side of one model.
 
     What its image processor does is read from its settings. No reading is taken on trust: on two images
@@ -36,19 +43,21 @@ class PictureInput:
         probes = [_probe(*size) for size in PROBE_SIZES]
         expected = model.preprocess(probes)
         self._rest = {name: value for name, value in expected.items() if not isinstance(value, torch.Tensor)}
-        self.preparation: Preparation = Upright()
+        self.preparation: Preparation = NoPreparation()
         for candidate in _candidates(model):
             self.preparation = candidate
             if self._gives(expected, probes):
                 return
-        self.preparation = Upright()
+        self.preparation = NoPreparation()
 
     def chunks(self, pictures: Sequence[Features], most: int) -> Iterator[list[int]]:
         """Yield the places of `pictures` in chunks of at most `most` that can be embedded at once."""
         shapes: dict[object, list[int]] = {}
         for place, picture in enumerate(pictures):
             shape = tuple((name, array.shape) for name, array in picture.items())
-            shapes.setdefault(None if isinstance(self.preparation, Upright) else shape, []).append(place)
+            shapes.setdefault(None if isinstance(self.preparation, NoPreparation) else shape, []).append(
+                place
+            )
         for places in shapes.values():
             for start in range(0, len(places), most):
                 yield places[start : start + most]
@@ -60,7 +69,7 @@ class PictureInput:
             images: what `preparation` made of each; those of one call have equal shapes, unless it
                 leaves them as they are.
         """
-        if isinstance(self.preparation, Upright):
+        if isinstance(self.preparation, NoPreparation):
             images = [Image.fromarray(picture[PIXELS]) for picture in pictures]
             features = self._model.preprocess(images)
             return {name: to_device(value, self._model) for name, value in features.items()}
@@ -92,7 +101,7 @@ def _candidates(model: "SentenceTransformer") -> Iterator[Preparation]:
             read = ResizeCrop.from_settings(processor.to_dict())
             if read is not None:
                 yield read
-            yield OwnProcessor(processor)
+            yield ModelProcessor(processor)
 
 
 def to_device(value: Any, model: "SentenceTransformer") -> Any:

@@ -9,15 +9,15 @@ from PIL import Image
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from embedding.images.preparation import Grey
+from embedding.images.preparation import GreySquare
 
-NEAR = 4
+MAX_DISTANCE = 4
 """Bits of 64 in which the hashes of near duplicates may differ; copies of other sizes differ in 0 to 4."""
 
-SEEN = Grey(32)
+HASH_INPUT = GreySquare(32)
 """What `perceptual_hash` makes of an image first; a worker process can do it to a stranger's."""
 
-LEAST_BITS = 3
+MIN_BITS = 3
 """A hash with fewer bits is that of an image without detail, which all look alike to it."""
 
 
@@ -36,7 +36,7 @@ def near_groups(hashes: Sequence[int]) -> list[list[int]]:
         Positions in `hashes`, in groups of two or more; each in order, the groups by their first.
     """
     unique, which = np.unique(np.array(hashes, np.uint64), return_inverse=True)
-    detailed = np.bitwise_count(unique) >= LEAST_BITS
+    detailed = np.bitwise_count(unique) >= MIN_BITS
     left, right = _near_pairs(unique)
     both = detailed[left] & detailed[right]
     edges = coo_matrix((np.ones(both.sum(), np.int8), (left[both], right[both])), (len(unique),) * 2)
@@ -51,7 +51,7 @@ def near_groups(hashes: Sequence[int]) -> list[list[int]]:
 def _near_pairs(unique: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the positions of all pairs that differ in at most `NEAR` bits, some of them more than once."""
     lefts, rights = [np.empty(0, np.intp)], [np.empty(0, np.intp)]
-    width = -(-64 // (NEAR + 1))
+    width = -(-64 // (MAX_DISTANCE + 1))
     for shift in range(0, 64, width):
         part = (unique >> np.uint64(shift)) & np.uint64(2**width - 1)
         by_part = np.argsort(part, kind="stable")
@@ -59,7 +59,7 @@ def _near_pairs(unique: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[n
         for bucket in np.split(by_part, starts[1:] if len(starts) else []):
             for position, one in enumerate(bucket[:-1]):
                 others = bucket[position + 1 :]
-                near = others[np.bitwise_count(unique[one] ^ unique[others]) <= NEAR]
+                near = others[np.bitwise_count(unique[one] ^ unique[others]) <= MAX_DISTANCE]
                 lefts.append(np.full(len(near), one, np.intp))
                 rights.append(near)
     return np.concatenate(lefts), np.concatenate(rights)

@@ -26,7 +26,7 @@ class Preparation(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedImage:
     """A image that is ready for its model, with the upright size and the format of its file."""
 
     width: int
@@ -35,7 +35,7 @@ class Prepared:
     features: Features
 
 
-def prepare(preparation: Preparation, data: bytes, *, name: str) -> Prepared:
+def prepare(preparation: Preparation, data: bytes, *, name: str) -> PreparedImage:
     """Pass `data` through the image decoder and prepare what comes out; see `decode_image`.
 
     Raises:
@@ -43,11 +43,11 @@ def prepare(preparation: Preparation, data: bytes, *, name: str) -> Prepared:
     """
     decoded = decode_image(data, name=name)
     features = preparation(decoded.image)
-    return Prepared(decoded.width, decoded.height, decoded.format, features)
+    return PreparedImage(decoded.width, decoded.height, decoded.format, features)
 
 
 @dataclass(frozen=True, slots=True)
-class Shrink:
+class Downscale:
     """Makes an image small enough for a person to look at it on a page."""
 
     side: int
@@ -61,7 +61,7 @@ class Shrink:
 
 
 @dataclass(frozen=True, slots=True)
-class Grey:
+class GreySquare:
     """Makes a square of grey levels of an image, of which its perceptual hash is made."""
 
     side: int
@@ -156,7 +156,7 @@ class ResizeCrop:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnProcessor:
+class ModelProcessor:
     """What a model's own image processor makes of an image by itself: it runs in the workers as well."""
 
     processor: Any
@@ -167,7 +167,7 @@ class OwnProcessor:
 
 
 @dataclass(frozen=True, slots=True)
-class Upright:
+class NoPreparation:
     """The image as the gate hands it on, for a model that prepares images only in its own way."""
 
     def __call__(self, image: Image.Image) -> Features:

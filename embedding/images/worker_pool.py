@@ -24,22 +24,22 @@ from typing import IO, Any, Self
 
 from embedding.errors import EmbeddingError, EncoderUnavailable
 from embedding.images.decode import DECODE_BYTES, BadImage
-from embedding.images.preparation import Preparation, Prepared
-from embedding.images.worker_process import CPU_S, OUT_OF_MEMORY, PREPARE, READY, USE, take
+from embedding.images.preparation import Preparation, PreparedImage
+from embedding.images.worker_process import CPU_S, OUT_OF_MEMORY, PREPARE, READY, USE, read_arrays
 
-ROOM = 16 * 2**20
+SHARED_BYTES = 16 * 2**20
 """Shared memory of a worker, above what most models take of one image; only what is written is allocated."""
 
-BEHIND_THE_MODEL = 19
+INGEST_NICENESS = 19
 """How nice workers are: on a CPU, each moment taken from one of the model's threads stops the others too."""
 
-BEHIND_REQUESTS = 5
+REQUEST_NICENESS = 5
 """How nice those are that people and programs wait for."""
 
-SHARED = 2
-MOST_WAITING = 8
+SHARED_WORKERS = 2
+MAX_WAITING = 8
 WAIT_S = 10.0
-MOST_BYTES = 256 * 2**20
+MAX_WAITING_BYTES = 256 * 2**20
 """Of images that wait in `Workers`, whatever makes them come faster than they are decoded."""
 
 STUCK_S = 300
@@ -57,7 +57,7 @@ class WorkersBusy(WorkersFailed):
         super().__init__("too many images wait to be decoded; try again in a few seconds")
 
 
-class Ended(EmbeddingError):
+class WorkerExit(EmbeddingError):
     """The process of a worker is gone.
 
     Attributes:
@@ -92,14 +92,14 @@ class Pool:
     def __init__(self, processes: int, niceness: int) -> None:
         self._niceness = niceness
         self._free = threading.BoundedSemaphore(processes)
-        self._requests = threading.BoundedSemaphore(processes + MOST_WAITING)
+        self._requests = threading.BoundedSemaphore(processes + MAX_WAITING)
         self._turn = threading.Lock()
         self._idle: list[_Worker] = []
         self.started: list[_Worker] = []
 
     def prepare(
         self, preparation: Preparation, data: bytes, *, name: str, wait_s: float | None = None
-    ) -> tuple[Prepared, float]:
+    ) -> tuple[PreparedImage, float]:
         """Return an image prepared, and the time on a processor that this took.
 
         Bytes that end a worker twice, by a fault of a decoder, are a bad image too.
@@ -115,16 +115,16 @@ class Pool:
         try:
             with self._leased(preparation, wait_s) as worker:
                 return worker.prepare(data, name)
-        except Ended as error:
+        except WorkerExit as error:
             if error.is_slow:
                 raise error.as_bad_image(name) from error
         try:
             with self._leased(preparation, wait_s) as worker:  # a fresh one may have what an old one had not
                 return worker.prepare(data, name)
-        except Ended as error:
+        except WorkerExit as error:
             raise error.as_bad_image(name) from error
 
-    def prepare_soon(self, preparation: Preparation, data: bytes, *, name: str) -> Prepared:
+    def prepare_soon(self, preparation: Preparation, data: bytes, *, name: str) -> PreparedImage:
         """Return an image prepared for a request: at once, after a short wait, or not at all.
 
         Raises:
@@ -188,11 +188,11 @@ class Pool:
         worker.close()
 
 
-_shared = Pool(SHARED, BEHIND_REQUESTS)
+_shared = Pool(SHARED_WORKERS, REQUEST_NICENESS)
 atexit.register(_shared.close)
 
 
-def prepare_soon(preparation: Preparation, data: bytes, *, name: str) -> Prepared:
+def prepare_soon(preparation: Preparation, data: bytes, *, name: str) -> PreparedImage:
     """Prepare one image in a worker that this whole process shares.
 
     At most `SHARED` images are decoded at once, whatever asks for them: requests, pages, commands. A few
@@ -217,7 +217,7 @@ class Workers:
 
     def __init__(self, preparation: Preparation, processes: int) -> None:
         self._preparation = preparation
-        self._own = Pool(processes, BEHIND_THE_MODEL) if processes else None
+        self._own = Pool(processes, INGEST_NICENESS) if processes else None
         self._pool = _shared if self._own is None else self._own
         self._turn = threading.Condition()
         self._waiting_bytes = 0
@@ -240,7 +240,7 @@ class Workers:
         """The processes that there are now."""
         return [worker.pid for worker in self._pool.started]
 
-    def submit(self, data: bytes, *, name: str) -> "Future[Prepared]":
+    def submit(self, data: bytes, *, name: str) -> "Future[PreparedImage]":
         """Begin to prepare an image, once those that wait leave room for its bytes.
 
         Its future may raise `BadImage` or `WorkersFailed`.
@@ -253,14 +253,14 @@ class Workers:
         return future
 
     def _has_room(self, data: bytes) -> bool:
-        return self._waiting_bytes + len(data) <= MOST_BYTES
+        return self._waiting_bytes + len(data) <= MAX_WAITING_BYTES
 
-    def _forget(self, size: int, _: "Future[Prepared]") -> None:
+    def _forget(self, size: int, _: "Future[PreparedImage]") -> None:
         with self._turn:
             self._waiting_bytes -= size
             self._turn.notify_all()
 
-    def _prepare(self, data: bytes, name: str) -> Prepared:
+    def _prepare(self, data: bytes, name: str) -> PreparedImage:
         prepared, seconds = self._pool.prepare(self._preparation, data, name=name)
         with self._turn:
             self.seconds += seconds
@@ -273,15 +273,15 @@ class _Worker:
     def __init__(self, niceness: int) -> None:
         self.preparation: Preparation | None = None
         self._connection, theirs = Pipe()
-        with theirs, _nameless_file(ROOM) as file:
+        with theirs, _nameless_file(SHARED_BYTES) as file:
             fds = theirs.fileno(), file.fileno()
-            self._memory = mmap(file.fileno(), ROOM)
+            self._memory = mmap(file.fileno(), SHARED_BYTES)
             command = [
                 sys.executable,
                 "-P",
                 "-m",
                 "embedding.images.worker_process",
-                *map(str, (*fds, ROOM, niceness)),
+                *map(str, (*fds, SHARED_BYTES, niceness)),
             ]
             self._process = subprocess.Popen(command, pass_fds=fds)
         self._begin()
@@ -300,7 +300,7 @@ class _Worker:
             self._begin((USE, "", pickle.dumps(preparation)))
             self.preparation = preparation
 
-    def prepare(self, data: bytes, name: str) -> tuple[Prepared, float]:
+    def prepare(self, data: bytes, name: str) -> tuple[PreparedImage, float]:
         """Return `data` prepared, and the time on a processor that this took.
 
         Raises:
@@ -310,7 +310,7 @@ class _Worker:
         answer, seconds = self._ask((PREPARE, name, data))
         if isinstance(answer, BadImage):
             raise answer
-        return take(self._memory, *answer), seconds
+        return read_arrays(self._memory, *answer), seconds
 
     def close(self) -> None:
         """End the process."""
@@ -323,7 +323,7 @@ class _Worker:
         try:
             if self._ask(*messages) != READY:
                 raise WorkersFailed("a worker that decodes pictures is not in step")
-        except Ended as error:
+        except WorkerExit as error:
             self.close()
             raise WorkersFailed(f"a worker that decodes pictures did not start ({error})") from error
 
@@ -334,9 +334,9 @@ class _Worker:
             if self._connection.poll(STUCK_S):
                 return self._connection.recv()
         except (EOFError, OSError) as error:
-            raise Ended(self._process.wait()) from error
+            raise WorkerExit(self._process.wait()) from error
         self._process.kill()
-        raise Ended(self._process.wait(), is_stuck=True)
+        raise WorkerExit(self._process.wait(), is_stuck=True)
 
 
 def _nameless_file(size: int) -> IO[bytes]:

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding.images.decode import DECODE_BYTES, BadImage
-from embedding.images.preparation import Preparation, Prepared, prepare
-from embedding.process_tuning import keep_freed_memory, return_freed_memory, without_garbage
+from embedding.images.preparation import Preparation, PreparedImage, prepare
+from embedding.process_tuning import garbage_collection_paused, keep_freed_memory, return_freed_memory
 
 Layout = list[tuple[str, str, tuple[int, ...], int]]
 """Arrays in shared memory: name, dtype, shape, and where each begins."""
@@ -64,16 +64,16 @@ def _serve(connection: Connection, memory: mmap, limits: "Limits") -> None:
     while True:
         kind, name, data = connection.recv()  # in one message: each costs the image two changes of process
         if kind == USE:
-            with limits.lifted(), without_garbage():
+            with limits.lifted(), garbage_collection_paused():
                 preparation = pickle.loads(data)  # may import the model's libraries
             connection.send(READY)
             continue
         if preparation is None:
             raise ValueError("an image came before its preparation")
         begun = limits.begin()
-        answer: BadImage | tuple[Prepared, Layout]
+        answer: BadImage | tuple[PreparedImage, Layout]
         try:
-            answer = _put(memory, prepare(preparation, data, name=name))
+            answer = _write_arrays(memory, prepare(preparation, data, name=name))
         except BadImage as error:
             answer = error
         connection.send((answer, time.process_time() - begun))
@@ -137,7 +137,7 @@ def _data_bytes() -> int:
         return int(file.read().split()[5]) * resource.getpagesize()
 
 
-def _put(memory: mmap, prepared: Prepared) -> tuple[Prepared, Layout]:
+def _write_arrays(memory: mmap, prepared: PreparedImage) -> tuple[PreparedImage, Layout]:
     """Write the arrays to `memory`; those that find no room there stay in what is returned."""
     layout: Layout = []
     left: dict[str, NDArray[Any]] = {}
@@ -150,15 +150,15 @@ def _put(memory: mmap, prepared: Prepared) -> tuple[Prepared, Layout]:
         view[...] = array
         layout.append((name, array.dtype.str, array.shape, start))
         start += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    return Prepared(prepared.width, prepared.height, prepared.format, left), layout
+    return PreparedImage(prepared.width, prepared.height, prepared.format, left), layout
 
 
-def take(memory: mmap, prepared: Prepared, layout: Layout) -> Prepared:
+def read_arrays(memory: mmap, prepared: PreparedImage, layout: Layout) -> PreparedImage:
     """Return what `_put` wrote, in memory of its own."""
     features = dict(prepared.features)
     for name, dtype, shape, start in layout:
         features[name] = np.ndarray(shape, np.dtype(dtype), memory, start).copy()
-    return Prepared(prepared.width, prepared.height, prepared.format, features)
+    return PreparedImage(prepared.width, prepared.height, prepared.format, features)
 
 
 if __name__ == "__main__":

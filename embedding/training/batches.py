@@ -15,7 +15,7 @@ from embedding.errors import UnusableInput
 from embedding.images.preparation import Features
 
 
-class Row(TypedDict):
+class PairRow(TypedDict):
     """One pair of a text and an image that belong together, as the file of pairs has it."""
 
     text: str
@@ -49,7 +49,7 @@ class Batch(TypedDict):
     """The groups of the images, int64."""
 
 
-class Material(Protocol):
+class PairSource(Protocol):
     """Where texts and images are had from when a batch needs them."""
 
     def texts(self, names: Sequence[str]) -> list[str | None]:
@@ -64,7 +64,7 @@ class NoPairs(UnusableInput):
 
 
 @dataclass(frozen=True, slots=True)
-class Frozen:
+class FrozenFeatures:
     """What a tower that is not trained makes of everything, computed once and kept in files."""
 
     text_rows: Mapping[str, int]
@@ -78,11 +78,11 @@ class Frozen:
     inputs: NDArray[np.float32]
     """Shape (images, any): what a head maps."""
 
-    def has(self, row: Row) -> bool:
+    def has(self, row: PairRow) -> bool:
         """Whether neither side of the pair is gone."""
         return row["text"] in self.text_rows and row["picture"] in self.picture_rows
 
-    def __call__(self, rows: Sequence[Row]) -> Batch:
+    def __call__(self, rows: Sequence[PairRow]) -> Batch:
         negatives = [
             (sha256, group)
             for row in rows
@@ -110,7 +110,7 @@ class Frozen:
 
 
 @dataclass(frozen=True, slots=True)
-class Fresh:
+class LiveBatches:
     """Texts and images as they are, for towers that are trained; what is gone is left out.
 
     Args:
@@ -118,10 +118,10 @@ class Fresh:
     """
 
     encoder: SentenceEncoder
-    material: Material
+    material: PairSource
     chunk: int
 
-    def __call__(self, rows: Sequence[Row]) -> Batch:
+    def __call__(self, rows: Sequence[PairRow]) -> Batch:
         """Return a batch.
 
         Raises:

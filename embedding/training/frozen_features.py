@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from embedding.encoders.sentence_encoder import SentenceEncoder
 from embedding.files import atomic_write
-from embedding.training.batches import Frozen, Material
+from embedding.training.batches import FrozenFeatures, PairSource
 
 AT_ONCE = 256
 DONE = "done.json"
@@ -18,15 +18,15 @@ DONE = "done.json"
 Rows = NDArray[np.float32]
 
 
-def freeze(
+def encode_frozen(
     encoder: SentenceEncoder,
     texts: Sequence[str],
     pictures: Sequence[str],
-    material: Material,
+    material: PairSource,
     folder: Path,
     *,
     advance: Callable[[int], None] = lambda _: None,
-) -> Frozen:
+) -> FrozenFeatures:
     """Return the rows of all texts and images, and what a head maps; what is gone is left out.
 
     What an earlier call in the same folder has done, before it was killed, is not done again.
@@ -50,12 +50,12 @@ def freeze(
         places = [place for place, _ in found]
         return [(places, rows) for rows in encoder.with_head_inputs([one for _, one in found])]
 
-    [own] = _filled(folder / "texts", texts, 1, text_rows, advance)
-    vectors, inputs = _filled(folder / "pictures", pictures, 2, picture_rows, advance)
-    return Frozen(_present(texts, own), own, _present(pictures, vectors), vectors, inputs)
+    [own] = _encode_missing(folder / "texts", texts, 1, text_rows, advance)
+    vectors, inputs = _encode_missing(folder / "pictures", pictures, 2, picture_rows, advance)
+    return FrozenFeatures(_present(texts, own), own, _present(pictures, vectors), vectors, inputs)
 
 
-def _filled(
+def _encode_missing(
     folder: Path,
     names: Sequence[str],
     arrays: int,
@@ -70,7 +70,7 @@ def _filled(
         chunk = names[start : start + AT_ONCE]
         for number, (places, rows) in enumerate(rows_of(chunk)):
             _write(folder / f"{number}.npy", len(names), start, len(chunk), places, rows)
-        _keep_done(folder, start + len(chunk))
+        _save_done(folder, start + len(chunk))
         advance(len(chunk))
     return [_read(folder / f"{number}.npy") for number in range(arrays)]
 
@@ -98,7 +98,7 @@ def _done(folder: Path) -> int:
     return int(json.loads(path.read_text())) if path.exists() else 0
 
 
-def _keep_done(folder: Path, many: int) -> None:
+def _save_done(folder: Path, many: int) -> None:
     atomic_write(folder / DONE, json.dumps(many).encode())
 
 

@@ -198,11 +198,11 @@ class PairLoss(torch.nn.Module):
         return normalize(self.model(dict(features))[VECTOR].float(), dim=-1)
 
     def _cached(self, sides: Sequence[Sequence[Features]], groups: Groups) -> Tensor:
-        states: list[_Circumstances] = []
+        states: list[_ForwardState] = []
         rows = []
         with torch.no_grad():
             for chunk in (chunk for chunks in sides for chunk in chunks):
-                states.append(_Circumstances(chunk))
+                states.append(_ForwardState(chunk))
                 rows.append(self.embed(chunk).requires_grad_())
         with torch.enable_grad():
             texts, pictures = torch.cat(rows[: len(sides[0])]), torch.cat(rows[len(sides[0]) :])
@@ -217,7 +217,7 @@ class PairLoss(torch.nn.Module):
     def _embed_again(
         self,
         sides: Sequence[Sequence[Features]],
-        states: "Sequence[_Circumstances]",
+        states: "Sequence[_ForwardState]",
         gradients: Sequence[Tensor | None],
         scale: Tensor,
     ) -> None:
@@ -232,7 +232,7 @@ class PairLoss(torch.nn.Module):
                         rows.backward(gradient * scale)  # type: ignore[no-untyped-call]
 
 
-class _Circumstances:
+class _ForwardState:
     """Random numbers and precision of an embedding, so that the second one is the same as the first."""
 
     def __init__(self, features: Features) -> None:

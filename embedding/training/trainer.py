@@ -22,29 +22,29 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.utils.logging import set_verbosity_error
 
 from embedding.encoders.head import PictureHead
-from embedding.evaluation.metrics import one_each, retrieval_figures, target_ranks
-from embedding.training.batches import Batch, NoPairs, Row
+from embedding.evaluation.metrics import retrieval_figures, single_answers, target_ranks
+from embedding.training.batches import Batch, NoPairs, PairRow
 from embedding.training.losses import Groups, LossName, PairLoss
 
-What = Literal["head", "lora", "all"]
-Collate = Callable[[Sequence[Row]], Batch]
+TrainedPart = Literal["head", "lora", "all"]
+Collate = Callable[[Sequence[PairRow]], Batch]
 
-EPOCHS: dict[What, int] = {"head": 40, "lora": 5, "all": 3}
-LEARNING_RATES: dict[What, float] = {"head": 3e-4, "lora": 2e-4, "all": 2e-5}
+EPOCHS: dict[TrainedPart, int] = {"head": 40, "lora": 5, "all": 3}
+LEARNING_RATES: dict[TrainedPart, float] = {"head": 3e-4, "lora": 2e-4, "all": 2e-5}
 INFONCE: Mapping[LossName, float] = {"infonce": 1.0}
-MOST_STEPS_BETWEEN_CHECKPOINTS = 500
-MEASURE = "recall@10"
-MOST_MEASURED = 10_000
+MAX_STEPS_BETWEEN_CHECKPOINTS = 500
+METRIC = "recall@10"
+MAX_MEASURED_PAIRS = 10_000
 """Pairs: all of them are compared with each other, in memory."""
 
 STATE = "trained.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class TrainingOptions:
     """How a model is trained."""
 
-    what: What = "head"
+    what: TrainedPart = "head"
     losses: Mapping[LossName, float] = field(default_factory=lambda: INFONCE)
     epochs: int = EPOCHS["head"]
     batch_size: int = 64
@@ -59,15 +59,15 @@ class Options:
 
 
 def options_of(
-    what: What,
+    what: TrainedPart,
     losses: Mapping[LossName, float] | None = None,
     epochs: int | None = None,
     batch_size: int = 64,
     learning_rate: float | None = None,
     seed: int = 0,
-) -> Options:
+) -> TrainingOptions:
     """Return options; what is None is what suits what is trained."""
-    return Options(
+    return TrainingOptions(
         what,
         losses or INFONCE,
         epochs or EPOCHS[what],
@@ -78,7 +78,7 @@ def options_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainingResult:
     """What a training came to; its model has the weights that were best in validation."""
 
     steps: int
@@ -94,10 +94,10 @@ def fine_tune(
     validation: Dataset,
     collate: Collate,
     folder: Path,
-    options: Options,
+    options: TrainingOptions,
     *,
     advance: Callable[[int, int], None] = lambda _done, _of: None,
-) -> Trained:
+) -> TrainingResult:
     """Train those weights of `model` that require gradients, and leave it with the best ones.
 
     A training that was killed goes on from its last checkpoint in `folder`, with the same random numbers.
@@ -111,7 +111,7 @@ def fine_tune(
     """
     set_verbosity_error()  # it warns of its own ways with checkpoints
     steps_an_epoch = -(-len(rows) // options.batch_size)
-    interval = min(steps_an_epoch, MOST_STEPS_BETWEEN_CHECKPOINTS)
+    interval = min(steps_an_epoch, MAX_STEPS_BETWEEN_CHECKPOINTS)
     on_gpu = model.device.type == "cuda"
     bfloat16 = on_gpu and torch.cuda.is_bf16_supported()
     arguments = Arguments(
@@ -132,7 +132,7 @@ def fine_tune(
         save_steps=interval,
         save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model=f"eval_{MEASURE}",
+        metric_for_best_model=f"eval_{METRIC}",
         greater_is_better=True,
         logging_steps=min(10, interval),
         report_to="none",
@@ -151,7 +151,7 @@ def fine_tune(
             callbacks=[
                 EarlyStoppingCallback(early_stopping_patience=options.patience),
                 TensorBoardCallback(writer),
-                Told(advance),
+                ProgressCallback(advance),
             ],
         )
         trainer.remove_callback(PrinterCallback)
@@ -159,7 +159,9 @@ def fine_tune(
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     model.eval()
     state = trainer.state
-    return Trained(state.global_step, float(state.best_metric or 0.0), state.global_step < state.max_steps)
+    return TrainingResult(
+        state.global_step, float(state.best_metric or 0.0), state.global_step < state.max_steps
+    )
 
 
 @contextmanager
@@ -193,7 +195,7 @@ class Collator:
     collate: Collate
     valid_label_columns: tuple[str, ...] = ()
 
-    def __call__(self, rows: Sequence[Row]) -> Batch:
+    def __call__(self, rows: Sequence[PairRow]) -> Batch:
         """Return a batch, an empty one where none of its pairs can be had any more."""
         try:
             return self.collate(rows)
@@ -246,7 +248,7 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-class Told(TrainerCallback):  # type: ignore[misc]  # its types are not read
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # its types are not read
     """Tells how far a training is."""
 
     def __init__(self, advance: Callable[[int, int], None]) -> None:
@@ -262,11 +264,11 @@ class ValidationRecall(BaseEvaluator):
     def __init__(self, rows: Dataset, collate: Collate, batch_size: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._rows, self._collate, self._batch_size = rows, collate, batch_size
-        self.primary_metric = MEASURE
+        self.primary_metric = METRIC
 
     def __call__(self, model: Any, *_: Any, **__: Any) -> dict[str, float]:
         found = measure(model, self._rows, self._collate, self._batch_size)
-        return {MEASURE: sum(figures[MEASURE] for figures in found.values()) / len(found)}
+        return {METRIC: sum(figures[METRIC] for figures in found.values()) / len(found)}
 
 
 @torch.no_grad()
@@ -278,7 +280,7 @@ def measure(
     Raises:
         NoPairs: there are pairs, and none can be had any more.
     """
-    many = min(len(rows), MOST_MEASURED)
+    many = min(len(rows), MAX_MEASURED_PAIRS)
     if not many:
         return {}
     embed = PairLoss(model, {}).embed
@@ -320,11 +322,11 @@ def figures_of(texts: Tensor, pictures: Tensor, groups: Tensor) -> dict[str, dic
     forth = target_ranks((texts @ pictures[first].T).numpy(), own.tolist())
     back = target_ranks((pictures @ texts.T).numpy(), list(range(many)))
     return {
-        "text_to_image": retrieval_figures(one_each(forth)),
-        "image_to_text": retrieval_figures(one_each(back)),
+        "text_to_image": retrieval_figures(single_answers(forth)),
+        "image_to_text": retrieval_figures(single_answers(back)),
     }
 
 
-def only_head(model: SentenceTransformer, head: PictureHead) -> SentenceTransformer:
+def head_alone(model: SentenceTransformer, head: PictureHead) -> SentenceTransformer:
     """Return a model that is `head` alone, for rows that everything before it has made already."""
     return SentenceTransformer(modules=[head], device=str(model.device))

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding.encoders.sentence_encoder import Encoder
-from embedding.evaluation.bootstrap import Figure, Sample, mean_of
+from embedding.evaluation.bootstrap import Estimate, Sample, bootstrap_mean
 from embedding.evaluation.metrics import Answers, Scores, recall_at, retrieval_scores
-from embedding.evaluation.ranks import Direction, ranked
+from embedding.evaluation.ranks import Direction, rank_answers
 from flows.config.settings import Settings
 from flows.datasets.test_sets import TestSet, directions_of
-from flows.evaluation.embed_test_set import Seen, show
+from flows.evaluation.embed_test_set import EmbeddedTestSet, embed_test_set
 from flows.resources.connections import Stores
 from flows.resources.model_loader import Load, open_model, open_model_of
 from flows.tracking.progress import Progress, no_progress
@@ -23,7 +23,7 @@ LONGEST_CURVE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class DirectionMetrics:
     """The figures of one model in one direction, with the sizes without which they mean nothing."""
 
     direction: str
@@ -32,7 +32,7 @@ class Measured:
 
     queries: int
     gallery: int
-    figures: dict[str, Figure]
+    figures: dict[str, Estimate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class ModelFigures:
     collection: str | None
     """Where image vectors were taken from; None where all were made for the evaluation."""
 
-    measured: tuple[Measured, ...]
+    measured: tuple[DirectionMetrics, ...]
     curves: dict[str, tuple[float, ...]]
     """By direction, recall@k for k = 1, 2, …"""
 
@@ -56,7 +56,7 @@ class Comparison:
 
     model: str
     over: str
-    measured: tuple[Measured, ...]
+    measured: tuple[DirectionMetrics, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Judged:
+class DirectionScores:
     """How one model answered the queries of one direction."""
 
     direction: Direction
@@ -119,24 +119,24 @@ def evaluate(
     encoders = (
         open_model_of(stores.vectors, stores.sessions, settings, name, load) for name in names or (None,)
     )
-    seen, judged = judge(stores, settings, encoders, test_set, by=by, progress=progress)
+    seen, judged = score_models(stores, settings, encoders, test_set, by=by, progress=progress)
     models = tuple(map(_figures, seen, judged))
     first = seen[0].model
     result = Evaluation(
         test_set.name,
-        int((~present_to_all(seen)).sum()),
+        int((~images_of_all(seen)).sum()),
         test_set.possible_queries - sum(len(one.direction.queries) for one in judged[0]),
         models,
         tuple(
-            Comparison(one.model, first, tuple(compared(judged[0], own)))
+            Comparison(one.model, first, tuple(score_differences(judged[0], own)))
             for one, own in zip(seen[1:], judged[1:], strict=True)
         ),
     )
-    _put_on_record(stores, test_set, models)
+    _record(stores, test_set, models)
     return result
 
 
-def judge(
+def score_models(
     stores: Stores,
     settings: Settings,
     encoders: Iterable[Encoder],
@@ -144,31 +144,31 @@ def judge(
     *,
     by: Sequence[str] = (),
     progress: Progress = no_progress,
-) -> tuple[list[Seen], list[list[Judged]]]:
+) -> tuple[list[EmbeddedTestSet], list[list[DirectionScores]]]:
     """Return what each model has seen, and how it answered, direction by direction; see `evaluate`."""
-    seen = [show(stores, settings, encoder, test_set, progress) for encoder in encoders]
-    directions = directions_of(test_set, present_to_all(seen), by)
+    seen = [embed_test_set(stores, settings, encoder, test_set, progress) for encoder in encoders]
+    directions = directions_of(test_set, images_of_all(seen), by)
     judged = []
     for one in seen:
-        answers = [ranked(direction, one.rows) for direction in directions]
+        answers = [rank_answers(direction, one.rows) for direction in directions]
         pairs = zip(directions, answers, strict=True)
-        judged.append([Judged(direction, found, retrieval_scores(found)) for direction, found in pairs])
+        judged.append([DirectionScores(direction, found, retrieval_scores(found)) for direction, found in pairs])
     return seen, judged
 
 
-def present_to_all(seen: Sequence[Seen]) -> NDArray[np.bool_]:
+def images_of_all(seen: Sequence[EmbeddedTestSet]) -> NDArray[np.bool_]:
     """Return which images every model has been shown."""
     return np.asarray(np.logical_and.reduce([one.present for one in seen]))
 
 
-def compared(first: Sequence[Judged], second: Sequence[Judged]) -> Iterator[Measured]:
+def score_differences(first: Sequence[DirectionScores], second: Sequence[DirectionScores]) -> Iterator[DirectionMetrics]:
     """Yield how much better the second model's answers are, by direction and part."""
     for ours, theirs in zip(second, first, strict=True):
         differences = {name: ours.scores[name] - theirs.scores[name] for name in ours.scores}
         yield from _measured(ours.direction, differences)
 
 
-def _put_on_record(stores: Stores, test_set: TestSet, models: Sequence[ModelFigures]) -> None:
+def _record(stores: Stores, test_set: TestSet, models: Sequence[ModelFigures]) -> None:
     with stores.sessions.begin() as session:
         for one in models:
             model_registry.save_model(session, fingerprint=one.fingerprint, name=one.model, dim=one.dim)
@@ -188,21 +188,22 @@ def _put_on_record(stores: Stores, test_set: TestSet, models: Sequence[ModelFigu
                 )
 
 
-def _figures(one: Seen, judged: Sequence[Judged]) -> ModelFigures:
+def _figures(one: EmbeddedTestSet, judged: Sequence[DirectionScores]) -> ModelFigures:
     measured = [part for own in judged for part in _measured(own.direction, own.scores)]
     curves = {own.direction.name: _curve(own) for own in judged}
     return ModelFigures(one.model, one.fingerprint, one.dim, one.collection, tuple(measured), curves)
 
 
-def _measured(direction: Direction, scores: Mapping[str, Scores]) -> Iterator[Measured]:
+def _measured(direction: Direction, scores: Mapping[str, Scores]) -> Iterator[DirectionMetrics]:
     everything: dict[str | None, NDArray[np.bool_]] = {None: np.ones(len(direction.queries), bool)}
     for part, own in (everything | dict(direction.parts)).items():
         figures = {
-            name: mean_of([Sample(values[own], direction.records[own])]) for name, values in scores.items()
+            name: bootstrap_mean([Sample(values[own], direction.records[own])])
+            for name, values in scores.items()
         }
-        yield Measured(direction.name, part, int(own.sum()), len(direction.starts), figures)
+        yield DirectionMetrics(direction.name, part, int(own.sum()), len(direction.starts), figures)
 
 
-def _curve(judged: Judged) -> tuple[float, ...]:
+def _curve(judged: DirectionScores) -> tuple[float, ...]:
     longest = min(LONGEST_CURVE, len(judged.direction.starts))
     return tuple(float(recall_at(judged.answers, k).mean()) for k in range(1, longest + 1))

@@ -10,9 +10,9 @@ from uuid import UUID
 import numpy as np
 
 from embedding.encoders.sentence_encoder import Encoder
-from embedding.evaluation.bootstrap import Figure, Sample, mean_of
+from embedding.evaluation.bootstrap import Estimate, Sample, bootstrap_mean
 from embedding.evaluation.metrics import Scores
-from flows.config.settings import Gate, Settings
+from flows.config.settings import PromotionGate, Settings
 from flows.datasets.test_sets import (
     MAX_TEST_RECORDS,
     NothingToEvaluate,
@@ -21,7 +21,7 @@ from flows.datasets.test_sets import (
     of_manifest,
     training_splits,
 )
-from flows.evaluation.evaluate import Judged, judge
+from flows.evaluation.evaluate import DirectionScores, score_models
 from flows.resources.connections import Stores
 from flows.resources.model_loader import Load, open_model
 from flows.tracking.progress import Progress, no_progress
@@ -47,7 +47,7 @@ class Check:
 
     passed: bool
     queries: int
-    difference: Figure
+    difference: Estimate
     """Of recall@10, candidate less active model, with its 95% interval."""
 
     limit: float
@@ -122,14 +122,14 @@ def promote(
             candidate.name, active.name, passed or force, force and not passed, checks, remarks
         )
         run.counts = {"promoted": decision.promoted, "forced": decision.forced}
-        run.persist(partial(_put_on_record, stores, candidate, active, decision))
+        run.persist(partial(_record, stores, candidate, active, decision))
     return decision
 
 
 def decide(
-    gate: Gate,
-    held_out: tuple[Sequence[Judged], Sequence[Judged]],
-    outside: tuple[Sequence[Judged], Sequence[Judged]] | None,
+    gate: PromotionGate,
+    held_out: tuple[Sequence[DirectionScores], Sequence[DirectionScores]],
+    outside: tuple[Sequence[DirectionScores], Sequence[DirectionScores]] | None,
 ) -> tuple[Check, ...]:
     """Return what a candidate passes and what not. Pure.
 
@@ -144,7 +144,9 @@ def decide(
     checks = [_check("held-out", held_out, None, gate.margin, certain=True)]
     if outside is not None:
         checks.append(_check("outside", outside, None, -gate.tolerance, certain=False))
-    active, candidate = ([one for one in side if one.direction.asks == "texts"] for side in held_out)
+    active, candidate = (
+        [one for one in side if one.direction.query_modality == "texts"] for side in held_out
+    )
     languages = sorted({part for one in active for part in one.direction.parts if part.startswith("lang=")})
     for language in languages:
         check = _check(language, (active, candidate), language, -gate.tolerance, certain=False)
@@ -155,7 +157,7 @@ def decide(
 
 def _check(
     name: str,
-    judged: tuple[Sequence[Judged], Sequence[Judged]],
+    judged: tuple[Sequence[DirectionScores], Sequence[DirectionScores]],
     part: str | None,
     limit: float,
     *,
@@ -169,7 +171,7 @@ def _check(
     differences: list[Scores] = [
         ours.scores[MEASURE] - theirs.scores[MEASURE] for ours, theirs in zip(candidate, active, strict=True)
     ]
-    difference = mean_of(
+    difference = bootstrap_mean(
         [
             Sample(own[kept], one.direction.records[kept])
             for one, own, kept in zip(active, differences, chosen, strict=True)
@@ -195,8 +197,8 @@ def _checks(
 ) -> tuple[tuple[Check, ...], tuple[str, ...]]:
     """Return the checks of the second model against the first, and what could not be checked."""
 
-    def judged(test_set: TestSet) -> tuple[Sequence[Judged], Sequence[Judged]]:
-        _, (active, candidate) = judge(stores, settings, encoders, test_set, progress=progress)
+    def judged(test_set: TestSet) -> tuple[Sequence[DirectionScores], Sequence[DirectionScores]]:
+        _, (active, candidate) = score_models(stores, settings, encoders, test_set, progress=progress)
         return active, candidate
 
     remarks = []
@@ -215,7 +217,7 @@ def _checks(
     return decide(settings.gate, held_out, elsewhere), tuple(remarks)
 
 
-def _put_on_record(stores: Stores, candidate: Encoder, active: Encoder, decision: Decision) -> None:
+def _record(stores: Stores, candidate: Encoder, active: Encoder, decision: Decision) -> None:
     with stores.sessions.begin() as session:
         for model in (active, candidate):
             model_registry.save_model(session, fingerprint=model.fingerprint, name=model.name, dim=model.dim)

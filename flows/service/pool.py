@@ -1,6 +1,6 @@
-"""What a server keeps open between requests: the stores and the models, each opened when first asked for.
+"""Keep the stores and models of a server open between requests; open each lazily.
 
-A store that is away is one request's error, not the server's end: the next request tries again.
+An unavailable store fails one request, not the server: the next request tries again.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ from storage.data_directory import make_data_directory
 
 
 class Backend:
-    """The stores and models of one process that serves many; threads may share it."""
+    """Hold the stores and models of a server process; threads may share it."""
 
     def __init__(self, settings: Settings, load: Load = open_model) -> None:
         """Open nothing yet.
@@ -40,7 +40,7 @@ class Backend:
         """
         self.settings = settings
         self.search_times = SearchTimes()
-        make_data_directory(settings.home)  # with servers elsewhere nobody else makes it
+        make_data_directory(settings.home)  # with remote servers nothing else makes it
         self._open = ExitStack()
         self._turn = Lock()
         self._engine: Engine | None = None
@@ -126,7 +126,7 @@ class Backend:
             yield Deps(stores.engine, stores.sessions, stores.vectors, stores.blobs, encoder)
 
     def close(self) -> None:
-        """Close what is open; the servers of the home go on."""
+        """Close all connections; embedded servers keep running."""
         self._open.close()
 
     def _catalog(self) -> Engine:

@@ -22,15 +22,15 @@ from embedding.encoders.head import PictureHead
 from embedding.encoders.lora import add_lora, merge_lora
 from embedding.encoders.sentence_encoder import SentenceEncoder, load_encoder
 from embedding.images.worker_pool import Workers
-from embedding.training.batches import Fresh, Frozen, Row
-from embedding.training.frozen_features import freeze
-from embedding.training.splits import Part
+from embedding.training.batches import FrozenFeatures, LiveBatches, PairRow
+from embedding.training.frozen_features import encode_frozen
+from embedding.training.splits import SplitName
 from embedding.training.trainer import (
     Collate,
-    Options,
+    TrainingOptions,
     fine_tune,
+    head_alone,
     measure,
-    only_head,
 )
 from flows.config.settings import Settings
 from flows.datasets.hard_negatives import add_negatives
@@ -123,15 +123,15 @@ def _gather(
     material: StoredTrainingData,
     work: Path,
     progress: Progress,
-) -> dict[Part, int]:
+) -> dict[SplitName, int]:
     """Write the pairs of a training to its folder unless present; return their number."""
     known = work / COUNTS
     if known.exists():
-        counts: dict[Part, int] = json.loads(known.read_text())
+        counts: dict[SplitName, int] = json.loads(known.read_text())
         return counts
     progress("hash images", 0, 0)
     splits = split_images(stores, settings.limits, spec.split, judgments)
-    pairs: Iterator[tuple[Part, Row]] = chain(
+    pairs: Iterator[tuple[SplitName, PairRow]] = chain(
         pairs_of_records(stores, splits), pairs_of_judgments(stores, splits, judgments)
     )
     if spec.hard_negatives:
@@ -155,7 +155,7 @@ def _train(
     material: StoredTrainingData,
     work: Path,
     settings: Settings,
-    counts: dict[Part, int],
+    counts: dict[SplitName, int],
     progress: Progress,
 ) -> Candidate:
     """Train on the pairs in `work`, and save the candidate."""
@@ -204,10 +204,14 @@ def candidate_stem(base: str) -> str:
 
 @contextmanager
 def _prepared(
-    options: Options, encoder: SentenceEncoder, material: StoredTrainingData, work: Path, progress: Progress
-) -> Iterator[tuple[SentenceTransformer, Collate, dict[Part, Dataset]]]:
+    options: TrainingOptions,
+    encoder: SentenceEncoder,
+    material: StoredTrainingData,
+    work: Path,
+    progress: Progress,
+) -> Iterator[tuple[SentenceTransformer, Collate, dict[SplitName, Dataset]]]:
     """Yield the module to train, the collator and the pairs; then merge the result into `encoder`."""
-    rows = {part: read_pairs(work, part) for part in get_args(Part)}
+    rows = {part: read_pairs(work, part) for part in get_args(SplitName)}
     model, what = encoder.model, options.what
     if what == "head":
         own = model[-1]
@@ -216,16 +220,16 @@ def _prepared(
         texts = sorted({name for part in rows.values() for name in part["text"]})
         pictures = sorted({sha256 for part in rows.values() for sha256 in _pictures_of(part)})
         advance = stage_steps(progress, "embed", len(texts) + len(pictures))
-        frozen = freeze(encoder, texts, pictures, material, work / "frozen", advance=advance)
+        frozen = encode_frozen(encoder, texts, pictures, material, work / "frozen", advance=advance)
         new = PictureHead(frozen.inputs.shape[1], frozen.texts.shape[1])
         head = own if isinstance(own, PictureHead) else new
         present = {part: _present(pairs, frozen) for part, pairs in rows.items()}
-        yield only_head(model, head), frozen, present
+        yield head_alone(model, head), frozen, present
         model.append(head)
         return
     if what == "lora":
         add_lora(model, options.seed)
-    yield model, Fresh(encoder, material, CHUNK), rows
+    yield model, LiveBatches(encoder, material, CHUNK), rows
     if what == "lora":
         merge_lora(model)
 
@@ -236,7 +240,7 @@ def _pictures_of(pairs: Dataset) -> Iterator[str]:
         yield from negatives
 
 
-def _present(pairs: Dataset, frozen: Frozen) -> Dataset:
+def _present(pairs: Dataset, frozen: FrozenFeatures) -> Dataset:
     """Return the pairs whose text and image are both available."""
     return pairs.select([number for number, row in enumerate(pairs) if frozen.has(row)])
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from embedding.training.losses import LossName
-from embedding.training.splits import Part, Split
-from embedding.training.trainer import Options, Trained, What, options_of
+from embedding.training.splits import Split, SplitName
+from embedding.training.trainer import TrainedPart, TrainingOptions, TrainingResult, options_of
 from flows.datasets.test_sets import read_lines
 
 
@@ -15,7 +15,7 @@ from flows.datasets.test_sets import read_lines
 class TrainingSpec:
     """Describe one training: its options, its data and its base model."""
 
-    options: Options = field(default_factory=Options)
+    options: TrainingOptions = field(default_factory=TrainingOptions)
     split: Split = field(default_factory=Split)
     model: str | None = None
     """The base model; None for the active one."""
@@ -30,7 +30,7 @@ class TrainingSpec:
 def training_spec(
     *,
     model: str | None,
-    what: What,
+    what: TrainedPart,
     losses: Mapping[LossName, float] | None,
     held_out: float,
     held_out_keys: Path | None,
@@ -67,8 +67,8 @@ class Candidate:
     parent: str
     """Fingerprint of the base model."""
 
-    pairs: dict[Part, int]
-    trained: Trained
+    pairs: dict[SplitName, int]
+    trained: TrainingResult
     before: dict[str, dict[str, float]]
     """Metrics of the base model on the held-out pairs, by direction."""
 

@@ -1,5 +1,5 @@
 """Measurements: run by hand with `make bench`, never as tests."""
 
-from embedding.process_tuning import wait_briefly
+from embedding.process_tuning import shorten_spinning
 
-wait_briefly()  # here, as it comes before the first import of torch
+shorten_spinning()  # here, as it comes before the first import of torch

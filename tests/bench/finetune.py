@@ -10,7 +10,7 @@ from pathlib import Path
 
 from embedding.training.losses import LossName
 from embedding.training.splits import Split
-from embedding.training.trainer import What, options_of
+from embedding.training.trainer import TrainedPart, options_of
 from flows.cli.demo import fetch_stamps
 from flows.config.settings import Settings
 from flows.datasets.test_sets import of_records, read_lines
@@ -23,7 +23,7 @@ from flows.training.spec import TrainingSpec
 from tests.bench.material import Row, scratch
 
 KEYS = Path(__file__).parents[1] / "support" / "held_out_stamps.txt"
-TRAININGS: tuple[tuple[What, dict[LossName, float], int], ...] = (
+TRAININGS: tuple[tuple[TrainedPart, dict[LossName, float], int], ...] = (
     ("head", {"infonce": 1.0}, 0),
     ("head", {"infonce": 1.0}, 4),
     ("head", {"triplet-semi-hard": 1.0}, 0),

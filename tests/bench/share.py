@@ -58,7 +58,7 @@ def forward(encoder: SentenceEncoder, pixels: list[Features]) -> list[float]:
     rates = []
     for turn in range(ROUNDS + 1):
         start = time.perf_counter()
-        encoder.prepared(pixels)
+        encoder.encode_prepared(pixels)
         if turn:
             rates.append(len(pixels) / (time.perf_counter() - start))
     return rates

@@ -15,7 +15,7 @@ from PIL import Image
 
 from embedding.encoders.sentence_encoder import SentenceEncoder, load_encoder
 from embedding.images.worker_pool import Workers
-from embedding.pipeline import ahead
+from embedding.pipeline import prefetch
 from embedding.process_tuning import keep_freed_memory
 from tests.bench.material import MODELS, Row, captions, model_at, photos, scratch, worker_counts
 
@@ -50,7 +50,7 @@ def measure(label: str, encoder: SentenceEncoder, folder: Path) -> Iterator[Row]
 
 
 def encode_files(encoder: SentenceEncoder, files: Sequence[Path]) -> None:
-    encode(encoder, [Image.open(file) for file in files], encoder.pictures_at_once)
+    encode(encoder, [Image.open(file) for file in files], encoder.images_per_chunk)
 
 
 def encode(encoder: SentenceEncoder, inputs: Sequence[object], batch_size: int) -> None:
@@ -63,12 +63,12 @@ def stream(encoder: SentenceEncoder, pool: Workers, files: Sequence[Path]) -> No
 
     def decoding() -> Iterator[list]:
         rest = iter(files)
-        while some := list(islice(rest, BATCHES * encoder.pictures_at_once)):
+        while some := list(islice(rest, BATCHES * encoder.images_per_chunk)):
             yield [pool.submit(file.read_bytes(), name=file.name) for file in some]
 
-    with ahead(decoding(), depth=2) as batches:
+    with prefetch(decoding(), depth=2) as batches:
         for batch in batches:
-            encoder.prepared([one.result().features for one in batch])
+            encoder.encode_prepared([one.result().features for one in batch])
 
 
 def in_turns(*ways: Callable[[], object]) -> list[list[float]]:

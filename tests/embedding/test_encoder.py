@@ -35,9 +35,9 @@ from embedding.encoders.starter import (
     Centre,
     ConseTower,
     DamagedWeights,
-    _checked,
+    _verified_weights,
     class_texts,
-    folded,
+    fold_batch_norms,
 )
 from embedding.images.preparation import PIXELS
 from tests.support.builders import a_folder
@@ -468,7 +468,7 @@ def test_a_classifier_computes_the_same_without_its_batch_norms(starter: Sentenc
 
     with torch.inference_mode():
         expected = classifier(pixels)
-        found = folded(classifier)(pixels)
+        found = fold_batch_norms(classifier)(pixels)
 
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in classifier.modules())
     assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
@@ -530,9 +530,9 @@ def test_a_weights_file_with_one_changed_byte_is_refused(tmp_path: Path):
     copy = tmp_path / original.name
     copy.write_bytes(content)
 
-    assert _checked(original) == original
+    assert _verified_weights(original) == original
     with pytest.raises(DamagedWeights, match=rf"{copy} has SHA-256 \w+, not the known one; reinstall"):
-        _checked(copy)
+        _verified_weights(copy)
 
 
 def test_the_code_of_the_page_runs(capsys: pytest.CaptureFixture[str]):

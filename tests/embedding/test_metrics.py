@@ -10,15 +10,15 @@ from embedding.evaluation.metrics import (
     average_precision,
     best_of_groups,
     ndcg_at,
-    one_each,
     recall_at,
     reciprocal_rank,
     retrieval_figures,
     retrieval_scores,
+    single_answers,
     target_ranks,
 )
 
-NO_QUERIES = one_each(np.empty(0, np.int64))
+NO_QUERIES = single_answers(np.empty(0, np.int64))
 some_ranks = st.lists(st.integers(1, 50), min_size=1, max_size=20).map(np.array)
 cuts = st.integers(1, 50)
 # Few different scores, so that ties are common.
@@ -127,7 +127,7 @@ def test_average_precision_is_the_mean_precision_at_the_right_answers():
 
 @given(some_ranks)
 def test_with_one_right_answer_average_precision_is_the_reciprocal_rank(ranks: NDArray[np.int64]):
-    assert (average_precision(one_each(ranks)) == reciprocal_rank(one_each(ranks))).all()
+    assert (average_precision(single_answers(ranks)) == reciprocal_rank(single_answers(ranks))).all()
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_each_query_is_judged_by_itself(found: Answers):
 
 
 def test_the_figures_that_papers_print():
-    figures = retrieval_figures(one_each(np.array([1, 3, 7, 20])))
+    figures = retrieval_figures(single_answers(np.array([1, 3, 7, 20])))
 
     assert figures == pytest.approx(
         {
@@ -241,4 +241,4 @@ def test_no_queries_are_refused_not_averaged(figure):
 @pytest.mark.parametrize("k", [0, -1])
 def test_a_cut_above_the_first_place_is_refused(figure, k: int):
     with pytest.raises(ValueError, match=f"k must be at least 1, got {k}"):
-        figure(one_each(np.array([1])), k)
+        figure(single_answers(np.array([1])), k)

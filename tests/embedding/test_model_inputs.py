@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from embedding.encoders.sentence_encoder import SentenceEncoder, load_encoder
-from embedding.images.preparation import OwnProcessor, Preparation, ResizeCrop, Upright
+from embedding.images.preparation import ModelProcessor, NoPreparation, Preparation, ResizeCrop
 from embedding.images.worker_pool import Workers
 from tests.support.builders import encoded, noise
 from tests.support.tiny_clip import write_tiny_clip
@@ -72,7 +72,7 @@ MODELS: dict[str, tuple[dict[str, Any], type[Preparation]]] = {
         {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "do_center_crop": False},
         ResizeCrop,
     ),
-    "a padding one": ({"do_pad": True, "pad_size": SQUARE}, OwnProcessor),
+    "a padding one": ({"do_pad": True, "pad_size": SQUARE}, ModelProcessor),
     "one that crops by a share": (
         {
             "image_processor_type": "ConvNextImageProcessor",
@@ -80,7 +80,7 @@ MODELS: dict[str, tuple[dict[str, Any], type[Preparation]]] = {
             "crop_pct": 0.5,
             "do_center_crop": False,
         },
-        OwnProcessor,
+        ModelProcessor,
     ),
 }
 
@@ -111,7 +111,7 @@ def agrees_with_the_library(encoder: SentenceEncoder) -> None:
     expected = encoder.model.encode(pictures, normalize_embeddings=True)
     with Workers(encoder.preparation, 1) as pool:
         waiting = [pool.submit(encoded(picture, "PNG"), name="any.png") for picture in pictures]
-        found = encoder.prepared([one.result().features for one in waiting])
+        found = encoder.encode_prepared([one.result().features for one in waiting])
 
     assert found == pytest.approx(expected, abs=TOLERANCE)
     assert encoder.images(pictures) == pytest.approx(expected, abs=TOLERANCE)
@@ -188,7 +188,7 @@ def test_a_model_that_prepares_pictures_in_a_way_of_its_own_is_left_to_do_it(
     monkeypatch.setattr(plain.model, "preprocess", inverted)
     encoder = SentenceEncoder("inverted", plain.model)
 
-    assert type(encoder.preparation) is Upright
+    assert type(encoder.preparation) is NoPreparation
     agrees_with_the_library(encoder)
 
 
@@ -201,7 +201,7 @@ def test_a_large_jpeg_decoded_at_a_part_of_its_size_gives_nearly_the_same_vector
 
     with Workers(starter.preparation, 0) as pool:
         prepared = pool.submit(data, name="photo.jpg").result()
-    found = starter.prepared([prepared.features])
+    found = starter.encode_prepared([prepared.features])
 
     expected = starter.model.encode([Image.open(BytesIO(data))], normalize_embeddings=True)
     assert (prepared.width, prepared.height) == size

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding.pipeline import Clock, ahead, behind, side_by_side
+from embedding.pipeline import Clock, in_background, map_in_order, prefetch
 
 PATIENCE_S = 10
 
@@ -30,7 +30,7 @@ def no_thread_left(before: set[threading.Thread]) -> bool:
 
 @given(items=st.lists(st.integers()), depth=st.integers(1, 5))
 def test_what_is_read_ahead_is_what_would_have_been_read(items: list[int], depth: int):
-    with ahead(items, depth=depth) as taken:
+    with prefetch(items, depth=depth) as taken:
         assert list(taken) == items
 
 
@@ -42,7 +42,7 @@ def test_a_source_is_read_while_its_reader_works():
         second_is_made.set()
         yield 2
 
-    with ahead(source()) as taken:
+    with prefetch(source()) as taken:
         assert next(taken) == 1
         assert second_is_made.wait(PATIENCE_S)  # nobody has asked for it yet
 
@@ -56,7 +56,7 @@ def test_a_source_is_never_further_ahead_than_its_depth(depth: int):
             made.append(number)
             yield number
 
-    with ahead(source(), depth=depth) as taken:
+    with prefetch(source(), depth=depth) as taken:
         for number in islice(taken, 20):
             assert len(made) <= number + 1 + depth
     assert len(made) <= 20 + depth
@@ -64,7 +64,7 @@ def test_a_source_is_never_further_ahead_than_its_depth(depth: int):
 
 def test_an_error_of_a_source_comes_out_after_the_items_before_it():
     before = set(threading.enumerate())
-    with ahead(failing_after(3), depth=5) as items:
+    with prefetch(failing_after(3), depth=5) as items:
         assert list(islice(items, 3)) == [0, 1, 2]
         with pytest.raises(Failed):
             next(items)
@@ -82,7 +82,7 @@ def test_a_source_that_nobody_wants_any_more_is_read_no_further():
             yield number
 
     def take_one_and_fail() -> None:
-        with ahead(source()) as taken:
+        with prefetch(source()) as taken:
             next(taken)
             raise Failed
 
@@ -105,9 +105,9 @@ def test_three_stages_in_a_row_are_at_work_at_once():
             yield item
 
     with (
-        ahead(stage(range(5), meets_at=2)) as first,
-        ahead(stage(first, meets_at=1)) as second,
-        ahead(stage(second, meets_at=0)) as third,
+        prefetch(stage(range(5), meets_at=2)) as first,
+        prefetch(stage(first, meets_at=1)) as second,
+        prefetch(stage(second, meets_at=0)) as third,
     ):
         assert list(third) == list(range(5))
 
@@ -115,7 +115,7 @@ def test_three_stages_in_a_row_are_at_work_at_once():
 @given(items=st.lists(st.integers()), depth=st.integers(1, 5))
 def test_what_is_handed_on_is_all_done_in_order(items: list[int], depth: int):
     done: list[int] = []
-    with behind(done.append, depth=depth) as hand_on:
+    with in_background(done.append, depth=depth) as hand_on:
         for item in items:
             hand_on(item)
 
@@ -133,7 +133,7 @@ def test_whoever_hands_on_faster_than_it_is_done_has_to_wait():
     handed_on: list[int] = []
 
     def hand_all_on() -> None:
-        with behind(work, depth=2) as hand_on:
+        with in_background(work, depth=2) as hand_on:
             for number in range(10):
                 hand_on(number)
                 handed_on.append(number)
@@ -158,7 +158,7 @@ def test_after_a_failure_behind_nothing_more_is_done():
             raise Failed
 
     def hand_all_on() -> None:
-        with behind(work, depth=3) as hand_on:
+        with in_background(work, depth=3) as hand_on:
             for number in range(4):
                 hand_on(number)
 
@@ -178,7 +178,7 @@ def test_after_a_failure_in_front_what_waits_behind_is_not_begun():
         done.append(item)
 
     def fail_in_front() -> None:
-        with behind(work, depth=3) as hand_on:
+        with in_background(work, depth=3) as hand_on:
             for number in range(3):
                 hand_on(number)
             assert begun.wait(PATIENCE_S)
@@ -197,7 +197,7 @@ def test_side_by_side_answers_come_in_order(items: list[int], threads: int):
         time.sleep(0.0001 * abs(item))
         return item * 2
 
-    found = list(side_by_side(work, items, threads=threads, slow=lambda item: item > 0))
+    found = list(map_in_order(work, items, threads=threads, slow=lambda item: item > 0))
 
     assert found == [item * 2 for item in items]
 
@@ -209,7 +209,7 @@ def test_slow_items_are_worked_on_side_by_side():
         together.wait(PATIENCE_S)
         return item
 
-    assert list(side_by_side(work, range(6), threads=3, slow=lambda _: True)) == list(range(6))
+    assert list(map_in_order(work, range(6), threads=3, slow=lambda _: True)) == list(range(6))
 
 
 def test_an_error_side_by_side_comes_where_its_answer_would_have():
@@ -218,7 +218,7 @@ def test_an_error_side_by_side_comes_where_its_answer_would_have():
             raise Failed
         return item
 
-    answers = side_by_side(work, range(9), threads=4, slow=lambda _: True)
+    answers = map_in_order(work, range(9), threads=4, slow=lambda _: True)
 
     assert [next(answers), next(answers)] == [0, 1]
     with pytest.raises(Failed):

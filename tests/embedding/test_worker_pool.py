@@ -14,7 +14,14 @@ from PIL import Image
 
 from embedding.images import worker_pool
 from embedding.images.decode import BadImage
-from embedding.images.preparation import PIXELS, Preparation, Prepared, ResizeCrop, Upright, prepare
+from embedding.images.preparation import (
+    PIXELS,
+    NoPreparation,
+    Preparation,
+    PreparedImage,
+    ResizeCrop,
+    prepare,
+)
 from embedding.images.worker_pool import Workers, WorkersFailed
 from tests.support.builders import encoded, noise, png
 from tests.support.processes import is_gone, wait_until
@@ -22,12 +29,12 @@ from tests.support.processes import is_gone, wait_until
 PREPARATION = ResizeCrop(size=24, crop=(24, 24), resample=3, scale=(1.0,) * 3, shift=(0.0,) * 3)
 STARTS_AND_WAITS = """
 import time
-from embedding.images.preparation import Upright
+from embedding.images.preparation import NoPreparation
 from embedding.images.worker_pool import Workers
 from tests.support.builders import encoded, noise, png
 
 pytestmark = pytest.mark.services
-with Workers(Upright(), 2) as pool:
+with Workers(NoPreparation(), 2) as pool:
     for done in [pool.submit(png(), name="red.png") for _ in range(20)]:
         done.result()
     print(*pool.pids, flush=True)
@@ -49,14 +56,14 @@ def slow_file() -> bytes:
     return encoded(Image.new("RGB", (8000, 5000)), "PNG")
 
 
-def same(one: Prepared, other: Prepared) -> bool:
+def same(one: PreparedImage, other: PreparedImage) -> bool:
     assert one.features.keys() == other.features.keys()
     pixels = (one.features[PIXELS] == other.features[PIXELS]).all()
     return bool(pixels) and (one.width, one.height, one.format) == (other.width, other.height, other.format)
 
 
 @pytest.mark.parametrize("processes", [0, 1, 3])
-@pytest.mark.parametrize("preparation", [PREPARATION, Upright()], ids=["resized", "as they are"])
+@pytest.mark.parametrize("preparation", [PREPARATION, NoPreparation()], ids=["resized", "as they are"])
 def test_workers_prepare_pictures_as_this_process_would_and_keep_their_order(
     preparation: Preparation, processes: int
 ):
@@ -73,11 +80,11 @@ def test_workers_prepare_pictures_as_this_process_would_and_keep_their_order(
 def test_a_picture_larger_than_the_shared_memory_comes_whole():
     data = encoded(noise((1279, 1278)), "PNG")
 
-    with Workers(Upright(), 1) as pool:
+    with Workers(NoPreparation(), 1) as pool:
         found = pool.submit(data, name="large.png").result()
 
     assert found.features[PIXELS].shape == (1278, 1279, 3)
-    assert same(found, prepare(Upright(), data, name="large.png"))
+    assert same(found, prepare(NoPreparation(), data, name="large.png"))
 
 
 @pytest.mark.parametrize("processes", [0, 2])
@@ -167,7 +174,7 @@ def test_images_wait_only_for_as_long_as_there_is_room_for_their_bytes(monkeypat
         pool.submit(data, name="first.png").result()
         [pid] = pids(pool)
         os.kill(pid, signal.SIGSTOP)
-        begun: list[Future[Prepared]] = []
+        begun: list[Future[PreparedImage]] = []
         sender = threading.Thread(
             target=lambda: begun.extend(pool.submit(data, name=f"{n}.png") for n in range(6))
         )

@@ -62,7 +62,11 @@ FIRST_INGEST = (
     KillPoint("the items are written, not committed", "storage.postgres.catalog:save_items", "after"),
     KillPoint("after the items, before the model", "flows.ingestion.stages:encode_items", "before"),
     KillPoint(
-        "in the middle of embedding", "embedding.encoders.sentence_encoder:SentenceEncoder.prepared", "after"
+        "in the middle of embedding",
+        "embedding.encoders.sentence_encoder:SentenceEncoder.encode_prepared",
+        "after",
+        "embedding.encoders.sentence_encoder:SentenceEncoder.encode_prepared",
+        "after",
     ),
     KillPoint("embedded, nothing in Qdrant", "storage.qdrant:upsert", "before"),
     HalfARequest("in the middle of a Qdrant write", "/points"),

@@ -9,8 +9,8 @@ import pytest
 
 from embedding.images import worker_pool
 from embedding.images.decode import DECODE_BYTES, MAX_SCANS, BadImage, decode_image
-from embedding.images.preparation import Shrink
-from embedding.images.worker_pool import MOST_WAITING, SHARED, Workers, WorkersBusy, prepare_soon
+from embedding.images.preparation import Downscale
+from embedding.images.worker_pool import MAX_WAITING, SHARED_WORKERS, Workers, WorkersBusy, prepare_soon
 from embedding.images.worker_process import CPU_S
 from flows.console.thumbnails import make_thumbnail
 from flows.ingestion.reject_preview import as_small_jpeg
@@ -27,7 +27,7 @@ OWN_MIB = 200
 def outcome(data: bytes, name: str) -> str:
     """Return whether a shared worker decodes an image, or the reason why not."""
     try:
-        prepare_soon(Shrink(64), data, name=name)
+        prepare_soon(Downscale(64), data, name=name)
     except BadImage as error:
         return error.reason
     return "decoded"
@@ -41,7 +41,7 @@ def test_no_bomb_is_large_itself():
 @pytest.mark.parametrize("name", bombs.images())
 def test_a_bomb_takes_its_worker_the_stated_memory_and_time_and_this_process_nothing(name: str):
     data = bombs.images()[name]
-    prepare_soon(Shrink(64), png(), name="first.png")
+    prepare_soon(Downscale(64), png(), name="first.png")
     began = time.perf_counter()
 
     with watched() as most:
@@ -76,7 +76,7 @@ def test_the_scans_of_a_photograph_are_no_bomb_wherever_its_bytes_look_like_mark
 
 def test_an_image_that_takes_too_long_is_rejected_and_its_worker_replaced():
     slow = bombs.images()["scans.jpg"]
-    with Workers(Shrink(64), 1) as pool:
+    with Workers(Downscale(64), 1) as pool:
         pool.submit(png(), name="red.png").result()
         [pid] = pool.pids
         os.kill(pid, signal.SIGSTOP)
@@ -114,9 +114,9 @@ def test_many_bombs_at_once_leave_a_server_its_memory_and_all_but_a_few_are_told
         found = list(threads.map(ask, range(40)))
 
     assert set(found) <= {"decoded", "busy", "too_costly"}
-    assert found.count("busy") >= 40 - SHARED - MOST_WAITING - 5
+    assert found.count("busy") >= 40 - SHARED_WORKERS - MAX_WAITING - 5
     assert most["own"] < 100
-    assert most["workers"] < SHARED * (DECODE_BYTES / MIB + OWN_MIB)
+    assert most["workers"] < SHARED_WORKERS * (DECODE_BYTES / MIB + OWN_MIB)
 
 
 def test_no_image_waits_for_a_worker_longer_than_it_may(monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from embedding.encoders.sentence_encoder import load_encoder
 from embedding.images.decode import DECODE_BYTES
-from embedding.training.trainer import What, options_of
+from embedding.training.trainer import TrainedPart, options_of
 from flows.config.settings import Settings
 from flows.datasets.near_duplicates import near_duplicates
 from flows.datasets.test_sets import EvaluationChoice, choose_test_set
@@ -135,7 +135,7 @@ def able_to_learn(deps: Deps, settings: Settings, folder: Path) -> tuple[Deps, S
 @pytest.mark.full  # the next one learns beside bombs as well
 @pytest.mark.parametrize("what", ["head", "lora"])
 def test_a_training_learns_from_all_but_stored_bombs(
-    deps: Deps, settings: Settings, tmp_path: Path, what: What
+    deps: Deps, settings: Settings, tmp_path: Path, what: TrainedPart
 ):
     deps, learning = able_to_learn(deps, settings, tmp_path)
     planted(deps, of(REJECTED))

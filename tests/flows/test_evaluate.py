@@ -10,7 +10,7 @@ from PIL import Image
 from sqlalchemy import select
 
 from embedding.encoders.sentence_encoder import Encoder, Vectors
-from embedding.evaluation.ranks import Direction, ranked
+from embedding.evaluation.ranks import Direction, rank_answers
 from embedding.images.preparation import Features
 from embedding.training.splits import Split
 from flows.config.settings import Settings
@@ -25,7 +25,7 @@ from flows.datasets.test_sets import (
     of_manifest,
     of_records,
 )
-from flows.evaluation.evaluate import Evaluation, Measured, evaluate
+from flows.evaluation.evaluate import Evaluation, DirectionMetrics, evaluate
 from flows.evaluation.recall_plot import write_plot
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
@@ -45,9 +45,9 @@ class Blind(ColourEncoder):
     def __init__(self) -> None:
         super().__init__("blind", "blind1")
 
-    def prepared(self, pictures: Sequence[Features]) -> Vectors:
-        self.seen_images += len(pictures)
-        return np.tile(np.array([1, 0, 0], np.float32), (len(pictures), 1))
+    def encode_prepared(self, images: Sequence[Features]) -> Vectors:
+        self.seen_images += len(images)
+        return np.tile(np.array([1, 0, 0], np.float32), (len(images), 1))
 
 
 def load(_: Settings, name: str) -> Encoder:
@@ -83,7 +83,7 @@ def measured(
     return evaluate(deps, settings, models, test_set, by=by, load=load)
 
 
-def direction(evaluation: Evaluation, name: str, part: str | None = None, model: int = 0) -> Measured:
+def direction(evaluation: Evaluation, name: str, part: str | None = None, model: int = 0) -> DirectionMetrics:
     [found] = [one for one in evaluation.models[model].measured if (one.direction, one.part) == (name, part)]
     return found
 
@@ -364,7 +364,7 @@ def test_ranks_do_not_depend_on_how_many_queries_are_asked_at_once(monkeypatch: 
         "text_to_image",
         "texts",
         np.arange(20),
-        "pictures",
+        "images",
         np.arange(40),
         np.arange(0, 40, 2),
         np.repeat(np.arange(20), 2),
@@ -372,10 +372,10 @@ def test_ranks_do_not_depend_on_how_many_queries_are_asked_at_once(monkeypatch: 
         np.ones(40),
         np.arange(20),
     )
-    whole = ranked(two_answers, {"texts": rows, "pictures": rows})
+    whole = rank_answers(two_answers, {"texts": rows, "images": rows})
 
     monkeypatch.setattr("embedding.evaluation.ranks.QUERIES_AT_ONCE", 7)
-    chunked = ranked(two_answers, {"texts": rows, "pictures": rows})
+    chunked = rank_answers(two_answers, {"texts": rows, "images": rows})
 
     assert (whole.ranks == chunked.ranks).all()
     assert whole.ranks.max() > 1

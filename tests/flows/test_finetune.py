@@ -15,11 +15,11 @@ from sqlalchemy import select
 
 from embedding.encoders.sentence_encoder import load_encoder
 from embedding.images.preparation import Features
-from embedding.training.batches import Row
-from embedding.training.frozen_features import freeze
+from embedding.training.batches import PairRow
+from embedding.training.frozen_features import encode_frozen
 from embedding.training.losses import LOSSES, LossName
-from embedding.training.splits import Part, Split
-from embedding.training.trainer import What, figures_of, last_checkpoint, options_of
+from embedding.training.splits import Split, SplitName
+from embedding.training.trainer import TrainedPart, figures_of, last_checkpoint, options_of
 from flows.config.settings import Settings
 from flows.datasets.hard_negatives import Candidate as Close
 from flows.datasets.hard_negatives import select_negatives
@@ -84,7 +84,7 @@ def stores(deps: Deps, trainable: Settings, tmp_path: Path) -> Stores:
     return deps
 
 
-def all_pairs(stores: Stores, settings: Settings, split: Split) -> list[tuple[Part, Row]]:
+def all_pairs(stores: Stores, settings: Settings, split: Split) -> list[tuple[SplitName, PairRow]]:
     return list(pairs_of_records(stores, split_images(stores, settings.limits, split)))
 
 
@@ -114,7 +114,7 @@ def test_no_picture_and_no_near_duplicate_of_it_is_on_both_sides(
 
     with deps.sessions() as session:
         of_key = {item.image.sha256: item.key for item in catalog.captioned_images(session) if item.image}
-    sides: dict[str, set[Part]] = {}
+    sides: dict[str, set[SplitName]] = {}
     for part, row in pairs:
         sides.setdefault(of_key[row["picture"]].partition(".")[0].partition("-")[0], set()).add(part)
     assert all(len(parts) == 1 for parts in sides.values())
@@ -223,7 +223,7 @@ def test_a_line_that_is_no_judgment_is_named(tmp_path: Path, line: str):
 
 
 def test_a_false_negative_is_none():
-    row = Row(text="t", picture="own", text_group=7, picture_group=1, negatives=[], negative_groups=[])
+    row = PairRow(text="t", picture="own", text_group=7, picture_group=1, negatives=[], negative_groups=[])
     nothing: frozenset[int] = frozenset()
     good = Close("good", 2, nothing, 0.60)
     further = Close("further", 3, nothing, 0.40)
@@ -241,7 +241,7 @@ def test_a_false_negative_is_none():
 
 def test_a_held_out_picture_is_nobodys_negative(stores: Stores, trainable: Settings):
     order = TrainingSpec(options_of("head", epochs=1, batch_size=8), hard_negatives=3)
-    mined: list[Row] = []
+    mined: list[PairRow] = []
 
     def keep_pairs(stage: str, done: int, _of: int) -> None:
         if stage == "train" and done == 1:
@@ -276,11 +276,11 @@ def test_what_was_embedded_before_a_kill_is_not_embedded_again(tiny_clip: Path, 
     encoder = load_encoder(str(tiny_clip), device="cpu")
     names = [*(f"text {number}" for number in range(600)), "gone"]
     with pytest.raises(KeyboardInterrupt):
-        freeze(encoder, names, [], Counted(fail_after=300), tmp_path / "frozen")
+        encode_frozen(encoder, names, [], Counted(fail_after=300), tmp_path / "frozen")
 
     second = Counted()
-    resumed = freeze(encoder, names, [], second, tmp_path / "frozen")
-    whole = freeze(encoder, names, [], Counted(), tmp_path / "anew")
+    resumed = encode_frozen(encoder, names, [], second, tmp_path / "frozen")
+    whole = encode_frozen(encoder, names, [], Counted(), tmp_path / "anew")
 
     assert second.asked == len(names) - 256
     assert list(resumed.text_rows) == names[:-1]
@@ -310,7 +310,7 @@ def test_figures_of_pairs_count_a_picture_once_in_the_gallery():
 
 @pytest.mark.parametrize("what", ["head", "lora", "all"])
 def test_a_candidate_is_a_folder_that_sentence_transformers_loads(
-    stores: Stores, trainable: Settings, what: What
+    stores: Stores, trainable: Settings, what: TrainedPart
 ):
     order = TrainingSpec(options_of(what, epochs=2, batch_size=16))
 
@@ -405,7 +405,7 @@ def own_home(home: Path, tiny_clip: Path, tmp_path: Path) -> Iterator[tuple[Stor
 @pytest.mark.full  # two trainings; what a checkpoint holds is tried without
 @pytest.mark.parametrize("what", ["head", pytest.param("lora", marks=pytest.mark.full)])
 def test_a_training_that_was_killed_goes_on_and_comes_to_the_same(
-    own_home: tuple[Stores, Settings], what: What
+    own_home: tuple[Stores, Settings], what: TrainedPart
 ):
     stores, settings = own_home
     killed = forks.run(train, settings.home, settings.model, what, 15)

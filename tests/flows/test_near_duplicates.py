@@ -11,7 +11,7 @@ from PIL import Image
 from sqlalchemy import text
 
 from embedding.images import perceptual_hash as hashing
-from embedding.images.perceptual_hash import NEAR, near_groups, perceptual_hash
+from embedding.images.perceptual_hash import MAX_DISTANCE, near_groups, perceptual_hash
 from flows.config.settings import Settings
 from flows.datasets.near_duplicates import DuplicateGroups, exact_duplicates, near_duplicates
 from flows.ingestion.pipeline import ingest_source
@@ -119,30 +119,30 @@ def test_a_picture_that_is_gone_is_counted_not_hidden(deps: Deps, settings: Sett
     assert near_duplicates(deps, settings.limits).unreadable == 1
 
 
-detailed = st.integers(0, 2**64 - 1).filter(lambda number: number.bit_count() >= hashing.LEAST_BITS)
-flips = st.sets(st.integers(0, 63), max_size=NEAR)
+detailed = st.integers(0, 2**64 - 1).filter(lambda number: number.bit_count() >= hashing.MIN_BITS)
+flips = st.sets(st.integers(0, 63), max_size=MAX_DISTANCE)
 
 
 @given(st.lists(detailed, max_size=6), st.data())
 def test_all_hashes_within_the_distance_are_found_and_nothing_else(hashes: list[int], data: st.DataObject):
     for hash in list(hashes):
         hashes.append(hash ^ sum(1 << bit for bit in data.draw(flips)))
-    hashes = [hash for hash in hashes if hash.bit_count() >= hashing.LEAST_BITS]
+    hashes = [hash for hash in hashes if hash.bit_count() >= hashing.MIN_BITS]
 
     together = {position: n for n, group in enumerate(near_groups(hashes)) for position in group}
 
     for one, a in enumerate(hashes):
         for other, b in enumerate(hashes):
-            if one != other and (a ^ b).bit_count() <= NEAR:
+            if one != other and (a ^ b).bit_count() <= MAX_DISTANCE:
                 assert together[one] == together[other]
     for group in near_groups(hashes):
         for one in group:
             near = [other for other in group if other != one]
-            assert any((hashes[one] ^ hashes[other]).bit_count() <= NEAR for other in near)
+            assert any((hashes[one] ^ hashes[other]).bit_count() <= MAX_DISTANCE for other in near)
 
 
 def test_a_perceptual_hash_is_a_number_of_64_bits():
     image = Image.open(BytesIO(a_scene(3)))
 
     assert 0 <= perceptual_hash(image) < 2**64
-    assert perceptual_hash(Image.new("RGB", (9, 9))).bit_count() < hashing.LEAST_BITS
+    assert perceptual_hash(Image.new("RGB", (9, 9))).bit_count() < hashing.MIN_BITS

@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy import select
 
 from embedding.encoders.sentence_encoder import Encoder, Vectors, unit_rows
-from embedding.evaluation.metrics import one_each, retrieval_scores
+from embedding.evaluation.metrics import retrieval_scores, single_answers
 from embedding.evaluation.ranks import Direction
 from embedding.images.preparation import PIXELS, Features
 from embedding.training.splits import Split
-from flows.config.settings import Gate, Settings
+from flows.config.settings import PromotionGate, Settings
 from flows.datasets.test_sets import NothingToEvaluate, of_held_out, of_records
-from flows.evaluation.evaluate import Judged, evaluate
+from flows.evaluation.evaluate import DirectionScores, evaluate
 from flows.evaluation.promotion_gate import AlreadyActive, Check, Decision, decide, promote
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
@@ -48,8 +48,8 @@ class Memory(ColourEncoder):
         rows = [np.random.default_rng(seed_of(text.encode())).standard_normal(16) for text in texts]
         return unit_rows(np.array(rows, float).reshape(len(texts), 16))
 
-    def prepared(self, pictures: Sequence[Features]) -> Vectors:
-        names = [name_of(picture) for picture in pictures]
+    def encode_prepared(self, images: Sequence[Features]) -> Vectors:
+        names = [name_of(image) for image in images]
         return self.texts([self._known.get(name, name) for name in names])
 
 
@@ -199,7 +199,7 @@ def test_without_a_set_from_outside_the_decision_says_that_forgetting_was_not_ch
 ):
     assert "forgetting was not checked" in promote(shop, settings, "better", load=load).remarks[0]
 
-    named = settings.model_copy(update={"gate": Gate(outside=outside)})
+    named = settings.model_copy(update={"gate": PromotionGate(outside=outside)})
     assert promote(shop, named, "learned more", load=load).remarks == ()
 
 
@@ -269,15 +269,15 @@ def test_with_nothing_to_judge_by_there_is_no_decision_but_a_forced_one(
     assert "nothing was checked" in decision.remarks[-1]
 
 
-def judged(ranks: Sequence[int], langs: Sequence[str]) -> Judged:
+def judged(ranks: Sequence[int], langs: Sequence[str]) -> DirectionScores:
     """Texts in these languages that find their pictures at these ranks, each of a record of its own."""
     many = np.arange(len(ranks))
     parts = {f"lang={lang}": np.array([own == lang for own in langs]) for lang in set(langs)}
     direction = Direction(
-        "text_to_image", "texts", many, "pictures", many, many, many, many, np.ones(len(many)), many, parts
+        "text_to_image", "texts", many, "images", many, many, many, many, np.ones(len(many)), many, parts
     )
-    answers = one_each(np.array(ranks))
-    return Judged(direction, answers, retrieval_scores(answers))
+    answers = single_answers(np.array(ranks))
+    return DirectionScores(direction, answers, retrieval_scores(answers))
 
 
 FOUND, LOST = 1, 11
@@ -288,9 +288,9 @@ def test_a_language_in_which_a_candidate_falls_refuses_it_if_there_are_enough_qu
     active = judged([LOST] * 50 + [FOUND] * 70, langs)
     candidate = judged([FOUND] * 100 + [FOUND] * 18 + [LOST] * 2, langs)
 
-    few = decide(Gate(least_queries=50), ([active], [candidate]), None)
-    enough = decide(Gate(least_queries=20), ([active], [candidate]), None)
-    tolerated = decide(Gate(least_queries=20, tolerance=0.1), ([active], [candidate]), None)
+    few = decide(PromotionGate(least_queries=50), ([active], [candidate]), None)
+    enough = decide(PromotionGate(least_queries=20), ([active], [candidate]), None)
+    tolerated = decide(PromotionGate(least_queries=20, tolerance=0.1), ([active], [candidate]), None)
 
     assert [(one.name, one.passed) for one in few] == [("held-out", True), ("lang=en", True)]
     assert [(one.name, one.passed) for one in enough] == [
@@ -306,7 +306,7 @@ def test_a_gain_that_may_be_chance_is_none(better: int, passed: bool):
     active = judged([LOST] * 100, ["en"] * 100)
     candidate = judged([FOUND] * better + [LOST] * (100 - better), ["en"] * 100)
 
-    [held_out] = decide(Gate(least_queries=1000), ([active], [candidate]), None)
+    [held_out] = decide(PromotionGate(least_queries=1000), ([active], [candidate]), None)
 
     assert held_out.difference.value > 0
     assert held_out.passed == passed
@@ -317,7 +317,7 @@ def test_the_gain_must_exceed_the_margin():
     candidate = judged([FOUND] * 30 + [LOST] * 70, ["en"] * 100)
 
     gains = [
-        decide(Gate(margin=margin, least_queries=1000), ([active], [candidate]), None)[0]
+        decide(PromotionGate(margin=margin, least_queries=1000), ([active], [candidate]), None)[0]
         for margin in (0.1, 0.3)
     ]
 

@@ -23,7 +23,7 @@ class ColourEncoder:
     """
 
     dim = 3
-    pictures_at_once = 8
+    images_per_chunk = 8
     peak_device_mib = None
     preparation = ResizeCrop(size=(8, 8), crop=None, resample=BOX, scale=(1.0,) * 3, shift=(0.0,) * 3)
 
@@ -41,12 +41,12 @@ class ColourEncoder:
         return unit_rows(np.array(rows, float).reshape(len(texts), 3))
 
     def images(self, images: Sequence[Image.Image]) -> Vectors:
-        return self.prepared([self.preparation(image) for image in images])
+        return self.encode_prepared([self.preparation(image) for image in images])
 
-    def prepared(self, pictures: Sequence[Features]) -> Vectors:
-        self.seen_images += len(pictures)
-        rows = [picture[PIXELS].mean(axis=(0, 1)) + 1.0 for picture in pictures]
-        return unit_rows(np.array(rows, float).reshape(len(pictures), 3))
+    def encode_prepared(self, images: Sequence[Features]) -> Vectors:
+        self.seen_images += len(images)
+        rows = [picture[PIXELS].mean(axis=(0, 1)) + 1.0 for picture in images]
+        return unit_rows(np.array(rows, float).reshape(len(images), 3))
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
         return EncodedTexts(self.texts(texts), [len(text.split()) > MAX_WORDS for text in texts])

@@ -20,7 +20,7 @@ from flows.console.format import ago
 from flows.console.layout import PATIENCE_S, frame
 from flows.console.widgets import Row, heading, note, problem, table
 from flows.service.pool import Backend
-from flows.tracking.text import many
+from flows.tracking.text import count_of
 from storage.errors import StoreUnavailable
 from storage.postgres import model_registry, perceptual_hashes
 from storage.postgres.item_view import Details, details
@@ -135,7 +135,7 @@ def _texts(item: Item) -> None:
         if searched:
             table(("searched", "language"), searched)
         if others:
-            with ui.expansion(f"{many(len(others), 'text')} stored, in languages that are not embedded"):
+            with ui.expansion(f"{count_of(len(others), 'text')} stored, in languages that are not embedded"):
                 table(("text", "language"), others)
 
 
