@@ -51,7 +51,7 @@ class FetchedBatch:
 
     def hidden_keys(self) -> set[str]:
         """Return the keys that may be hidden inside the rows."""
-        rows = (*self.rejects, *(one.record for one in self.records))
+        rows: tuple[Record | Rejected, ...] = (*self.rejects, *(one.record for one in self.records))
         return {key for row in rows for key in row.hides}
 
     def needs_embedding(self, id: UUID, one: FetchedRecord) -> bool:
