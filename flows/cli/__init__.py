@@ -1,4 +1,4 @@
-"""The command line: read arguments, call one thing, print, exit."""
+"""Define the command line: read arguments, run one function, print its result."""
 
 from flows.cli import keys, models, query, records, servers, stores, training
 from flows.cli.group import main
@@ -6,7 +6,7 @@ from flows.cli.group import main
 __all__ = ["main"]
 
 main.add_section("Records", query.demo, records.ingest, records.rejects, records.delete)
-main.add_section("Looking", query.search, query.status, query.duplicates)
+main.add_section("Search", query.search, query.status, query.duplicates)
 main.add_section(
     "Models",
     *(training.evaluate, training.finetune),

@@ -1,4 +1,4 @@
-"""What `python -m flows.cli` runs."""
+"""Run the command line by `python -m flows.cli`."""
 
 from flows.cli import main
 

@@ -1,4 +1,4 @@
-"""`make demo`: fetch a captioned set of images, ingest it, search it four ways, judge it."""
+"""Run `make demo`: fetch, ingest, search and evaluate captioned images."""
 
 import shlex
 import shutil
@@ -29,11 +29,11 @@ STAMPS = "usr/share/tuxpaint/stamps"
 
 
 class NoDemoSet(NotFound):
-    """The demo's images could not be fetched; any folder of images does as well."""
+    """Report that the demo's images cannot be fetched."""
 
 
 def run(settings: Settings, own: Path | None) -> None:
-    """Run the demo on the folder `own`, else on Debian's captioned stamps.
+    """Run the demo on a folder, or on Debian's captioned stamps.
 
     Raises:
         NoDemoSet: there is no apt here, or it cannot reach Debian's packages.
@@ -49,8 +49,8 @@ def run(settings: Settings, own: Path | None) -> None:
             say(heading(query), command(query))
             show(of_results(search(deps, query)))
         page = write_gallery(deps, settings, queries[0])
-        say("Measuring how well captions find pictures, and pictures captions", "sightline evaluate")
-        show(measured(deps, settings))
+        say("Measuring how well captions find images, and images captions", "sightline evaluate")
+        show(evaluation_table(deps, settings))
     say(f"The first search as a page: {page}", None)
     say("Try next", None)
     shown = shlex.quote(str(queries[-1].image or "FILE"))
@@ -62,7 +62,7 @@ def run(settings: Settings, own: Path | None) -> None:
 
 
 def fetch_stamps(folder: Path) -> Path:
-    """Return the folder of Tux Paint's stamps, fetched from Debian unless it is there already.
+    """Return the folder of Tux Paint's stamps, fetched from Debian once.
 
     Raises:
         NoDemoSet: there is no apt here, or it cannot reach Debian's packages.
@@ -71,15 +71,15 @@ def fetch_stamps(folder: Path) -> Path:
     if stamps.is_dir():
         return stamps
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise NoDemoSet("no apt here to fetch the demo's pictures with; run: make demo SOURCE=folder")
-    say(f"Fetching Debian's package {PACKAGE}: 161 MB of captioned pictures, kept in {folder}", None)
+        raise NoDemoSet("no apt here to fetch the demo's images with; run: make demo SOURCE=folder")
+    say(f"Fetching Debian's package {PACKAGE}: 161 MB of captioned images, kept in {folder}", None)
     folder.mkdir(parents=True, exist_ok=True)
     if not _run(["apt-get", "download", PACKAGE], folder) and not (
         _run(["apt-get", "update"], folder) and _run(["apt-get", "download", PACKAGE], folder)
     ):
         raise NoDemoSet(
             f"apt-get could not download {PACKAGE}; run `apt-get update` as root once, "
-            "or use your own pictures: make demo SOURCE=folder"
+            "or use your own images: make demo SOURCE=folder"
         )
     [package] = folder.glob(f"{PACKAGE}_*.deb")
     unpacked = folder / "unpacked"
@@ -103,19 +103,19 @@ def stamp_searches(stamps: Path) -> list[Query]:
 
 
 def searches(deps: Deps) -> list[Query]:
-    """Return searches of images that are not known: by word, and by one that was found."""
+    """Return searches of unknown images: by words, and by the first hit."""
     by_word = [Query(text="a person", limit=5), Query(text="something green", limit=5)]
     texts = Query(text="food", find="texts", limit=5)
     found = search(deps, by_word[0]).found
-    picture = found[0].item.image if found else None
-    if picture is None:
+    image = found[0].item.image if found else None
+    if image is None:
         return [*by_word, texts]
-    by_picture = Query(image=Path(picture.uri), find="texts", limit=5)
-    return [*by_word, texts, by_picture, replace(by_picture, find="images")]
+    by_image = Query(image=Path(image.uri), find="texts", limit=5)
+    return [*by_word, texts, by_image, replace(by_image, find="images")]
 
 
-def measured(deps: Deps, settings: Settings) -> RenderableType:
-    """Return the evaluation, or why there is none: people's own images may have no captions."""
+def evaluation_table(deps: Deps, settings: Settings) -> RenderableType:
+    """Return the evaluation, or why there is none: a folder may have no captions."""
     everything = of_records(deps, "all", None, None)
     with stage_bars("evaluate") as progress:
         try:
@@ -128,19 +128,19 @@ def measured(deps: Deps, settings: Settings) -> RenderableType:
 
 
 def heading(query: Query) -> str:
-    """Return what a search looks for, in words."""
-    what = "Pictures" if query.find == "images" else "Texts"
-    return f"{what} for {query.text!r}" if query.text else f"{what} for the picture {query.image}"
+    """Describe a search in words."""
+    what = "Images" if query.find == "images" else "Texts"
+    return f"{what} for {query.text!r}" if query.text else f"{what} for the image {query.image}"
 
 
 def command(query: Query) -> str:
-    """Return the command that runs the same search."""
-    asked = shlex.quote(query.text) if query.text else f"--image {shlex.quote(str(query.image))}"
-    return f"sightline search {asked} --find {query.find} --limit {query.limit}"
+    """Return the command line of a search."""
+    subject = shlex.quote(query.text) if query.text else f"--image {shlex.quote(str(query.image))}"
+    return f"sightline search {subject} --find {query.find} --limit {query.limit}"
 
 
 def write_gallery(deps: Deps, settings: Settings, query: Query) -> Path:
-    """Write the page of a larger search than the terminal shows; return where it is."""
+    """Write the gallery of a larger search, and return its path."""
     page = settings.home / "demo" / "gallery.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     larger = search(deps, replace(query, limit=24))
@@ -149,7 +149,7 @@ def write_gallery(deps: Deps, settings: Settings, query: Query) -> Path:
 
 
 def say(title: str, as_command: str | None) -> None:
-    """Print a heading, and the command that does the same."""
+    """Print a heading and the equivalent command."""
     show(Text(f"\n{title}", style="bold"))
     if as_command:
         show(Text(f"$ {as_command}", style="dim"))

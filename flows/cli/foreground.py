@@ -1,4 +1,4 @@
-"""The embedded servers in the foreground, for a service manager."""
+"""Run the embedded servers in the foreground, for a service manager."""
 
 import logging
 import os
@@ -20,15 +20,15 @@ log = logging.getLogger("sightline.servers")
 
 
 class ServersRun(Conflict):
-    """They run already, or there is none to run."""
+    """Report servers that run already, or none to run."""
 
 
 class PostgresEnded(SightlineError):
-    """Postgres ended although nobody asked it to."""
+    """Report an unexpected end of Postgres."""
 
 
 def serve(settings: Settings) -> None:
-    """Run those servers of our own that `settings` use, until SIGTERM or SIGINT; then stop them.
+    """Run the embedded servers until SIGTERM or SIGINT; then stop them.
 
     Raises:
         ServersRun: the index is served already, or URLs are set for both.
@@ -52,7 +52,7 @@ def serve(settings: Settings) -> None:
 
 @contextmanager
 def _postgres(home: Path, ended: threading.Event) -> Iterator[None]:
-    """Run Postgres beside whatever else runs; should it end, this process is asked to end."""
+    """Run Postgres; its unexpected end terminates this process."""
     url = postgres_url(home)
     log.info("Postgres listens at %s", url)
     closing = threading.Event()

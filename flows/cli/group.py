@@ -1,4 +1,4 @@
-"""The command `sightline` itself: what holds for all its commands."""
+"""Define the command `sightline`, the group of all commands."""
 
 import logging
 from typing import Any
@@ -12,9 +12,9 @@ from flows.tracking.log_records import use_safe_records
 
 
 class Sightline(click.Group):
-    """A group that lists its commands by what they are for, and ends in one line when one fails.
+    """List commands in sections, and report an error in one line.
 
-    That line names the thing and the remedy; the traceback shows with `--debug`.
+    The line names the cause and the remedy; `--debug` shows the traceback.
     """
 
     def __init__(self, *args: Any, **named: Any) -> None:
@@ -22,7 +22,7 @@ class Sightline(click.Group):
         self._sections: dict[str, tuple[click.Command, ...]] = {}
 
     def add_section(self, title: str, *commands: click.Command) -> None:
-        """Add commands, which the help lists under `title` in this order."""
+        """Add commands under a title, in the order of the help."""
         self._sections[title] = commands
         for command in commands:
             self.add_command(command)
@@ -50,7 +50,7 @@ class Sightline(click.Group):
 
 
 @click.group(cls=Sightline, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, help="Show tracebacks and what Prefect logs.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and Prefect's log.")
 @click.version_option(package_name="sightline", message="%(prog)s %(version)s")
 @click.pass_context
 def main(ctx: click.Context, debug: bool) -> None:
@@ -64,7 +64,7 @@ def main(ctx: click.Context, debug: bool) -> None:
 
 
 def _log_to_stderr(debug: bool) -> None:
-    """Show our own warnings, and of spans that cannot be sent; what libraries say else is for `--debug`."""
+    """Log our own warnings, and those about spans; `--debug` logs everything."""
     use_safe_records()
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     if debug:

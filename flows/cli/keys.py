@@ -1,4 +1,4 @@
-"""Commands that make, list and revoke the keys of the API."""
+"""Create, list and revoke API keys."""
 
 from datetime import timedelta
 from typing import Literal
@@ -9,12 +9,12 @@ from flows.cli.options import as_json_option, print_out
 from flows.config.settings import load_settings
 
 
-@click.group(short_help="Make, list and revoke keys of the API.")
+@click.group(short_help="Create, list and revoke API keys.")
 def keys() -> None:
-    """Make, list and revoke the keys that the API and MCP over HTTP ask for."""
+    """Create, list and revoke keys of the API and of MCP over HTTP."""
 
 
-@keys.command("create", short_help="Make a key, and print it once.")
+@keys.command("create", short_help="Create a key and print it once.")
 @click.argument("name")
 @click.option(
     "--scope",
@@ -22,17 +22,17 @@ def keys() -> None:
     type=click.Choice(["read", "write", "admin"]),
     multiple=True,
     required=True,
-    help="What it may do; may be repeated. write has no read in it, admin has all.",
+    help="Permission of the key; may be repeated. write does not include read, admin includes all.",
 )
-@click.option("--days", type=click.IntRange(min=1), help="It ends after so many.  [default: never]")
+@click.option("--days", type=click.IntRange(min=1), help="Days until the key expires.  [default: never]")
 @as_json_option
 def create_key(
     name: str, scopes: "tuple[Literal['read', 'write', 'admin'], ...]", days: int | None, as_json: bool
 ) -> None:
-    """Make a key called NAME, and print it: it cannot be shown again, for only its hash is kept.
+    """Create a key called NAME and print it once: only its hash is kept.
 
-    read searches and looks, write sends and deletes records, admin does everything and alone deletes whole
-    sources.
+    read searches and reads records, write sends and deletes records, admin does everything and alone deletes
+    whole sources.
     """
     settings = load_settings()
     from sqlalchemy.orm import Session
@@ -46,10 +46,10 @@ def create_key(
     print_out({"key": key} | made.as_json(), as_json, lambda: of_new_key(key, made))
 
 
-@keys.command("list", short_help="List keys: what they may do, and when they were last used.")
+@keys.command("list", short_help="List keys with their scopes and their last use.")
 @as_json_option
 def list_keys(as_json: bool) -> None:
-    """List all keys, those in use first; when one was last used is known to the minute."""
+    """List all keys, active ones first; the last use is exact to the minute."""
     settings = load_settings()
     from sqlalchemy.orm import Session
 
@@ -62,10 +62,10 @@ def list_keys(as_json: bool) -> None:
     print_out({"keys": [one.as_json() for one in found]}, as_json, lambda: of_keys(found))
 
 
-@keys.command("revoke", short_help="Make a key useless, at once.")
+@keys.command("revoke", short_help="Revoke a key at once.")
 @click.argument("name")
 def revoke_key(name: str) -> None:
-    """Make the key called NAME useless, at once; what was accepted from it is still carried out."""
+    """Revoke the key called NAME at once; requests already accepted are still carried out."""
     settings = load_settings()
     from sqlalchemy.orm import Session
 

@@ -1,4 +1,4 @@
-"""Commands of a model's life after its training: the gate, the re-index, and the way back."""
+"""List, promote, re-index and roll back models."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from flows.cli.options import as_json_option, print_out, run_job
 from flows.config.settings import load_settings
 
 
-@click.command(short_help="List models, where they come from and what became of them.")
+@click.command(short_help="List models with their origin and state.")
 @as_json_option
 def models(as_json: bool) -> None:
-    """List all models that have made vectors here, were trained here or were judged here, newest first."""
+    """List all models that were used, trained or evaluated here, newest first."""
     settings = load_settings()
     from sqlalchemy.orm import Session
 
@@ -29,17 +29,17 @@ def models(as_json: bool) -> None:
 @click.option(
     "--outside",
     type=click.Path(exists=True, path_type=Path),
-    help="A manifest of other records, on which M must not have become worse.",
+    help="A manifest of other records, on which M must not be worse.",
 )
-@click.option("--force", is_flag=True, help="Promote it whatever comes of it; that is put on record.")
+@click.option("--force", is_flag=True, help="Promote it in any case; that is recorded.")
 @as_json_option
 @click.pass_context
 def promote(ctx: click.Context, model: str, outside: Path | None, force: bool, as_json: bool) -> None:
-    """Compare M with the active model on records that neither has learned from, and decide.
+    """Compare M with the active model on held-out records, and decide.
 
     It is promoted when the 95% interval of its gain in recall@10 is above SIGHTLINE_GATE__MARGIN, and it is
-    not worse by more than SIGHTLINE_GATE__TOLERANCE on the set from outside and in any language. The
-    decision and its figures are put on record. Exit code 1 says that it is not promoted.
+    not worse by more than SIGHTLINE_GATE__TOLERANCE on the outside set and in any language. The decision and
+    its figures are recorded. Exit code 1: it is not promoted.
     """
     settings = load_settings()
     from flows.cli.tables.models import of_decision
@@ -53,27 +53,27 @@ def promote(ctx: click.Context, model: str, outside: Path | None, force: bool, a
     ctx.exit(0 if decision.promoted else 1)
 
 
-@click.command(short_help="Have searches use another model.")
+@click.command(short_help="Switch searches to another model.")
 @click.option(
-    "--model", required=True, metavar="M", help="A candidate's name, or what SIGHTLINE_MODEL takes."
+    "--model", required=True, metavar="M", help="A candidate's name, or any value of SIGHTLINE_MODEL."
 )
-@click.option("--force", is_flag=True, help="Pass by the gate; that is put on record.")
-@click.option("--yes", is_flag=True, help="Go on though the disk may not hold both collections.")
+@click.option("--force", is_flag=True, help="Bypass the promotion gate; that is recorded.")
+@click.option("--yes", is_flag=True, help="Go on although the disk may not hold both collections.")
 @click.option(
     "--max-missing",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Leave behind so many items whose pictures are gone.",
+    help="Leave out at most this many items whose images are missing.",
 )
 @as_json_option
 @click.pass_obj
 def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, as_json: bool) -> None:
-    """Fill a collection with the vectors of model M, verify it, and have searches go to it in one step.
+    """Fill a collection of model M, verify it and switch searches to it.
 
-    Searches and ingests go on meanwhile. A re-index that was killed goes on when the same command is run
-    again. The old collection is kept for `sightline rollback` until `sightline purge` drops it. Of the
-    active model, it fills in what the collection lacks.
+    Searches and ingests go on meanwhile. The same command resumes a re-index that was killed. The old
+    collection is kept for `sightline rollback` until `sightline purge` drops it. For the active model, it
+    backfills missing points.
     """
     settings = load_settings()
     from flows.cli.tables.models import of_switched
@@ -85,16 +85,16 @@ def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, a
     print_out(switched.as_json(), as_json, lambda: of_switched(switched))
 
 
-@click.command(short_help="Have searches use the model they used before.")
+@click.command(short_help="Switch searches back to the model before.")
 @as_json_option
 def rollback(as_json: bool) -> None:
-    """Have searches go back to the collection they used before, at once; then fill in what it lacks."""
+    """Switch searches back to the collection before at once; then backfill it."""
     settings = load_settings()
     from flows.cli.tables.models import of_switched
-    from flows.reindexing.reindex import rollback as go_back
+    from flows.reindexing.reindex import rollback as roll_back
     from flows.resources.connections import open_stores
     from flows.tracking.progress import stage_bars
 
     with open_stores(settings) as stores, stage_bars("rollback") as progress:
-        switched = go_back(stores, settings, progress=progress)
+        switched = roll_back(stores, settings, progress=progress)
     print_out(switched.as_json(), as_json, lambda: of_switched(switched))

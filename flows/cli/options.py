@@ -1,4 +1,4 @@
-"""What several commands share: options, kinds of values, and how a result is printed."""
+"""Share options, value types, job runs and output between the commands."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one
 
 
 class Percent(click.ParamType[float]):
-    """A share such as `5%`; the sign may be left out."""
+    """Parse a share such as `5%`; the sign may be left out."""
 
     name = "percent"
 
@@ -81,13 +81,12 @@ def run_under_prefect() -> Iterator[None]:
         yield
     except httpx.TransportError as error:
         raise PrefectUnavailable(
-            "Prefect's server does not answer any more; what became of the run is on record: "
-            "run `sightline status`"
+            "Prefect's server does not answer any more; its run is on record: run `sightline status`"
         ) from error
 
 
 def pairs(where: tuple[str, ...]) -> dict[str, str]:
-    """Return what `--where` names, by field.
+    """Parse the values of `--where`.
 
     Raises:
         UsageError: one is not K=V.
@@ -102,13 +101,13 @@ def pairs(where: tuple[str, ...]) -> dict[str, str]:
 
 
 def as_json_text(document: dict[str, Any]) -> str:
-    """Write a document as JSON that a terminal shows and does not obey."""
+    """Return a document as JSON, safe for a terminal."""
     written = json.dumps(document, ensure_ascii=False, indent=2, default=str)
     return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
 
 
 def print_out(document: dict[str, Any], as_json: bool, table: "Callable[[], RenderableType]") -> None:
-    """Print a result: as one JSON document, or as the table that `table` makes."""
+    """Print a result as one JSON document or as a table."""
     if as_json:
         click.echo(as_json_text(document))
         return

@@ -1,4 +1,4 @@
-"""Commands that look at what is stored: searching it, and telling what there is."""
+"""Search, show the status and list duplicates."""
 
 from pathlib import Path
 from typing import get_args
@@ -10,15 +10,17 @@ from flows.config.settings import load_settings
 from flows.tracking.file_modes import usual_files
 
 
-@click.command(short_help="Find pictures or texts by a text or a picture.")
+@click.command(short_help="Find images or texts by a text or an image.")
 @click.argument("text", required=False)
-@click.option("--image", type=EXISTING_FILE, help="Search by a picture, or with TEXT by both at once.")
+@click.option("--image", type=EXISTING_FILE, help="Search by an image, or together with TEXT by both.")
 @click.option(
     "--find",
     type=click.Choice(["images", "texts"]),
-    help="What to find.  [default: images for a text or both, texts for a picture]",
+    help="Kind of hits.  [default: images for a text or both, texts for an image]",
 )
-@click.option("--limit", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many hits.")
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Number of hits."
+)
 @click.option("--min-score", type=click.FloatRange(-1, 1), help="Leave out hits that score lower.")
 @click.option("--where", multiple=True, metavar="K=V", help="Only items with this metadata; may be repeated.")
 @as_json_option
@@ -35,7 +37,7 @@ def search(
     as_json: bool,
     gallery: Path | None,
 ) -> None:
-    """Show what is closest to TEXT, to an image, or to both together, best first.
+    """Show the items closest to TEXT, to an image, or to both, best first.
 
     Scores are cosines: comparable within one search, not between models. --where takes metadata fields,
     `source` and `key`.
@@ -69,10 +71,10 @@ def search(
     print_out(results.as_json(), as_json, lambda: of_results(results))
 
 
-@click.command(short_help="Show what is stored and how the last runs went.")
+@click.command(short_help="Show the stored items and the last runs.")
 @as_json_option
 def status(as_json: bool) -> None:
-    """Show what is stored, what is open, and how the last runs went."""
+    """Show the stored items, the open rejects and the last runs."""
     settings = load_settings()
     from flows.cli.tables.status import of_status
     from flows.service.status import read_status
@@ -81,14 +83,14 @@ def status(as_json: bool) -> None:
     print_out(now.as_json(), as_json, lambda: of_status(now))
 
 
-@click.command(short_help="List items that show the same picture.")
-@click.option("--near", is_flag=True, help="Also pictures that only look alike: resized, re-encoded, edited.")
+@click.command(short_help="List items with the same image.")
+@click.option("--near", is_flag=True, help="Also near duplicates: resized, re-encoded or edited images.")
 @as_json_option
 def duplicates(near: bool, as_json: bool) -> None:
     """List groups of items whose images have the same bytes.
 
-    With --near, also images that look alike, told by a perceptual hash; the first time that reads every
-    image, and later only new ones.
+    With --near, also near duplicates by perceptual hash; the first time that reads every image, and later
+    only new ones.
     """
     settings = load_settings()
     from flows.cli.tables.records import of_groups
@@ -98,17 +100,17 @@ def duplicates(near: bool, as_json: bool) -> None:
 
     with open_stores(settings) as stores:
         if near:
-            with progress_bar("look at pictures") as advance:
+            with progress_bar("hash images") as advance:
                 groups = near_duplicates(stores, settings.limits, advance=advance)
         else:
             groups = exact_duplicates(stores)
     print_out(groups.as_json(), as_json, lambda: of_groups(groups))
 
 
-@click.command(short_help="Fetch captioned pictures, ingest, search, measure.")
+@click.command(short_help="Fetch captioned images, ingest, search, evaluate.")
 @click.argument("source", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 def demo(source: Path | None) -> None:
-    """Fetch a captioned set of images (or take the folder SOURCE), ingest it, search it, measure it."""
+    """Ingest, search and evaluate a captioned set of images, fetched unless SOURCE is given."""
     settings = load_settings()
     from flows.cli.demo import run
 

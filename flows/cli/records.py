@@ -1,4 +1,4 @@
-"""Commands that change which records there are, and that tell what could not be taken in."""
+"""Ingest and delete records, and list and retry rejects."""
 
 from pathlib import Path
 
@@ -14,16 +14,18 @@ from flows.cli.options import (
 from flows.config.settings import load_settings, split_list
 
 
-@click.command(short_help="Take in a folder of pictures, or a manifest.")
+@click.command(short_help="Ingest a folder of images, or a manifest.")
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
-@click.option("--name", help="What to call the source.  [default: the folder's or file's name]")
+@click.option("--name", help="Name of the source.  [default: the folder's or file's name]")
 @click.option(
     "--langs", metavar="L,…|all", help="Languages to embed beside texts without a tag.  [default: en]"
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Read only the first LIMIT records.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Count the changes without making them.")
 @click.option(
-    "--delete-missing", is_flag=True, help="Delete what SOURCE had in an earlier run and has no longer."
+    "--delete-missing",
+    is_flag=True,
+    help="Delete items that an earlier run read from SOURCE and that are gone.",
 )
 @click.option(
     "--max-delete",
@@ -32,8 +34,8 @@ from flows.config.settings import load_settings, split_list
     show_default=True,
     help="Refuse to delete a larger share of SOURCE's items; 5 items may always go.",
 )
-@click.option("--yes", is_flag=True, help="Delete however many are missing.")
-@click.option("--revive", is_flag=True, help="Take in again what `sightline delete` has deleted.")
+@click.option("--yes", is_flag=True, help="Delete any number of missing items.")
+@click.option("--revive", is_flag=True, help="Ingest again what `sightline delete` has deleted.")
 @as_json_option
 @click.pass_obj
 def ingest(
@@ -49,11 +51,11 @@ def ingest(
     revive: bool,
     as_json: bool,
 ) -> None:
-    """Take in SOURCE: a folder of images, or a manifest (.jsonl, .csv, .parquet).
+    """Ingest SOURCE: a folder of images, or a manifest (.jsonl, .csv, .parquet).
 
-    Run it again to pick up changes: what has not changed costs nothing. Records that cannot be taken in are
-    listed by `sightline rejects`; the run goes on without them. --delete-missing deletes nothing where a part
-    of SOURCE cannot be understood, whatever --max-delete and --yes say.
+    Run it again to pick up changes: unchanged records cost nothing. Rejected records are listed by
+    `sightline rejects`; the run goes on without them. --delete-missing deletes nothing if a part of SOURCE
+    cannot be read, regardless of --max-delete and --yes.
 
     It is a flow run of Prefect where PREFECT_API_URL is set or `sightline up` or `serve` runs.
     """
@@ -99,16 +101,16 @@ def ingest(
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--source", help="Only items of this source; without a KEY, all of them.")
 @click.option("--where", multiple=True, metavar="K=V", help="Only items with this metadata; may be repeated.")
-@click.option("--dry-run", is_flag=True, help="Say how many would go, and delete nothing.")
+@click.option("--dry-run", is_flag=True, help="Count the items without deleting them.")
 @as_json_option
 def delete(
     keys: tuple[str, ...], source: str | None, where: tuple[str, ...], dry_run: bool, as_json: bool
 ) -> None:
-    """Delete the items with these KEYs, or of a source, or with some metadata; all that is given must hold.
+    """Delete items by KEY, source and metadata; all conditions must hold.
 
     Their points go from every collection, and their images unless another item shares them. They stay
     deleted when their source still has them, until it is ingested with --revive. The receipt, in the
-    folder `receipts` of the home, lists what went where; --json prints it.
+    folder `receipts` of the data directory, lists the deleted items; --json prints it.
     """
     if not keys and source is None and not where:
         raise click.UsageError("name a KEY, a --source or --where K=V: without any, it would be everything")
@@ -136,15 +138,15 @@ reason_option = click.option("--reason", metavar="CODE", help="Only rejects with
 of_source_option = click.option("--source", metavar="NAME", help="Only rejects of this source.")
 
 
-@click.group(short_help="List what could not be taken in, and why.", invoke_without_command=True)
+@click.group(short_help="List rejected records with their reasons.", invoke_without_command=True)
 @reason_option
 @of_source_option
 @as_json_option
 @click.pass_context
 def rejects(ctx: click.Context, reason: str | None, source: str | None, as_json: bool) -> None:
-    """List the records that could not be taken in, each with its reason and what to do.
+    """List rejected records, each with its reason and the remedy.
 
-    Once they are mended at their source, `sightline rejects retry` tries just those again.
+    Once they are corrected at their source, `sightline rejects retry` retries them alone.
     """
     if ctx.invoked_subcommand is not None:
         if reason or source or as_json:
@@ -162,15 +164,15 @@ def rejects(ctx: click.Context, reason: str | None, source: str | None, as_json:
     print_out({"rejects": [reject.as_json() for reject in found]}, as_json, lambda: of_rejects(found))
 
 
-@rejects.command(short_help="Try again what could not be taken in.")
+@rejects.command(short_help="Retry rejected records.")
 @reason_option
 @of_source_option
 @as_json_option
 @click.pass_context
 def retry(ctx: click.Context, reason: str | None, source: str | None, as_json: bool) -> None:
-    """Read the sources of open rejects again, and try those records alone.
+    """Read the sources of open rejects again, and retry those records alone.
 
-    What passes is taken in and resolved. Exit code 1 says that a source could not be read.
+    Valid records are ingested, and their rejects resolved. Exit code 1: a source could not be read.
     """
     settings = load_settings()
     from flows.cli.tables.records import of_retries

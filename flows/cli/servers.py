@@ -1,4 +1,4 @@
-"""Commands that go on until they are told to end, and the one that ends servers."""
+"""Run the schedules, the console and the servers, and stop servers."""
 
 import json
 import logging
@@ -16,42 +16,42 @@ prefect_port_option = partial(
     type=PORT,
     default=4200,
     show_default=True,
-    help="Where our own Prefect server listens, on this machine alone.",
+    help="Port of the embedded Prefect server, on loopback only.",
 )
 console_host_option = click.option(
-    "--host", help="Where the console listens.  [default: SIGHTLINE_CONSOLE__HOST, 127.0.0.1]"
+    "--host", help="Address of the console.  [default: SIGHTLINE_CONSOLE__HOST, 127.0.0.1]"
 )
 console_port_option = click.option(
-    "--port", type=PORT, help="And its port.  [default: SIGHTLINE_CONSOLE__PORT, 8080]"
+    "--port", type=PORT, help="Port of the console.  [default: SIGHTLINE_CONSOLE__PORT, 8080]"
 )
 
 
 @click.command(short_help="Run the flows on their schedules.")
 @prefect_port_option("--port")
-@click.option("--json", "as_json", is_flag=True, help="Say what runs when as one line of JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the schedules as one line of JSON.")
 @click.pass_obj
 def serve(debug: bool, port: int, as_json: bool) -> None:
-    """Run ingest, evaluate, reconcile, finetune, backup and purge on their schedules, until a signal.
+    """Run all scheduled flows until a signal.
 
     The schedules are settings, SIGHTLINE_SCHEDULES__INGEST and so on: crons in UTC, or off. None overlaps
-    with itself; all can be paused and started by hand in Prefect's UI, and what is paused there stays so.
+    with itself; all can be paused and started by hand in Prefect's UI, and a paused flow stays paused.
     With PREFECT_API_URL set that server is used; otherwise one is started here, and ends with this command.
-    Its password is in the home folder, in the file prefect/auth, which Prefect's pages ask for.
+    The password of its pages is in the data directory, in the file prefect/auth.
     """
     settings = load_settings()
     prepare_prefect(settings.home, log_level="DEBUG" if debug else "INFO")
     from flows.cli.tables.format import show
     from flows.cli.tables.servers import of_served
-    from flows.orchestration.schedule import Served
+    from flows.orchestration.schedule import ServedFlows
     from flows.orchestration.server import serve as run_schedules
 
-    def tell(served: Served) -> None:
+    def report(served: ServedFlows) -> None:
         if as_json:
             click.echo(json.dumps(served.as_json(), default=str))
         else:
             show(of_served(served))
 
-    run_schedules(settings, port, tell)
+    run_schedules(settings, port, report)
 
 
 @click.command(short_help="Run everything: the stores, the schedules, the console.")
@@ -63,14 +63,14 @@ def serve(debug: bool, port: int, as_json: bool) -> None:
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="How each line of the log is written, on standard error.",
+    help="Format of the log on standard error.",
 )
 def up(host: str | None, port: int | None, prefect_port: int, log_format: str) -> None:
-    """Run the home's stores, a Prefect server with the schedules, and the console, until Ctrl-C.
+    """Run the embedded stores, the schedules and the console until Ctrl-C.
 
-    Prints where each of them is, and on a terminal a link that signs in to the console. When one of them ends
-    by itself all end, with code 1, so that a service manager starts them anew. Where URLs of servers are set,
-    those are used.
+    Prints their addresses, and on a terminal a link that signs in to the console. When one of them ends by
+    itself all end, with code 1, so that a service manager restarts them. Servers whose URLs are set are used
+    instead.
     """
     settings = load_settings().listening_at(host, port)
     from flows.cli.supervisor import Line, Running
@@ -79,27 +79,27 @@ def up(host: str | None, port: int | None, prefect_port: int, log_format: str) -
     from flows.cli.tables.servers import of_running
     from flows.console.auth import sign_in_hint
 
-    def say(line: Line) -> None:
+    def log_line(line: Line) -> None:
         click.echo(line.as_json() if log_format == "json" else line.as_text(), err=True)
 
-    def tell(running: Running) -> None:
+    def report(running: Running) -> None:
         show(of_running(running))
-        if way_in := sign_in_hint(settings, on_terminal=sys.stdout.isatty()):
-            click.echo(way_in)
+        if hint := sign_in_hint(settings, on_terminal=sys.stdout.isatty()):
+            click.echo(hint)
 
-    run_everything(settings, prefect_port, say, tell)
+    run_everything(settings, prefect_port, log_line, report)
 
 
-@click.command(short_help="Show the console, beside the API and the metrics.")
+@click.command(short_help="Serve the console, the API and the metrics.")
 @console_host_option
 @console_port_option
 @click.pass_obj
 def console(debug: bool, host: str | None, port: int | None) -> None:
-    """Serve pages to watch the index and to act on it, until a signal.
+    """Serve the pages of the console until a signal.
 
-    On this machine alone, unless SIGHTLINE_CONSOLE__PASSWORD is set, or SIGHTLINE_CONSOLE__USER_HEADER for a
-    proxy that signs people in. Where neither is set, the console makes a password for the home, in the file
-    console.password; on a terminal this command prints a link that signs in with it. What starts flows needs
+    It listens on loopback, unless SIGHTLINE_CONSOLE__PASSWORD is set, or SIGHTLINE_CONSOLE__USER_HEADER for a
+    proxy that signs users in. Where neither is set, it generates a password in the file console.password of
+    the data directory; on a terminal this command prints a link that signs in with it. Starting flows needs
     `sightline serve`; `sightline up` runs both.
     """
     settings = load_settings().listening_at(host, port)
@@ -107,19 +107,20 @@ def console(debug: bool, host: str | None, port: int | None) -> None:
     from flows.console.auth import sign_in_hint
     from flows.console.server import serve as serve_console
 
-    def tell() -> None:
+    def report() -> None:
         click.echo(f"The console is at {settings.console.url}", err=True)
-        if way_in := sign_in_hint(settings, on_terminal=sys.stderr.isatty()):
-            click.echo(way_in, err=True)
+        if hint := sign_in_hint(settings, on_terminal=sys.stderr.isatty()):
+            click.echo(hint, err=True)
 
-    serve_console(settings, tell)
+    serve_console(settings, report)
 
 
-@click.command(short_help="Serve an assistant on this machine, over MCP.")
+@click.command(short_help="Serve an assistant over MCP.")
 def mcp() -> None:
-    """Serve search, get and status to an assistant that started this command, on standard input and output.
+    """Serve search, get and status over MCP on standard input and output.
 
-    It needs no key, as it runs as whoever started it. Over HTTP, `sightline console` has the same at /mcp.
+    It needs no key, as it runs as the user that started it. Over HTTP, `sightline console` has the same at
+    /mcp.
     """
     settings = load_settings()
     from flows.api.mcp import serve_on_stdio
@@ -132,9 +133,9 @@ def mcp() -> None:
         backend.close()
 
 
-@click.command(short_help="Run the home folder's servers in the foreground.")
+@click.command(short_help="Run the embedded servers in the foreground.")
 def start() -> None:
-    """Run Postgres and Qdrant of the home folder in the foreground, with their logs, until a signal.
+    """Run the embedded Postgres and Qdrant in the foreground until a signal.
 
     For a service manager: commands start both by themselves. A server that has a URL set is not started.
     Ends with code 1 if Postgres ends by itself.
@@ -146,9 +147,9 @@ def start() -> None:
     serve(settings)
 
 
-@click.command(short_help="Stop the home folder's servers.")
+@click.command(short_help="Stop the embedded servers.")
 def stop() -> None:
-    """Stop Postgres and Qdrant of the home folder; the next command starts them again."""
+    """Stop the embedded Postgres and Qdrant; the next command starts them again."""
     settings = load_settings()
     from storage.embedded.postgres.server import stop_postgres
     from storage.embedded.qdrant.process.client import stop as stop_index

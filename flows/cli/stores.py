@@ -1,4 +1,4 @@
-"""Commands that care for the two stores: compare, back up, restore, move, clean."""
+"""Reconcile, back up, restore, move and purge the stores."""
 
 from typing import Literal
 
@@ -10,23 +10,25 @@ from flows.config.settings import load_settings
 max_delete_option = click.option(
     "--max-delete", type=Percent(), default="5%", show_default=True, help="Refuse to delete a larger share."
 )
-yes_option = click.option("--yes", is_flag=True, help="Delete however many there are.")
+yes_option = click.option("--yes", is_flag=True, help="Delete any number.")
 
 
-@click.command(short_help="Compare Postgres and Qdrant, and mend what differs.")
-@click.option("--repair", is_flag=True, help="Mend what differs, and compare again until nothing does.")
+@click.command(short_help="Compare Postgres and Qdrant, and repair differences.")
+@click.option(
+    "--repair", is_flag=True, help="Repair the differences, and compare again until there are none."
+)
 @max_delete_option
 @yes_option
 @as_json_option
 @click.pass_context
 def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as_json: bool) -> None:
-    """Compare Postgres and Qdrant record by record: id, content and model; and look for lost images.
+    """Compare Postgres, Qdrant and the stored images record by record.
 
-    Without --repair nothing is changed. Exit code 1 says that they differ, or that not all could be mended;
-    `sightline status` says it from then on.
+    Without --repair nothing is changed. Exit code 1: they differ, or not all could be repaired;
+    `sightline status` reports it from then on.
     """
     settings = load_settings()
-    from flows.cli.tables.stores import of_differences, of_mended
+    from flows.cli.tables.stores import of_differences, of_repair
     from flows.maintenance import repair as repairing
     from flows.resources.comparison import record_comparison
     from flows.resources.connections import open_stores, with_model
@@ -35,9 +37,9 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
     with open_stores(settings) as stores, stage_bars("reconcile") as progress:
         if repair:
             deps = with_model(stores, settings)
-            mended = repairing.repair(deps, settings, max_delete=max_delete, yes=yes, progress=progress)
-            print_out(mended.as_json(), as_json, lambda: of_mended(mended))
-            damage = mended.after.damage
+            repaired = repairing.repair(deps, settings, max_delete=max_delete, yes=yes, progress=progress)
+            print_out(repaired.as_json(), as_json, lambda: of_repair(repaired))
+            damage = repaired.after.damage
         else:
             report = record_comparison(stores, settings, progress=progress)
             print_out(report.as_json(), as_json, lambda: of_differences(report))
@@ -45,21 +47,21 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
     ctx.exit(1 if damage else 0)
 
 
-@click.command(short_help="Write a backup of everything.")
+@click.command(short_help="Back up everything.")
 @click.argument("target")
 @click.option(
     "--pictures",
     type=click.Choice(["copy", "reference"]),
     default="copy",
     show_default=True,
-    help="Copy pictures, or leave them where they are kept.",
+    help="Copy images, or only refer to them.",
 )
 @as_json_option
 def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -> None:
-    """Write Postgres, the index, its models and the images below TARGET, a folder or an fsspec URL.
+    """Back up Postgres, the index, models and images to a TARGET folder or URL.
 
-    Each backup gets a folder of its own, with checksums; images are kept once for all of them. It is
-    restored into embedded stores or servers, whichever it was made from: sightline restore TARGET.
+    Each backup gets a folder of its own, with checksums; images are kept once for all of them. It can be
+    restored into embedded stores and into servers: sightline restore TARGET.
     """
     settings = load_settings()
     from flows.cli.tables.stores import of_backup
@@ -81,17 +83,17 @@ def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -
     print_out(made.as_json(), as_json, lambda: of_backup(made))
 
 
-@click.command(short_help="Fill an empty home from a backup.")
+@click.command(short_help="Restore a backup into empty stores.")
 @click.argument("location")
-@click.option("--check", is_flag=True, help="Restore into throw-away stores only, to prove that it works.")
+@click.option("--check", is_flag=True, help="Restore into temporary stores only, to prove the backup.")
 @as_json_option
 @click.pass_context
 def restore(ctx: click.Context, location: str, check: bool, as_json: bool) -> None:
-    """Check the backup at LOCATION, restore it into an empty home or empty servers, and compare the stores.
+    """Check the backup at LOCATION, restore it into empty stores and compare.
 
-    LOCATION is one backup, or the folder of several: then the latest. What is there already is never
-    replaced. A backup is to be trusted like a program: its models are run. With --check nothing is changed
-    but a note beside the backup, that it was proved. Exit code 1 says that the restored stores differ.
+    LOCATION is one backup, or the folder of several: then the latest. Existing data is never replaced. Trust
+    a backup as you would a program: its models are run. With --check nothing is changed but a note beside
+    the backup, that it was proved. Exit code 1: the restored stores differ.
     """
     settings = load_settings()
     from flows.cli.tables.stores import of_restored
@@ -106,18 +108,18 @@ def restore(ctx: click.Context, location: str, check: bool, as_json: bool) -> No
     ctx.exit(1 if differs else 0)
 
 
-@click.command(short_help="Move the home's embedded stores into servers.")
+@click.command(short_help="Copy the embedded stores into servers.")
 @click.option(
-    "--to-servers", is_flag=True, required=True, help="Into those of the settings; there is no other way."
+    "--to-servers", is_flag=True, required=True, help="Into the servers of the settings; the only direction."
 )
 @as_json_option
 @click.pass_context
 def move(ctx: click.Context, to_servers: bool, as_json: bool) -> None:  # noqa: ARG001
-    """Copy what the home's embedded stores hold into the servers of SIGHTLINE_DATABASE_URL and
-    SIGHTLINE_QDRANT__URL, which are empty, and compare them.
+    """Copy the embedded stores into the empty servers of the settings, and compare.
 
-    Nothing is embedded again, and the home stays as it is. A move that was interrupted goes on when it is
-    run again. Exit code 1 says that the stores differ, as they did in the home.
+    The servers are those of SIGHTLINE_DATABASE_URL and SIGHTLINE_QDRANT__URL. Nothing is embedded again, and
+    the data directory stays as it is. The same command resumes an interrupted move. Exit code 1: the stores
+    differ, as they did before.
     """
     settings = load_settings()
     from flows.cli.tables.stores import of_moved
@@ -130,14 +132,15 @@ def move(ctx: click.Context, to_servers: bool, as_json: bool) -> None:  # noqa: 
     ctx.exit(1 if moved.report.damage else 0)
 
 
-@click.command(short_help="Remove what nothing needs any more.")
-@click.option("--dry-run", is_flag=True, help="Count them, and remove nothing.")
+@click.command(short_help="Remove unused images and collections.")
+@click.option("--dry-run", is_flag=True, help="Count without removing.")
 @max_delete_option
 @yes_option
 @as_json_option
 def purge(dry_run: bool, max_delete: float, yes: bool, as_json: bool) -> None:
-    """Remove kept images that no item has, files and scratch folders that a crash left, and collections
-    that searches have not used for SIGHTLINE_KEEP_RETIRED_DAYS.
+    """Remove unused images, files that a crash left, and retired collections.
+
+    Collections are kept for SIGHTLINE_KEEP_RETIRED_DAYS after searches last used them.
     """
     settings = load_settings()
     from flows.cli.tables.stores import of_purge

@@ -1,6 +1,6 @@
-"""Everything at once: the embedded stores, Prefect with the schedules, and the console, until a signal.
+"""Run the embedded stores, the schedules and the console until a signal.
 
-Each part is a process of its own; what it says is a line of one log. When one ends by itself, all end.
+Each part is a process; its output goes to one log. When one ends by itself, all end.
 """
 
 import json
@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 
 from flows.config.settings import Settings
 from flows.console.auth import require_protection
-from flows.orchestration.schedule import Served
+from flows.orchestration.schedule import ServedFlows
 from flows.tracking.signals import end_process, until_stopped
 from storage.embedded.postgres.server import postgres_url, stop_postgres
 from storage.embedded.qdrant.process.client import start as start_index
@@ -33,19 +33,19 @@ PAUSE_S = 0.2
 LEVEL = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
 
 ANSWER = '{"ui": '
-"""How the line begins that `sightline serve --json` prints once it runs."""
+"""Start of the line that `sightline serve --json` prints once it runs."""
 
 LISTENS = "The console is at "
-"""And that `sightline console` prints; at its address another user's program may answer."""
+"""Start of that of `sightline console`; its address proves nothing, as another user may listen there."""
 
 
 class PartEnded(SightlineError):
-    """One of the parts ended although nobody asked it to."""
+    """Report a part that ended unexpectedly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of what a part says."""
+    """Represent one line of a part's output."""
 
     at: datetime
     part: str
@@ -53,7 +53,7 @@ class Line:
 
     @property
     def level(self) -> str:
-        """Its own, where it names one in its first words, as Python's and Prefect's logs do."""
+        """The level in its first words, as in Python's and Prefect's logs; else INFO."""
         found = LEVEL.search(self.message[:80])
         return found[1] if found else "INFO"
 
@@ -61,25 +61,25 @@ class Line:
         return f"{self.at:%H:%M:%S} {self.part:9} | {self.message}"
 
     def as_json(self) -> str:
-        told = {
+        document = {
             "time": self.at.isoformat(),
             "level": self.level,
             "part": self.part,
             "message": self.message,
         }
-        return json.dumps(told, ensure_ascii=False)
+        return json.dumps(document, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """Where everything is once it runs."""
+    """Represent the addresses of the running parts."""
 
     console: str
-    served: Served
+    served: ServedFlows
     home: str
 
     def addresses(self) -> dict[str, str]:
-        """Return where a person or a program goes, by name."""
+        """Return the addresses by name."""
         return {
             "console": self.console,
             "API": f"{self.console}/api/v1/docs",
@@ -88,15 +88,15 @@ class Running:
         }
 
 
-Say = Callable[[Line], None]
+LogLine = Callable[[Line], None]
 
 
-def up(settings: Settings, prefect_port: int, say: Say, tell: Callable[[Running], None]) -> None:
-    """Run everything until SIGTERM or SIGINT; then end it all, the flows that run first.
+def up(settings: Settings, prefect_port: int, log: LogLine, report: Callable[[Running], None]) -> None:
+    """Run everything until SIGTERM or SIGINT; then end it all, active flows first.
 
     Args:
-        say: given each line that a part says, by one thread at a time.
-        tell: called once everything answers.
+        log: receives each line of output, from one thread at a time.
+        report: called once everything runs.
 
     Raises:
         NotProtected: the console would be open to anyone.
@@ -105,20 +105,20 @@ def up(settings: Settings, prefect_port: int, say: Say, tell: Callable[[Running]
     require_protection(settings.console)
     turn = threading.Lock()
 
-    def say_in_turn(line: Line) -> None:
+    def log_in_turn(line: Line) -> None:
         with turn:
-            say(line)
+            log(line)
 
     with until_stopped(), ExitStack() as parts:
-        parts.enter_context(stores(settings, say_in_turn))
-        run = partial(part, say=say_in_turn)
+        parts.enter_context(stores(settings, log_in_turn))
+        run = partial(part, log=log_in_turn)
         schedules = parts.enter_context(run("schedules", "serve", "--json", "--port", str(prefect_port)))
         console = parts.enter_context(run("console", "console", *_where(settings)))
-        served = Served.of_json(json.loads(_answer(schedules, console)))
+        served = ServedFlows.of_json(json.loads(_answer(schedules, console)))
         _answer(console, schedules)
-        tell(Running(settings.console.url, served, str(settings.home.absolute())))
+        report(Running(settings.console.url, served, str(settings.home.absolute())))
         while True:
-            _refuse_ended(schedules, console)
+            _require_running(schedules, console)
             time.sleep(PAUSE_S)
 
 
@@ -127,35 +127,35 @@ def _where(settings: Settings) -> tuple[str, ...]:
 
 
 @contextmanager
-def stores(settings: Settings, say: Say) -> Iterator[None]:
-    """Run those stores that are in the home, whoever started them; they stop in the end."""
+def stores(settings: Settings, log: LogLine) -> Iterator[None]:
+    """Run the embedded stores, and stop them in the end."""
     try:
         if settings.database_url is None:
             postgres_url(settings.home)
-            say(Line(datetime.now(UTC), "postgres", "runs"))
+            log(Line(datetime.now(UTC), "postgres", "runs"))
         if settings.qdrant.url is None:
-            say(Line(datetime.now(UTC), "qdrant", f"listens at {start_index(settings.home).url}"))
+            log(Line(datetime.now(UTC), "qdrant", f"listens at {start_index(settings.home).url}"))
         yield
     finally:
         if settings.qdrant.url is None and stop_index(settings.home):
-            say(Line(datetime.now(UTC), "qdrant", "has stopped"))
+            log(Line(datetime.now(UTC), "qdrant", "has stopped"))
         if settings.database_url is None and stop_postgres(settings.home):
-            say(Line(datetime.now(UTC), "postgres", "has stopped"))
+            log(Line(datetime.now(UTC), "postgres", "has stopped"))
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A command of ours as a process of its own."""
+    """Represent a command that runs as a process."""
 
     name: str
     process: "subprocess.Popen[str]"
     answers: "SimpleQueue[str]"
-    """The lines by which it says that it runs."""
+    """The lines that report that it runs."""
 
 
 @contextmanager
-def part(name: str, *command: str, say: Say) -> Iterator[Part]:
-    """Run a command of ours; in the end it is asked to end, and waited for."""
+def part(name: str, *command: str, log: LogLine) -> Iterator[Part]:
+    """Run a command as a process, and terminate it in the end."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "flows.cli", *command],
         stdin=subprocess.DEVNULL,
@@ -166,7 +166,7 @@ def part(name: str, *command: str, say: Say) -> Iterator[Part]:
         start_new_session=True,  # a Ctrl-C is for us: we end the parts in order
     )
     answers: SimpleQueue[str] = SimpleQueue()
-    reader = threading.Thread(target=_read, args=(name, process.stdout, answers, say), daemon=True)
+    reader = threading.Thread(target=_read, args=(name, process.stdout, answers, log), daemon=True)
     reader.start()
     try:
         yield Part(name, process, answers)
@@ -175,29 +175,29 @@ def part(name: str, *command: str, say: Say) -> Iterator[Part]:
         reader.join(STOP_S)
         if process.stdout is not None:
             process.stdout.close()
-        say(Line(datetime.now(UTC), name, "has ended"))
+        log(Line(datetime.now(UTC), name, "has ended"))
 
 
-def _read(name: str, lines: Iterable[str], answers: "SimpleQueue[str]", say: Say) -> None:
+def _read(name: str, lines: Iterable[str], answers: "SimpleQueue[str]", log: LogLine) -> None:
     for line in lines:
         if line.startswith((ANSWER, LISTENS)):
             answers.put(line)
         if line.strip() and not line.startswith(ANSWER):
-            say(Line(datetime.now(UTC), name, line.rstrip()))
+            log(Line(datetime.now(UTC), name, line.rstrip()))
 
 
-def _answer(asked: Part, *others: Part) -> str:
-    """Return the line by which a part says that it runs."""
+def _answer(part: Part, *others: Part) -> str:
+    """Return the line that reports that a part runs."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         with suppress(Empty):
-            return asked.answers.get(timeout=PAUSE_S)
-        _refuse_ended(asked, *others)
-    raise PartEnded(f"{asked.name} did not start within {START_S} seconds; what it said is above")
+            return part.answers.get(timeout=PAUSE_S)
+        _require_running(part, *others)
+    raise PartEnded(f"{part.name} did not start within {START_S} seconds; its output is above")
 
 
-def _refuse_ended(*parts: Part) -> None:
+def _require_running(*parts: Part) -> None:
     for one in parts:
         code = one.process.poll()
         if code is not None:
-            raise PartEnded(f"{one.name} has ended with code {code}; what it said is above")
+            raise PartEnded(f"{one.name} has ended with code {code}; its output is above")

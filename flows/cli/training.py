@@ -1,4 +1,4 @@
-"""Commands that train a model, and that measure one."""
+"""Evaluate and fine-tune models."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from embedding.training.trainer import TrainedPart
 
 LOSS_NAMES = ("infonce", "triplet-semi-hard", "triplet-batch-hard", "contrastive", "multi-similarity")
-"""What `embedding.training.losses` has, which takes seconds to import."""
+"""The losses of `embedding.training.losses`, which takes seconds to import."""
 
 
-@click.command(short_help="Measure how well texts and pictures find each other.")
+@click.command(short_help="Measure how well texts and images find each other.")
 @click.option(
     "--model",
     "models",
@@ -31,17 +31,17 @@ LOSS_NAMES = ("infonce", "triplet-semi-hard", "triplet-batch-hard", "contrastive
     help="A model or a collection; others are compared with the first.  [default: the active one]",
 )
 @click.option("--keys", type=EXISTING_FILE, help="Only records with these keys, a line each.")
-@click.option("--held-out", is_flag=True, help="Only what none of the models has learned from.")
+@click.option("--held-out", is_flag=True, help="Only records that no model was trained on.")
 @click.option(
     "--manifest",
     type=click.Path(exists=True, path_type=Path),
-    help="A manifest or folder of other records, none of which is taken in.",
+    help="A manifest or folder of other records; none is ingested.",
 )
 @click.option("--judgments", type=EXISTING_FILE, help="JSON lines of query or image, key and relevance.")
 @click.option(
     "--langs", metavar="L,…|all", help="Captions in these languages instead of those that are embedded."
 )
-@click.option("--by", multiple=True, metavar="FIELD", help="Also by the values of this metadata field.")
+@click.option("--by", multiple=True, metavar="FIELD", help="Break the figures down by this metadata field.")
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw recall against k, as a PNG."
 )
@@ -60,7 +60,7 @@ def evaluate(
     """Measure how well captions find their images, and images their captions.
 
     Text to image counts each caption as a query. Image to text ranks items by their best caption. Figures
-    of different gallery sizes cannot be compared; several models are asked the same queries.
+    of different gallery sizes cannot be compared; several models get the same queries.
     """
     if sum((keys is not None, held_out, manifest is not None, judgments is not None)) > 1:
         raise click.UsageError("give one of --keys, --held-out, --manifest and --judgments")
@@ -84,8 +84,8 @@ def evaluate(
     print_out(result.as_json(), as_json, lambda: of_evaluation(result))
 
 
-class Weighted(click.ParamType[tuple[str, float]]):
-    """A loss, with a weight if it is to be summed with others: `infonce`, `contrastive=0.5`."""
+class WeightedLoss(click.ParamType[tuple[str, float]]):
+    """Parse a loss with an optional weight: `infonce`, `contrastive=0.5`."""
 
     name = "loss"
 
@@ -105,7 +105,7 @@ class Weighted(click.ParamType[tuple[str, float]]):
 
 
 class HeldOut(click.ParamType["float | Path"]):
-    """A share of the images, or a file of keys."""
+    """Parse a share of the images, or a file of keys."""
 
     name = "held-out"
 
@@ -118,20 +118,20 @@ class HeldOut(click.ParamType["float | Path"]):
         return share
 
 
-@click.command(short_help="Train a model on the captioned pictures that are stored.")
-@click.option("--model", metavar="M", help="What to begin with.  [default: the active model]")
+@click.command(short_help="Train a model on the stored captioned images.")
+@click.option("--model", metavar="M", help="Model to start from.  [default: the active model]")
 @click.option(
     "--train",
     "what",
     type=click.Choice(["head", "lora", "all"]),
     default="head",
     show_default=True,
-    help="What is trained: a head behind the pictures' tower (cheap), low-rank updates, or all weights.",
+    help="Trained weights: a head behind the image tower (cheap), low-rank updates, or all.",
 )
 @click.option(
     "--loss",
     "losses",
-    type=Weighted(),
+    type=WeightedLoss(),
     multiple=True,
     metavar="NAME[=WEIGHT]",
     help=f"One of {', '.join(LOSS_NAMES)}; repeated, their weighted sum.  [default: infonce]",
@@ -142,7 +142,7 @@ class HeldOut(click.ParamType["float | Path"]):
     default="20%",
     show_default=True,
     metavar="SHARE|FILE",
-    help="Pictures that no training sees: a share, or those of the keys in FILE, a line each.",
+    help="Images held out of training: a share, or those of the keys in FILE, a line each.",
 )
 @click.option(
     "--judgments", type=EXISTING_FILE, help="Train on these as well: JSON lines of query, key, relevance."
@@ -152,18 +152,18 @@ class HeldOut(click.ParamType["float | Path"]):
     type=click.IntRange(0, 32),
     default=0,
     show_default=True,
-    help="Pictures a text that the index has close to it and that do not belong to it.",
+    help="Hard negatives to mine per caption.",
 )
+@click.option("--epochs", type=click.IntRange(min=1), help="Most epochs.  [default: head 40, lora 5, all 3]")
 @click.option(
-    "--epochs", type=click.IntRange(min=1), help="At most so many.  [default: head 40, lora 5, all 3]"
+    "--batch-size", type=click.IntRange(min=2), default=64, show_default=True, help="Pairs per step."
 )
-@click.option("--batch-size", type=click.IntRange(min=2), default=64, show_default=True, help="Pairs a step.")
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="The highest.  [default: head 3e-4, lora 2e-4, all 2e-5]",
+    help="Peak learning rate.  [default: head 3e-4, lora 2e-4, all 2e-5]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the split and of the training.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split and of the training.")
 @as_json_option
 @click.pass_obj
 def finetune(
@@ -180,11 +180,11 @@ def finetune(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Train a candidate: a model of its own in the home's folder models, with its card and figures.
+    """Train a candidate on the stored images and their embedded captions.
 
-    It learns from the stored images and their embedded captions; near duplicates are never on both sides
-    of the split. A training that was killed goes on when the same command is run again. Nothing searches
-    with the candidate before `sightline promote` and `sightline reindex`.
+    The candidate is a folder below models in the data directory, with its card and figures. Near duplicates
+    always share a side of the train/validation/held-out split. The same command resumes a training that was
+    killed. Searches use the candidate only after `sightline promote` and `sightline reindex`.
     """
     settings = load_settings()
     from flows.cli.tables.models import of_candidate

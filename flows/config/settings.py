@@ -95,7 +95,7 @@ class Qdrant(BaseModel, frozen=True, extra="forbid"):
     )
 
 
-class Gate(BaseModel, frozen=True, extra="forbid"):
+class PromotionGate(BaseModel, frozen=True, extra="forbid"):
     """Define the thresholds of the promotion gate."""
 
     margin: float = Field(
@@ -224,7 +224,7 @@ class Settings(BaseSettings):
         "auto",
         description="Torch device: auto (CUDA with bfloat16 if available, else CPU), cpu, cuda, cuda:1.",
     )
-    gate: Gate = Gate()
+    gate: PromotionGate = PromotionGate()
     langs: Annotated[tuple[str, ...], NoDecode] = Field(
         ("en",),
         description="Languages of embedded texts, such as en,de or all; texts without a tag always are.",

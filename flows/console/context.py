@@ -4,7 +4,7 @@ from asyncio import to_thread
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from flows.orchestration.prefect_client import Prefect, open_prefect
+from flows.orchestration.prefect_client import PrefectServer, open_prefect
 from flows.service.observer import Observer
 from flows.service.pool import Backend
 
@@ -22,7 +22,7 @@ class ConsoleContext:
         """Wait for the first observation, in a thread."""
         await to_thread(lambda: self.observer.latest)
 
-    def prefect(self) -> AbstractContextManager[Prefect]:
+    def prefect(self) -> AbstractContextManager[PrefectServer]:
         """Open the Prefect server that runs the schedules.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Whether a model may take the place of the active one: judged on what neither has learned from."""
+"""Decide on promotions by comparing models on held-out data."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -35,32 +35,32 @@ MEASURE = "recall@10"
 
 
 class AlreadyActive(Conflict):
-    """Searches use this model as it is."""
+    """The candidate is the active model already."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that a candidate has to satisfy."""
+    """Hold one criterion of the promotion gate, and its outcome."""
 
     name: str
-    """Such as `held-out` or `lang=de`."""
+    """`held-out`, `outside`, or a language such as `lang=de`."""
 
     passed: bool
     queries: int
     difference: Estimate
-    """Of recall@10, candidate less active model, with its 95% interval."""
+    """Gain in recall@10, candidate minus active model, with its 95% confidence interval."""
 
     limit: float
-    """What the low end of the interval must be above (held-out), or the difference itself no lower than."""
+    """Bound that the low end of the interval must exceed (held-out), or the gain itself must reach."""
 
     candidate: float
     active: float
-    """The recall@10 of both."""
+    """Recall@10 of each model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a candidate may be used, and why."""
+    """Hold the decision on a candidate, with its checks."""
 
     candidate: str
     active: str
@@ -68,7 +68,7 @@ class Decision:
     forced: bool
     checks: tuple[Check, ...]
     remarks: tuple[str, ...]
-    """What could not be checked."""
+    """Checks that were not possible, with the reason."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,19 +85,19 @@ def promote(
     prefect_run_id: UUID | None = None,
     progress: Progress = no_progress,
 ) -> Decision:
-    """Compare a candidate with the active model, decide, and put the decision on record with its figures.
+    """Compare a candidate with the active model, and record the decision.
 
     Args:
-        outside: a manifest of records that are not ours, where a candidate must not forget what it knew;
-            without it the one that is set, if one is.
-        force: promote it whatever the checks say.
+        outside: a manifest of external records, on which a candidate must not forget earlier abilities;
+            default: that of the settings, if any.
+        force: promote it even if checks fail.
 
     Raises:
         AlreadyActive: there is nothing to decide.
         NoCollection: nothing has been ingested yet.
-        NothingToEvaluate: there is nothing held out to compare them on, and it is not forced.
-        ModelMismatch: the active model is another one now, so it cannot be compared.
-        Busy: another decision is being made.
+        NothingToEvaluate: there is no held-out data to compare them on, and `force` is not set.
+        ModelMismatch: the collection was made by another version of the active model.
+        Busy: another promotion is running.
     """
     with tracked_run(
         stores.sessions,
@@ -131,15 +131,15 @@ def decide(
     held_out: tuple[Sequence[DirectionScores], Sequence[DirectionScores]],
     outside: tuple[Sequence[DirectionScores], Sequence[DirectionScores]] | None,
 ) -> tuple[Check, ...]:
-    """Return what a candidate passes and what not. Pure.
+    """Return the outcome of each check, without reading any store.
 
-    Better on what is held out: the interval of the difference is above `gate.margin`, averaged over both
-    directions. No worse elsewhere: the difference itself is not below -`gate.tolerance`, in each language
-    with `gate.least_queries` and, averaged over directions, on the set from outside.
+    Better on held-out data: the 95% confidence interval of the gain in recall@10, averaged over both
+    directions, is above `gate.margin`. No worse elsewhere: the gain itself is not below -`gate.tolerance`, in
+    each language with `gate.least_queries` queries and, averaged over directions, on the external set.
 
     Args:
-        held_out: how the active model and the candidate answered, each by direction.
-        outside: the same on the set from outside, if there is one.
+        held_out: the scores of the active model and of the candidate, each by direction.
+        outside: the same on the external set, if there is one.
     """
     checks = [_check("held-out", held_out, None, gate.margin, certain=True)]
     if outside is not None:
@@ -195,7 +195,7 @@ def _checks(
     force: bool,
     progress: Progress,
 ) -> tuple[tuple[Check, ...], tuple[str, ...]]:
-    """Return the checks of the second model against the first, and what could not be checked."""
+    """Return the checks of the second model against the first, with remarks."""
 
     def judged(test_set: TestSet) -> tuple[Sequence[DirectionScores], Sequence[DirectionScores]]:
         _, (active, candidate) = score_models(stores, settings, encoders, test_set, progress=progress)
@@ -203,9 +203,7 @@ def _checks(
 
     remarks = []
     if outside is None:
-        remarks.append(
-            "forgetting was not checked: no set from outside is named; see SIGHTLINE_GATE__OUTSIDE"
-        )
+        remarks.append("forgetting was not checked: no external set is named; see SIGHTLINE_GATE__OUTSIDE")
     try:
         splits = training_splits(stores, [one.fingerprint for one in encoders])
         held_out = judged(of_held_out(stores, settings.limits, splits, None, at_most=MAX_TEST_RECORDS))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from flows.tracking.text import many
+from flows.tracking.text import count_of
 from storage.records import Record, Rejected
 
 DEFAULT_MAX_SHARE = 0.05
@@ -70,7 +70,7 @@ class SourceCoverage:
         """Sentence about the rows that were not understood; None without any."""
         if not self.unclear:
             return None
-        rows = f"{many(self.unclear, 'row')} could not be understood: {', '.join(self.first)}"
+        rows = f"{count_of(self.unclear, 'row')} could not be understood: {', '.join(self.first)}"
         return f"{rows}, …" if self.more else rows
 
 
@@ -115,7 +115,7 @@ def decide(missing: MissingItems, coverage: SourceCoverage, limit: DeleteLimit) 
 def keep_missing(missing: MissingItems, why: str) -> DeleteDecision:
     """Decide to delete nothing, without failing the run."""
     return DeleteDecision(
-        leaves=missing.items, why=f"nothing was deleted, {many(missing.items, 'item')} not met: {why}"
+        leaves=missing.items, why=f"nothing was deleted, {count_of(missing.items, 'item')} not met: {why}"
     )
 
 

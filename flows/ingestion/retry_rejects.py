@@ -12,7 +12,7 @@ from flows.ingestion.missing_items import EXAMPLES
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import EmptySource, Request, RowSelection
 from flows.resources.connections import Deps
-from flows.tracking.text import many
+from flows.tracking.text import count_of
 from storage.postgres import runs
 from storage.postgres.rejects import Reject, open_rejects
 from storage.sources import BadSource
@@ -108,6 +108,6 @@ def _not_found(places: list[str]) -> str | None:
         return None
     first = ", ".join(places[:EXAMPLES]) + (", …" if len(places) > EXAMPLES else "")
     return (
-        f"{many(len(places), 'row')} not found, and a part of the source could not be understood: {first}; "
-        "correct that part first, see: sightline rejects"
+        f"{count_of(len(places), 'row')} not found, and a part of the source could not be understood: "
+        f"{first}; correct that part first, see: sightline rejects"
     )

@@ -1,4 +1,4 @@
-"""What a person does with the flows: see what runs and what comes, start, cancel, pause. Asks Prefect."""
+"""List, start, cancel and pause flows through the API of Prefect."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -41,23 +41,23 @@ from storage.errors import NotFound, SightlineError
 WAITING = (StateType.SCHEDULED, StateType.PENDING)
 AT_WORK = (StateType.RUNNING, StateType.CANCELLING)
 MOST_LOGS = 200
-"""What one page of Prefect has at most."""
+"""Most lines in one response of Prefect."""
 
 
 class NothingServes(SightlineError):
-    """No Prefect server runs the schedules of this home."""
+    """Report that no Prefect server serves the data directory."""
 
     retryable = True
     http_status = 503
 
 
 class NoSuchRun(NotFound):
-    """Prefect knows no such run."""
+    """Report a run that Prefect does not know."""
 
 
 @dataclass(frozen=True, slots=True)
-class Deployed:
-    """One flow that can be started."""
+class DeployedFlow:
+    """Represent a flow that can be started."""
 
     flow: str
     id: UUID
@@ -65,12 +65,12 @@ class Deployed:
     next: datetime | None
     paused: bool
     scheduled: bool
-    """Whether it has, or could have, a schedule; else only a person starts it."""
+    """Whether it can have a schedule; others run on request only."""
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """A run that Prefect is about to begin, or that goes on."""
+class ActiveRun:
+    """Represent a run that is active or about to begin."""
 
     id: UUID
     flow: str
@@ -81,8 +81,8 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
-    """A run that found another process at the same work, and did nothing."""
+class SkippedRun:
+    """Represent a run that was skipped, as another process did the same work."""
 
     id: UUID
     flow: str
@@ -91,32 +91,32 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One line of a run's log."""
+class LogLine:
+    """Represent one line of a run's log."""
 
     at: datetime
     level: int
-    """As Python's logging counts it: 30 is a warning."""
+    """Level of Python's logging: 30 is a warning."""
 
     message: str
 
 
 @dataclass(frozen=True)
-class Prefect:
-    """The server that runs the schedules of a home."""
+class PrefectServer:
+    """Access the Prefect server of a data directory."""
 
     client: SyncPrefectClient
     ui: str
     password_file: Path | None = None
-    """What its pages ask for; None of a server that is not ours."""
+    """File with the password of its pages; None if the server is not embedded."""
 
-    def deployed(self) -> list[Deployed]:
-        """Return the flows that can be started, the scheduled ones first, in the order of the README."""
+    def deployed(self) -> list[DeployedFlow]:
+        """Return the flows that can be started, scheduled ones first."""
         own = self._own
         coming = self._coming(list(own))
         order = [flow.name for flow in (*SCHEDULED, *ON_REQUEST)]
         deployed = [
-            Deployed(
+            DeployedFlow(
                 flow,
                 id,
                 next(
@@ -130,13 +130,13 @@ class Prefect:
         ]
         return sorted(deployed, key=lambda one: (not one.scheduled, order.index(one.flow)))
 
-    def begun(self) -> list[Begun]:
-        """Return what runs, and what was asked for and is about to, in the order of its beginning."""
+    def active_runs(self) -> list[ActiveRun]:
+        """Return active and requested runs in the order of their start."""
         own = self._own
         states = FlowRunFilterStateType(any_=[*WAITING, *AT_WORK])
         runs = self._runs(list(own), FlowRunFilter(state=FlowRunFilterState(type=states)))
         return [
-            Begun(
+            ActiveRun(
                 run.id,
                 own[run.deployment_id][0],
                 run.state_name or "",
@@ -148,8 +148,8 @@ class Prefect:
             if run.state_type != StateType.SCHEDULED or not run.auto_scheduled
         ]
 
-    def skipped(self, since: datetime) -> list[Skipped]:
-        """Return the runs that ended since then as another process was at the same work, by their end."""
+    def skipped(self, since: datetime) -> list[SkippedRun]:
+        """Return the runs skipped since a time, in the order of their end."""
         own = self._own
         found = self._runs(
             list(own),
@@ -159,19 +159,19 @@ class Prefect:
             ),
         )
         ended = [
-            Skipped(run.id, own[run.deployment_id][0], run.state.message or "", run.end_time)
+            SkippedRun(run.id, own[run.deployment_id][0], run.state.message or "", run.end_time)
             for run in found
             if run.state is not None and run.end_time is not None
         ]
         return sorted(ended, key=lambda one: one.at)
 
     def ours(self, runs: Collection[UUID]) -> set[UUID]:
-        """Return those of these runs that it began, in whatever state they are; a terminal's are none."""
+        """Return the runs that belong to a deployment; those of commands do not."""
         wanted = FlowRunFilter(id=FlowRunFilterId(any_=[*runs]))
         return {one.id for one in self._runs(list(self._own), wanted)}
 
     def knows(self, run: UUID) -> bool:
-        """Return whether it has a run, and so its log and a page of it."""
+        """Return whether the server has a run, with its log and page."""
         try:
             self.client.read_flow_run(run)
         except ObjectNotFound:
@@ -179,7 +179,7 @@ class Prefect:
         return True
 
     def start(self, flow: str, **parameters: Any) -> UUID:
-        """Have a flow run as soon as possible, and return the id of its run in Prefect.
+        """Start a flow, and return the id of its run in Prefect.
 
         Raises:
             NothingServes: the flow is not deployed there.
@@ -192,7 +192,7 @@ class Prefect:
         return self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
 
     def cancel(self, run: UUID) -> None:
-        """Have a run end where it is; what it has done stays, and the next one does the rest.
+        """Cancel a run; its work stays, and the next run does the rest.
 
         Raises:
             NoSuchRun: Prefect does not know it.
@@ -203,7 +203,7 @@ class Prefect:
             raise NoSuchRun(f"Prefect knows no run {run}; was it started at a terminal?") from error
 
     def pause(self, flow: str, *, paused: bool) -> None:
-        """Pause or resume the schedule of a flow; a paused one still runs when it is started by hand.
+        """Pause or resume the schedule of a flow; a paused flow can be started by hand.
 
         Raises:
             NothingServes: the flow is not deployed there.
@@ -220,18 +220,18 @@ class Prefect:
             if one.slug == OWN_SCHEDULE:  # Prefect's own pages pause each schedule by itself
                 self.client.update_deployment_schedule(deployment.id, one.id, active=True)
 
-    def log(self, run: UUID, *, after: int = 0) -> list[Line]:
-        """Return the log of a run, in order, without its first `after` lines; a page at most."""
+    def log(self, run: UUID, *, after: int = 0) -> list[LogLine]:
+        """Return the log of a run after its first `after` lines, one response at most."""
         own = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]))
         lines = self.client.read_logs(own, limit=MOST_LOGS, offset=after, sort=LogSort.TIMESTAMP_ASC)
-        return [Line(one.timestamp, one.level, one.message) for one in lines]
+        return [LogLine(one.timestamp, one.level, one.message) for one in lines]
 
     def page_of(self, run: UUID) -> str:
-        """Return the address of a run in Prefect's own pages."""
+        """Return the address of a run in Prefect's pages."""
         return f"{self.ui}/runs/flow-run/{run}"
 
     def login_of(self, run: UUID) -> str | None:
-        """Return where a browser signs in to our own server, and then sees a run.
+        """Return the sign-in address of the embedded server that leads to a run.
 
         Without a session the page of a run says 404 instead of asking for the password.
         """
@@ -240,7 +240,7 @@ class Prefect:
 
     @cached_property
     def _own(self) -> dict[UUID, tuple[str, DeploymentResponse]]:
-        """Return our deployments by id, each with the name of its flow; asked for once."""
+        """Return our deployments by id, each with the name of its flow; read once."""
         tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
         names = {one.id: one.name for one in self.client.read_flows(deployment_filter=tagged)}
         known = {flow.name for flow in (*SCHEDULED, *ON_REQUEST)}
@@ -251,7 +251,7 @@ class Prefect:
         }
 
     def _coming(self, deployments: list[UUID]) -> dict[UUID, datetime]:
-        """Return when each deployment runs next, as far as Prefect has planned it."""
+        """Return the next planned run of each deployment."""
         coming: dict[UUID, datetime] = {}
         planned = FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
@@ -267,23 +267,27 @@ class Prefect:
 
 
 @contextmanager
-def open_prefect(home: Path) -> Iterator[Prefect]:
-    """Open the Prefect server that runs the schedules of `home`.
+def open_prefect(home: Path) -> Iterator[PrefectServer]:
+    """Open the Prefect server of a data directory.
 
     Raises:
         NothingServes: none does, or it stops answering.
     """
     found = find_server(home)
     if found is None:
-        raise NothingServes("nothing runs the flows of this home; run: sightline up (or: sightline serve)")
+        raise NothingServes(
+            "nothing runs the flows of this data directory; run: sightline up (or: sightline serve)"
+        )
     url, ours = found.url, PREFECT_API_URL.value() is None
     try:
         with SyncPrefectClient(url, auth_string=found.password) as client:
             pages = PREFECT_UI_URL.value() or url.removesuffix("/api")
-            yield Prefect(client, pages, password_file(home).absolute() if ours else None)
+            yield PrefectServer(client, pages, password_file(home).absolute() if ours else None)
     except HTTPStatusError as error:
         if error.response.status_code not in (401, 403):
             raise
-        raise NothingServes(f"Prefect at {url} lets nobody in; is PREFECT_API_AUTH_STRING right?") from error
+        raise NothingServes(
+            f"Prefect at {url} rejects the password; is PREFECT_API_AUTH_STRING right?"
+        ) from error
     except TransportError as error:
         raise NothingServes(f"Prefect at {url} does not answer ({first_line(error)}); try again") from error

@@ -1,4 +1,4 @@
-"""What runs on a schedule, and when it runs next. Knows no Prefect, which takes seconds to import."""
+"""Compute the schedule of the flows, without Prefect, which takes seconds to import."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,8 +10,8 @@ from flows.config.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """One flow, and when it runs."""
+class ScheduledFlow:
+    """Represent the schedule of one flow."""
 
     flow: str
     cron: str | None
@@ -20,35 +20,35 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """What is served, and where one can watch it."""
+class ServedFlows:
+    """Represent the served flows and the address of Prefect's pages."""
 
     ui: str
-    planned: tuple[Planned, ...]
+    planned: tuple[ScheduledFlow, ...]
     password_file: str | None = None
-    """What Prefect's pages ask for; None of a server that is not ours."""
+    """File with the password of Prefect's pages; None if the server is not embedded."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def of_json(cls, told: Mapping[str, Any]) -> "Served":
+    def of_json(cls, document: Mapping[str, Any]) -> "ServedFlows":
         planned = (
-            Planned(
+            ScheduledFlow(
                 one["flow"],
                 one["cron"],
                 None if one["next"] is None else datetime.fromisoformat(one["next"]),
                 one["paused"],
             )
-            for one in told["planned"]
+            for one in document["planned"]
         )
-        return cls(told["ui"], tuple(planned), told["password_file"])
+        return cls(document["ui"], tuple(planned), document["password_file"])
 
 
-def planned(settings: Settings, paused: "set[str | None]", now: datetime) -> tuple[Planned, ...]:
-    """Return what the settings say of each flow, and when it runs next."""
+def plan_flows(settings: Settings, paused: "set[str | None]", now: datetime) -> tuple[ScheduledFlow, ...]:
+    """Return the cron and the next run of each flow."""
     crons: dict[str, str | None] = settings.schedules.model_dump()
     return tuple(
-        Planned(flow, cron, None if cron is None else next_time(cron, now), flow in paused)
+        ScheduledFlow(flow, cron, None if cron is None else next_time(cron, now), flow in paused)
         for flow, cron in crons.items()
     )

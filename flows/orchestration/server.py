@@ -1,4 +1,4 @@
-"""The schedules at work: a Prefect server, of our own if need be, and the process that starts the flows."""
+"""Serve the flows: start the embedded Prefect server if needed, and run them."""
 
 import asyncio
 import signal
@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_AUTH_STRING, PR
 from flows.config.prefect_env import server_environment, use_prefect_password, use_prefect_server
 from flows.config.settings import Settings
 from flows.orchestration.deployments import close_left, deployments
-from flows.orchestration.schedule import Served, planned
+from flows.orchestration.schedule import ServedFlows, plan_flows
 from flows.orchestration.server_access import (
     address_file,
     folder_of,
@@ -47,54 +47,54 @@ BACKLOG = 2048
 
 
 class PortTaken(Conflict):
-    """Something else listens where our Prefect server would."""
+    """Report that the port of the embedded Prefect server is in use."""
 
 
 class PrefectServerEnded(SightlineError):
-    """Our Prefect server did not start, or has ended although nobody asked it to."""
+    """Report that the embedded Prefect server did not start, or ended."""
 
 
-Tell = Callable[[Served], None]
+Report = Callable[[ServedFlows], None]
 
 
 @dataclass(frozen=True, slots=True)
-class OwnServer:
-    """A Prefect server of our own."""
+class EmbeddedServer:
+    """Represent an embedded Prefect server."""
 
     process: "subprocess.Popen[bytes]"
     url: str
-    """Of its API."""
+    """Address of its API."""
 
     password: str
     password_file: Path
 
 
-def serve(settings: Settings, port: int, tell: Tell) -> None:
-    """Run the flows on their schedules until SIGTERM or SIGINT; then end what runs, and the server.
+def serve(settings: Settings, port: int, report: Report) -> None:
+    """Serve the flows until SIGTERM or SIGINT; then end active runs.
 
     Args:
-        port: of our own server, which is started where Prefect has been told of no other.
-        tell: called once everything runs.
+        port: of the embedded server, which is started unless Prefect is configured for another.
+        report: called once everything runs.
 
     Raises:
         PortTaken: it is in use.
-        AlreadyServed: our server runs already.
-        PrefectServerEnded: our server did not start, or has ended.
+        AlreadyServed: the embedded server runs already.
+        PrefectServerEnded: it did not start, or has ended.
     """
     with until_stopped():
         if PREFECT_API_URL.value() is not None:
-            _serve(settings, tell, server=None)
+            _serve(settings, report, server=None)
             return
-        with own_server(settings.home, port) as server:
+        with embedded_server(settings.home, port) as server:
             use_prefect_server(server.url)
             use_prefect_password(server.password)
             refresh_global_settings_context()
-            _serve(settings, tell, server)
+            _serve(settings, report, server)
 
 
 @contextmanager
-def own_server(home: Path, port: int) -> Iterator[OwnServer]:
-    """Run a Prefect server on loopback whose data is in `home`; it listens when this yields.
+def embedded_server(home: Path, port: int) -> Iterator[EmbeddedServer]:
+    """Run the Prefect server of a data directory on loopback; it listens when this yields.
 
     The socket is made here and handed on, so that nothing else can answer in place of the server while it
     starts, and its lock goes with its process, however that ends.
@@ -111,11 +111,11 @@ def own_server(home: Path, port: int) -> Iterator[OwnServer]:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C is for us: the flows tell it how they ended
+                start_new_session=True,  # a Ctrl-C is for us: the flows report their end to it
                 pass_fds=[listener.fileno(), lock],
                 umask=PRIVATE,
             )
-    server = OwnServer(process, f"http://{HOST}:{port}/api", password, password_file(home).absolute())
+    server = EmbeddedServer(process, f"http://{HOST}:{port}/api", password, password_file(home).absolute())
     try:
         _wait_until_healthy(server, log)
         atomic_write(address_file(home), f"{server.url}\n".encode())
@@ -140,7 +140,7 @@ def _listener(port: int) -> socket.socket:
     return listener
 
 
-def _wait_until_healthy(server: OwnServer, log: Path) -> None:
+def _wait_until_healthy(server: EmbeddedServer, log: Path) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and server.process.poll() is None:
         with suppress(httpx.TransportError):
@@ -150,7 +150,7 @@ def _wait_until_healthy(server: OwnServer, log: Path) -> None:
     raise PrefectServerEnded(f"the Prefect server did not start; see its log: {log}")
 
 
-def _serve(settings: Settings, tell: Tell, server: OwnServer | None) -> None:
+def _serve(settings: Settings, report: Report, server: EmbeddedServer | None) -> None:
     runner = Runner(name="sightline", pause_on_shutdown=False)
     with get_client(sync_client=True) as client:
         if server is not None:
@@ -160,29 +160,31 @@ def _serve(settings: Settings, tell: Tell, server: OwnServer | None) -> None:
         runner.add_deployment(one)
     paused = {one.flow_name for one in found if one.paused}
     password = None if server is None else str(server.password_file)
-    tell(Served(str(PREFECT_UI_URL.value()), planned(settings, paused, datetime.now(UTC)), password))
+    report(
+        ServedFlows(str(PREFECT_UI_URL.value()), plan_flows(settings, paused, datetime.now(UTC)), password)
+    )
     try:
         asyncio.run(_run(runner, server))
     finally:
-        # what is left to be told, while there is a server: as this process ends they would wait for one
+        # send what is queued while there is a server: at exit these workers would wait for one
         for worker in (EventsWorker, APILogWorker):
             worker.drain_all(timeout=STOP_S)
 
 
-async def _run(runner: Runner, server: OwnServer | None) -> None:
-    """Run `runner` until a signal; the flows that run then are ended, and Prefect knows it."""
+async def _run(runner: Runner, server: EmbeddedServer | None) -> None:
+    """Run the flows until a signal; end active runs and report that to Prefect."""
     loop = asyncio.get_running_loop()
     running = loop.create_task(runner.start())
     while not runner.started and not running.done():
         await asyncio.sleep(PAUSE_S)
-    asked = asyncio.Event()
+    stop = asyncio.Event()
     for kind in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(kind, asked.set)
-    while not asked.is_set() and not running.done():
+        loop.add_signal_handler(kind, stop.set)
+    while not stop.is_set() and not running.done():
         if server is not None and server.process.poll() is not None:
             running.cancel()
             raise PrefectServerEnded(
-                "the Prefect server has ended; see server.log in the home's folder prefect"
+                "the Prefect server has ended; see server.log in the folder prefect of the data directory"
             )
         await asyncio.sleep(PAUSE_S)
     if not running.done():

@@ -1,6 +1,6 @@
-"""How the Prefect server of a data directory is found and entered: its lock, its address, its password.
+"""Find the Prefect server of a data directory by its lock, address and password.
 
-The address is believed only while the server holds the lock. So the password is not sent to a program of
+The address is trusted only while the server holds the lock. So the password is not sent to a program of
 another user that was given the port since.
 """
 
@@ -31,37 +31,37 @@ POLL_S = 0.02
 
 
 class AlreadyServed(Conflict):
-    """A Prefect server of this data directory runs already."""
+    """Report that a Prefect server of the data directory runs already."""
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
-    """What a client of a Prefect server needs."""
+class PrefectAccess:
+    """Represent the address and the password of a Prefect server."""
 
     url: str
-    """Of its API."""
+    """Address of its API."""
 
     password: str | None
-    """The user's name and the password, with a colon between them."""
+    """User name and password, separated by a colon."""
 
 
 def folder_of(home: Path) -> Path:
-    """Return where the Prefect server of `home` keeps its files."""
+    """Return the folder of the Prefect server of a data directory."""
     return home / "prefect"
 
 
 def password_file(home: Path) -> Path:
-    """Return the file with the password of the Prefect server of `home`."""
+    """Return the path of the Prefect server's password."""
     return folder_of(home) / "auth"
 
 
 def address_file(home: Path) -> Path:
-    """Return the file with the address of the Prefect server of `home` while it runs."""
+    """Return the path of the Prefect server's address; it exists while the server runs."""
     return folder_of(home) / "address"
 
 
 def password_of(home: Path) -> str:
-    """Return the password of the Prefect servers of `home`, made when it is first needed.
+    """Return the password of the Prefect servers, generated at the first call.
 
     Raises:
         SecretUnusable: the file holds none, or others may read it.
@@ -78,20 +78,20 @@ def password_of(home: Path) -> str:
 
 
 def keep_password(home: Path, password: str) -> None:
-    """Write the password of the server that is started now, if it is another than before."""
+    """Store the password of the server that starts now."""
     if password != password_of(home):
         atomic_write(password_file(home), f"{password}\n".encode())
 
 
 def join_server(home: Path) -> bool:
-    """Send the flow runs of this process to the server that is configured, or runs the schedules of `home`.
+    """Send flow runs to the configured or the embedded server, if there is one.
 
     Returns:
         Whether there is one; Prefect is imported only then.
     """
     if _configured() is not None:
         return True
-    found = _own_server(home)
+    found = _embedded_server(home)
     if found is None:
         return False
     from prefect.context import refresh_global_settings_context
@@ -102,49 +102,49 @@ def join_server(home: Path) -> bool:
     return True
 
 
-def find_server(home: Path) -> Access | None:
-    """Return how to reach the Prefect server that runs the schedules of `home`; None if none answers."""
+def find_server(home: Path) -> PrefectAccess | None:
+    """Return the access to the Prefect server, or None if none answers."""
     configured = _configured()
     if configured is None:
-        return _own_server(home)
+        return _embedded_server(home)
     return configured if _answers(configured.url, trust_env=True) else None
 
 
-def _configured() -> Access | None:
-    """Return the server that Prefect's own settings name."""
+def _configured() -> PrefectAccess | None:
+    """Return the server of Prefect's own settings."""
     if not has_prefect_settings():
         return None
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL  # which takes two seconds
 
     url = PREFECT_API_URL.value()
-    return None if url is None else Access(url, PREFECT_API_AUTH_STRING.value())
+    return None if url is None else PrefectAccess(url, PREFECT_API_AUTH_STRING.value())
 
 
-def _own_server(home: Path) -> Access | None:
-    """Return the server that `up` or `serve` have started, if it answers."""
+def _embedded_server(home: Path) -> PrefectAccess | None:
+    """Return the server that `up` or `serve` started, if it answers."""
     require_trusted(home)
-    if not address_file(home).exists() or not _is_held(_lock_file(home)):
+    if not address_file(home).exists() or not _is_locked(_lock_file(home)):
         return None
     url = address_file(home).read_text().strip()
-    return Access(url, password_of(home)) if _answers(url, trust_env=False) else None
+    return PrefectAccess(url, password_of(home)) if _answers(url, trust_env=False) else None
 
 
 @contextmanager
 def lock_for_server(home: Path) -> Iterator[int]:
-    """Take the lock of the Prefect server of `home`, and yield its descriptor, for the server to keep.
+    """Take the lock of the Prefect server, and yield its descriptor.
 
     Raises:
         AlreadyServed: a server has it.
     """
     make_private_folder(folder_of(home))
     with _lock_file(home).open("ab") as file:
-        while not _locks(file, fcntl.LOCK_EX):
-            if not _locks(file, fcntl.LOCK_SH):
+        while not _try_lock(file, fcntl.LOCK_EX):
+            if not _try_lock(file, fcntl.LOCK_SH):
                 raise AlreadyServed(
                     f"a Prefect server of {home} runs already; end the `sightline up` or `sightline serve` "
-                    "that started it, or what that left behind: a process flows.orchestration.server_process"
+                    "that started it, or its leftover process flows.orchestration.server_process"
                 )
-            fcntl.flock(file, fcntl.LOCK_UN)  # a client was just looking whether it is held
+            fcntl.flock(file, fcntl.LOCK_UN)  # a client was just checking the lock
             time.sleep(POLL_S)
         yield file.fileno()
 
@@ -153,13 +153,13 @@ def _lock_file(home: Path) -> Path:
     return folder_of(home) / "server.lock"
 
 
-def _is_held(path: Path) -> bool:
+def _is_locked(path: Path) -> bool:
     with suppress(FileNotFoundError), path.open("rb") as file:
-        return not _locks(file, fcntl.LOCK_SH)
+        return not _try_lock(file, fcntl.LOCK_SH)
     return False
 
 
-def _locks(file: BinaryIO, kind: int) -> bool:
+def _try_lock(file: BinaryIO, kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

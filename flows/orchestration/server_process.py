@@ -1,10 +1,10 @@
-"""Run our Prefect server on a listening socket.
+"""Run the embedded Prefect server on a listening socket.
 
 Started as `python -P -m flows.orchestration.server_process DESCRIPTOR`.
 
 Prefect has a setting for the password and for cross-origin requests, but none for the names by which a
 server may be called: a page of another site whose name leads to this machine could read ours. So its
-application is served here, behind what checks the Host and the Origin of each request.
+application is served here, behind checks of the Host and the Origin of each request.
 """
 
 import socket
@@ -29,7 +29,7 @@ ANY = "*"
 
 
 class OwnOrigins:
-    """Refuses requests of other origins' pages, and that such pages frame ours."""
+    """Reject requests and frames of other origins' pages."""
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
         self._app, self._origins = app, origins
@@ -49,8 +49,8 @@ class OwnOrigins:
             )
 
 
-def guarded(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
-    """Return an application that answers to names of this machine, and to pages of these origins."""
+def with_checks(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
+    """Restrict an application to this machine's names and to these origins."""
     return TrustedHostMiddleware(OwnOrigins(app, origins), allowed_hosts=[*NAMES], www_redirect=False)
 
 
@@ -60,7 +60,7 @@ def serve(listener: socket.socket) -> None:
 
     origins = PREFECT_SERVER_CORS_ALLOWED_ORIGINS.value().split(",")
     config = uvicorn.Config(
-        guarded(create_app(final=True), origins),
+        with_checks(create_app(final=True), origins),
         timeout_keep_alive=PREFECT_SERVER_API_KEEPALIVE_TIMEOUT.value(),
         ws_ping_interval=PREFECT_SERVER_API_WEBSOCKET_PING_INTERVAL.value(),
         ws_ping_timeout=PREFECT_SERVER_API_WEBSOCKET_PING_TIMEOUT.value(),

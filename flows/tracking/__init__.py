@@ -1,1 +1,1 @@
-"""Record runs, report progress and errors, and retry what a store did not answer."""
+"""Record runs, report progress and errors, and retry unanswered requests."""

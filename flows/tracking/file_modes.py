@@ -1,4 +1,4 @@
-"""The modes of new files: for their owner alone, unless a person named the file."""
+"""Set the modes of new files: private, unless a user named the file."""
 
 import os
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from contextvars import ContextVar
 
 PRIVATE = 0o077
 _usual: ContextVar[int | None] = ContextVar("usual", default=None)
-"""The umask with which the command was started; None where it still holds."""
+"""The umask at the start of the command; None while it still holds."""
 
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """Have all files that this process and its children make be their owner's alone."""
+    """Make new files of this process and its children private."""
     usual = os.umask(PRIVATE)
     token = _usual.set(usual)
     try:
@@ -24,7 +24,7 @@ def private_files() -> Iterator[None]:
 
 @contextmanager
 def usual_files() -> Iterator[None]:
-    """Have files get the modes that the user's umask gives them: the user named the file, for anyone."""
+    """Restore the user's umask for a file that the user named."""
     usual = _usual.get()
     if usual is None:
         yield

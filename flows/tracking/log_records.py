@@ -1,4 +1,4 @@
-"""Log records that show what strangers wrote, and do nothing with it."""
+"""Log untrusted text without secrets and control characters."""
 
 import logging
 from numbers import Number
@@ -9,7 +9,7 @@ from storage.redaction import redacted
 
 
 class SafeRecord(logging.LogRecord):
-    """A record without secrets of URLs, control characters, or lines that an argument began."""
+    """Hold a record without URL secrets, control characters or injected lines."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
@@ -23,12 +23,12 @@ class SafeRecord(logging.LogRecord):
 
 
 def safe(text: str) -> str:
-    """Return `text` as a terminal and a log may have it."""
+    """Return a text that is safe for a terminal and a log."""
     return visible(redacted(text))
 
 
 def use_safe_records() -> None:
-    """Make every record of this process a safe one, whichever library logs it."""
+    """Make all log records of this process safe, those of libraries too."""
     logging.setLogRecordFactory(SafeRecord)
 
 

@@ -1,4 +1,4 @@
-"""Spans of runs, of their stages and of searches, sent by OpenTelemetry where the environment says where to.
+"""Send spans of runs, stages and searches by OpenTelemetry, where configured.
 
 Without that nothing of OpenTelemetry is imported, and a span costs a microsecond.
 """
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 NAME = "sightline"
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-Note = Callable[[Mapping[str, Any]], None]
-"""Puts attributes on a span; what is nested gets names with dots, and what is None or a list is left out."""
+SetAttributes = Callable[[Mapping[str, Any]], None]
+"""Sets attributes of a span; nested names get dots, and values that are None or a list are left out."""
 
 
 @dataclass(slots=True)
-class _Run:
-    """The span of a run that goes on, and that of the stage which it is in."""
+class _RunSpans:
+    """Hold the spans of an active run and its current stage."""
 
     span: "Span"
     stage: "Span | None" = None
@@ -37,12 +37,12 @@ class _Run:
             self.stage = None
 
 
-_runs: dict[UUID, _Run] = {}
+_runs: dict[UUID, _RunSpans] = {}
 
 
 @cache
 def provider() -> "TracerProvider | None":
-    """Return what sends spans until this process ends, and what is left then; None where nobody wants any."""
+    """Return the span provider of this process, or None without a collector."""
     if not wants_traces():
         return None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -57,33 +57,33 @@ def provider() -> "TracerProvider | None":
 
 
 def tracer() -> "Tracer | None":
-    """Return what makes spans, or None where nobody wants any."""
+    """Return the tracer, or None without a collector."""
     own = provider()
     return None if own is None else own.get_tracer(NAME)
 
 
 @contextmanager
-def span(name: str, attributes: Mapping[str, Any] | None = None) -> Iterator[Note]:
-    """Make what happens in here a span, below the one that this thread is in; an error marks it as failed."""
+def span(name: str, attributes: Mapping[str, Any] | None = None) -> Iterator[SetAttributes]:
+    """Open a span below the current one of this thread; an error fails it."""
     own = tracer()
     if own is None:
-        yield _note_nothing
+        yield _discard
         return
     with own.start_as_current_span(name, attributes=flat(attributes or {})) as current:
         yield lambda more: current.set_attributes(flat(more))
 
 
 @contextmanager
-def run_span(flow: str, run_id: UUID, attributes: Mapping[str, Any]) -> "Iterator[RunNote]":
-    """Make a run a span; `begin_stage` opens others below it."""
+def run_span(flow: str, run_id: UUID, attributes: Mapping[str, Any]) -> "Iterator[SetRunAttributes]":
+    """Open the span of a run; `begin_stage` opens others below it."""
     own = tracer()
     if own is None:
-        yield _note_no_run
+        yield _discard_run
         return
     from opentelemetry.trace import StatusCode
 
     with own.start_as_current_span(flow, attributes=flat({"run": str(run_id), **attributes})) as current:
-        run = _runs[run_id] = _Run(current)
+        run = _runs[run_id] = _RunSpans(current)
 
         def note(more: Mapping[str, Any], problem: str | None) -> None:
             current.set_attributes(flat(more))
@@ -97,12 +97,12 @@ def run_span(flow: str, run_id: UUID, attributes: Mapping[str, Any]) -> "Iterato
             run.end_stage()
 
 
-RunNote = Callable[[Mapping[str, Any], str | None], None]
-"""Puts attributes on the span of a run, and why it counts as failed."""
+SetRunAttributes = Callable[[Mapping[str, Any], str | None], None]
+"""Sets attributes of the span of a run, and the reason of a failure."""
 
 
 def begin_stage(run_id: UUID, stage: str) -> None:
-    """End the span of the stage that a run was in, and begin that of the next."""
+    """End the span of a run's stage, and begin the next one."""
     run = _runs.get(run_id)
     own = tracer() if run is not None else None
     if run is None or own is None:
@@ -114,7 +114,7 @@ def begin_stage(run_id: UUID, stage: str) -> None:
 
 
 def stepping(name: str, step: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Return `step` so that each call, in whatever thread, is a span below the one that is current now."""
+    """Wrap a step so that each call is a span below the current one."""
     own = tracer()
     if own is None:
         return step
@@ -130,7 +130,7 @@ def stepping(name: str, step: Callable[Arguments, Result]) -> Callable[Arguments
 
 
 def flat(attributes: Mapping[str, Any], prefix: str = f"{NAME}.") -> dict[str, str | int | float]:
-    """Return attributes as OpenTelemetry takes them.
+    """Flatten attributes to the types of OpenTelemetry.
 
     >>> flat({"run": "4711", "counts": {"read": 3, "reasons": {"no_text": 1}}, "source": None})
     {'sightline.run': '4711', 'sightline.counts.read': 3, 'sightline.counts.reasons.no_text': 1}
@@ -144,9 +144,9 @@ def flat(attributes: Mapping[str, Any], prefix: str = f"{NAME}.") -> dict[str, s
     return found
 
 
-def _note_nothing(_: Mapping[str, Any]) -> None:
-    """Nobody wants to know."""
+def _discard(_: Mapping[str, Any]) -> None:
+    """Discard the attributes."""
 
 
-def _note_no_run(_: Mapping[str, Any], __: str | None) -> None:
-    """Nobody wants to know."""
+def _discard_run(_: Mapping[str, Any], __: str | None) -> None:
+    """Discard the attributes."""

@@ -42,7 +42,7 @@ def retries(running: Running) -> list[Run]:
 def asked(running: Running) -> list[dict[str, object]]:
     """The parameters of the retries that Prefect has accepted and not ended."""
     with open_prefect(running.home) as prefect:
-        return [begun.parameters for begun in prefect.begun() if begun.flow == "retry"]
+        return [begun.parameters for begun in prefect.active_runs() if begun.flow == "retry"]
 
 
 def entry(page: Page, place: str) -> Locator:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from flows.console.components.consistency import read_comparisons
 from flows.console.components.run_history import PAGE, RunFilter, read_runs
 from flows.console.context import ConsoleContext
-from flows.orchestration.prefect_client import Deployed, open_prefect
+from flows.orchestration.prefect_client import DeployedFlow, open_prefect
 from flows.orchestration.server import address_file
 from flows.orchestration.server_access import password_file
 from flows.resources.comparison import record_comparison
@@ -81,7 +81,7 @@ def last(engine: Engine, **wanted: Any) -> Run:
         return run
 
 
-def deployed(running: Running, flow: str) -> Deployed:
+def deployed(running: Running, flow: str) -> DeployedFlow:
     with open_prefect(running.home) as prefect:
         return next(one for one in prefect.deployed() if one.flow == flow)
 
@@ -171,7 +171,7 @@ def test_what_changes_much_is_started_only_after_a_yes(page: Page, running: Runn
     expect(page.get_by_role("dialog")).to_contain_text("from 4 stored records")
     refuse(page)
     with open_prefect(running.home) as prefect:
-        assert prefect.begun() == []
+        assert prefect.active_runs() == []
 
     page.get_by_role("button", name="Start purge").click()
     page.get_by_role("dialog").get_by_role("button", name="Start purge").click()

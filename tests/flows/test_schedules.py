@@ -39,7 +39,7 @@ from flows.orchestration import flows
 from flows.orchestration.jobs import ingest as ingest_jobs
 from flows.orchestration.jobs import models as model_jobs
 from flows.orchestration.jobs import stores as store_jobs
-from flows.orchestration.prefect_client import Deployed, NothingServes, open_prefect
+from flows.orchestration.prefect_client import DeployedFlow, NothingServes, open_prefect
 from flows.orchestration.server_access import password_file, password_of
 from flows.reindexing.reindex import ReindexRequest, ReindexResult
 from flows.resources.connections import Stores, open_deps, open_stores
@@ -631,7 +631,7 @@ def test_a_port_that_is_taken_is_one_line_with_the_remedy(tmp_path: Path, monkey
 
 @pytest.mark.full  # the console's tests do the same through its pages
 def test_a_person_sees_what_is_served_pauses_a_flow_and_resumes_it(served: Served):
-    def look() -> dict[str, Deployed]:
+    def look() -> dict[str, DeployedFlow]:
         with open_prefect(served.home) as prefect:
             return {one.flow: one for one in prefect.deployed()}
 
@@ -658,7 +658,7 @@ def test_a_person_starts_a_run_follows_it_and_cancels_it(served: Served, postgre
     with open_prefect(served.home) as prefect, items_locked(postgres):
         run = prefect.start("reconcile")
         wait_long(lambda: is_at_work(served, postgres, str(run)))
-        [begun] = [one for one in prefect.begun() if one.id == run]
+        [begun] = [one for one in prefect.active_runs() if one.id == run]
 
         prefect.cancel(run)
 

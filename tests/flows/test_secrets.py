@@ -9,7 +9,7 @@ import pytest
 from qdrant_client import QdrantClient
 from sqlalchemy import Engine, text
 
-from flows.orchestration.server import own_server
+from flows.orchestration.server import embedded_server
 from storage.embedded.qdrant.process.discovery import find
 from tests.conftest import emptied
 from tests.support import forks
@@ -44,7 +44,7 @@ def environment(engine: Engine, index_home: Path, tmp_path: Path) -> dict[str, s
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.full)], ids=["alone", "under Prefect"])
 def _prefect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """No Prefect server, or one that keeps its records in the home and has those of the ingest as well."""
-    with own_server(tmp_path / "home", a_free_port()) if request.param else nullcontext():
+    with embedded_server(tmp_path / "home", a_free_port()) if request.param else nullcontext():
         yield
         kept = b"".join(path.read_bytes() for path in (tmp_path / "home" / "prefect").rglob("*.db*"))
         assert (b"shop.jsonl" in kept) == request.param

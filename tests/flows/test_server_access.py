@@ -22,7 +22,7 @@ from websockets.sync.client import connect
 
 from flows.orchestration.flows import ingest
 from flows.orchestration.prefect_client import open_prefect
-from flows.orchestration.server import OwnServer, own_server
+from flows.orchestration.server import EmbeddedServer, embedded_server
 from flows.orchestration.server_access import (
     AlreadyServed,
     address_file,
@@ -60,20 +60,20 @@ def home(folder: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def server(home: Path) -> Iterator[OwnServer]:
-    with own_server(home, a_free_port()) as server:
+def server(home: Path) -> Iterator[EmbeddedServer]:
+    with embedded_server(home, a_free_port()) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def deployment(server: OwnServer) -> UUID:
+def deployment(server: EmbeddedServer) -> UUID:
     with SyncPrefectClient(server.url, auth_string=server.password) as client:
         return client.create_deployment(
             client.create_flow_from_name("ingest"), "scheduled", tags=["sightline"]
         )
 
 
-def origin_of(server: OwnServer) -> str:
+def origin_of(server: EmbeddedServer) -> str:
     return server.url.removesuffix("/api")
 
 
@@ -83,7 +83,7 @@ def basic(password: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("password", [None, "", ":", "sightline:", "sightline:wrong"])
 def test_without_the_password_prefects_own_client_reads_and_changes_nothing(
-    server: OwnServer, deployment: UUID, password: str | None
+    server: EmbeddedServer, deployment: UUID, password: str | None
 ):
     with SyncPrefectClient(server.url, auth_string=password) as client:
         attempts = (
@@ -105,7 +105,7 @@ def test_without_the_password_prefects_own_client_reads_and_changes_nothing(
         assert client.read_flow_runs() == []
 
 
-def test_without_the_password_nothing_is_told_of_the_directory(server: OwnServer):
+def test_without_the_password_nothing_is_told_of_the_directory(server: EmbeddedServer):
     paths = ("admin/settings", "admin/version", "version", "metrics", "docs", "openapi.json", "csrf-token")
     closed = [httpx.get(f"{server.url}/{path}").status_code for path in paths]
 
@@ -116,7 +116,7 @@ def test_without_the_password_nothing_is_told_of_the_directory(server: OwnServer
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:4200", "127.0.0.1.evil.example", "", "prefect"]
 )
-def test_a_foreign_name_gets_nothing_even_with_the_password(server: OwnServer, host: str):
+def test_a_foreign_name_gets_nothing_even_with_the_password(server: EmbeddedServer, host: str):
     headers = {"Host": host, **basic(server.password)}
     for url in (f"{server.url}/health", f"{origin_of(server)}/", f"{origin_of(server)}/openapi.json"):
         assert httpx.get(url, headers=headers).status_code == 400
@@ -124,7 +124,7 @@ def test_a_foreign_name_gets_nothing_even_with_the_password(server: OwnServer, h
 
 
 @pytest.mark.parametrize("origin", [EVIL, "null", "http://127.0.0.1", "http://localhost:1"])
-def test_a_page_of_another_origin_gets_nothing(server: OwnServer, origin: str):
+def test_a_page_of_another_origin_gets_nothing(server: EmbeddedServer, origin: str):
     headers = {"Origin": origin, **basic(server.password)}
 
     plain = httpx.post(f"{server.url}/flows/filter", headers=headers, json={})
@@ -137,7 +137,7 @@ def test_a_page_of_another_origin_gets_nothing(server: OwnServer, origin: str):
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_its_own_pages_reach_it_and_are_not_framed(server: OwnServer):
+def test_its_own_pages_reach_it_and_are_not_framed(server: EmbeddedServer):
     page = httpx.get(f"{origin_of(server)}/runs", headers={"Accept": "text/html"}, follow_redirects=True)
     said = httpx.get(f"{origin_of(server)}/ui-settings").json()
     for name in ("127.0.0.1", "localhost"):
@@ -152,7 +152,7 @@ def test_its_own_pages_reach_it_and_are_not_framed(server: OwnServer):
     assert (said["api_url"], said["auth"]) == (server.url, "BASIC")
 
 
-def test_events_are_for_those_with_the_password_and_no_other_page(server: OwnServer):
+def test_events_are_for_those_with_the_password_and_no_other_page(server: EmbeddedServer):
     url = f"{server.url.replace('http', 'ws', 1)}/events/out"
     with pytest.raises(InvalidStatus, match="403"):
         connect(url, origin=EVIL, subprotocols=["prefect"])
@@ -168,14 +168,14 @@ def test_events_are_for_those_with_the_password_and_no_other_page(server: OwnSer
         assert "auth_success" in known.recv()
 
 
-def test_the_console_finds_it_and_says_where_the_password_is(home: Path, server: OwnServer, deployment: UUID):
+def test_the_console_finds_it_and_says_where_the_password_is(home: Path, server: EmbeddedServer, deployment: UUID):
     with open_prefect(home) as prefect:
         assert [one.id for one in prefect.deployed()] == [deployment]
         assert prefect.password_file == password_file(home)
         assert server.password not in prefect.page_of(deployment)
 
 
-def test_the_password_is_in_its_file_alone(home: Path, server: OwnServer):
+def test_the_password_is_in_its_file_alone(home: Path, server: EmbeddedServer):
     secret = server.password.partition(":")[2]
     pid = server.process.pid
 
@@ -188,7 +188,7 @@ def test_the_password_is_in_its_file_alone(home: Path, server: OwnServer):
 
 @pytest.mark.usefixtures("server")
 def test_a_second_server_of_the_same_directory_is_refused(home: Path):
-    with pytest.raises(AlreadyServed, match="runs already"), own_server(home, a_free_port()):
+    with pytest.raises(AlreadyServed, match="runs already"), embedded_server(home, a_free_port()):
         pass
 
     assert find_server(home) is not None
@@ -197,7 +197,7 @@ def test_a_second_server_of_the_same_directory_is_refused(home: Path):
 @pytest.mark.full  # tests/storage/test_data_directory.py has the modes
 @has_another_user
 def test_another_user_reads_nothing_of_what_commands_and_servers_leave(
-    folder: Path, home: Path, server: OwnServer
+    folder: Path, home: Path, server: EmbeddedServer
 ):
     shop = a_folder(folder / "shop", {"a.png": png("red"), "a.txt": "red", "bad.png": b"no picture"})
     environment = {
@@ -231,7 +231,7 @@ def current_umask() -> int:
 
 
 @pytest.fixture
-def _joined(server: OwnServer, home: Path) -> Iterator[None]:  # noqa: ARG001
+def _joined(server: EmbeddedServer, home: Path) -> Iterator[None]:  # noqa: ARG001
     """Have the flows of this process go to the server of the directory, as those of a command do."""
     before = dict(os.environ)
     assert join_server(home)
@@ -243,7 +243,7 @@ def _joined(server: OwnServer, home: Path) -> Iterator[None]:  # noqa: ARG001
 
 @pytest.mark.usefixtures("_joined")
 def test_an_ingest_joins_the_server_of_its_directory_and_leaves_one_task_and_a_page_that_sums_it_up(
-    server: OwnServer, home: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    server: EmbeddedServer, home: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     shop = a_folder(tmp_path / "my shop", {f"{n}.png": png("red", (32, 32 + n)) for n in range(5)})
     monkeypatch.setenv("SIGHTLINE_DATABASE_URL", engine.url.render_as_string(hide_password=False))

@@ -1,4 +1,4 @@
-"""What tables are made of, and how they are printed."""
+"""Build tables and print them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rich.text import Text
 from flows.tracking.text import UNSEEN, visible
 
 PLAIN_WIDTH = 120
-"""How wide tables are where there is no terminal to ask."""
+"""Width of tables without a terminal."""
 
 
 class SafeConsole(Console):
-    """Shows control characters of texts by their codes: they are strangers', and a terminal obeys them."""
+    """Print control characters by their codes, as a terminal would obey them."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         return super().render(_shown(renderable), options)
@@ -32,7 +32,7 @@ def _shown(part: RenderableType) -> RenderableType:
 
 
 def show(*parts: RenderableType) -> None:
-    """Print `parts` on standard output."""
+    """Print to standard output."""
     console = SafeConsole(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console = SafeConsole(highlight=False, markup=False, emoji=False, width=PLAIN_WIDTH)
@@ -40,7 +40,7 @@ def show(*parts: RenderableType) -> None:
 
 
 def table_of(*columns: str, numbers: int = 0) -> Table:
-    """Return an empty table without lines; the first `numbers` columns are set to the right."""
+    """Return an empty borderless table; the first `numbers` columns align right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position < numbers else "left", overflow="fold")
@@ -48,6 +48,6 @@ def table_of(*columns: str, numbers: int = 0) -> Table:
 
 
 def busy_line(shares: Mapping[str, float]) -> str:
-    """Return how much of the time each stage was at work, in a line."""
+    """Return the share of time of each stage, on one line."""
     busiest = sorted(shares.items(), key=lambda share: (-share[1], share[0]))
-    return "at work: " + ", ".join(f"{name} {share:.0%}" for name, share in busiest if share >= 0.005)
+    return "busy: " + ", ".join(f"{name} {share:.0%}" for name, share in busiest if share >= 0.005)

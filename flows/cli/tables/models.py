@@ -1,4 +1,4 @@
-"""How good models are, what was decided about them, and where searches went, as tables."""
+"""Format evaluations, decisions, models and re-indexes as tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from flows.cli.tables.format import table_of
-from flows.tracking.text import many
+from flows.tracking.text import count_of
 from storage.postgres.model_history import LastDecision, ModelHistory
 
 if TYPE_CHECKING:  # a command need not wait for what it does not use
@@ -26,16 +26,16 @@ METRICS = ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
 
 
 def of_evaluation(evaluation: Evaluation) -> RenderableType:
-    """Return each direction with its gallery size: figures with intervals, and how the models differ."""
+    """Return the figures of each direction with intervals, and the differences between models."""
     parts: list[RenderableType] = []
     for direction in evaluation.models[0].curves:
         parts += [_of_direction(evaluation, direction), Text("")]
     notes = ["below each figure its 95% interval, by bootstrap over records"]
     if evaluation.left_out:
-        notes.append(f"{many(evaluation.left_out, 'picture')} left out: not every model could be shown them")
+        notes.append(f"{count_of(evaluation.left_out, 'image')} left out: not every model could encode them")
     if evaluation.unanswerable:
         notes.append(
-            f"{evaluation.unanswerable:,} captions, pictures or judged queries have no right answer here"
+            f"{evaluation.unanswerable:,} captions, images or judged queries have no right answer here"
         )
     return Group(*parts, *(Text(note) for note in notes))
 
@@ -67,7 +67,7 @@ def _with_interval(figure: Estimate, sign: str = "") -> str:
 
 
 def of_models(models: Sequence[ModelHistory]) -> RenderableType:
-    """Return what is known of each model."""
+    """Return all models with their figures and decisions."""
     if not models:
         return Text("No models yet; run: sightline ingest SOURCE")
     columns = ("model", "state", "from", "text to image", "image to text", "last decision", "collection")
@@ -84,19 +84,19 @@ def of_models(models: Sequence[ModelHistory]) -> RenderableType:
             Text(_decided(one.decided)),
             Text("\n".join(f"{name} ({state})" for name, state in one.collections.items())),
         )
-    return Group(table, Text("figures: recall@10 on the pairs that were held out of its own training"))
+    return Group(table, Text("figures: recall@10 on the pairs held out of its training"))
 
 
 def _decided(decided: LastDecision | None) -> str:
     if decided is None:
         return ""
-    how = "promoted" if decided.promoted else "refused"
+    how = "promoted" if decided.promoted else "rejected"
     forced = " by force" if decided.forced else ""
     return f"{how}{forced} {decided.at.astimezone():%Y-%m-%d %H:%M}"
 
 
 def of_decision(decision: Decision) -> RenderableType:
-    """Return what a candidate passed and what not, and whether it may be used."""
+    """Return the checks of a candidate and the decision."""
     table = table_of("check", "", "queries", decision.active, "candidate", "difference", "needed")
     for column in table.columns[2:]:
         column.justify = "right"
@@ -125,8 +125,8 @@ def of_decision(decision: Decision) -> RenderableType:
 
 
 def of_switched(switched: ReindexResult) -> RenderableType:
-    """Return where searches go now."""
-    lines = [f"{many(switched.written, 'point')} written; searches use {switched.model}"]
+    """Return the result of a switch of searches."""
+    lines = [f"{count_of(switched.written, 'point')} written; searches use {switched.model}"]
     if switched.recall is not None:
         lines.append(f"a sample of searches finds {switched.recall:.1%} of what exact ones find")
     lines += switched.missing
@@ -137,7 +137,7 @@ def of_switched(switched: ReindexResult) -> RenderableType:
 
 
 def of_candidate(candidate: Candidate) -> RenderableType:
-    """Return what a training made, and what to do with it."""
+    """Return the figures of a candidate and the next step."""
     pairs, trained = candidate.pairs, candidate.trained
     table = table_of("held out", "model", *METRICS)
     for column in table.columns[2:]:

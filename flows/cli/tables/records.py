@@ -1,4 +1,4 @@
-"""What was taken in, what was not, what is found, and what is deleted, as tables."""
+"""Format ingests, hits, rejects, duplicates and deletes as tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from flows.cli.tables.format import busy_line, table_of
 from flows.ingestion.report import COUNTS, IngestReport, as_sentences
-from flows.tracking.text import many
+from flows.tracking.text import count_of
 from storage.postgres.rejects import Reject
 
 if TYPE_CHECKING:  # a command need not wait for what it does not use
@@ -21,16 +21,16 @@ if TYPE_CHECKING:  # a command need not wait for what it does not use
 
 
 def of_ingest(report: IngestReport) -> RenderableType:
-    """Return the counts of a run, what was rejected and why, and where the time went."""
+    """Return the counts, reject reasons and throughput of a run."""
     table = table_of("", "count")
     notes = {
         "read": f"from source {report.source}",
-        "updated": "words about them changed, vectors stay",
-        "not_deleted": "not met, and left all the same",
-        "ignored": "files that are neither pictures nor beside one",
+        "updated": "metadata changed, vectors stay",
+        "not_deleted": "missing from the source, but kept",
+        "ignored": "files that are neither images nor beside one",
         "truncated": "texts longer than the model reads",
-        "still_deleted": "deleted by request; --revive takes them in again",
-        "reused": "pictures with a vector already, which cost the model nothing",
+        "still_deleted": "deleted by request; --revive ingests them again",
+        "reused": "images with a stored vector, not encoded again",
     }
     for name in COUNTS:
         count = getattr(report, name)
@@ -63,7 +63,7 @@ def of_rejects(rejects: Sequence[Reject]) -> RenderableType:
     """Return the open rejects."""
     if not rejects:
         return Text("No open rejects.")
-    table = table_of("source", "place", "reason", "what to do")
+    table = table_of("source", "place", "reason", "remedy")
     for reject in rejects:
         table.add_row(Text(reject.source), Text(reject.place), reject.reason, Text(reject.message))
     remedy = "fix them at the source, then run: sightline rejects retry"
@@ -71,10 +71,10 @@ def of_rejects(rejects: Sequence[Reject]) -> RenderableType:
 
 
 def of_retries(retries: Sequence[RetryReport]) -> RenderableType:
-    """Return what became of the rejects that were tried again, by source."""
+    """Return the results of retried rejects by source."""
     if not retries:
         return Text("No open rejects.")
-    table = table_of("tried", "resolved", "open", "source", "", numbers=3)
+    table = table_of("retried", "resolved", "open", "source", "", numbers=3)
     for retry in retries:
         numbers = (f"{number:,}" for number in (retry.tried, retry.tried - retry.open, retry.open))
         table.add_row(*numbers, Text(retry.source), Text(retry.problem or ""))
@@ -82,8 +82,8 @@ def of_retries(retries: Sequence[RetryReport]) -> RenderableType:
 
 
 def of_groups(found: DuplicateGroups) -> RenderableType:
-    """Return the items that show the same image, group by group."""
-    table = table_of("group", "source", "key", "picture", numbers=1)
+    """Return the groups of items with the same image."""
+    table = table_of("group", "source", "key", "image", numbers=1)
     for number, group in enumerate(found.groups, start=1):
         for position, copy in enumerate(group):
             first = f"{number:,}" if position == 0 else ""
@@ -91,14 +91,16 @@ def of_groups(found: DuplicateGroups) -> RenderableType:
     count = sum(map(len, found.groups))
     says = "look alike" if found.near else "have the same bytes"
     parts: list[RenderableType] = [table] if found.groups else []
-    parts.append(Text(f"{count:,} pictures in {many(len(found.groups), 'group')} {says}."))
+    parts.append(Text(f"{count:,} images in {count_of(len(found.groups), 'group')} {says}."))
     if found.unreadable:
-        parts.append(Text(f"{many(found.unreadable, 'picture')} could not be had; see: sightline reconcile"))
+        parts.append(
+            Text(f"{count_of(found.unreadable, 'image')} could not be read; see: sightline reconcile")
+        )
     return Group(*parts)
 
 
 def of_dry_delete(found: Mapping[str, int]) -> RenderableType:
-    """Return how many items a delete would take, by source."""
+    """Return the number of items that a delete would remove, by source."""
     if not found:
         return Text("Nothing to delete.")
     table = table_of("items", "source", numbers=1)
@@ -108,14 +110,14 @@ def of_dry_delete(found: Mapping[str, int]) -> RenderableType:
 
 
 def of_receipt(receipt: Receipt) -> RenderableType:
-    """Return what a delete took, in numbers."""
+    """Return the numbers of a delete."""
     table = table_of("count", "deleted", numbers=1)
     table.add_row(f"{receipt.items:,}", "items")
     for collection, count in sorted(receipt.points.items()):
         table.add_row(f"{count:,}", f"points in {collection}")
-    table.add_row(f"{receipt.marks:,}", "marks")
+    table.add_row(f"{receipt.marks:,}", "embedding states")
     for fate, count in sorted(receipt.pictures.items()):
-        table.add_row(f"{count:,}", f"pictures: {fate}")
+        table.add_row(f"{count:,}", f"images: {fate}")
     if receipt.rejects:
         table.add_row(f"{receipt.rejects:,}", "rejects")
     return Group(table, Text(f"receipt: {receipt.path}"))

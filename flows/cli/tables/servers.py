@@ -1,4 +1,4 @@
-"""What is served and when it runs, and the keys of the API, as tables."""
+"""Format schedules, addresses and API keys as tables."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from storage.postgres.api_keys import Key
 
 if TYPE_CHECKING:  # a command need not wait for what it does not use
     from flows.cli.supervisor import Running
-    from flows.orchestration.schedule import Served
+    from flows.orchestration.schedule import ServedFlows
 
 
-def of_served(served: Served) -> RenderableType:
-    """Return what runs when, and where to watch it."""
+def of_served(served: ServedFlows) -> RenderableType:
+    """Return the schedules and the address of Prefect's pages."""
     watch = Text(f"watch them, pause them or start one by hand at {served.ui}")
     return Group(_of_planned(served), Text(""), watch, *_of_password(served))
 
 
 def of_running(running: Running) -> RenderableType:
-    """Return where everything is, and what runs when."""
-    table = table_of("what", "where")
+    """Return the addresses and the schedules."""
+    table = table_of("part", "address")
     for name, address in (*running.addresses().items(), ("Prefect", running.served.ui)):
         table.add_row(name, Text(address))
     end = Text("Ctrl-C ends all of it.")
     return Group(table, *_of_password(running.served), Text(""), _of_planned(running.served), Text(""), end)
 
 
-def _of_password(served: Served) -> list[Text]:
-    """Return where the password is that Prefect's pages ask for."""
+def _of_password(served: ServedFlows) -> list[Text]:
+    """Return the path of the password of Prefect's pages."""
     if served.password_file is None:
         return []
     return [Text(f"Prefect's pages ask for a password: the line in {served.password_file}")]
 
 
-def _of_planned(served: Served) -> Table:
+def _of_planned(served: ServedFlows) -> Table:
     table = table_of("flow", "cron, UTC", "next run, UTC")
     for one in served.planned:
         when = "" if one.next is None else f"{one.next:%Y-%m-%d %H:%M}"
@@ -48,17 +48,17 @@ def _of_planned(served: Served) -> Table:
 
 
 def of_new_key(key: str, made: Key) -> RenderableType:
-    """Return a key, this one time."""
+    """Return a new key; it is shown once."""
     ends = "" if made.expires is None else f", until {made.expires.astimezone():%Y-%m-%d %H:%M}"
     about = f"{made.name} may {' and '.join(made.scopes)}{ends}; this is shown once:"
     return Group(Text(about), Text(key))
 
 
 def of_keys(keys: Sequence[Key]) -> RenderableType:
-    """Return what is known of all keys."""
+    """Return all keys with their scopes and dates."""
     if not keys:
         return Text("No keys yet; run: sightline keys create NAME --scope read")
-    table = table_of("name", "may", "created", "last used", "ends", "")
+    table = table_of("name", "scopes", "created", "last used", "expires", "")
     for key in keys:
         moments = (
             "" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M}"

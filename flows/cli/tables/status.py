@@ -1,4 +1,4 @@
-"""What is stored, what is open and how the last runs went, as tables."""
+"""Format the status as tables."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ RUN_COUNTS = ("read", "embedded", "rejected", "deleted")
 
 
 def of_status(status: Status) -> RenderableType:
-    """Return what is stored, what is open and how the last runs went."""
+    """Return the stored items, the open rejects and the last runs."""
     about = table_of("", "")
     about.show_header = False
     items = status.items
-    about.add_row("home", Text(status.home))
+    about.add_row("data directory", Text(status.home))
     about.add_row("items", f"{items['items']:,} in {items['sources']:,} sources")
-    about.add_row("", f"{items['with_picture']:,} with a picture, {items['with_text']:,} with texts")
+    about.add_row("", f"{items['with_picture']:,} with an image, {items['with_text']:,} with texts")
     if status.shared_pictures:
-        about.add_row("", f"{status.sharing_items:,} items share {status.shared_pictures:,} pictures")
+        about.add_row("", f"{status.sharing_items:,} items share {status.shared_pictures:,} images")
     if status.collection_problem:
         about.add_row("collection", Text(status.collection_problem))
     elif status.collection is None:
@@ -70,24 +70,24 @@ def of_status(status: Status) -> RenderableType:
 
 
 def _dimensions(collection: Collection) -> str:
-    short = "" if collection.short_dim is None else f", the first {collection.short_dim} looked at first"
-    packed = "" if collection.quantization == "none" else f", packed as {collection.quantization}"
-    return f"{collection.dim} dimensions{short}{packed}"
+    short = "" if collection.short_dim is None else f", first stage over {collection.short_dim}"
+    quantized = "" if collection.quantization == "none" else f", quantized as {collection.quantization}"
+    return f"{collection.dim} dimensions{short}{quantized}"
 
 
 def _of_speed(run: Run) -> RenderableType:
-    """Return how fast the last ingest was, and what it waited for."""
+    """Return the throughput of the last ingest and its bottleneck."""
     speed = Throughput(**run.counts["speed"])
     rates, advice = as_sentences(speed)
     return Group(*(Text(line) for line in (f"last ingest: {rates}", busy_line(speed.busy), advice)))
 
 
 def _of_failed(failed: Sequence[Run]) -> Table:
-    """Return which runs need somebody, each with why on one line."""
+    """Return the failed runs, each with its reason on one line."""
     table = table_of("failed", "flow", "source", "outcome", "why")
     for run in failed:
         ended = "" if run.ended is None else f"{run.ended.astimezone():%Y-%m-%d %H:%M:%S}"
-        why = (run.error or "its process ended without a word").strip().splitlines()[0]
+        why = (run.error or "its process ended without a message").strip().splitlines()[0]
         table.add_row(ended, run.flow, Text(run.source or ""), run.outcome, Text(why))
     return table
 

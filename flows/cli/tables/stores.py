@@ -1,4 +1,4 @@
-"""What differs between the stores, and what was written, restored, moved or removed, as tables."""
+"""Format comparisons, repairs, backups, restores, moves and purges as tables."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from flows.cli.tables.format import table_of
-from flows.tracking.text import many
+from flows.tracking.text import count_of
 
 if TYPE_CHECKING:  # a command need not wait for what it does not use
-    from flows.maintenance.backup import Made
-    from flows.maintenance.migrate_to_servers import Moved
-    from flows.maintenance.purge import Purged
+    from flows.maintenance.backup import BackupResult
+    from flows.maintenance.migrate_to_servers import MoveResult
+    from flows.maintenance.purge import PurgeResult
     from flows.maintenance.repair import RepairResult
-    from flows.maintenance.restore import Restored
+    from flows.maintenance.restore import RestoreResult
     from flows.resources.comparison import ComparisonReport
 
 
@@ -24,24 +24,24 @@ MEANINGS = {
     "stray": "points that no living item has",
     "stale": "points made from other content than Postgres has",
     "wrong_vectors": "points with a vector too many or too few",
-    "missing_picture": "pictures whose bytes are gone",
+    "missing_picture": "images whose bytes are gone",
     "other_model": "collections of another model than Postgres says",
-    "no_alias": "the alias that searches go through does not lead to the active collection",
-    "lost_writes": "collections whose index could not read back all that was written to it",
+    "no_alias": "the alias of searches does not lead to the active collection",
+    "lost_writes": "collections whose index lost a part of its writes",
     "pending": "items that an ingest has not finished; the next one does, and so does --repair",
 }
 
 
-def of_backup(made: Made) -> RenderableType:
-    """Return what a backup holds."""
+def of_backup(made: BackupResult) -> RenderableType:
+    """Return the contents of a backup."""
     manifest = made.manifest
     table = table_of("MiB", "file", numbers=1)
     for file in manifest.files:
         table.add_row(f"{file.bytes / 2**20:,.1f}", file.name)
     how = "copied" if manifest.pictures == "copy" else "left where they are"
-    parts: list[RenderableType] = [table, Text(f"{many(manifest.items, 'item')}; pictures {how}")]
+    parts: list[RenderableType] = [table, Text(f"{count_of(manifest.items, 'item')}; images {how}")]
     if manifest.lost_pictures:
-        parts.append(Text(f"{many(manifest.lost_pictures, 'picture')} gone; see: sightline reconcile"))
+        parts.append(Text(f"{count_of(manifest.lost_pictures, 'image')} gone; see: sightline reconcile"))
     if made.proved is None:
         target = made.location.rsplit("/", 1)[0]
         parts.append(Text(f"no backup here was proved yet; run: sightline restore {target} --check"))
@@ -50,14 +50,14 @@ def of_backup(made: Made) -> RenderableType:
     return Group(*parts, Text(f"backup: {made.location}"))
 
 
-def of_restored(restored: Restored) -> RenderableType:
-    """Return what was restored, and how the stores compare."""
+def of_restored(restored: RestoreResult) -> RenderableType:
+    """Return the restored data, and the comparison of the stores."""
     manifest = restored.manifest
     back, held = sum(restored.points.values()), sum(manifest.points.values())
     source = "its points" if manifest.collections else "its snapshots"
     parts: list[RenderableType] = [
         Text(f"restored {restored.location}, made {manifest.made:%Y-%m-%d %H:%M:%S} UTC"),
-        Text(f"{back:,} of {many(held, 'point')} came back from {source}"),
+        Text(f"{back:,} of {count_of(held, 'point')} came back from {source}"),
     ]
     if back < held:
         parts.append(
@@ -68,33 +68,33 @@ def of_restored(restored: Restored) -> RenderableType:
         )
     parts.append(of_differences(restored.report))
     if restored.proof is not None:
-        parts.append(Text("proved: it comes back whole, and the throw-away stores agree; they are removed"))
+        parts.append(Text("proved: it comes back whole, and the temporary stores agree; they are removed"))
     return Group(*parts)
 
 
-def of_moved(moved: Moved) -> RenderableType:
-    """Return what was copied into servers, how they compare, and what stays in the home."""
+def of_moved(moved: MoveResult) -> RenderableType:
+    """Return the copied data, the comparison, and the data that stays."""
     table = table_of("count", "copied", numbers=1)
     table.add_row(f"{sum(moved.rows.values()):,}", "rows")
     for collection, count in moved.points.items():
         table.add_row(f"{count:,}", f"points of {collection}")
-    table.add_row(f"{moved.pictures:,}", "pictures")
+    table.add_row(f"{moved.pictures:,}", "images")
     stays = ", ".join(map(str, moved.stays)) or "nothing"
     return Group(
         table,
         Text(""),
         of_differences(moved.report),
         Text(""),
-        Text("from now on, keep the two URLs set as they are now; the home's embedded stores are unchanged"),
-        Text(f"still needed in the home, with SIGHTLINE_HOME={moved.home}: {stays}"),
+        Text("from now on, keep the two URLs set as they are now; the embedded stores are unchanged"),
+        Text(f"still needed in the data directory, with SIGHTLINE_HOME={moved.home}: {stays}"),
     )
 
 
 def of_differences(report: ComparisonReport) -> RenderableType:
-    """Return how the stores differ, with some examples."""
+    """Return the differences of the stores, with examples."""
     compared = Text(
-        f"compared {many(report.items, 'item')} with {many(report.points, 'point')}, "
-        f"and {many(report.pictures, 'picture')}"
+        f"compared {count_of(report.items, 'item')} with {count_of(report.points, 'point')}, "
+        f"and {count_of(report.pictures, 'image')}"
     )
     if not report.work:
         return Group(compared, Text("They agree."))
@@ -103,7 +103,7 @@ def of_differences(report: ComparisonReport) -> RenderableType:
         examples.add_row(
             one.kind.replace("_", " "), Text(one.source or ""), Text(one.key or ""), Text(one.id)
         )
-    remedy = "mend them with: sightline reconcile --repair" if report.damage else ""
+    remedy = "repair them with: sightline reconcile --repair" if report.damage else ""
     return Group(
         compared,
         Text(""),
@@ -114,31 +114,31 @@ def of_differences(report: ComparisonReport) -> RenderableType:
     )
 
 
-def of_mended(mended: RepairResult) -> RenderableType:
-    """Return what a repair found, and what it left."""
-    if not mended.before.work:
-        return of_differences(mended.before)
-    if mended.after.work:
-        rest = [Text("not mended:"), of_counts(mended.after), *(Text(why) for why in mended.unrepaired)]
+def of_repair(repaired: RepairResult) -> RenderableType:
+    """Return the differences that a repair found and left."""
+    if not repaired.before.work:
+        return of_differences(repaired.before)
+    if repaired.after.work:
+        rest = [Text("not repaired:"), of_counts(repaired.after), *(Text(why) for why in repaired.unrepaired)]
     else:
-        rest = [Text("Mended: they agree now.")]
-    return Group(of_counts(mended.before), *rest)
+        rest = [Text("Repaired: they agree now.")]
+    return Group(of_counts(repaired.before), *rest)
 
 
 def of_counts(report: ComparisonReport) -> RenderableType:
-    """Return the differences of `report` in numbers."""
-    table = table_of("count", "what", "", numbers=1)
+    """Return the number of differences of each kind."""
+    table = table_of("count", "difference", "", numbers=1)
     for kind, meaning in MEANINGS.items():
         if report.counts[kind]:
             table.add_row(f"{report.counts[kind]:,}", kind.replace("_", " "), meaning)
     return table
 
 
-def of_purge(purged: Purged, *, dry_run: bool) -> RenderableType:
-    """Return what a purge removed, or would remove."""
+def of_purge(purged: PurgeResult, *, dry_run: bool) -> RenderableType:
+    """Return the numbers of a purge."""
     verb = "would be removed" if dry_run else "removed"
     return Text(
-        f"{purged.orphans:,} of {many(purged.pictures, 'picture')}, "
-        f"{many(purged.unfinished, 'unfinished file')}, {many(len(purged.collections), 'collection')} "
-        f"and {many(purged.receipts, 'receipt')} {verb}."
+        f"{purged.orphans:,} of {count_of(purged.pictures, 'image')}, "
+        f"{count_of(purged.unfinished, 'unfinished file')}, {count_of(len(purged.collections), 'collection')} "
+        f"and {count_of(purged.receipts, 'receipt')} {verb}."
     )

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from flows.console.context import ConsoleContext
 from flows.maintenance.repair import MAX_DELETE
-from flows.tracking.text import many
+from flows.tracking.text import count_of
 from storage import qdrant
 from storage.consistency.differences import DAMAGE
 from storage.errors import StoreUnavailable
@@ -117,7 +117,7 @@ def repair_text(differences: Mapping[str, int], points: int) -> str:
     >>> repair_text({"missing": 2}, 100)
     'It compares the stores again and embeds 2 records again. Other runs wait meanwhile.'
     """
-    steps = [REPAIRS[kind].format(many(number, NOUNS[kind])) for kind, number in differences.items()]
+    steps = [REPAIRS[kind].format(count_of(number, NOUNS[kind])) for kind, number in differences.items()]
     does = f"It compares the stores again and {', '.join(steps)}. Other runs wait meanwhile."
     deletes = points if differences.get("other_model") else differences.get("stray", 0)
     if deletes > MAX_DELETE * points:

@@ -14,8 +14,8 @@ from flows.console.format import duration
 from flows.console.keyed_list import KeyedList, box
 from flows.console.widgets import confirm, heading, note, run_action, start_flow
 from flows.maintenance.purge import USUAL_SHARE
-from flows.orchestration.prefect_client import Deployed
-from flows.tracking.text import many
+from flows.orchestration.prefect_client import DeployedFlow
+from flows.tracking.text import count_of
 from storage.postgres import model_registry
 
 DESCRIPTIONS = {
@@ -57,7 +57,7 @@ class FlowRow:
         """
         self._show(self._cron, None, datetime.now(UTC), paused=False)
 
-    def show(self, deployed: Deployed, now: datetime) -> None:
+    def show(self, deployed: DeployedFlow, now: datetime) -> None:
         """Show the deployment as Prefect reports it."""
         self._show(deployed.cron, deployed.next, now, paused=deployed.paused)
 
@@ -132,7 +132,7 @@ class FlowControls:
         """Return the consequences to confirm; None if minor."""
         if flow == "finetune":
             seen = self._context.observer.latest.catalog
-            stored = "the stored records" if seen is None else many(seen.figures.items, "stored record")
+            stored = "the stored records" if seen is None else count_of(seen.figures.items, "stored record")
             return (
                 f"It trains a candidate from {stored}. If that passes the promotion gate, they are embedded "
                 "again in a new collection, and searches move to it; a rollback moves them back."
@@ -148,7 +148,7 @@ def purge_text(context: ConsoleContext) -> str:
     with context.backend.sessions() as sessions, sessions() as session:
         disused = len(model_registry.disused(session, days))
     return (
-        f"It removes images that no record refers to, and {many(disused, 'collection')} that searches left "
+        f"It removes images that no record refers to, and {count_of(disused, 'collection')} that searches left "
         f"more than {days:g} days ago. It refuses to remove more than {USUAL_SHARE:.0%} of the images."
     )
 

@@ -7,7 +7,7 @@ from nicegui import ui
 
 from flows.console.components.search_params import SearchParams
 from flows.search.query import FoundItem, Results
-from flows.tracking.text import many
+from flows.tracking.text import count_of
 
 NOUNS = {"images": "image", "texts": "text"}
 PLAIN_CLICK = """(event) => {
@@ -70,7 +70,7 @@ def summary(results: Results) -> str:
     took = results.took
     parts = (("encode", took.encode_s), ("Qdrant", took.index_s), ("Postgres", took.catalog_s))
     split = ", ".join(f"{name} {seconds * 1000:.0f}" for name, seconds in parts)
-    hits = many(len(results.found), NOUNS[results.query.find])
+    hits = count_of(len(results.found), NOUNS[results.query.find])
     whole = f"{took.total_s * 1000:.0f} ms ({split})"
     return f"{hits} · model {results.model} · collection {results.collection} · {whole}"
 

@@ -8,7 +8,7 @@ from flows.console.context import ConsoleContext
 from flows.console.format import duration
 from flows.console.widgets import confirm, show_error, start_flow
 from flows.service.model_overview import BackfillEstimate, ModelOverview, estimate_backfill
-from flows.tracking.text import many
+from flows.tracking.text import count_of
 from storage.errors import StoreUnavailable
 from storage.postgres.model_history import CollectionHistory, ModelHistory
 from storage.qdrant import collection_name
@@ -88,7 +88,7 @@ def read_effort(context: ConsoleContext, fingerprint: str) -> BackfillEstimate:
 
 def _embedded(effort: BackfillEstimate) -> str:
     """Format the records to embed, and the estimated time."""
-    what = many(effort.records, "record")
+    what = count_of(effort.records, "record")
     if not effort.records:
         return what
     if effort.seconds is None:

@@ -8,7 +8,7 @@ from flows.console.components.recall_chart import short
 from flows.console.format import moment, share
 from flows.console.widgets import Row, table
 from flows.service.model_overview import ModelOverview
-from flows.tracking.text import many
+from flows.tracking.text import count_of
 from storage.postgres.model_history import Decision, DecisionCheck, ModelHistory
 from storage.postgres.statistics import HEADLINE
 
@@ -32,7 +32,7 @@ def model_collections(seen: ModelOverview, life: ModelHistory) -> None:
         points = seen.points.get(one.name)
         what = [one.state]
         if points is not None:
-            what.append(many(points, "point"))
+            what.append(count_of(points, "point"))
         elif seen.qdrant_problem is None:
             what.append("missing from Qdrant")
         if one.activated is not None:

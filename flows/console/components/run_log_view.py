@@ -10,7 +10,7 @@ from nicegui import ui
 
 from flows.console.context import ConsoleContext
 from flows.console.widgets import heading
-from flows.orchestration.prefect_client import MOST_LOGS, Line, NothingServes
+from flows.orchestration.prefect_client import MOST_LOGS, LogLine, NothingServes
 from storage.postgres.runs import Run
 
 AT_ONCE = 1000
@@ -24,7 +24,7 @@ NOT_KNOWN = "This Prefect server does not know the run: it was started at a term
 class LogPage:
     """Hold some log lines, or why there are none."""
 
-    lines: tuple[Line, ...] = ()
+    lines: tuple[LogLine, ...] = ()
     page: str | None = None
     """The URL of the run in Prefect's own pages."""
 
@@ -89,7 +89,7 @@ class RunLog:
             if not is_whole_page or self._many >= self._most:
                 return
 
-    def _add(self, lines: tuple[Line, ...]) -> None:
+    def _add(self, lines: tuple[LogLine, ...]) -> None:
         self._many += len(lines)
         self._box.visible = self._many > 0
         with self._lines:

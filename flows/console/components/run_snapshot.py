@@ -9,7 +9,7 @@ from time import monotonic
 from uuid import UUID
 
 from flows.console.context import ConsoleContext
-from flows.orchestration.prefect_client import Begun, Deployed, NothingServes, Skipped
+from flows.orchestration.prefect_client import ActiveRun, DeployedFlow, NothingServes, SkippedRun
 from storage.errors import StoreUnavailable
 from storage.postgres import runs
 from storage.postgres.run_totals import COMPARISON
@@ -28,7 +28,7 @@ class RunSnapshot:
     runs: tuple[Run, ...] = ()
     """Runs on record that have not ended, oldest first."""
 
-    begun: Mapping[UUID, Begun] = field(default_factory=dict)
+    begun: Mapping[UUID, ActiveRun] = field(default_factory=dict)
     """By id, the runs that Prefect has begun or accepted."""
 
     ending: frozenset[UUID] = frozenset()
@@ -37,17 +37,17 @@ class RunSnapshot:
     recorded: frozenset[UUID] = frozenset()
     """Those of Prefect's runs that are on record."""
 
-    skipped: tuple[Skipped, ...] = ()
-    deployed: tuple[Deployed, ...] = ()
+    skipped: tuple[SkippedRun, ...] = ()
+    deployed: tuple[DeployedFlow, ...] = ()
     postgres_problem: str | None = None
     prefect_problem: str | None = None
 
     @property
-    def soon(self) -> list[Begun]:
+    def soon(self) -> list[ActiveRun]:
         """Return the runs that Prefect has accepted, not on record yet."""
         return [one for id, one in self.begun.items() if id not in self.recorded]
 
-    def prefect_run(self, run: Run) -> Begun | None:
+    def prefect_run(self, run: Run) -> ActiveRun | None:
         """Return the Prefect run of a run.
 
         None where Prefect did not begin it, and cannot cancel it.
@@ -117,7 +117,7 @@ def read_prefect(context: ConsoleContext, at: datetime, snapshot: tuple[Run, ...
     """Read the runs in progress and scheduled from Prefect."""
     try:
         with context.prefect() as prefect:
-            begun = {one.id: one for one in prefect.begun()}
+            begun = {one.id: one for one in prefect.active_runs()}
             other = {one.prefect_run_id for one in snapshot if one.prefect_run_id} - begun.keys()
             ending = frozenset(prefect.ours(other)) if other else frozenset[UUID]()
             deployed, skipped = tuple(prefect.deployed()), tuple(prefect.skipped(at - SKIPPED_FOR))

@@ -31,7 +31,7 @@ from flows.console.format import ago, duration
 from flows.console.keyed_list import Child, KeyedList, box
 from flows.console.layout import PATIENCE_S, frame
 from flows.console.widgets import Row, heading, hidden_title, note, outcome, problem, table
-from flows.tracking.text import many
+from flows.tracking.text import count_of
 from storage.postgres.runs import Run
 from storage.postgres.statistics import Figures
 
@@ -145,7 +145,7 @@ def pending_text(waiting: Figures, now: datetime) -> str:
     wait = "waits" if waiting.pending == 1 else "wait"
     oldest = duration(waiting.age_s(now))
     return (
-        f"The index is behind: {many(waiting.pending, 'record')} {wait} for the next ingest, the oldest for "
+        f"The index is behind: {count_of(waiting.pending, 'record')} {wait} for the next ingest, the oldest for "
         f"{oldest}."
     )
 
@@ -153,7 +153,7 @@ def pending_text(waiting: Figures, now: datetime) -> str:
 def _differences(differ: Sequence[tuple[str, int]]) -> ui.element:
     with ui.element("section").classes("sl-sheet") as sheet:
         heading("Differences")
-        rows = [[kind_name(kind), many(number, NOUNS[kind]), MEANINGS[kind]] for kind, number in differ]
+        rows = [[kind_name(kind), count_of(number, NOUNS[kind]), MEANINGS[kind]] for kind, number in differ]
         table(("kind", "count", "meaning"), rows)
         ui.label("For a list, run: sightline reconcile").classes("sl-faint")
     return sheet

@@ -12,7 +12,7 @@ from flows.console.format import ago, duration, share
 from flows.console.layout import PATIENCE_S, frame
 from flows.console.widgets import Row, heading, hidden_title, outcome, problem, table, tile
 from flows.service.observer import CatalogStatus, Observation
-from flows.tracking.text import many
+from flows.tracking.text import count_of
 from storage.postgres.runs import Run
 from storage.postgres.statistics import HEADLINE, Day
 
@@ -74,7 +74,7 @@ def _records(catalogued: CatalogStatus, at: datetime) -> None:
 
 def _stores(seen: Observation) -> None:
     for name, trouble in (("Postgres", seen.postgres_problem), ("Qdrant", seen.qdrant_problem)):
-        points = "" if seen.index is None or name == "Postgres" else many(seen.index.points, "point")
+        points = "" if seen.index is None or name == "Postgres" else count_of(seen.index.points, "point")
         tile(name, "down" if trouble else "up", points, "sl-bad" if trouble else "sl-good")
     free = seen.disk_free_bytes / seen.disk_bytes
     tile(

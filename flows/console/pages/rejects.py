@@ -16,7 +16,7 @@ from flows.console.context import ConsoleContext
 from flows.console.layout import PATIENCE_S, frame, with_query
 from flows.console.widgets import confirm, hidden_title, problem, start_flow
 from flows.ingestion.reject_reasons import REASONS
-from flows.tracking.text import many
+from flows.tracking.text import count_of
 from storage.errors import StoreUnavailable
 from storage.postgres import statistics
 from storage.postgres.rejects import Reject, open_rejects
@@ -159,7 +159,7 @@ class Listing:
         self._reasons.show(by_reason)
         self._sources.show(by_source)
         total = sum(one.many for one in counts if self._wanted.has(one))
-        self._total.set_text(f"{many(total, 'reject')} open" if total else "No open rejects.")
+        self._total.set_text(f"{count_of(total, 'reject')} open" if total else "No open rejects.")
         for element in (self._every, self._some, self._all):
             element.set_visibility(total > 0)
 
@@ -213,7 +213,7 @@ class Listing:
             return
         which = (f" rejected as {reason}" if reason else "") + (f" from {source}" if source else "")
         consequences = (
-            f"{many(total, 'row')}{which} will be read from the source and retried. Rows that pass are "
+            f"{count_of(total, 'row')}{which} will be read from the source and retried. Rows that pass are "
             "searchable at once and leave this list; the others stay, with their current errors."
         )
         if await confirm("Retry all?", consequences, f"Retry {total:,}") and await start_flow(

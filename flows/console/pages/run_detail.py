@@ -27,7 +27,7 @@ from flows.console.layout import PATIENCE_S, frame
 from flows.console.pages.rejects import RejectFilter
 from flows.console.widgets import Row, heading, outcome, problem, table
 from flows.ingestion.report import COUNTS
-from flows.tracking.text import many
+from flows.tracking.text import count_of
 from storage.errors import StoreUnavailable
 from storage.postgres import runs
 from storage.postgres.runs import Run
@@ -119,7 +119,7 @@ def show(run: Run) -> None:
             heading("Run")
             table(("", ""), facts(run, now))
             if run.source is not None and run.counts.get("rejected"):
-                rejected = many(run.counts["rejected"], "record")
+                rejected = count_of(run.counts["rejected"], "record")
                 ui.link(
                     f"{rejected} rejected: see the rejects of {run.source}",
                     RejectFilter(source=run.source).address,
