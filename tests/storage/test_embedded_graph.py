@@ -166,7 +166,7 @@ def test_a_graph_of_what_has_changed_its_shape_is_given_up(
 def test_the_collection_goes_on_when_the_process_that_builds_is_killed(store: Store, collection: Collection):
     before = held(collection)
 
-    outcome = during(build(store, collection), lambda: kill_children(os.getpid(), "builder"))
+    outcome = during(build(store, collection), lambda: kill_children(os.getpid(), "process.graph_builder"))
 
     assert isinstance(outcome, BuildFailed)
     assert held(collection) == before
