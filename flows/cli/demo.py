@@ -115,7 +115,7 @@ def searches(deps: Deps) -> list[Query]:
 
 
 def evaluation_table(deps: Deps, settings: Settings) -> RenderableType:
-    """Return the evaluation, or why there is none: a folder may have no captions."""
+    """Return the evaluation, or the reason why there is none."""
     everything = of_records(deps, "all", None, None)
     with stage_bars("evaluate") as progress:
         try:

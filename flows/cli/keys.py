@@ -11,7 +11,7 @@ from flows.config.settings import load_settings
 
 @click.group(short_help="Create, list and revoke API keys.")
 def keys() -> None:
-    """Create, list and revoke keys of the API and of MCP over HTTP."""
+    """Create, list and revoke keys of the API and of MCP."""
 
 
 @keys.command("create", short_help="Create a key and print it once.")
@@ -29,7 +29,9 @@ def keys() -> None:
 def create_key(
     name: str, scopes: "tuple[Literal['read', 'write', 'admin'], ...]", days: int | None, as_json: bool
 ) -> None:
-    """Create a key called NAME and print it once: only its hash is kept.
+    """Create a key called NAME and print it once.
+
+    Only its hash is kept.
 
     read searches and reads records, write sends and deletes records, admin does everything and alone deletes
     whole sources.
@@ -49,7 +51,7 @@ def create_key(
 @keys.command("list", short_help="List keys with their scopes and their last use.")
 @as_json_option
 def list_keys(as_json: bool) -> None:
-    """List all keys, active ones first; the last use is exact to the minute."""
+    """List all keys, active ones first."""
     settings = load_settings()
     from sqlalchemy.orm import Session
 
@@ -65,7 +67,10 @@ def list_keys(as_json: bool) -> None:
 @keys.command("revoke", short_help="Revoke a key at once.")
 @click.argument("name")
 def revoke_key(name: str) -> None:
-    """Revoke the key called NAME at once; requests already accepted are still carried out."""
+    """Revoke the key called NAME at once.
+
+    Requests that were accepted from it are still carried out.
+    """
     settings = load_settings()
     from sqlalchemy.orm import Session
 

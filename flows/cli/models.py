@@ -69,7 +69,7 @@ def promote(ctx: click.Context, model: str, outside: Path | None, force: bool, a
 @as_json_option
 @click.pass_obj
 def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, as_json: bool) -> None:
-    """Fill a collection of model M, verify it and switch searches to it.
+    """Fill and verify a collection of model M; then switch searches.
 
     Searches and ingests go on meanwhile. The same command resumes a re-index that was killed. The old
     collection is kept for `sightline rollback` until `sightline purge` drops it. For the active model, it

@@ -37,7 +37,9 @@ def search(
     as_json: bool,
     gallery: Path | None,
 ) -> None:
-    """Show the items closest to TEXT, to an image, or to both, best first.
+    """Show the items closest to TEXT, to an image or to both.
+
+    The best hit is first.
 
     Scores are cosines: comparable within one search, not between models. --where takes metadata fields,
     `source` and `key`.
@@ -87,7 +89,7 @@ def status(as_json: bool) -> None:
 @click.option("--near", is_flag=True, help="Also near duplicates: resized, re-encoded or edited images.")
 @as_json_option
 def duplicates(near: bool, as_json: bool) -> None:
-    """List groups of items whose images have the same bytes.
+    """List groups of items with byte-identical images.
 
     With --near, also near duplicates by perceptual hash; the first time that reads every image, and later
     only new ones.
@@ -110,7 +112,10 @@ def duplicates(near: bool, as_json: bool) -> None:
 @click.command(short_help="Fetch captioned images, ingest, search, evaluate.")
 @click.argument("source", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 def demo(source: Path | None) -> None:
-    """Ingest, search and evaluate a captioned set of images, fetched unless SOURCE is given."""
+    """Ingest, search and evaluate a set of captioned images.
+
+    The set is fetched, unless SOURCE names a folder.
+    """
     settings = load_settings()
     from flows.cli.demo import run
 

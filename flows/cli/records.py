@@ -25,7 +25,7 @@ from flows.config.settings import load_settings, split_list
 @click.option(
     "--delete-missing",
     is_flag=True,
-    help="Delete items that an earlier run read from SOURCE and that are gone.",
+    help="Delete items that SOURCE had in an earlier run, and has no longer.",
 )
 @click.option(
     "--max-delete",

@@ -49,7 +49,7 @@ def commands_page() -> str:
 
 
 def _settings() -> Iterator[tuple[str, str, str]]:
-    """Yield name, default and meaning of each setting, in the order of the code."""
+    """Yield name, default and meaning of each setting."""
     for name, field in Settings.model_fields.items():
         if isinstance(field.default, BaseModel):
             for inner, part in type(field.default).model_fields.items():
@@ -72,7 +72,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _commands() -> Iterator[tuple[str, click.Command, click.Context]]:
-    """Yield the path of each command with its help context, in alphabetical order."""
+    """Yield the path and help context of each command, in alphabetical order."""
     waiting: list[tuple[str, click.Command, click.Context | None]] = [("sightline", main, None)]
     while waiting:
         path, command, parent = waiting.pop()

@@ -14,9 +14,7 @@ yes_option = click.option("--yes", is_flag=True, help="Delete any number.")
 
 
 @click.command(short_help="Compare Postgres and Qdrant, and repair differences.")
-@click.option(
-    "--repair", is_flag=True, help="Repair the differences, and compare again until there are none."
-)
+@click.option("--repair", is_flag=True, help="Repair the differences, and compare again until none is left.")
 @max_delete_option
 @yes_option
 @as_json_option
@@ -58,7 +56,7 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
 )
 @as_json_option
 def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -> None:
-    """Back up Postgres, the index, models and images to a TARGET folder or URL.
+    """Back up all stores to TARGET, a folder or an fsspec URL.
 
     Each backup gets a folder of its own, with checksums; images are kept once for all of them. It can be
     restored into embedded stores and into servers: sightline restore TARGET.
@@ -115,7 +113,7 @@ def restore(ctx: click.Context, location: str, check: bool, as_json: bool) -> No
 @as_json_option
 @click.pass_context
 def move(ctx: click.Context, to_servers: bool, as_json: bool) -> None:  # noqa: ARG001
-    """Copy the embedded stores into the empty servers of the settings, and compare.
+    """Copy the embedded stores into empty servers, and compare.
 
     The servers are those of SIGHTLINE_DATABASE_URL and SIGHTLINE_QDRANT__URL. Nothing is embedded again, and
     the data directory stays as it is. The same command resumes an interrupted move. Exit code 1: the stores

@@ -53,7 +53,7 @@ class Line:
 
     @property
     def level(self) -> str:
-        """The level in its first words, as in Python's and Prefect's logs; else INFO."""
+        """Return the level named in its first words; else INFO."""
         found = LEVEL.search(self.message[:80])
         return found[1] if found else "INFO"
 
@@ -92,7 +92,7 @@ LogLine = Callable[[Line], None]
 
 
 def up(settings: Settings, prefect_port: int, log: LogLine, report: Callable[[Running], None]) -> None:
-    """Run everything until SIGTERM or SIGINT; then end it all, active flows first.
+    """Run everything until SIGTERM or SIGINT; end active flows first.
 
     Args:
         log: receives each line of output, from one thread at a time.

@@ -48,7 +48,7 @@ def next_time(cron: str, now: datetime) -> datetime:
 
 
 def longest_pause(cron: str, now: datetime) -> timedelta:
-    """Return the longest interval of a cron within two weeks, or its first interval.
+    """Return the longest interval of a cron within two weeks.
 
     >>> str(longest_pause("0 8 * * mon-fri", datetime(2026, 1, 1, tzinfo=UTC)))
     '3 days, 0:00:00'

@@ -12,8 +12,9 @@ ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 
 
 def prepare_prefect(home: Path, *, log_level: str) -> None:
-    """Keep Prefect quiet and inside the data directory; call it before Prefect is imported.
+    """Keep Prefect quiet and inside the data directory.
 
+    Call it before Prefect is imported.
     A configuration that the user made for Prefect (a server, a profile) stays as it is.
     """
     own = {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"} & os.environ.keys()
@@ -31,7 +32,7 @@ def prepare_prefect(home: Path, *, log_level: str) -> None:
 
 
 def has_prefect_settings() -> bool:
-    """Return whether a variable or file that Prefect reads could name a server."""
+    """Return whether Prefect's variables or files could name a server."""
     if {"PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"} & os.environ.keys():
         return True
     home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))

@@ -118,7 +118,7 @@ class PromotionGate(BaseModel, frozen=True, extra="forbid"):
 
 
 class Schedules(BaseModel, frozen=True, extra="forbid"):
-    """Define the schedule of each flow: a cron in UTC, or None for off."""
+    """Define the schedules: a cron in UTC, or None for off."""
 
     ingest: str | None = Field(
         "0 * * * *", description="When every ingested source is read again: cron in UTC, or off."

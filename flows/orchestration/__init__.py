@@ -1,1 +1,1 @@
-"""Run jobs under Prefect, on schedules and on request. The only package that imports Prefect."""
+"""Run jobs under Prefect; no other package imports it."""

@@ -1,4 +1,4 @@
-"""Deploy the flows to Prefect, and close the runs that a killed server left."""
+"""Deploy the flows, and close the runs of a killed server."""
 
 from contextlib import suppress
 from typing import Any
@@ -50,7 +50,7 @@ def deployments(settings: Settings, client: SyncPrefectClient) -> list[RunnerDep
 
 
 def on_request(flow: Flow[..., Any]) -> RunnerDeployment:
-    """Return the deployment of a flow that runs on request only; its requests queue up."""
+    """Return the deployment of an unscheduled flow; its requests queue up."""
     in_turn = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
     return RunnerDeployment.from_flow(
         flow,
@@ -62,7 +62,11 @@ def on_request(flow: Flow[..., Any]) -> RunnerDeployment:
 
 
 def deployment_of(flow: Flow[..., Any], cron: str | None, client: SyncPrefectClient) -> RunnerDeployment:
-    """Return the deployment of a scheduled flow; without a cron it runs on request only."""
+    """Return the deployment of a scheduled flow.
+
+    Args:
+        cron: None for on request only.
+    """
     known, paused = _known(flow, client)
     schedules = [_unchanged(one) for one in known if one.slug != OWN_SCHEDULE]
     own = next((one for one in known if one.slug == OWN_SCHEDULE), None)
@@ -86,9 +90,10 @@ def deployment_of(flow: Flow[..., Any], cron: str | None, client: SyncPrefectCli
 
 
 def close_left(client: SyncPrefectClient) -> None:
-    """Mark the active runs of a killed server as crashed; call it while none can be running.
+    """Mark the runs of a killed server as crashed.
 
-    Should the process of one live on, it still has its lock, and the next run of its kind is skipped.
+    Call it while none can be running. Should the process of one live on, it still has its lock, and the
+    next run of its kind is skipped.
     """
     left = client.read_flow_runs(
         deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[SCHEDULED_NAME, ON_REQUEST_NAME])),
@@ -104,7 +109,7 @@ def close_left(client: SyncPrefectClient) -> None:
 
 
 def _known(flow: Flow[..., Any], client: SyncPrefectClient) -> tuple[list[DeploymentSchedule], bool]:
-    """Return the schedules that Prefect has for a flow, and whether the deployment is paused."""
+    """Return the known schedules of a flow, and whether it is paused."""
     with suppress(ObjectNotFound):
         found = client.read_deployment_by_name(f"{flow.name}/{SCHEDULED_NAME}")
         return found.schedules, found.paused

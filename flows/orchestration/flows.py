@@ -37,7 +37,7 @@ Parameters = ParamSpec("Parameters")
 
 
 def job_flow(body: Callable[Parameters, Outcome]) -> Flow[Parameters, Outcome]:
-    """Return the flow of a job, with a readable run name and the hooks of a failure."""
+    """Create the flow of a job, with a run name and hooks."""
     made = flow(
         name=body.__name__,
         flow_run_name=run_name,
@@ -49,7 +49,7 @@ def job_flow(body: Callable[Parameters, Outcome]) -> Flow[Parameters, Outcome]:
 
 
 def job_task(name: str) -> Callable[[Callable[[], Any]], Any]:
-    """Return a task that runs one step of a job; its result is neither cached nor stored."""
+    """Create a task for one step of a job, without a cache."""
 
     def run_step(step: Callable[[], Any]) -> Any:
         return step()
@@ -58,14 +58,14 @@ def job_task(name: str) -> Callable[[Callable[[], Any]], Any]:
 
 
 def run_name() -> str:
-    """Return the name of a flow run: the flow, and its subject or the time."""
+    """Return the flow with its subject or the time."""
     found = (current.parameters.get(name) for name in SUBJECTS)
     subject = next((Path(str(value)).name for value in found if value), None)
     return f"{current.flow_name} {subject or f'{datetime.now(UTC):%Y-%m-%d %H:%M}'}"
 
 
 class StageLog:
-    """Log the first report of each stage to Prefect, and show all of them."""
+    """Log the start of each stage to Prefect, and show all progress."""
 
     def __init__(self, show: Progress) -> None:
         self._show, self._log, self._stage = show, get_run_logger(), ""
@@ -82,7 +82,7 @@ def run_job(
     summarize: Callable[[Any], "Summary"] | None = None,
     **parameters: Any,
 ) -> Outcome:
-    """Run a job on the settings of this process, and sum it up as an artifact.
+    """Run a job, and publish a summary as an artifact.
 
     Args:
         summarize: writes the artifact of the result; default: a table of its counts.
@@ -105,7 +105,7 @@ def run_job(
 
 
 class Summary(NamedTuple):
-    """Describe the artifact of a run: its name, shared by later runs of that name, and its Markdown."""
+    """Represent the artifact of a run; later runs share its name."""
 
     name: str
     text: str
@@ -143,7 +143,11 @@ def ingest(
     max_delete: float = DEFAULT_MAX_SHARE,
     yes: bool = False,
 ) -> Outcome:
-    """Ingest a folder or manifest; without a location, every source again with its last options."""
+    """Ingest a folder or manifest, or all known sources.
+
+    Args:
+        location: None reads every source again, with its last options.
+    """
     from flows.ingestion.report import IngestReport, as_markdown
     from flows.ingestion.run_state import LimitExceeded
     from flows.orchestration.jobs import ingest as jobs
@@ -203,7 +207,11 @@ def finetune(
     seed: int = 0,
     promote: bool = True,
 ) -> Outcome:
-    """Train a candidate; with `promote`, switch searches to it if it passes the promotion gate."""
+    """Train a candidate, and by default promote it and re-index.
+
+    Args:
+        promote: switch searches to the candidate if it passes the promotion gate.
+    """
     from flows.orchestration.jobs import models as jobs
 
     def summarize(result: Any) -> Summary:
@@ -265,7 +273,7 @@ def promote(model: str, force: bool = False) -> Outcome:
 
 @job_flow
 def reindex(model: str, force: bool = False, yes: bool = False, max_missing: int = 0) -> Outcome:
-    """Fill the collection of a model, verify it and switch searches to it."""
+    """Fill and verify the collection of a model; then switch searches."""
     from flows.orchestration.jobs import models as jobs
 
     step = job_task("fill and switch")

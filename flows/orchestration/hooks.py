@@ -20,21 +20,21 @@ def failed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
 
 
 def crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Record and report a run without a process; called in the process that started it."""
+    """Record and report a crash; called in the parent process."""
     settle(flow, flow_run, state, "crashed")
 
 
 def cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 (Prefect's)
-    """Record a cancelled run; a person did it, so that no event is needed."""
+    """Record a cancelled run, without an event: a person did it."""
     if flow_run.deployment_id is not None:
         with open_catalog(load_settings()) as engine, Session(engine) as session, session.begin():
             runs.close_cancelled(session, flow_run.id, state.message or "")
 
 
 def settle(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any], outcome: str) -> None:
-    """Report and record how the run of a deployment ended; a command reports its own.
+    """Report and record the failed run of a deployment.
 
-    The event comes first: it needs no Postgres, which may be what failed.
+    A command reports its own. The event comes first: it needs no Postgres, which may be what failed.
     """
     if flow_run.deployment_id is None:
         return

@@ -82,7 +82,7 @@ class ActiveRun:
 
 @dataclass(frozen=True, slots=True)
 class SkippedRun:
-    """Represent a run that was skipped, as another process did the same work."""
+    """Represent a run that was skipped in favour of another process."""
 
     id: UUID
     flow: str
@@ -149,7 +149,7 @@ class PrefectServer:
         ]
 
     def skipped(self, since: datetime) -> list[SkippedRun]:
-        """Return the runs skipped since a time, in the order of their end."""
+        """Return the runs skipped since a time, by their end."""
         own = self._own
         found = self._runs(
             list(own),
@@ -166,7 +166,7 @@ class PrefectServer:
         return sorted(ended, key=lambda one: one.at)
 
     def ours(self, runs: Collection[UUID]) -> set[UUID]:
-        """Return the runs that belong to a deployment; those of commands do not."""
+        """Return the runs of deployments; those of commands are none."""
         wanted = FlowRunFilter(id=FlowRunFilterId(any_=[*runs]))
         return {one.id for one in self._runs(list(self._own), wanted)}
 
@@ -192,7 +192,7 @@ class PrefectServer:
         return self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
 
     def cancel(self, run: UUID) -> None:
-        """Cancel a run; its work stays, and the next run does the rest.
+        """Cancel a run; the next run does the rest of its work.
 
         Raises:
             NoSuchRun: Prefect does not know it.
@@ -203,7 +203,7 @@ class PrefectServer:
             raise NoSuchRun(f"Prefect knows no run {run}; was it started at a terminal?") from error
 
     def pause(self, flow: str, *, paused: bool) -> None:
-        """Pause or resume the schedule of a flow; a paused flow can be started by hand.
+        """Pause or resume the schedule of a flow.
 
         Raises:
             NothingServes: the flow is not deployed there.
@@ -221,7 +221,7 @@ class PrefectServer:
                 self.client.update_deployment_schedule(deployment.id, one.id, active=True)
 
     def log(self, run: UUID, *, after: int = 0) -> list[LogLine]:
-        """Return the log of a run after its first `after` lines, one response at most."""
+        """Return a page of a run's log, after its first `after` lines."""
         own = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]))
         lines = self.client.read_logs(own, limit=MOST_LOGS, offset=after, sort=LogSort.TIMESTAMP_ASC)
         return [LogLine(one.timestamp, one.level, one.message) for one in lines]
@@ -231,7 +231,7 @@ class PrefectServer:
         return f"{self.ui}/runs/flow-run/{run}"
 
     def login_of(self, run: UUID) -> str | None:
-        """Return the sign-in address of the embedded server that leads to a run.
+        """Return the sign-in address that leads to a run.
 
         Without a session the page of a run says 404 instead of asking for the password.
         """
@@ -240,7 +240,7 @@ class PrefectServer:
 
     @cached_property
     def _own(self) -> dict[UUID, tuple[str, DeploymentResponse]]:
-        """Return our deployments by id, each with the name of its flow; read once."""
+        """Return our deployments and their flows by id; read once."""
         tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
         names = {one.id: one.name for one in self.client.read_flows(deployment_filter=tagged)}
         known = {flow.name for flow in (*SCHEDULED, *ON_REQUEST)}

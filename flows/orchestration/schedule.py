@@ -1,4 +1,4 @@
-"""Compute the schedule of the flows, without Prefect, which takes seconds to import."""
+"""Compute the schedules of the flows, without importing Prefect."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""Serve the flows: start the embedded Prefect server if needed, and run them."""
+"""Serve the flows, with an embedded Prefect server if needed."""
 
 import asyncio
 import signal
@@ -94,10 +94,10 @@ def serve(settings: Settings, port: int, report: Report) -> None:
 
 @contextmanager
 def embedded_server(home: Path, port: int) -> Iterator[EmbeddedServer]:
-    """Run the Prefect server of a data directory on loopback; it listens when this yields.
+    """Run the Prefect server of a data directory on loopback.
 
-    The socket is made here and handed on, so that nothing else can answer in place of the server while it
-    starts, and its lock goes with its process, however that ends.
+    It listens when this yields. The socket is made here and handed on, so that nothing else can answer in
+    place of the server while it starts, and its lock goes with its process, however that ends.
     """
     with closing(_listener(port)) as listener, lock_for_server(home) as lock:
         password = PREFECT_SERVER_API_AUTH_STRING.value() or password_of(home)
@@ -172,7 +172,7 @@ def _serve(settings: Settings, report: Report, server: EmbeddedServer | None) ->
 
 
 async def _run(runner: Runner, server: EmbeddedServer | None) -> None:
-    """Run the flows until a signal; end active runs and report that to Prefect."""
+    """Run the flows until a signal; then cancel active runs."""
     loop = asyncio.get_running_loop()
     running = loop.create_task(runner.start())
     while not runner.started and not running.done():

@@ -1,4 +1,4 @@
-"""Find the Prefect server of a data directory by its lock, address and password.
+"""Find the Prefect server of a data directory.
 
 The address is trusted only while the server holds the lock. So the password is not sent to a program of
 another user that was given the port since.
@@ -56,7 +56,7 @@ def password_file(home: Path) -> Path:
 
 
 def address_file(home: Path) -> Path:
-    """Return the path of the Prefect server's address; it exists while the server runs."""
+    """Return the path of the running Prefect server's address."""
     return folder_of(home) / "address"
 
 
@@ -84,7 +84,7 @@ def keep_password(home: Path, password: str) -> None:
 
 
 def join_server(home: Path) -> bool:
-    """Send flow runs to the configured or the embedded server, if there is one.
+    """Use the configured or the embedded server for flow runs.
 
     Returns:
         Whether there is one; Prefect is imported only then.

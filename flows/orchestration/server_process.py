@@ -55,7 +55,7 @@ def with_checks(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
 
 
 def serve(listener: socket.socket) -> None:
-    """Serve Prefect's API and pages on a listening socket, until SIGTERM or SIGINT."""
+    """Serve Prefect on a listening socket until SIGTERM or SIGINT."""
     from prefect.server.api.server import create_app  # takes a second, and the checks need none of it
 
     origins = PREFECT_SERVER_CORS_ALLOWED_ORIGINS.value().split(",")

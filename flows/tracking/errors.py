@@ -1,4 +1,4 @@
-"""Explain an error in one line that names its cause and its remedy."""
+"""Explain an error in one line: its cause and its remedy."""
 
 from typing import TypeGuard
 
@@ -14,7 +14,7 @@ MAX_ANSWER_BYTES = 200
 
 
 def is_own(error: BaseException) -> TypeGuard[SightlineError | EmbeddingError]:
-    """Return whether an error is one of Sightline's, with a message meant for users."""
+    """Return whether an error is Sightline's, with a message for users."""
     return isinstance(error, SightlineError | EmbeddingError)
 
 

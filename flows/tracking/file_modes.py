@@ -1,4 +1,4 @@
-"""Set the modes of new files: private, unless a user named the file."""
+"""Make new files private, unless a user named them."""
 
 import os
 from collections.abc import Iterator

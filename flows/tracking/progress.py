@@ -1,4 +1,4 @@
-"""Report progress, and show it as bars on standard error where that is a terminal."""
+"""Report progress, and show it as bars on a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ def no_steps(steps: int) -> None:
 
 
 def stage_steps(progress: Progress, stage: str, total: int) -> Steps:
-    """Return a counter that reports its sum as the progress of one stage."""
+    """Return a step counter that reports the progress of one stage."""
     done = 0
 
     def step(steps: int) -> None:
@@ -40,7 +40,7 @@ def stage_steps(progress: Progress, stage: str, total: int) -> Steps:
 
 @contextmanager
 def progress_bar(title: str, total: int | None = None) -> Iterator[Steps]:
-    """Show one bar of `total` steps, and yield the function that advances it."""
+    """Show one bar, and yield the function that advances it."""
     with _open_bars() as shown:
         bar = shown.add_task(title, total=total)
         yield lambda steps: shown.advance(bar, steps)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def persist(work: Callable[[], Result], *, for_s: float) -> Result:
-    """Return the result of `work`; retry with exponential backoff while a store is unavailable.
+    """Run `work`, with exponential backoff while a store is unavailable.
 
     Args:
         work: safe to repeat.
@@ -40,7 +40,7 @@ def persist(work: Callable[[], Result], *, for_s: float) -> Result:
 
 @contextmanager
 def hold(lock: Lock, *, for_s: float) -> "Iterator[HeldLock]":
-    """Take a lock, release it at the end, and retry work under it.
+    """Hold a lock, and retry the work under it.
 
     Args:
         for_s: how long work is retried while a store does not answer.
@@ -57,13 +57,13 @@ def hold(lock: Lock, *, for_s: float) -> "Iterator[HeldLock]":
 
 @dataclass(frozen=True, slots=True)
 class HeldLock:
-    """Represent a lock in use, with the retry time of the work under it."""
+    """Represent a lock in use, with its retry time."""
 
     lock: Lock
     for_s: float
 
     def persist(self, work: Callable[[], Result]) -> Result:
-        """Return the result of `work`, which is safe to repeat; each attempt verifies the lock first.
+        """Run `work`, which is safe to repeat, with retries under the lock.
 
         Raises:
             Busy: the lock was lost with its connection, and another process holds it now.

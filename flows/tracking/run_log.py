@@ -1,4 +1,4 @@
-"""Record each run in the table `runs`, with its progress while it lasts."""
+"""Record each run and its progress in the table `runs`."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ class Totals(NamedTuple):
 
 @dataclass(slots=True)
 class TrackedRun:
-    """Represent a run whose row is open in `runs`."""
+    """Represent a run with an open row in `runs`."""
 
     id: UUID
     lock: HeldLock
@@ -55,7 +55,9 @@ class TrackedRun:
         return self.lock.persist(work)
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Record the first report of each stage, then one a second; pass every report on.
+        """Record progress, at most once a second and stage.
+
+        Every report is passed on to the caller's `Progress`.
 
         Args:
             stage: a new name begins a new span.
@@ -103,7 +105,7 @@ def tracked_run(
     progress: Progress = no_progress,
     totals: Callable[[], Totals] | None = None,
 ) -> Iterator[TrackedRun]:
-    """Hold a lock and record a run with its duration, whether it completes or fails.
+    """Hold a lock and record a run, whether it completes or fails.
 
     Args:
         lock: is taken for the run and released after it; one that is held already stays held.

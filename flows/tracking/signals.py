@@ -1,4 +1,4 @@
-"""End this process on a signal, and the processes that it has started."""
+"""End this process and its children on a signal."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ class StopRequested(BaseException):
 
 @contextmanager
 def until_stopped() -> Iterator[None]:
-    """End the block on SIGTERM or SIGINT, and ignore a second one meanwhile."""
+    """End the block on SIGTERM or SIGINT; ignore a second one."""
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, _stop)
     with suppress(StopRequested):
@@ -32,7 +32,7 @@ class Terminated(SystemExit):
 
 @contextmanager
 def raising_on_sigterm() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM, so that runs end on record as on Ctrl-C."""
+    """Raise `Terminated` on SIGTERM, so that runs are recorded as failed."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
@@ -45,7 +45,7 @@ def _terminate(*_: object) -> None:
 
 
 def end_process(process: "subprocess.Popen[Any]", *, within_s: float) -> None:
-    """Terminate a process and wait for its end; kill it after `within_s` seconds."""
+    """Terminate a process; kill it after `within_s` seconds."""
     process.terminate()
     try:
         process.wait(within_s)

@@ -64,7 +64,7 @@ def tracer() -> "Tracer | None":
 
 @contextmanager
 def span(name: str, attributes: Mapping[str, Any] | None = None) -> Iterator[SetAttributes]:
-    """Open a span below the current one of this thread; an error fails it."""
+    """Open a span below this thread's current one."""
     own = tracer()
     if own is None:
         yield _discard
@@ -114,7 +114,7 @@ def begin_stage(run_id: UUID, stage: str) -> None:
 
 
 def stepping(name: str, step: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Wrap a step so that each call is a span below the current one."""
+    """Wrap a step; each call is a span below the current one."""
     own = tracer()
     if own is None:
         return step

@@ -26,7 +26,7 @@ METRICS = ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
 
 
 def of_evaluation(evaluation: Evaluation) -> RenderableType:
-    """Return the figures of each direction with intervals, and the differences between models."""
+    """Return the figures of each direction, and the differences between models."""
     parts: list[RenderableType] = []
     for direction in evaluation.models[0].curves:
         parts += [_of_direction(evaluation, direction), Text("")]

@@ -139,6 +139,7 @@ def of_purge(purged: PurgeResult, *, dry_run: bool) -> RenderableType:
     verb = "would be removed" if dry_run else "removed"
     return Text(
         f"{purged.orphans:,} of {count_of(purged.pictures, 'image')}, "
-        f"{count_of(purged.unfinished, 'unfinished file')}, {count_of(len(purged.collections), 'collection')} "
+        f"{count_of(purged.unfinished, 'unfinished file')}, "
+        f"{count_of(len(purged.collections), 'collection')} "
         f"and {count_of(purged.receipts, 'receipt')} {verb}."
     )

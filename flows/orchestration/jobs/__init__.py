@@ -1,1 +1,1 @@
-"""Run the jobs, without Prefect: each opens the stores and records its run."""
+"""Run the jobs without Prefect; each records its run."""

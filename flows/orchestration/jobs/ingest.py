@@ -30,7 +30,7 @@ class SourcesFailed(SightlineError):
 
 
 class RejectsNotRetried(SightlineError):
-    """Report the sources whose rejects could not be retried."""
+    """Report the sources with rejects that could not be retried."""
 
 
 def run_here(step: Callable[[], int]) -> int:

@@ -62,7 +62,7 @@ def evaluate(
 
 
 def measure_held_out(stores: Stores, settings: Settings, progress: Progress) -> Counts:
-    """Return the figures of the active model, or why there is nothing to evaluate yet."""
+    """Return the figures of the active model, or why there are none."""
     try:
         held_out = choose_test_set(
             stores, settings, EvaluationChoice(held_out=True), (), at_most=MAX_TEST_RECORDS
@@ -99,10 +99,10 @@ def finetune(
     step: "Callable[[Callable[[], Candidate]], Candidate]" = run_here,
     progress: Progress = no_progress,
 ) -> "Candidate | Counts":
-    """Train a candidate; then promote it and switch searches to it, unless told otherwise.
+    """Train a candidate, and by default promote it and re-index.
 
     Args:
-        promote: False returns the candidate after its training.
+        promote: switch searches to the candidate if it passes the gate; False returns it after training.
         step: runs the training; a Prefect task does so under Prefect.
 
     Raises:
