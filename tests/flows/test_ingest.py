@@ -1,7 +1,8 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -11,7 +12,7 @@ from sqlalchemy import text
 from embedding.images.worker_pool import Workers
 from embedding.pipeline import Clock
 from flows.config.settings import BadSettings, Limits, Qdrant, Settings
-from flows.ingestion import pipeline
+from flows.ingestion import pipeline, request
 from flows.ingestion.dry_run import dry_run
 from flows.ingestion.image_cache import ImageCache
 from flows.ingestion.pipeline import ingest_source
@@ -27,6 +28,8 @@ from storage.postgres import catalog, runs
 from storage.postgres.locks import Busy, source_lock
 from storage.postgres.rejects import open_rejects
 from storage.records import Text, item_id
+from storage.sources import read_source
+from storage.sources.row_estimate import RowEstimate
 from tests.support.builders import a_folder, a_manifest, a_record, png
 from tests.support.fakes import ColourEncoder
 
@@ -670,3 +673,27 @@ def test_the_report_is_json(deps: Deps, settings: Settings, tmp_path: Path):
 
 def _crash(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_source_is_read_once_and_its_length_is_known_from_that(
+    deps: Deps, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = a_folder(tmp_path / "shop", {f"{n}.png": png("red", (16, 16 + n)) for n in range(5)})
+    reads: list[Path] = []
+    totals: list[int] = []
+
+    def counted(location: Path, estimate: RowEstimate | None = None) -> Iterator[Any]:
+        reads.append(location)
+        return read_source(location, estimate)
+
+    monkeypatch.setattr(request, "read_source", counted)
+
+    ingest_source(deps, settings, Request(folder), progress=lambda _stage, _done, total: totals.append(total))
+    ingest_source(
+        deps, settings, Request(folder, limit=2), progress=lambda _stage, _done, total: totals.append(total)
+    )
+
+    assert reads == [folder] * 2
+    assert totals
+    assert totals[0] == 5
+    assert totals[-1] == 2
