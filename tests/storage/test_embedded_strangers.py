@@ -252,7 +252,7 @@ def test_an_owner_of_an_earlier_release_which_has_no_socket_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(qdrant_client, "STOP_TIMEOUT_S", 0.2)
-    argv = [sys.executable, "-c", "import time; time.sleep(60)", qdrant_client.OWNER, str(tmp_path)]
+    argv = [sys.executable, "-c", "import time; time.sleep(60)", qdrant_client.EARLIER_OWNER, str(tmp_path)]
 
     with subprocess.Popen(argv) as owner, claimed(tmp_path, owner.pid):
         wait_until(lambda: not is_gone(owner.pid))  # it has its arguments a moment after its start

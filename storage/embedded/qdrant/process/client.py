@@ -34,6 +34,9 @@ from storage.errors import StoreUnavailable
 from storage.files import NotPrivate, make_folder, open_file, open_folder, private_folder
 
 OWNER = "storage.embedded.qdrant.process.owner"
+EARLIER_OWNER = "storage.embedded.qdrant.owner"
+"""Module of the owners of earlier releases, of which the first had no socket."""
+
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 60
 POLL_S = 0.02
@@ -183,7 +186,7 @@ def _is_of_earlier_release(home: Path, access: Access) -> bool:
         command = Path(f"/proc/{access.pid}/cmdline").read_bytes().split(b"\0")
     except FileNotFoundError:
         return False
-    return {os.fsencode(OWNER), os.fsencode(home.resolve())} <= set(command)
+    return {os.fsencode(EARLIER_OWNER), os.fsencode(home.resolve())} <= set(command)
 
 
 def find_index(home: Path) -> Server | None:
