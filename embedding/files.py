@@ -1,6 +1,7 @@
 """Write files atomically."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from tempfile import mkstemp
 
@@ -25,6 +26,7 @@ def atomic_write(path: Path, content: bytes) -> None:
         Path(name).unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        with suppress(OSError):  # some network file systems sync files and no folders
+            os.fsync(folder)
     finally:
         os.close(folder)
