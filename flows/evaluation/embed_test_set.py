@@ -1,4 +1,4 @@
-"""What a model makes of a test set: rows of texts and images, from its collection where they are there."""
+"""Embed a test set with one model, reusing stored vectors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -28,7 +28,7 @@ CHUNK = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbeddedTestSet:
-    """The rows of a test set as one model has them."""
+    """Hold the vectors of a test set from one model."""
 
     model: str
     fingerprint: str
@@ -36,34 +36,36 @@ class EmbeddedTestSet:
     collection: str | None
     rows: Mapping[Modality, Vectors]
     present: NDArray[np.bool_]
-    """Which images it has been shown."""
+    """Mask of the images that have a vector, in the order of the test set."""
 
 
-def embed_test_set(stores: Stores, settings: Settings, encoder: Encoder, test_set: TestSet, progress: Progress) -> EmbeddedTestSet:
-    """Return the rows of a test set: texts encoded, images shown that the collection has no vector of."""
-    texts, shots = test_set.texts, test_set.images
+def embed_test_set(
+    stores: Stores, settings: Settings, encoder: Encoder, test_set: TestSet, progress: Progress
+) -> EmbeddedTestSet:
+    """Encode the texts of a test set, and images without stored vectors."""
+    texts, images = test_set.texts, test_set.images
     rows = [np.empty((0, encoder.dim), np.float32)]
     for start in range(0, len(texts), CHUNK):
         rows.append(encoder.texts(texts[start : start + CHUNK]))
         progress(f"{encoder.name}: texts", start + len(rows[-1]), len(texts))
     collection = _collection_of(stores, encoder)
-    pictures, present = np.zeros((len(shots), encoder.dim), np.float32), np.zeros(len(shots), bool)
+    vectors, present = np.zeros((len(images), encoder.dim), np.float32), np.zeros(len(images), bool)
     with Workers(encoder.preparation, settings.decode_workers) as workers:
         chunks = (
-            _Chunk.begin(stores, settings, workers, collection, start, shots[start : start + CHUNK])
-            for start in range(0, len(shots), CHUNK)
+            _ImageChunk.begin(stores, settings, workers, collection, start, images[start : start + CHUNK])
+            for start in range(0, len(images), CHUNK)
         )
         with prefetch(chunks) as ready:
             for chunk in ready:
                 for place, vector in chunk.vectors(encoder):
-                    pictures[place], present[place] = vector, True
-                progress(f"{encoder.name}: pictures", chunk.start + len(chunk.shots), len(shots))
-    sides: dict[Modality, Vectors] = {"texts": np.concatenate(rows), "images": pictures}
-    return EmbeddedTestSet(encoder.name, encoder.fingerprint, encoder.dim, collection, sides, present)
+                    vectors[place], present[place] = vector, True
+                progress(f"{encoder.name}: images", chunk.start + len(chunk.images), len(images))
+    by_side: dict[Modality, Vectors] = {"texts": np.concatenate(rows), "images": vectors}
+    return EmbeddedTestSet(encoder.name, encoder.fingerprint, encoder.dim, collection, by_side, present)
 
 
 def _collection_of(stores: Stores, encoder: Encoder) -> str | None:
-    """Return the name of the model's collection, if it is on record and there."""
+    """Return the collection of the model, if recorded and present."""
     name = qdrant.collection_name(encoder.fingerprint)
     with stores.sessions() as session:
         known = {one.name for one in model_registry.known_collections(session)}
@@ -71,11 +73,11 @@ def _collection_of(stores: Stores, encoder: Encoder) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Some images: their vectors, or what is being decoded to make these."""
+class _ImageChunk:
+    """Hold some images with their stored vectors, or while they are decoded."""
 
     start: int
-    shots: Sequence[EvaluationImage]
+    images: Sequence[EvaluationImage]
     known: Mapping[Any, NDArray[np.float32]]
     decoding: Mapping[int, "Future[PreparedImage]"]
 
@@ -87,16 +89,18 @@ class _Chunk:
         workers: Workers,
         collection: str | None,
         start: int,
-        shots: Sequence[EvaluationImage],
-    ) -> "_Chunk":
-        wanted = {shot.id: shot.content_hash for shot in shots if shot.id and shot.content_hash}
+        images: Sequence[EvaluationImage],
+    ) -> "_ImageChunk":
+        wanted = {image.id: image.content_hash for image in images if image.id and image.content_hash}
         known = {} if collection is None else qdrant.image_vectors_of(stores.vectors, collection, wanted)
-        origins = {number: shot.origin for number, shot in enumerate(shots) if shot.id not in known}
-        decoding = decode_many(workers, origins, lambda number, _: _bytes_of(stores, settings, shots[number]))
-        return cls(start, shots, known, decoding)
+        origins = {number: image.origin for number, image in enumerate(images) if image.id not in known}
+        decoding = decode_many(
+            workers, origins, lambda number, _: _bytes_of(stores, settings, images[number])
+        )
+        return cls(start, images, known, decoding)
 
     def vectors(self, encoder: Encoder) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield the vectors that there are, each with its image's place in the test set."""
+        """Yield available vectors with the positions of their images."""
         prepared = {}
         for number, future in self.decoding.items():
             try:
@@ -105,15 +109,15 @@ class _Chunk:
                 continue  # it is counted as left out
         made = encoder.encode_prepared(list(prepared.values()))
         yield from ((self.start + number, row) for number, row in zip(prepared, made, strict=True))
-        for number, shot in enumerate(self.shots):
-            if shot.id in self.known:
-                yield self.start + number, self.known[shot.id]
+        for number, image in enumerate(self.images):
+            if image.id in self.known:
+                yield self.start + number, self.known[image.id]
 
 
-def _bytes_of(stores: Stores, settings: Settings, shot: EvaluationImage) -> bytes | None:
-    if shot.sha256 is not None:
-        return load_image(stores, shot.sha256, shot.origin, settings.limits)
+def _bytes_of(stores: Stores, settings: Settings, image: EvaluationImage) -> bytes | None:
+    if image.sha256 is not None:
+        return load_image(stores, image.sha256, image.origin, settings.limits)
     try:
-        return fetch_image(shot.origin, settings.limits)
+        return fetch_image(image.origin, settings.limits)
     except FetchError:
         return None

@@ -1,4 +1,4 @@
-"""How well texts find images and images texts, by one model or by several on the same queries."""
+"""Evaluate text-image retrieval by one or several models on the same queries."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,16 +19,16 @@ from flows.resources.model_loader import Load, open_model, open_model_of
 from flows.tracking.progress import Progress, no_progress
 from storage.postgres import model_registry
 
-LONGEST_CURVE = 100
+MAX_CURVE_K = 100
 
 
 @dataclass(frozen=True, slots=True)
 class DirectionMetrics:
-    """The figures of one model in one direction, with the sizes without which they mean nothing."""
+    """Hold the metrics of one model in one direction."""
 
     direction: str
     part: str | None
-    """Of the queries, such as `lang=de`; None for all of them."""
+    """Subset of the queries, such as `lang=de`; None for all of them."""
 
     queries: int
     gallery: int
@@ -37,13 +37,13 @@ class DirectionMetrics:
 
 @dataclass(frozen=True, slots=True)
 class ModelFigures:
-    """What one model came to."""
+    """Hold all metrics of one model."""
 
     model: str
     fingerprint: str
     dim: int
     collection: str | None
-    """Where image vectors were taken from; None where all were made for the evaluation."""
+    """Source of the image vectors; None if all were encoded for the evaluation."""
 
     measured: tuple[DirectionMetrics, ...]
     curves: dict[str, tuple[float, ...]]
@@ -52,7 +52,7 @@ class ModelFigures:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How much better a model is than the first, on the same queries: each figure's difference."""
+    """Hold the metric differences between a model and the first one."""
 
     model: str
     over: str
@@ -61,7 +61,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was judged, and what came of it.
+    """Hold the outcome of an evaluation.
 
     Text to image counts each caption as a query. Image to text ranks items by their best caption, so that
     its recall is the hit rate over items, not the share of captions found.
@@ -69,10 +69,10 @@ class Evaluation:
 
     dataset: str
     left_out: int
-    """Pictures that could not be shown to every model."""
+    """Images that a model could not encode."""
 
     unanswerable: int
-    """Captions, images and judged queries without a right answer in the gallery; they were not asked."""
+    """Queries without a relevant item in the gallery; they are not evaluated."""
 
     models: tuple[ModelFigures, ...]
     comparisons: tuple[Comparison, ...]
@@ -83,7 +83,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DirectionScores:
-    """How one model answered the queries of one direction."""
+    """Hold the answers of one model in one direction, with their scores."""
 
     direction: Direction
     answers: Answers
@@ -100,36 +100,36 @@ def evaluate(
     load: Load = open_model,
     progress: Progress = no_progress,
 ) -> Evaluation:
-    """Rank the test set's galleries for all its queries, by each model, and keep the figures in Postgres.
+    """Evaluate models on a test set, and record the metrics.
 
-    Queries are encoded anew, as a user's would be. Image vectors are those of the model's collection;
-    where it has none, the image is shown to the model. All models are asked the same queries over the same
-    galleries: an image that one of them could not be shown is left out for all.
+    Queries are encoded anew, as those of a user are. Image vectors are taken from the collection of the
+    model; an image without one is encoded. All models get the same queries over the same galleries: an image
+    that one of them cannot encode is left out for all.
 
     Args:
-        names: models, or collections; the others are compared with the first. Without any, the active model.
-        by: metadata fields by whose values figures are broken down, as they are by language.
+        names: models or collections; the others are compared with the first. Default: the active model.
+        by: metadata fields; metrics are broken down by their values, and by language.
         load: opens a model by its name.
 
     Raises:
-        NothingToEvaluate: there is no query with a right answer.
+        NothingToEvaluate: no query has a relevant item.
         ModelUnavailable: there is no such model.
-        ModelMismatch: the model of a collection is another one now.
+        ModelMismatch: a collection was made by another version of its model.
     """
     encoders = (
         open_model_of(stores.vectors, stores.sessions, settings, name, load) for name in names or (None,)
     )
-    seen, judged = score_models(stores, settings, encoders, test_set, by=by, progress=progress)
-    models = tuple(map(_figures, seen, judged))
-    first = seen[0].model
+    embedded, scored = score_models(stores, settings, encoders, test_set, by=by, progress=progress)
+    models = tuple(map(_figures, embedded, scored))
+    first = embedded[0].model
     result = Evaluation(
         test_set.name,
-        int((~images_of_all(seen)).sum()),
-        test_set.possible_queries - sum(len(one.direction.queries) for one in judged[0]),
+        int((~images_of_all(embedded)).sum()),
+        test_set.possible_queries - sum(len(one.direction.queries) for one in scored[0]),
         models,
         tuple(
-            Comparison(one.model, first, tuple(score_differences(judged[0], own)))
-            for one, own in zip(seen[1:], judged[1:], strict=True)
+            Comparison(one.model, first, tuple(score_differences(scored[0], own)))
+            for one, own in zip(embedded[1:], scored[1:], strict=True)
         ),
     )
     _record(stores, test_set, models)
@@ -145,24 +145,28 @@ def score_models(
     by: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> tuple[list[EmbeddedTestSet], list[list[DirectionScores]]]:
-    """Return what each model has seen, and how it answered, direction by direction; see `evaluate`."""
-    seen = [embed_test_set(stores, settings, encoder, test_set, progress) for encoder in encoders]
-    directions = directions_of(test_set, images_of_all(seen), by)
-    judged = []
-    for one in seen:
+    """Embed the test set with each model, and score each direction."""
+    embedded = [embed_test_set(stores, settings, encoder, test_set, progress) for encoder in encoders]
+    directions = directions_of(test_set, images_of_all(embedded), by)
+    scored = []
+    for one in embedded:
         answers = [rank_answers(direction, one.rows) for direction in directions]
         pairs = zip(directions, answers, strict=True)
-        judged.append([DirectionScores(direction, found, retrieval_scores(found)) for direction, found in pairs])
-    return seen, judged
+        scored.append(
+            [DirectionScores(direction, found, retrieval_scores(found)) for direction, found in pairs]
+        )
+    return embedded, scored
 
 
-def images_of_all(seen: Sequence[EmbeddedTestSet]) -> NDArray[np.bool_]:
-    """Return which images every model has been shown."""
-    return np.asarray(np.logical_and.reduce([one.present for one in seen]))
+def images_of_all(embedded: Sequence[EmbeddedTestSet]) -> NDArray[np.bool_]:
+    """Return the mask of the images that all models encoded."""
+    return np.asarray(np.logical_and.reduce([one.present for one in embedded]))
 
 
-def score_differences(first: Sequence[DirectionScores], second: Sequence[DirectionScores]) -> Iterator[DirectionMetrics]:
-    """Yield how much better the second model's answers are, by direction and part."""
+def score_differences(
+    first: Sequence[DirectionScores], second: Sequence[DirectionScores]
+) -> Iterator[DirectionMetrics]:
+    """Yield the metric differences, second minus first, by direction and part."""
     for ours, theirs in zip(second, first, strict=True):
         differences = {name: ours.scores[name] - theirs.scores[name] for name in ours.scores}
         yield from _measured(ours.direction, differences)
@@ -188,9 +192,9 @@ def _record(stores: Stores, test_set: TestSet, models: Sequence[ModelFigures]) -
                 )
 
 
-def _figures(one: EmbeddedTestSet, judged: Sequence[DirectionScores]) -> ModelFigures:
-    measured = [part for own in judged for part in _measured(own.direction, own.scores)]
-    curves = {own.direction.name: _curve(own) for own in judged}
+def _figures(one: EmbeddedTestSet, scored: Sequence[DirectionScores]) -> ModelFigures:
+    measured = [part for own in scored for part in _measured(own.direction, own.scores)]
+    curves = {own.direction.name: _curve(own) for own in scored}
     return ModelFigures(one.model, one.fingerprint, one.dim, one.collection, tuple(measured), curves)
 
 
@@ -204,6 +208,6 @@ def _measured(direction: Direction, scores: Mapping[str, Scores]) -> Iterator[Di
         yield DirectionMetrics(direction.name, part, int(own.sum()), len(direction.starts), figures)
 
 
-def _curve(judged: DirectionScores) -> tuple[float, ...]:
-    longest = min(LONGEST_CURVE, len(judged.direction.starts))
-    return tuple(float(recall_at(judged.answers, k).mean()) for k in range(1, longest + 1))
+def _curve(scored: DirectionScores) -> tuple[float, ...]:
+    max_k = min(MAX_CURVE_K, len(scored.direction.starts))
+    return tuple(float(recall_at(scored.answers, k).mean()) for k in range(1, max_k + 1))

@@ -1,4 +1,4 @@
-"""Recall against k as an image: a panel for each direction, a line for each model."""
+"""Plot recall@k by direction and model."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
-from flows.evaluation.evaluate import Evaluation, Measured
+from flows.evaluation.evaluate import DirectionMetrics, Evaluation
 from flows.tracking.file_modes import usual_files
 
 INCHES = 4.6
@@ -15,12 +15,12 @@ COLOURS = ("#4269d0", "#ef7b1a", "#3ca951", "#a463f2", "#ff5c6c", "#6b7280")
 
 
 def write_plot(evaluation: Evaluation, path: Path) -> None:
-    """Write the curves of recall@k to `path`, a PNG or whatever else its name ends with.
+    """Write the curves of recall@k to an image file.
 
     Recall@1, @5 and @10 are marked with their 95% intervals.
 
     Raises:
-        ValueError: no image can be written in the format that the name ends with.
+        ValueError: the suffix of `path` names no known format.
     """
     directions = list(evaluation.models[0].curves)
     figure = Figure(figsize=(INCHES * len(directions) + 0.4, INCHES), layout="constrained")
@@ -62,5 +62,5 @@ def _draw(panel: Axes, evaluation: Evaluation, direction: str) -> None:
     panel.legend(frameon=False, loc="lower right")
 
 
-def _whole(measured: tuple[Measured, ...], direction: str) -> Measured:
+def _whole(measured: tuple[DirectionMetrics, ...], direction: str) -> DirectionMetrics:
     return next(one for one in measured if one.direction == direction and one.part is None)

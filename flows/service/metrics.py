@@ -1,4 +1,4 @@
-"""What Prometheus scrapes: the last observation, and the searches of this process. It asks no store."""
+"""Expose the latest observation and the searches of this process to Prometheus."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from flows.config.cron import longest_pause
 from flows.config.settings import Schedules
-from flows.service.observer import Catalogued, Indexed, Observation, Observer
+from flows.service.observer import CatalogStatus, IndexStatus, Observation, Observer
 from storage.consistency.differences import DAMAGE
 from storage.postgres.run_totals import Totals
 from storage.postgres.statistics import EvaluationFigure
@@ -25,13 +25,13 @@ ENDINGS = ("completed", "failed", "crashed")
 RECALL = re.compile(r"recall@(\d+)")
 
 Samples = Mapping[tuple[str, ...], float]
-"""Values by the values of their labels."""
+"""Values by label values."""
 
 
 def metrics_route(observer: Observer) -> Route:
-    """Return the route at which Prometheus finds what `observer` has seen."""
+    """Return the route of the metrics; a scrape queries no store."""
     registry = CollectorRegistry()
-    registry.register(_Watched(observer))
+    registry.register(_ObservedStores(observer))
     registry.register(observer.backend.search_times)
     ProcessCollector(registry=registry)
 
@@ -41,57 +41,59 @@ def metrics_route(observer: Observer) -> Route:
     return Route("/metrics", metrics)
 
 
-class _Watched(Collector):
+class _ObservedStores(Collector):
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
 
     def collect(self) -> Iterable[Metric]:
         schedules = self._observer.backend.settings.schedules
-        return families(self._observer.seen, schedules, datetime.now(UTC))
+        return families(self._observer.latest, schedules, datetime.now(UTC))
 
 
 def families(seen: Observation, schedules: Schedules, now: datetime) -> Iterator[Metric]:
-    """Yield all metrics of an observation; of a store that was away, nothing but that."""
+    """Yield all metrics of an observation, without those of unavailable stores."""
     yield gauge(
         "build_info", "The version of Sightline that answers.", {(version("sightline"),): 1}, "version"
     )
     yield gauge(
         "observation_age_seconds",
-        "Seconds since the stores were looked at; all other figures are from then.",
+        "Seconds since the stores were observed; all other values are from then.",
         {(): (now - seen.at).total_seconds()},
     )
     yield gauge(
         "store_up",
-        "Whether a store answered; 0 while it is away, when its other figures are missing.",
-        {("postgres",): seen.catalogued is not None, ("qdrant",): seen.indexed is not None},
+        "Whether a store answered; if 0, its other metrics are missing.",
+        {("postgres",): seen.catalog is not None, ("qdrant",): seen.index is not None},
         "store",
     )
-    yield gauge("disk_free_bytes", "Free space where the home folder is.", {(): seen.disk_free_bytes})
-    yield gauge("disk_bytes", "Size of the disk that the home folder is on.", {(): seen.disk_bytes})
+    yield gauge(
+        "disk_free_bytes", "Free space of the disk of the data directory.", {(): seen.disk_free_bytes}
+    )
+    yield gauge("disk_bytes", "Size of the disk of the data directory.", {(): seen.disk_bytes})
     yield gauge(
         "schedule_longest_pause_seconds",
         "Longest time between two scheduled runs of a flow; missing for flows without a schedule.",
         longest_pauses(schedules),
         "flow",
     )
-    if seen.indexed is not None:
-        yield from of_index(seen.indexed)
-    if seen.catalogued is not None:
-        yield from of_records(seen.catalogued, now)
-        yield from of_runs(seen.catalogued, schedules)
-        yield from of_ingests(seen.catalogued.totals)
-        yield from of_quality(seen.catalogued)
+    if seen.index is not None:
+        yield from of_index(seen.index)
+    if seen.catalog is not None:
+        yield from of_records(seen.catalog, now)
+        yield from of_runs(seen.catalog, schedules)
+        yield from of_ingests(seen.catalog.totals)
+        yield from of_quality(seen.catalog)
 
 
-def of_index(indexed: Indexed) -> Iterator[Metric]:
-    """Yield what Qdrant says."""
-    collection = indexed.collection
+def of_index(index: IndexStatus) -> Iterator[Metric]:
+    """Yield the metrics of the active collection."""
+    collection = index.collection
     if collection is None:
         return
-    yield gauge("index_points", "Points in the collection that searches go to.", {(): indexed.points})
+    yield gauge("index_points", "Points in the active collection.", {(): index.points})
     yield gauge(
         "index_info",
-        "The collection that searches go to, and the model that made it.",
+        "The active collection, and the model that made it.",
         {(collection.model, collection.fingerprint, collection.name): 1},
         "model",
         "fingerprint",
@@ -99,9 +101,9 @@ def of_index(indexed: Indexed) -> Iterator[Metric]:
     )
 
 
-def of_records(catalogued: Catalogued, now: datetime) -> Iterator[Metric]:
-    """Yield how many records there are, how fresh the index is, and what could not be taken in."""
-    figures = catalogued.figures
+def of_records(catalog: CatalogStatus, now: datetime) -> Iterator[Metric]:
+    """Yield the numbers of records and rejects, and the index freshness."""
+    figures = catalog.figures
     newest = figures.newest_waiting
     states = {"searchable": figures.searchable, "pending": figures.pending, "deleted": figures.deleted}
     yield gauge(
@@ -112,45 +114,45 @@ def of_records(catalogued: Catalogued, now: datetime) -> Iterator[Metric]:
     )
     yield gauge(
         "oldest_pending_age_seconds",
-        "For how long the record that has waited longest is not searchable as it is; 0 if none waits.",
+        "Waiting time of the oldest record that is not searchable as it is; 0 if none waits.",
         {(): figures.age_s(now)},
     )
     yield gauge(
         "newest_pending_age_seconds",
-        "For how long the newest such record has waited; 0 if none waits.",
+        "Waiting time of the newest such record; 0 if none waits.",
         {(): 0.0 if newest is None else max(0.0, (now - newest).total_seconds())},
     )
     yield gauge(
         "rejects_open",
-        "Records that could not be taken in and still cannot, by reason; see `sightline rejects`.",
-        {(one.reason, one.source): one.many for one in catalogued.rejects},
+        "Rejected records that are still open, by reason; see `sightline rejects`.",
+        {(one.reason, one.source): one.many for one in catalog.rejects},
         "reason",
         "source",
     )
 
 
-def of_runs(catalogued: Catalogued, schedules: Schedules) -> Iterator[Metric]:
-    """Yield how the runs of each flow went."""
-    totals = catalogued.totals
+def of_runs(catalog: CatalogStatus, schedules: Schedules) -> Iterator[Metric]:
+    """Yield the outcomes and durations of the runs of each flow."""
+    totals = catalog.totals
     flows = {*type(schedules).model_fields, *(one.flow for one in totals.outcomes)}
     ended: dict[tuple[str, ...], float] = {(flow, ending): 0 for flow in sorted(flows) for ending in ENDINGS}
     ended |= {(one.flow, one.outcome): one.many for one in totals.outcomes if one.outcome in ENDINGS}
-    yield counter("runs", "Runs that ended, by flow and how.", ended, "flow", "outcome")
+    yield counter("runs", "Runs that ended, by flow and outcome.", ended, "flow", "outcome")
     yield gauge(
         "runs_running",
-        "Runs that say they go on.",
-        counted(flows, (run.flow for run in catalogued.running)),
+        "Runs that are recorded as running.",
+        counted(flows, (run.flow for run in catalog.running)),
         "flow",
     )
     yield gauge(
         "runs_failing",
         "Sources (or flows that have none) whose last run failed or crashed; see `sightline status`.",
-        counted(flows, (run.flow for run in catalogued.failed)),
+        counted(flows, (run.flow for run in catalog.failed)),
         "flow",
     )
     yield gauge(
         "run_last_success_timestamp_seconds",
-        "When a run of the flow was completed last, in seconds since 1970.",
+        "Time at which a run of the flow completed last, in seconds since 1970.",
         {
             (one.flow,): one.last_ended.timestamp()
             for one in totals.outcomes
@@ -160,18 +162,18 @@ def of_runs(catalogued: Catalogued, schedules: Schedules) -> Iterator[Metric]:
     )
     yield gauge(
         "run_last_duration_seconds",
-        "How long the last run of the flow took that ended.",
+        "Duration of the last ended run of the flow.",
         {(flow,): seconds for flow, seconds in totals.took_s.items()},
         "flow",
     )
 
 
 def of_ingests(totals: Totals) -> Iterator[Metric]:
-    """Yield what ingests did, and how fast they were."""
+    """Yield the results and the throughput of ingests."""
     ingest_totals = totals.ingest_totals
     yield counter(
         "ingest_records",
-        "Records that ingests read, by what became of them; those of ingests that go on included.",
+        "Records that ingests read, by result; running ingests included.",
         {(result,): many for result, many in ingest_totals.results.items()},
         "result",
     )
@@ -180,7 +182,7 @@ def of_ingests(totals: Totals) -> Iterator[Metric]:
     )
     yield counter(
         "ingest_stage_seconds",
-        "Seconds that ingests were at work, by stage; of decoding, added up over its processes.",
+        "Seconds of work of ingests, by stage; for decoding, the sum over its processes.",
         {(stage,): seconds for stage, seconds in totals.stage_seconds.items()},
         "stage",
     )
@@ -189,27 +191,27 @@ def of_ingests(totals: Totals) -> Iterator[Metric]:
     speed = totals.last_ingest.counts["speed"]
     yield gauge(
         "last_ingest_records_per_second",
-        "How fast the last ingest was that embedded something.",
+        "Throughput of the last ingest that embedded anything.",
         {(): speed["records_per_s"]},
     )
     yield gauge(
         "last_ingest_busy_ratio",
-        "Share of that ingest's time that each stage was at work; the highest was the limit.",
+        "Busy share of each stage in that ingest; the highest was the bottleneck.",
         {(stage,): share for stage, share in speed["busy"].items()},
         "stage",
     )
 
 
-def of_quality(catalogued: Catalogued) -> Iterator[Metric]:
-    """Yield how good searches are, and whether the stores agree."""
+def of_quality(catalog: CatalogStatus) -> Iterator[Metric]:
+    """Yield the recall of searches, and the differences between the stores."""
     recalls = {
         (one.direction, found[1]): one
-        for one in catalogued.evaluation
+        for one in catalog.evaluation
         if (found := RECALL.fullmatch(one.metric)) is not None
     }
     if recalls:
         yield from of_recall(recalls)
-    comparison = catalogued.totals.comparison
+    comparison = catalog.totals.comparison
     if comparison is not None:
         yield gauge(
             "reconcile_differences",
@@ -219,7 +221,7 @@ def of_quality(catalogued: Catalogued) -> Iterator[Metric]:
         )
         yield gauge(
             "reconcile_last_timestamp_seconds",
-            "When the stores were compared last, in seconds since 1970.",
+            "Time of the last comparison, in seconds since 1970.",
             {(): comparison.at.timestamp()},
         )
 
@@ -249,13 +251,13 @@ def of_recall(recalls: Mapping[tuple[str, str], EvaluationFigure]) -> Iterator[M
     )
     yield gauge(
         "evaluation_last_timestamp_seconds",
-        "When that evaluation was, in seconds since 1970.",
+        "Time of that evaluation, in seconds since 1970.",
         {(): max(one.at for one in recalls.values()).timestamp()},
     )
 
 
 def counted(flows: Iterable[str], met: Iterable[str]) -> dict[tuple[str, ...], float]:
-    """Return how often each flow was met, those included that never were."""
+    """Count the occurrences of each flow, zeros included."""
     many: dict[tuple[str, ...], float] = {(flow,): 0 for flow in sorted(flows)}
     for flow in met:
         many[(flow,)] = many.get((flow,), 0) + 1
@@ -264,7 +266,7 @@ def counted(flows: Iterable[str], met: Iterable[str]) -> dict[tuple[str, ...], f
 
 @cache
 def longest_pauses(schedules: Schedules) -> dict[tuple[str, ...], float]:
-    """Return for each flow that has a schedule the longest pause that this leaves, in seconds."""
+    """Return the longest pause of each scheduled flow, in seconds."""
     crons: dict[str, str | None] = schedules.model_dump()
     now = datetime.now(UTC)
     return {
@@ -273,7 +275,7 @@ def longest_pauses(schedules: Schedules) -> dict[tuple[str, ...], float]:
 
 
 def gauge(name: str, help: str, samples: Samples, *labels: str) -> Metric:
-    """Return a metric that may rise and fall."""
+    """Return a gauge metric."""
     metric = GaugeMetricFamily(f"sightline_{name}", help, labels=labels)
     for values, value in samples.items():
         metric.add_metric(values, value)
@@ -281,7 +283,7 @@ def gauge(name: str, help: str, samples: Samples, *labels: str) -> Metric:
 
 
 def counter(name: str, help: str, samples: Samples, *labels: str) -> Metric:
-    """Return a metric that only grows; its samples get the ending `_total`."""
+    """Return a counter metric; its samples get the suffix `_total`."""
     metric = CounterMetricFamily(f"sightline_{name}", help, labels=labels)
     for values, value in samples.items():
         metric.add_metric(values, value)

@@ -1,4 +1,4 @@
-"""One look at all models: where they come from, what was decided of them, and what a change would take."""
+"""Read all models with their lineage, decisions, metrics and collections."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,38 +15,38 @@ from storage.postgres.runs import Run
 from storage.postgres.statistics import EvaluationFigure
 
 RECENT = 20
-"""Runs of a flow, of which one tells its pace."""
+"""Number of runs of a flow from which a pace is estimated."""
 
 WORK = ("finetune", "promote", "reindex", "rollback")
-"""The flows that make models, judge them, and have searches use them."""
+"""Flows that train models, evaluate them, and switch searches to them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lineage:
-    """What was seen; two looks at the same are equal."""
+class ModelOverview:
+    """Hold the state of all models; equal states compare equal."""
 
     models: tuple[tuple[int, ModelHistory], ...]
-    """Each with how many it comes from, one after the other; parents first."""
+    """Models with their depth in the lineage; parents first."""
 
     collections: tuple[CollectionHistory, ...]
     points: Mapping[str, int]
-    """By collection; none of a collection that is gone, or where Qdrant is away."""
+    """By collection; without absent collections, and empty while Qdrant is unavailable."""
 
     measured: tuple[EvaluationFigure, ...]
     decisions: tuple[Decision, ...]
     last_runs: tuple[Run, ...]
-    """Of each flow of `WORK`."""
+    """The last run of each flow of `WORK`."""
 
     qdrant_problem: str | None
 
     @property
     def active(self) -> ModelHistory | None:
-        """The model that searches use."""
+        """Return the active model."""
         return next((life for _, life in self.models if life.state == "active"), None)
 
     @property
     def back(self) -> CollectionHistory | None:
-        """The collection that a rollback goes to."""
+        """Return the collection that a rollback switches to."""
         used = [
             one
             for one in self.collections
@@ -57,11 +57,11 @@ class Lineage:
 
     @property
     def names(self) -> dict[str, str]:
-        """The names of the models by their fingerprints."""
+        """Return the names of the models by fingerprint."""
         return {life.fingerprint: life.name for _, life in self.models}
 
     def is_promoted(self, life: ModelHistory) -> bool:
-        """Whether the last decision on a model lets it take the place of the one that is active now."""
+        """Return whether the last decision promotes a model over the active one."""
         active, decided = self.active, life.decided
         if active is None or decided is None:
             return False
@@ -69,24 +69,25 @@ class Lineage:
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
-    """What filling a collection takes."""
+class BackfillEstimate:
+    """Estimate the effort of a backfill."""
 
     records: int
-    """That would be embedded: it lacks them, or has them as they were."""
+    """Items without a current point in the collection."""
 
     seconds: float | None
-    """About how long that takes; None where nothing has told yet."""
+    """Estimated duration; None without an earlier run."""
 
     by: str | None
-    """The flow whose pace that is."""
+    """The flow that the pace was measured on."""
 
 
-def look_at_models(backend: Backend, *, decisions: int, before: int | None = None) -> Lineage:
-    """Look at Postgres, and at Qdrant if it answers.
+def read_model_overview(backend: Backend, *, decisions: int, before: int | None = None) -> ModelOverview:
+    """Read Postgres, and Qdrant if available.
 
     Args:
-        decisions: so many of the gate's, the newest, or those before the one with the id `before`.
+        decisions: number of decisions of the promotion gate, the newest first.
+        before: only decisions with a smaller id.
 
     Raises:
         StoreUnavailable: Postgres does not answer.
@@ -104,11 +105,11 @@ def look_at_models(backend: Backend, *, decisions: int, before: int | None = Non
             points = {one.name: qdrant.count(client, one.name) for one in collections if one.name in there}
     except StoreUnavailable as error:
         problem = str(error)
-    return Lineage(models, collections, points, measured, decided, last, problem)
+    return ModelOverview(models, collections, points, measured, decided, last, problem)
 
 
 def tree(models: Sequence[ModelHistory]) -> tuple[tuple[int, ModelHistory], ...]:
-    """Return each model below the one that it comes from, with its depth; the oldest of each kind first."""
+    """Order models below their parents, with their depth; older siblings first."""
     known = {life.fingerprint for life in models}
     below: dict[str | None, list[ModelHistory]] = defaultdict(list)
     for life in sorted(models, key=lambda life: (life.created, life.fingerprint)):
@@ -122,11 +123,11 @@ def tree(models: Sequence[ModelHistory]) -> tuple[tuple[int, ModelHistory], ...]
     return tuple(ordered)
 
 
-def effort_of(session: Session, collection: str) -> Effort:
-    """Return what it takes to fill `collection`, which need not be there, at the pace that was had before.
+def estimate_backfill(session: Session, collection: str) -> BackfillEstimate:
+    """Estimate a backfill of `collection`, which may be absent, from earlier runs.
 
-    Of the last re-indexes, else of the last ingests, the one that embedded most tells: one of a few records
-    tells of little but its start.
+    The pace is that of the largest of the last re-indexes, else of the last ingests: a run of a few records
+    measures little but its start.
     """
     pending = statistics.figures(session, collection).pending
     for flow, counted in (("reindex", "written"), ("ingest", "embedded")):
@@ -136,5 +137,5 @@ def effort_of(session: Session, collection: str) -> Effort:
         ]
         embedded, seconds = max(paces, default=(0, 0.0))
         if embedded and seconds:
-            return Effort(pending, pending * seconds / embedded, flow)
-    return Effort(pending, None, None)
+            return BackfillEstimate(pending, pending * seconds / embedded, flow)
+    return BackfillEstimate(pending, None, None)

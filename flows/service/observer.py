@@ -1,6 +1,6 @@
-"""One look at everything for those who watch, and the thread that keeps looking.
+"""Observe the stores in a background thread.
 
-The console, the API and the metrics show what was seen last, and when that was: a page costs no scan of the
+The console, the API and the metrics show the latest observation, and its time: a page costs no scan of the
 tables, however many records there are and however many people watch.
 """
 
@@ -23,30 +23,30 @@ from storage.postgres.runs import Run
 from storage.postgres.statistics import Day, EvaluationFigure, Figures, RejectCount
 
 DAYS = 30
-LEAST_PAUSE_S = 5.0
+MIN_PAUSE_S = 5.0
 PAUSE_SHARE = 20
-"""A look that takes a second is followed by so many seconds without one."""
+"""Seconds of pause for each second that an observation takes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Catalogued:
-    """What Postgres says."""
+class CatalogStatus:
+    """Hold the state of the catalog in Postgres."""
 
     collection: str | None
-    """The one that searches go to."""
+    """The active one."""
 
     figures: Figures
     rejects: tuple[RejectCount, ...]
     running: tuple[Run, ...]
     last_runs: tuple[Run, ...]
-    """Of each flow."""
+    """The last run of each flow."""
 
     failed: tuple[Run, ...]
-    """The last run of a flow, and of a source where it has one, that ended otherwise than completed."""
+    """Last runs, by flow and source, that did not complete."""
 
     days: tuple[Day, ...]
     evaluation: tuple[EvaluationFigure, ...]
-    """The last one of the collection."""
+    """The last evaluation of the collection."""
 
     totals: Totals
 
@@ -56,64 +56,68 @@ class Catalogued:
 
 
 @dataclass(frozen=True, slots=True)
-class Indexed:
-    """What Qdrant says."""
+class IndexStatus:
+    """Hold the state of the active collection in Qdrant."""
 
     collection: qdrant.Collection | None
-    """The one that searches go to; None before the first ingest."""
+    """None before the first ingest."""
 
     points: int
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was seen. Of a store that is away there is a problem instead: a sentence with the remedy."""
+    """Hold the state of the stores and the disk at one time.
+
+    An unavailable store has a problem instead: a sentence with the remedy.
+    """
 
     at: datetime
     took_s: float
-    catalogued: Catalogued | None
+    catalog: CatalogStatus | None
     postgres_problem: str | None
-    indexed: Indexed | None
+    index: IndexStatus | None
     qdrant_problem: str | None
     disk_free_bytes: int
-    """Where the home is."""
+    """Free space of the disk of the data directory."""
 
     disk_bytes: int
 
 
 def observe(backend: Backend) -> Observation:
-    """Look at Postgres, at Qdrant and at the disk."""
+    """Read the state of Postgres, of Qdrant and of the disk."""
     at, started = datetime.now(UTC), perf_counter()
-    catalogued, indexed = None, None
+    catalog, index = None, None
     postgres_problem = qdrant_problem = None
     try:
         with backend.sessions() as sessions, sessions() as session:
-            catalogued = look_at_catalog(session, at)
+            catalog = read_catalog_status(session, at)
     except StoreUnavailable as error:
         postgres_problem = str(error)
     try:
         with backend.vectors() as client:
             collection = qdrant.active_collection(client)
-            indexed = Indexed(collection, 0 if collection is None else qdrant.count(client, collection.name))
+            points = 0 if collection is None else qdrant.count(client, collection.name)
+            index = IndexStatus(collection, points)
     except StoreUnavailable as error:
         qdrant_problem = str(error)
     disk = shutil.disk_usage(backend.settings.home)
     return Observation(
         at,
         perf_counter() - started,
-        catalogued,
+        catalog,
         postgres_problem,
-        indexed,
+        index,
         qdrant_problem,
         disk.free,
         disk.total,
     )
 
 
-def look_at_catalog(session: Session, now: datetime) -> Catalogued:
-    """Return what Postgres says; one statement for each thing, whatever the number of records."""
+def read_catalog_status(session: Session, now: datetime) -> CatalogStatus:
+    """Read the state of the catalog, with a fixed number of statements."""
     collection = model_registry.active_collection(session)
-    return Catalogued(
+    return CatalogStatus(
         collection,
         statistics.figures(session, collection),
         tuple(statistics.count_rejects(session)),
@@ -127,31 +131,31 @@ def look_at_catalog(session: Session, now: datetime) -> Catalogued:
 
 
 class Observer:
-    """Keeps the last observation of a backend; a thread looks again and again, and sooner when asked to."""
+    """Observe a backend at intervals, and keep the latest observation."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._changed = Condition()
-        self._seen: Observation | None = None
-        self._asked = self._ended = False
+        self._latest: Observation | None = None
+        self._requested = self._ended = False
 
     @property
-    def seen(self) -> Observation:
-        """What was seen last; the first time somebody asks, it is looked at now."""
-        if self._seen is None:
-            self._seen = observe(self.backend)
-        return self._seen
+    def latest(self) -> Observation:
+        """Return the latest observation; the first call makes one."""
+        if self._latest is None:
+            self._latest = observe(self.backend)
+        return self._latest
 
-    def look_again(self) -> None:
-        """Have the thread look now: something was just done that will show."""
+    def refresh(self) -> None:
+        """Request an observation now, after a change that should show."""
         with self._changed:
-            self._asked = True
+            self._requested = True
             self._changed.notify_all()
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Keep looking for as long as this is open."""
-        thread = Thread(target=self._keep_looking, name="observer", daemon=True)
+    def running(self) -> Iterator[None]:
+        """Observe in a thread for as long as the context is open."""
+        thread = Thread(target=self._observe_at_intervals, name="observer", daemon=True)
         thread.start()
         try:
             yield
@@ -161,11 +165,11 @@ class Observer:
                 self._changed.notify_all()
             thread.join()
 
-    def _keep_looking(self) -> None:
+    def _observe_at_intervals(self) -> None:
         while not self._ended:
             seen = observe(self.backend)
-            self._seen = seen
+            self._latest = seen
             with self._changed:
-                pause_s = max(LEAST_PAUSE_S, PAUSE_SHARE * seen.took_s)
-                self._changed.wait_for(lambda: self._asked or self._ended, timeout=pause_s)
-                self._asked = False
+                pause_s = max(MIN_PAUSE_S, PAUSE_SHARE * seen.took_s)
+                self._changed.wait_for(lambda: self._requested or self._ended, timeout=pause_s)
+                self._requested = False

@@ -1,4 +1,4 @@
-"""Keep the stores and models of a server open between requests; open each lazily.
+"""Open the stores and models of a server lazily.
 
 An unavailable store fails one request, not the server: the next request tries again.
 """
@@ -30,7 +30,7 @@ from storage.data_directory import make_data_directory
 
 
 class Backend:
-    """Hold the stores and models of a server process; threads may share it."""
+    """Share the stores and models of a server between its threads."""
 
     def __init__(self, settings: Settings, load: Load = open_model) -> None:
         """Open nothing yet.
@@ -73,7 +73,7 @@ class Backend:
 
     @contextmanager
     def searching(self) -> Iterator[SearchDeps]:
-        """Yield what searches need; the first time it loads the model, which takes seconds.
+        """Yield the dependencies of a search; the first call loads the model.
 
         Raises:
             StoreUnavailable: a store does not answer, now or in what the caller does with it.
@@ -110,7 +110,7 @@ class Backend:
 
     @contextmanager
     def writing(self) -> Iterator[Deps]:
-        """Yield what ingests need: the stores, and the model that searches use, or will use.
+        """Yield the dependencies of an ingest: the stores and a model.
 
         Raises:
             StoreUnavailable: a store does not answer, now or in what the caller does with it.

@@ -1,4 +1,4 @@
-"""How long searches take in a process that serves many, as a histogram that its metrics show."""
+"""Measure search durations as a Prometheus histogram."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,19 +18,19 @@ LABELS = ("query", "find")
 
 
 class SearchTimes(Collector):
-    """Every search of one process; threads may share it."""
+    """Collect the durations and failures of all searches of a process."""
 
     def __init__(self) -> None:
         self._seconds = Histogram(
             "sightline_search_duration_seconds",
-            "Seconds that searches took here, the model included, by what was asked with and what was found.",
+            "Seconds that searches took here, the model included, by kind of query and of result.",
             LABELS,
             buckets=BUCKETS_S,
             registry=None,
         )
         self._failures = Counter(
             "sightline_search_failures",
-            "Searches that ended in an error, other than one of what was asked with.",
+            "Searches that ended in an error, other than an invalid query.",
             LABELS,
             registry=None,
         )
@@ -39,20 +39,20 @@ class SearchTimes(Collector):
             self._failures.labels(*labels)
 
     @contextmanager
-    def of(self, asked: str, find: str) -> Iterator[None]:
-        """Time the search that happens in here."""
+    def of(self, kind: str, find: str) -> Iterator[None]:
+        """Time the search in this context."""
         started = perf_counter()
         try:
             yield
         except (BadImage, BadText, NoSuchRecord):
             raise
         except Exception:
-            self._failures.labels(asked, find).inc()
+            self._failures.labels(kind, find).inc()
             raise
-        self._seconds.labels(asked, find).observe(perf_counter() - started)
+        self._seconds.labels(kind, find).observe(perf_counter() - started)
 
     def collect(self) -> Iterable[Metric]:
-        """Return both, without the samples that say since when each is counted."""
+        """Return both metrics, without their creation times."""
         for metric in (*self._seconds.collect(), *self._failures.collect()):
             metric.samples = [one for one in metric.samples if not one.name.endswith("_created")]
             yield metric

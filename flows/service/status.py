@@ -1,4 +1,4 @@
-"""What is stored, what searches go to, what is open, and how the last runs went."""
+"""Read the status of the stores, the rejects and the last runs."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,45 +20,45 @@ RECENT_RUNS = 5
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One look at everything."""
+    """Hold the state of all stores at one time."""
 
     home: str
     model: str
-    """The model that is set; the collection's own may be another."""
+    """The model of the settings; that of the collection may be another."""
 
     items: dict[str, int]
     shared_pictures: int
-    """Pictures that more than one item has: they are kept and embedded once."""
+    """Images of more than one item: they are stored and embedded once."""
 
     sharing_items: int
     points: dict[str, int]
-    """Marks by collection: how many points Postgres knows of."""
+    """Embedding states by collection: the number of points that Postgres knows of."""
 
     collection: qdrant.Collection | None
     collection_points: int
     collection_problem: str | None
-    """Why Qdrant could not be looked at, in a sentence; None when it could."""
+    """Why Qdrant could not be read, in a sentence; None if it could."""
 
     servers: list[Server]
-    """Our own servers in the home folder; empty where `settings` name others."""
+    """Embedded servers in the data directory; empty where `settings` name others."""
 
     rejects: dict[str, int]
     """Open rejects by reason."""
 
     runs: list[Run]
     failed: list[Run]
-    """The last run of a flow, and of a source where it has one, that ended otherwise than completed."""
+    """Last runs, by flow and source, that did not complete."""
 
     last_ingest: Run | None
-    """The latest one that was measured to its end; its counts have its speed."""
+    """The last ingest with a measured speed, which is in its counts."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def read_status(settings: Settings) -> Status:
-    """Look at Postgres, and at Qdrant if it can be reached; no model is loaded."""
-    collection, points, problem = _look_at_index(settings)
+    """Read Postgres, and Qdrant if available, without loading a model."""
+    collection, points, problem = _read_index(settings)
     with open_catalog(settings) as engine, Session(engine) as session:
         shared, sharing = perceptual_hashes.count_copies(session)
         return Status(
@@ -79,7 +79,7 @@ def read_status(settings: Settings) -> Status:
         )
 
 
-def _look_at_index(settings: Settings) -> tuple[qdrant.Collection | None, int, str | None]:
+def _read_index(settings: Settings) -> tuple[qdrant.Collection | None, int, str | None]:
     try:
         with open_index(settings) as client:
             active = qdrant.active_collection(client)

@@ -25,7 +25,7 @@ from flows.datasets.test_sets import (
     of_manifest,
     of_records,
 )
-from flows.evaluation.evaluate import Evaluation, DirectionMetrics, evaluate
+from flows.evaluation.evaluate import DirectionMetrics, Evaluation, evaluate
 from flows.evaluation.recall_plot import write_plot
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request

@@ -10,7 +10,7 @@ from flows.config.settings import Settings
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.resources.connections import Deps
-from flows.service.model_overview import Lineage, effort_of, tree
+from flows.service.model_overview import ModelOverview, estimate_backfill, tree
 from storage.postgres import model_history, model_registry, runs, statistics
 from storage.postgres.model_history import CollectionHistory, LastDecision, ModelHistory
 from tests.support.builders import a_folder, png
@@ -33,8 +33,8 @@ def a_lineage(
     *models: ModelHistory,
     collections: tuple[CollectionHistory, ...] = (),
     points: dict[str, int] | None = None,
-) -> Lineage:
-    return Lineage(tree(models), collections, points or {}, (), (), (), None)
+) -> ModelOverview:
+    return ModelOverview(tree(models), collections, points or {}, (), (), (), None)
 
 
 def test_a_model_stands_below_the_one_that_it_comes_from():
@@ -92,14 +92,14 @@ def test_what_a_change_takes_is_told_by_the_last_that_was_embedded(
     ingest_source(deps, settings, Request(shop))
 
     with deps.sessions() as session:
-        by_ingest, none = effort_of(session, "items__new"), effort_of(session, "items__colour1")
+        by_ingest, none = estimate_backfill(session, "items__new"), estimate_backfill(session, "items__colour1")
     with deps.sessions.begin() as session:
         for written in (6, 0):
             id = uuid4()
             runs.start_run(session, id, "reindex")
             runs.end_run(session, id, "completed", counts={"written": written}, seconds={"total": 12.0})
     with deps.sessions() as session:
-        by_reindex = effort_of(session, "items__new")
+        by_reindex = estimate_backfill(session, "items__new")
 
     assert (by_ingest.records, by_ingest.by, none.records) == (3, "ingest", 0)
     assert by_ingest.seconds is not None

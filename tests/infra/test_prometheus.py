@@ -90,7 +90,7 @@ class Watched:
 
     def ingest(self) -> None:
         ingest_source(self.deps, self.backend.settings, Request(self.shop))
-        self.observer.look_again()
+        self.observer.refresh()
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def watched(engine: Engine, embedded: QdrantClient, index_home: Path, tmp_path: 
     shop = a_folder(tmp_path / "shop", SHOP)
     with (
         contextmanager(emptied)(embedded),
-        observer.at_work(),
+        observer.running(),
         served(Starlette(routes=[metrics_route(observer)])) as port,
         prometheus_over(prometheus, tmp_path / "prometheus", port) as address,
     ):
@@ -205,7 +205,7 @@ def test_every_query_of_the_dashboard_has_an_answer_and_rules_ask_only_for_what_
         deadline = time.monotonic() + PATIENCE_S
         while silent and time.monotonic() < deadline:
             search(searching, Query("red"))
-            watched.observer.look_again()
+            watched.observer.refresh()
             silent = [query for query in silent if not is_told(watched.ask(query))]
 
     [group] = yaml.safe_load(RULES.read_text())["groups"]
@@ -220,7 +220,7 @@ def test_an_alert_fires_while_the_index_is_stale_and_ends_with_the_next_ingest(w
     with watched.deps.engine.begin() as connection:  # as an ingest leaves it that was killed before its marks
         connection.execute(text("delete from marks"))
         connection.execute(text("update items set updated = now() - interval '2 hours'"))
-    watched.observer.look_again()
+    watched.observer.refresh()
     wait_long(lambda: "SightlineIndexStale" in watched.alerts())
     fired = watched.alerts()["SightlineIndexStale"]
     watched.ingest()
@@ -239,7 +239,7 @@ def test_a_flow_that_fails_and_stores_that_differ_are_told(watched: Watched):
     collection = watched.ask("sightline_index_info")[0]["metric"]["collection"]
     watched.deps.vectors.delete_collection(collection)
     record_comparison(watched.deps, watched.backend.settings)
-    watched.observer.look_again()
+    watched.observer.refresh()
 
     wait_long(lambda: {"SightlineFlowFailing", "SightlineStoresDiffer"} <= watched.alerts().keys())
     failing = watched.alerts()["SightlineFlowFailing"]

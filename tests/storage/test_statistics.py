@@ -16,7 +16,7 @@ from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.maintenance.delete import delete_items
 from flows.resources.connections import Deps
-from flows.service.observer import Observer, look_at_catalog, observe
+from flows.service.observer import Observer, observe, read_catalog_status
 from flows.service.pool import Backend
 from storage.embedded.qdrant.process.discovery import find
 from storage.errors import StoreUnavailable
@@ -33,7 +33,7 @@ NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 def ingest(deps: Deps, settings: Settings, source: Path) -> str:
     report = ingest_source(deps, settings, Request(source))
     with deps.sessions() as session:
-        return look_at_catalog(session, datetime.now(UTC)).collection or report.source
+        return read_catalog_status(session, datetime.now(UTC)).collection or report.source
 
 
 def figures_of(deps: Deps, collection: str | None) -> Figures:
@@ -126,10 +126,10 @@ def test_a_look_at_a_home_sees_both_stores_and_one_that_goes_away_and_comes_back
     backend.close()
     for seen in (fresh, again):
         assert (seen.postgres_problem, seen.qdrant_problem) == (None, None)
-        assert seen.catalogued is not None
-        assert seen.catalogued.figures.items == 0
-        assert seen.indexed is not None
-        assert seen.indexed.collection is None
+        assert seen.catalog is not None
+        assert seen.catalog.figures.items == 0
+        assert seen.index is not None
+        assert seen.index.collection is None
 
 
 def test_a_store_that_is_away_is_a_sentence_and_the_other_one_is_seen(home: Path):
@@ -139,8 +139,8 @@ def test_a_store_that_is_away_is_a_sentence_and_the_other_one_is_seen(home: Path
     seen = observe(backend)
 
     backend.close()
-    assert seen.catalogued is not None
-    assert seen.indexed is None
+    assert seen.catalog is not None
+    assert seen.index is None
     assert "SIGHTLINE_QDRANT__URL" in str(seen.qdrant_problem)
 
 
@@ -157,10 +157,10 @@ def test_whoever_has_done_something_is_shown_it_at_once(home: Path, monkeypatch:
     monkeypatch.setattr("flows.service.observer.LEAST_PAUSE_S", 3600.0)
     with closing(Backend(Settings(home=home, decode_workers=0))) as backend:
         observer = Observer(backend)
-        with observer.at_work():
+        with observer.running():
             for _ in range(3):  # more often than it looks by itself within the hour
-                before = observer.seen
+                before = observer.latest
 
-                observer.look_again()
+                observer.refresh()
 
-                wait_until(lambda before=before: observer.seen.at > before.at)
+                wait_until(lambda before=before: observer.latest.at > before.at)
