@@ -43,7 +43,7 @@ SCRATCH = ".scratch-"
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class BackupResult:
     """A backup that was made."""
 
     location: str
@@ -68,7 +68,7 @@ def backup(
     for_s: float = 0,
     prefect_run_id: UUID | None = None,
     progress: Progress = no_progress,
-) -> Made:
+) -> BackupResult:
     """Write a backup into a new folder below `target`; no earlier one is changed.
 
     Images are kept once below `target`, whichever backups need them. They are copied before everything
@@ -117,7 +117,7 @@ def backup(
             "bytes": sum(one.bytes for one in manifest.files),
             "proved": None if proved is None else proved.at.isoformat(),
         }
-    return Made(f"{target.rstrip('/')}/{name}", manifest, proved)
+    return BackupResult(f"{target.rstrip('/')}/{name}", manifest, proved)
 
 
 def _write(

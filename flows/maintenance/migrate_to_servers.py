@@ -33,7 +33,7 @@ class MoveFailed(SightlineError):
 
 
 @dataclass(slots=True)
-class Moved:
+class MoveResult:
     """What a move has copied, and how the servers compare."""
 
     home: Path
@@ -63,7 +63,7 @@ class Moved:
         }
 
 
-def move_to_servers(settings: Settings, *, progress: Progress = no_progress) -> Moved:
+def move_to_servers(settings: Settings, *, progress: Progress = no_progress) -> MoveResult:
     """Copy what the embedded stores of the home hold into the servers that `settings` name.
 
     A move that was interrupted goes on when it is run again. Fine-tuned models and receipts stay in the
@@ -88,13 +88,13 @@ def move_to_servers(settings: Settings, *, progress: Progress = no_progress) -> 
         return move(source, target, slow, progress=progress)
 
 
-def move(source: Stores, target: Stores, settings: Settings, *, progress: Progress = no_progress) -> Moved:
+def move(source: Stores, target: Stores, settings: Settings, *, progress: Progress = no_progress) -> MoveResult:
     """Copy what `source` holds to `target`, and compare; see `move_to_servers`.
 
     Images and points come before the rows that promise them, and the alias that searches go through comes
     last, so that half a move is never taken for a whole one.
     """
-    moved = Moved(settings.home.absolute(), _stays(settings))
+    moved = MoveResult(settings.home.absolute(), _stays(settings))
     with ExitStack() as within:
         within.enter_context(hold(exclusive_lock(source.engine), for_s=settings.retry_for_s))
         lock = within.enter_context(hold(exclusive_lock(target.engine), for_s=settings.retry_for_s))

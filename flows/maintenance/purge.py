@@ -26,7 +26,7 @@ class TooManyOrphans(Conflict):
 
 
 @dataclass(frozen=True, slots=True)
-class Purged:
+class PurgeResult:
     """What a purge removed, or would remove."""
 
     pictures: int
@@ -56,7 +56,7 @@ def purge(
     yes: bool = False,
     dry_run: bool = False,
     prefect_run_id: UUID | None = None,
-) -> Purged:
+) -> PurgeResult:
     """Remove images that no living item has, what a crash left half-written, and disused collections.
 
     Receipts of the API's requests go as well, once they are old.
@@ -83,7 +83,7 @@ def purge(
     return found
 
 
-def _refuse_many_orphans(found: Purged, max_delete: float, *, yes: bool) -> None:
+def _refuse_many_orphans(found: PurgeResult, max_delete: float, *, yes: bool) -> None:
     if found.orphans > max_delete * found.pictures and not yes:
         raise TooManyOrphans(
             f"a purge would remove {found.orphans:,} of {found.pictures:,} pictures, more than "
@@ -92,7 +92,7 @@ def _refuse_many_orphans(found: Purged, max_delete: float, *, yes: bool) -> None
         )
 
 
-def _remove(stores: Stores, settings: Settings, found: Purged, lock: Lock) -> None:
+def _remove(stores: Stores, settings: Settings, found: PurgeResult, lock: Lock) -> None:
     for _ in finish_deletes(stores, None):
         lock.ensure()
     for name in found.collections:
@@ -116,7 +116,7 @@ def _drop(stores: Stores, collection: str) -> None:
         model_registry.forget_collection(session, collection)
 
 
-def _count(stores: Stores, settings: Settings) -> Purged:
+def _count(stores: Stores, settings: Settings) -> PurgeResult:
     pictures = orphans = 0
     unfinished = len(left_scratch(settings.home))
     with stores.sessions() as session:
@@ -130,7 +130,7 @@ def _count(stores: Stores, settings: Settings) -> Purged:
             orphans += len(_orphans(stores, names))
             unfinished += len(stores.blobs.unfinished(prefix))
     dropped = tuple(name for name in collections if searched is None or name != searched.name)
-    return Purged(pictures, orphans, unfinished, dropped, receipts)
+    return PurgeResult(pictures, orphans, unfinished, dropped, receipts)
 
 
 def _orphans(stores: Stores, names: set[str]) -> set[str]:

@@ -58,7 +58,7 @@ class Marker(BaseModel, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Restored:
+class RestoreResult:
     """What was restored, and how the stores compare now."""
 
     location: str
@@ -81,7 +81,7 @@ class Restored:
         }
 
 
-def restore(settings: Settings, location: str, *, progress: Progress = no_progress) -> Restored:
+def restore(settings: Settings, location: str, *, progress: Progress = no_progress) -> RestoreResult:
     """Fill empty stores from a backup, and compare them.
 
     Everything is checked before anything is written, and the rows are tried on Postgres. Postgres comes last
@@ -119,10 +119,10 @@ def restore(settings: Settings, location: str, *, progress: Progress = no_progre
             with stores.sessions.begin() as session:
                 runs.close_all(session)
             _marker_of(settings).unlink(missing_ok=True)
-            return Restored(location, manifest, points, reconcile(stores))
+            return RestoreResult(location, manifest, points, reconcile(stores))
 
 
-def check(settings: Settings, location: str, *, progress: Progress = no_progress) -> Restored:
+def check(settings: Settings, location: str, *, progress: Progress = no_progress) -> RestoreResult:
     """Restore a backup into temporary embedded stores, and compare them.
 
     The stores of `settings` stay as they are. The proof is kept beside the backup, so that the next backup
@@ -150,7 +150,7 @@ def check(settings: Settings, location: str, *, progress: Progress = no_progress
         return restored
     proof = proof_of(location, restored.report.items, sum(restored.points.values()))
     note_proof(location, proof)
-    return Restored(location, manifest, restored.points, restored.report, proof)
+    return RestoreResult(location, manifest, restored.points, restored.report, proof)
 
 
 def _require_empty(

@@ -11,9 +11,9 @@ from flows.config.settings import Settings
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.maintenance import restore as restoring
-from flows.maintenance.backup import Made, backup
+from flows.maintenance.backup import BackupResult, backup
 from flows.maintenance.backup_files import BadBackup
-from flows.maintenance.restore import Restored, restore
+from flows.maintenance.restore import RestoreResult, restore
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps, Stores, open_stores
 from storage import qdrant
@@ -39,7 +39,7 @@ def elsewhere(home: Path) -> Settings:
     return Settings(home=home)
 
 
-def made(deps: Deps, tmp_path: Path) -> Made:
+def made(deps: Deps, tmp_path: Path) -> BackupResult:
     return backup(deps, str(tmp_path / "backups"), tmp_path / "scratch")
 
 
@@ -88,7 +88,7 @@ def test_everything_comes_back_and_the_stores_agree(deps: Deps, elsewhere: Setti
     before = {table.name: rows(deps, table.name) for table in dump.tables() if table.name != "runs"}
     written = made(deps, tmp_path)
 
-    restored: Restored = restore(elsewhere, str(tmp_path / "backups"))
+    restored: RestoreResult = restore(elsewhere, str(tmp_path / "backups"))
 
     assert (restored.location, restored.report.work) == (written.location, 0)
     assert restored.points == written.manifest.points == {"items__colour1": 2}

@@ -14,7 +14,7 @@ from flows.config.settings import Qdrant, Settings
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.maintenance.delete import delete_items
-from flows.maintenance.migrate_to_servers import Moved, MoveFailed, NothingToMove, move, move_to_servers
+from flows.maintenance.migrate_to_servers import MoveResult, MoveFailed, NothingToMove, move, move_to_servers
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps, Stores, open_stores
 from storage import qdrant, transfer
@@ -103,7 +103,7 @@ def _interrupt(*_: object, **__: object) -> None:
 def test_all_that_a_home_holds_is_in_the_servers_afterwards(source: Stores, target: Stores, here: Settings):
     held = {table.name: rows(source, table.name) for table in dump.tables()}
 
-    moved: Moved = move(source, target, here)
+    moved: MoveResult = move(source, target, here)
 
     collection = qdrant.active_collection(source.vectors)
     assert moved.report.work == 0

@@ -9,7 +9,7 @@ from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.maintenance.backup import backup, scratch_folder
 from flows.maintenance.backup_files import read_manifest
-from flows.maintenance.purge import Purged, TooManyOrphans, purge
+from flows.maintenance.purge import PurgeResult, TooManyOrphans, purge
 from flows.resources.connections import Deps
 from tests.support.builders import a_folder, png
 
@@ -31,13 +31,13 @@ def blobs(deps: Deps, settings: Settings, tmp_path: Path) -> Path:
 
 
 def test_what_no_item_needs_goes_and_the_rest_stays(deps: Deps, settings: Settings, blobs: Path):
-    assert purge(deps, settings, max_delete=0.5, yes=False, dry_run=True) == Purged(3, 1, 1, ())
+    assert purge(deps, settings, max_delete=0.5, yes=False, dry_run=True) == PurgeResult(3, 1, 1, ())
     assert kept(blobs) == 4
 
     purge(deps, settings, max_delete=0.5, yes=False, dry_run=False)
 
     assert kept(blobs) == 2
-    assert purge(deps, settings, max_delete=0, yes=False, dry_run=False) == Purged(2, 0, 0, ())
+    assert purge(deps, settings, max_delete=0, yes=False, dry_run=False) == PurgeResult(2, 0, 0, ())
 
 
 def test_a_purge_of_most_pictures_is_refused(deps: Deps, settings: Settings, blobs: Path):
@@ -55,7 +55,7 @@ def test_the_scratch_folder_of_a_backup_that_died_goes_and_a_backup_stays(deps: 
     died = a_folder(settings.home / name, {"postgres.dump": b"half"})
     backup(deps, str(settings.home / "backups"), settings.home)
 
-    assert purge(deps, settings, max_delete=0, yes=False, dry_run=True) == Purged(0, 0, 1, ())
+    assert purge(deps, settings, max_delete=0, yes=False, dry_run=True) == PurgeResult(0, 0, 1, ())
     purge(deps, settings, max_delete=0, yes=False, dry_run=False)
 
     assert not died.exists()
