@@ -1,9 +1,9 @@
 """Build HNSW graphs in a separate process, and switch to them atomically.
 
 A search scans the vectors outside a graph, 10 ms for 100,000 vectors of 512 dimensions, so small collections
-need none. Building takes minutes and the engine would answer nothing meanwhile, so another process makes
-a new shard: it is sent every point in slices, builds the graph, is sent later changes, and
-closes. The last changes are then applied here, and the collection switches to the new shard's folder.
+need none. Building takes minutes and would block the engine, so another process makes a new shard: it is sent
+every point in slices, builds the graph, is sent later changes, and closes. The last changes are then applied
+here, and the collection switches to the new shard's folder.
 """
 
 import asyncio
@@ -204,13 +204,13 @@ class _Builder:
             BuildFailed: the process has ended instead.
         """
         message = pickle.dumps(call, protocol=pickle.HIGHEST_PROTOCOL)
-        pipe, answers = self._process.stdin, self._process.stdout
-        if pipe is None or answers is None:
+        pipe, replies = self._process.stdin, self._process.stdout
+        if pipe is None or replies is None:
             raise BuildFailed("no pipe to the process that builds")
         try:
             pipe.write(LENGTH.pack(len(message)) + message)
             await pipe.drain()
-            await answers.readexactly(len(DONE))
+            await replies.readexactly(len(DONE))
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             status = await self._process.wait()
             raise BuildFailed(f"the process that builds ended with status {status}") from error

@@ -90,7 +90,7 @@ def _private_listener(folder: int, path: Path) -> socket.socket:
 
 def _public_listener() -> socket.socket:
     """Listen on loopback, for clients that need a URL."""
-    # asyncio sends small answers at once only where the protocol is named; else each waits 40 ms for an ack
+    # asyncio sends small responses at once only where the protocol is named; else each waits 40 ms for an ack
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind((HOST, 0))
     listener.listen(BACKLOG)

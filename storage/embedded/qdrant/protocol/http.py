@@ -34,21 +34,21 @@ class Activity:
 
     last_request_s: float = field(default_factory=time.monotonic)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    answers: Counter = field(init=False)
+    responses: Counter = field(init=False)
     seconds: Histogram = field(init=False)
 
     def __post_init__(self) -> None:
         names = ["method", "endpoint", "status"]
-        self.answers = Counter("rest_responses", "Answers to requests.", names, registry=self.registry)
+        self.responses = Counter("rest_responses", "Responses to requests.", names, registry=self.registry)
         self.seconds = Histogram(
-            "rest_responses_duration_seconds", "Time to an answer.", names, registry=self.registry
+            "rest_responses_duration_seconds", "Time to a response.", names, registry=self.registry
         )
 
     def record(self, method: str, endpoint: str, status: int, seconds: float) -> None:
         """Count one response; `endpoint` is the pattern of the route."""
         self.last_request_s = time.monotonic()
         labels = (method, endpoint, str(status))
-        self.answers.labels(*labels).inc()
+        self.responses.labels(*labels).inc()
         self.seconds.labels(*labels).observe(seconds)
 
 
