@@ -33,7 +33,7 @@ class Text:
     """A language tag such as `de` or `pt_BR`; None when the source gives none."""
 
     embedded: bool = True
-    """Whether this text gets a vector; the others are kept, not searched."""
+    """Whether the text has a vector; the others are stored, not searched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Record:
 
     key: str
     place: str
-    """Where in the source it stands, for a person: a relative path, or `line 17`."""
+    """Readable position in the source: a relative path, or `line 17`."""
 
     texts: tuple[Text, ...]
     image: str | None
@@ -50,16 +50,16 @@ class Record:
 
     metadata: Mapping[str, Any] = field(default_factory=dict)
     data: bytes | None = field(default=None, repr=False)
-    """The image's bytes, where they came with the record; then `image` is a name for them."""
+    """The bytes of the image if they came with the record; `image` is then their name."""
 
     hides: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    """Keys of rows that may stand inside a cell of this one, because of a quote too many."""
+    """Keys of rows that may be hidden in a cell of this one, because of an extra quote."""
 
     folder: Path | None = field(default=None, repr=False, compare=False)
-    """The source's, resolved: no path in `image` leads out of it. None where `image` is no path."""
+    """Folder of the source, resolved: no path in `image` leads out of it. None unless `image` is a path."""
 
     from_strangers: bool = False
-    """Whether it came over the API: then its URL leads to public hosts alone, whenever it is read."""
+    """Whether it came over the API: its URL may then lead to public hosts only, at every read."""
 
     def select_languages(self, langs: Sequence[str]) -> "Record":
         """Mark texts without a language, or in one of `langs`, as embedded.
@@ -83,19 +83,19 @@ class Rejected:
     """A code that scripts can count by, such as `not_a_picture`."""
 
     message: str
-    """A sentence that names the record and says what to do."""
+    """A sentence that names the record and the remedy."""
 
     raw: str = ""
-    """The row as the source has it, cut to a length that is fit to keep."""
+    """The row of the source, cut to a bounded length."""
 
     rows: int = 1
-    """How many rows of the source it stands for: an open quote swallows those that follow."""
+    """Number of source rows in it: an open quote includes those that follow."""
 
     in_doubt: bool = False
-    """Whether it may hold rows of other keys, so that its own key, if it has one, is not all there is."""
+    """Whether it may contain rows with other keys."""
 
     hides: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    """Keys of rows that may stand inside it, as in `Record`."""
+    """Keys of rows that may be hidden in it, as in `Record`."""
 
     @property
     def is_understood(self) -> bool:
@@ -122,7 +122,7 @@ class Origin:
     """Whether the URI came over the API, as in `Record`."""
 
     folder: Path | None = None
-    """As in `Record`; None where it is not known any more."""
+    """As in `Record`; None where it is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +189,6 @@ def digest_of(record: Record, image_sha256: str | None) -> Digest:
     """Return the digest of a record and the bytes of its image.
 
     Texts without a vector count for `record` alone, so a changed translation needs no model.
-
-    Texts that get no vector count for `record` alone, so a changed translation costs no model.
     """
     embedded = [text.text for text in record.texts if text.embedded]
     texts = [[text.text, text.lang, text.embedded] for text in record.texts]
@@ -232,7 +230,7 @@ class Hit:
     """Which of the item's embedded texts is closest to the query; None when it has none."""
 
     point: Item
-    """The item as its point has it: without its image, and of its texts only the short one."""
+    """The item as stored in its point: no image, and only the short text."""
 
     digest: Digest | None
-    """What the point was made from: while an item is being replaced, Postgres has another one already."""
+    """The digest of the point: while an item is being replaced, Postgres already has another one."""

@@ -9,7 +9,10 @@ from storage.records import Digest
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Partition the ids of a batch by the work that they need; each part is sorted."""
+    """Partition the ids of a batch by the necessary work.
+
+    Each part is sorted.
+    """
 
     embed: tuple[UUID, ...]
     """New items, or items with other content: the model encodes these."""

@@ -28,7 +28,7 @@ DAMAGE = (
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """Describe a living item in Postgres, and its embedding state in one collection."""
+    """Describe a living item, and its embedding state in one collection."""
 
     id: UUID
     source: str
@@ -84,7 +84,9 @@ class Difference:
 def compare(
     entries: Iterable[CatalogEntry], points: Iterable[PointEntry], *, complete: bool
 ) -> Iterator[Difference]:
-    """Yield the differences of one collection in id order; each stream is read once.
+    """Yield the differences of one collection in id order.
+
+    Each stream is read once.
 
     Args:
         entries: all living items, by id.
@@ -123,5 +125,5 @@ def find_difference(
 
 
 def id_order(id: PointId) -> tuple[bool, int]:
-    """Return the sort key of an id; Postgres sorts UUIDs the same way."""
+    """Return the sort key of an id, the order of Postgres."""
     return (True, id.int) if isinstance(id, UUID) else (False, id)

@@ -2,9 +2,6 @@
 
 A key is a random number of 256 bits and cannot be guessed from its hash. Unlike that of a password, the hash
 need not be slow, and each request is checked by one look-up.
-
-A key is a random number of 256 bits, so that nobody can guess one from its hash: unlike a password's, that
-hash need not be slow, and each request is checked by one look-up.
 """
 
 import hashlib

@@ -30,7 +30,7 @@ DOES_NOT_FIT = (
     *(psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.NotSupportedError),
     *(CommandError, BadArchive, pa.ArrowException, UnicodeDecodeError),
 )
-"""What restoring raises where the fault is in the rows; a server that does not answer is another matter."""
+"""Errors of a restore that the rows cause; an unreachable server raises others."""
 
 
 class DumpFailed(SightlineError):

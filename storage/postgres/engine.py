@@ -12,7 +12,7 @@ from storage.errors import InvalidInput
 
 CONNECT_TIMEOUT_S = 10
 PATIENCE = 1.25
-"""How many times as long as the server the client waits, so that the server can say what was too slow."""
+"""Factor of the client's time limit: the server reports the slow statement first."""
 
 LIMITS = "-c statement_timeout={ms} -c lock_timeout={ms} -c idle_in_transaction_session_timeout={idle}"
 SERVER_KEEPALIVES = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
@@ -22,7 +22,7 @@ IDLE_S = 600
 POLL_S = 0.1
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 REFUSED = "unsupported startup parameter"
-"""How poolers begin their refusal of options; others drop them."""
+"""The beginning of the message of poolers that reject options; others drop them."""
 
 BY_STATEMENT = "limits by statement"
 """Where a connection through a pooler keeps the statement that each transaction begins with."""
@@ -42,9 +42,6 @@ def open_engine(
 
     The server's own limit does not help where the network goes silent. Each wait for a response has a
     limit too, a little longer; after it the client raises `OperationalError` and closes the connection.
-
-    The server's own limit doesn't help where the network goes silent, so that each wait for an answer has
-    one too, a little longer; whoever overruns it gets an `OperationalError` and a closed connection.
     """
     limited = _limited(timeout_s * PATIENCE)
     engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
@@ -53,7 +50,7 @@ def open_engine(
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Any, record: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         before_connecting()
-        # the server takes the last of two: whoever sets a limit of its own in the URL keeps it
+        # the server takes the last of two: a limit in the URL is kept
         own = named.pop("options", "")
         # prepared statements belong to a session, which a pooler may change; they save 0.06 ms each
         defaults: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT_S, "prepare_threshold": None}
@@ -152,7 +149,7 @@ def _limited(timeout_s: float) -> type[psycopg.Connection[Any]]:
             try:
                 return super().wait(gen, interval, timeout_s if timeout is None else timeout)
             except psycopg.errors._WaitTimeout as error:
-                self.pgconn.finish()  # what comes now would be taken for the answer to something else
+                self.pgconn.finish()  # a late response would be read as that of another statement
                 raise psycopg.OperationalError(f"no answer within {timeout_s:g} s") from error
 
     return Limited

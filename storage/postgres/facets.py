@@ -8,7 +8,7 @@ from storage.postgres.schema import ItemRow
 
 MOST_SOURCES = 50
 SAMPLE = 1000
-"""Items whose metadata is looked at. Ids are hashes, so that the first so many are a fair sample."""
+"""Size of the sample of items. Ids are hashes, so the first ones are a fair sample."""
 
 VALUES_A_FIELD = 8
 LONGEST_VALUE = 60
@@ -33,8 +33,6 @@ def metadata(session: Session) -> list[tuple[str, str]]:
 
     The elements of a list count one by one. Values that are no string, number or boolean, or are long,
     are left out.
-
-    Of a list its parts count; what is no string, number or truth value, or is long, is left out.
     """
     sample = (
         select(ItemRow.meta.label("metadata"))

@@ -19,26 +19,26 @@ class Details:
     source: str
     key: str
     item: Item | None
-    """None where it is deleted: what it held is nobody's business any more."""
+    """None for a deleted record: its contents are private."""
 
     created: datetime
     updated: datetime
     deleted: datetime | None
     deletion: str | None
-    """Why: `asked` for by a person, or `missing` from its source."""
+    """`asked`: deleted on request; `missing`: gone from its source."""
 
     embedded: datetime | None
-    """When its point in the collection was made; None if it has none."""
+    """When its point in the collection was written; None without a point."""
 
     is_current: bool
-    """Whether that point was made from what the record is now."""
+    """Whether the point was built from the current record."""
 
 
 def details(session: Session, id: UUID, collection: str | None) -> Details | None:
     """Return the details of a record, or None if it never existed.
 
     Args:
-        collection: the one that searches go to.
+        collection: the active one.
     """
     marked = and_(MarkRow.item_id == ItemRow.id, MarkRow.collection == collection)
     found = session.execute(select(ItemRow, MarkRow).outerjoin(MarkRow, marked).where(ItemRow.id == id))

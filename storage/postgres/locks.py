@@ -58,8 +58,6 @@ class Lock:
     """Hold advisory locks of one Postgres session.
 
     Postgres releases them when this process dies. Threads may share a lock: it is held by all of them.
-
-    Threads may share one: what one of them holds, all of them hold.
     """
 
     def __init__(self, engine: Engine, wanted: tuple[tuple[Function[bool], str], ...]) -> None:
@@ -69,7 +67,7 @@ class Lock:
         self._session: Row[tuple[int, datetime]] | None = None
         self._one_at_a_time = RLock()  # a connection takes no more
         self.times_taken = 0
-        """Grows when the lock was lost and taken anew: another process may have written in between."""
+        """Incremented when a lost lock was acquired again: another process may have written in between."""
 
     def __enter__(self) -> Self:
         self.ensure()
@@ -84,12 +82,10 @@ class Lock:
         A lock is lost with its connection, and acquired again. Another process may have written in
         between: a caller that depends on unchanged data checks it.
 
-        In between another process may have written: whoever depends on that not being so has to look.
-
         Raises:
             Busy: another process holds a part of it.
-            UnstableSession: it cannot be held through the pooler in between.
-            OperationalError: Postgres does not answer; call this again.
+            UnstableSession: a pooler prevents it.
+            OperationalError: Postgres is unavailable; call this again.
         """
         with self._one_at_a_time:
             if self._connection is not None:
@@ -124,7 +120,7 @@ class Lock:
             for attempt, why in self._wanted:
                 if not connection.scalar(select(attempt)):
                     raise Busy(why)
-            self._session = session  # not before: whoever comes too late may get this session again
+            self._session = session  # not before: a process that failed to lock may get this session again
             connection.commit()  # the locks are the session's, not the transaction's
             self.times_taken += 1
         except BaseException:
@@ -162,8 +158,8 @@ def source_lock(engine: Engine, source: str) -> Lock:
 
 def exclusive_lock(engine: Engine) -> Lock:
     """Return the lock for writing anything; it excludes all other writers."""
-    alone = func.pg_try_advisory_lock(_number(STORES))
-    return Lock(engine, ((alone, "an ingest or another repair is running; wait until it has ended"),))
+    exclusive = func.pg_try_advisory_lock(_number(STORES))
+    return Lock(engine, ((exclusive, "an ingest or another repair is running; wait until it has ended"),))
 
 
 def shared_lock(engine: Engine) -> Lock:
@@ -187,7 +183,7 @@ def collection_lock(engine: Engine) -> Iterator[None]:
     """Lock the creation and switching of collections; wait until it is free.
 
     Raises:
-        UnstableSession: it cannot be held through the pooler in between.
+        UnstableSession: a pooler prevents it.
     """
     connection, _ = _own_session(engine)
     with connection:

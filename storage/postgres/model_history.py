@@ -20,7 +20,7 @@ class LastDecision:
     promoted: bool
     forced: bool
     over: str | None
-    """The model that was active then."""
+    """The active model of that time."""
 
     over_fingerprint: str | None
 
@@ -38,14 +38,14 @@ class ModelHistory:
 
     parent_fingerprint: str | None
     before: Mapping[str, Mapping[str, float]]
-    """By direction, the parent's figures of the pairs that were held out of its training."""
+    """By direction, the parent's figures on the held-out pairs."""
 
     figures: Mapping[str, Mapping[str, float]]
-    """By direction, its own on them, after the training; both are empty for a given model."""
+    """By direction, the figures of the model on them; both are empty for a pretrained model."""
 
     decided: LastDecision | None
     collections: Mapping[str, str]
-    """By name their state."""
+    """State by collection name."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,10 +59,10 @@ class CollectionHistory:
     fingerprint: str
     state: str
     activated: datetime | None
-    """When searches went to it last."""
+    """When it became active last."""
 
     retired: datetime | None
-    """When they stopped going to it."""
+    """When it stopped being active."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,21 +150,21 @@ def decisions(session: Session, limit: int, *, before: int | None = None) -> lis
         found = found.where(PromotionRow.id < before)
     rows = session.execute(found.order_by(PromotionRow.id.desc()).limit(limit)).tuples()
     return [
-        Decision(row.id, row.at, name, over, row.promoted, row.forced, tuple(map(_checked, row.checks)))
+        Decision(row.id, row.at, name, over, row.promoted, row.forced, tuple(map(_check, row.checks)))
         for row, name, over in rows
     ]
 
 
-def _checked(told: Mapping[str, Any]) -> DecisionCheck:
-    figure = told["difference"]
+def _check(data: Mapping[str, Any]) -> DecisionCheck:
+    figure = data["difference"]
     return DecisionCheck(
-        told["name"],
-        told["passed"],
-        told["queries"],
-        told["candidate"],
-        told["active"],
+        data["name"],
+        data["passed"],
+        data["queries"],
+        data["candidate"],
+        data["active"],
         figure["value"],
         figure["low"],
         figure["high"],
-        told["limit"],
+        data["limit"],
     )

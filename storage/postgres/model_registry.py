@@ -210,7 +210,7 @@ def save_evaluation(
     """Record the figures of one direction with its sample sizes.
 
     Args:
-        lang: the languages of the captions that were asked for; None for those that are embedded.
+        lang: the requested languages of the captions; None for the embedded ones.
         part: of the queries, such as `kind=fruit`; None for all of them.
         figures: by metric its value, and the bounds low and high of its interval.
     """

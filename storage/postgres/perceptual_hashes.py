@@ -101,11 +101,11 @@ def near(session: Session, sha256: str, *, bits: int, least_bits: int, limit: in
     Exact copies come first.
 
     Args:
-        bits: in how many of 64 bits the perceptual hashes of images that look alike may differ.
-        least_bits: a hash with fewer bits is that of an image without detail, which nothing looks like.
+        bits: the largest Hamming distance between the hashes (64 bits) of similar images.
+        least_bits: a hash with fewer set bits belongs to an image without detail, similar to none.
 
     Returns:
-        At most `limit`; None where it is not known what the image looks like, and nothing has its bytes.
+        At most `limit`; None without a hash of the image, if no other item has its bytes.
     """
     own = session.scalar(select(PerceptualHashRow.phash).where(PerceptualHashRow.sha256 == sha256))
     shas = {sha256: 0}

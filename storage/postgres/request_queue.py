@@ -2,9 +2,6 @@
 
 The whole request is stored in its row, so accepting it is one transaction. An accepted request survives a
 crash, is part of a backup, and any process can execute it.
-
-The whole of a request is kept in its row, so that accepting it is one transaction: what was accepted is
-there after a crash, in a backup, and for whichever process carries it out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +21,7 @@ Kind = Literal["ingest", "delete"]
 State = Literal["queued", "running", "done", "failed"]
 PENDING = ("queued", "running")
 AT_ONCE = 1000
-"""Requests that are listed in one look at the queue."""
+"""Largest number of requests in one listing of the queue."""
 
 
 class KeyReused(InvalidInput):
@@ -73,7 +70,7 @@ class PendingRequest:
 
     id: UUID
     source: str | None
-    """None where it may be about any of them."""
+    """None where it may concern any source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,7 @@ class ActiveRequest:
     source: str | None
     body: bytes
     attempts: int
-    """How often it was begun, this time included."""
+    """Number of attempts, including this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +188,8 @@ def requeue(session: Session, taken: ActiveRequest, problem: str, *, is_its_faul
     """Return a request to the queue.
 
     Args:
-        problem: what it waits for, in a sentence.
-        is_its_fault: the attempt counts: a request that stops whoever carries it out must not do so for ever.
+        problem: the reason for the wait, in a sentence.
+        is_its_fault: count the attempt: a request that stops the worker must not do so for ever.
     """
     attempts = taken.attempts if is_its_fault else taken.attempts - 1
     waits = {"state": "queued", "attempts": attempts, "problem": problem}

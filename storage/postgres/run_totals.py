@@ -12,11 +12,11 @@ from storage.postgres.schema import RunRow
 from storage.postgres.statistics import INGESTS
 
 RESULTS = ("unchanged", "embedded", "updated", "rejected", "still_deleted")
-"""What may become of a record that an ingest reads; each becomes one of them."""
+"""Results of an ingested record; each record has exactly one."""
 
 COMPARISON = "reconcile"
 STILL = "still"
-"""Where a repair's counts say what still differs after it; the others are of before."""
+"""Key of the differences that remain after a repair; the other counts are of before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Comparison:
 
     at: datetime
     differences: Mapping[str, int]
-    """By kind; a kind of which there are none may be missing."""
+    """Counts by kind; absent means 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,14 @@ class Totals:
 
     outcomes: tuple[OutcomeCount, ...]
     took_s: Mapping[str, float]
-    """How long the last run of each flow took that ended, by flow."""
+    """Duration of the last ended run, by flow."""
 
     ingest_totals: IngestTotals
     stage_seconds: Mapping[str, float]
-    """That all ingests spent at work, by stage."""
+    """Work time of all ingests, by stage."""
 
     last_ingest: Run | None
-    """The last one that embedded something."""
+    """The last ingest that embedded records."""
 
     comparison: Comparison | None
 

@@ -33,7 +33,7 @@ class ItemRow(Base):
     """Store one item; its vectors can be rebuilt from it.
 
     The id is derived from source and key, so that it alone keeps them unique; an index over the two
-    would refuse keys of more than 2,700 bytes.
+    would reject keys of more than 2,700 bytes.
     """
 
     __tablename__ = "items"
@@ -68,13 +68,13 @@ class ItemRow(Base):
     created: Mapped[datetime] = mapped_column(server_default=text("now()"))
     updated: Mapped[datetime] = mapped_column(server_default=text("now()"))
     deleted: Mapped[datetime | None]
-    """From here on a tombstone."""
+    """When the item became a tombstone."""
 
     deletion: Mapped[str | None]
-    """Why: `asked` for by a person, or `missing` from its source, where it may come back."""
+    """`asked`: deleted on request; `missing`: gone from its source, and may return."""
 
     cleared: Mapped[datetime | None]
-    """When all that the item left was gone: points, blob, marks and its own texts."""
+    """When points, blob, embedding states and texts of the item were removed."""
 
 
 class ModelRow(Base):
@@ -85,7 +85,7 @@ class ModelRow(Base):
 
     fingerprint: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
-    """What `load_encoder` takes, or the name of a folder below `models` of the home."""
+    """A name that `load_encoder` accepts, or a folder below `models` of the data directory."""
 
     dim: Mapped[int]
     state: Mapped[str]
@@ -93,7 +93,7 @@ class ModelRow(Base):
     """The fingerprint of the model that it was fine-tuned from."""
 
     training: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
-    """How it was made: data, split, losses, figures before and after; empty for a given model."""
+    """Data, split, losses, figures before and after; empty for a pretrained model."""
 
     created: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
@@ -110,7 +110,7 @@ class CollectionRow(Base):
     created: Mapped[datetime] = mapped_column(server_default=text("now()"))
     activated: Mapped[datetime | None]
     retired: Mapped[datetime | None]
-    """When searches stopped going to it; a purge counts from here."""
+    """When it stopped being active; a purge counts from here."""
 
 
 class MarkRow(Base):
@@ -147,7 +147,7 @@ class RunRow(Base):
     source: Mapped[str | None]
     location: Mapped[str | None]
     options: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
-    """What was asked for, as far as a later run must ask the same."""
+    """Options that a later run of the source must repeat."""
 
     prefect_run_id: Mapped[UUID | None]
     started: Mapped[datetime] = mapped_column(server_default=text("now()"))
@@ -157,7 +157,7 @@ class RunRow(Base):
     counts: Mapped[dict[str, Any]]
     seconds: Mapped[dict[str, Any]]
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
-    """How far a run is that goes on: `storage.postgres.runs.Progress`."""
+    """Progress of a running run: `storage.postgres.runs.StageProgress`."""
 
 
 class RejectRow(Base):
@@ -218,7 +218,7 @@ class EvaluationRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     model: Mapped[str] = mapped_column(ForeignKey("models.fingerprint"))
     collection: Mapped[str | None] = mapped_column(ForeignKey("collections.name", ondelete="SET NULL"))
-    """Where the image vectors were; None where they were made for the evaluation alone."""
+    """The collection of the image vectors; None where they were computed for the evaluation."""
 
     at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     dataset: Mapped[str]
@@ -246,15 +246,15 @@ class PromotionRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     candidate: Mapped[str] = mapped_column(ForeignKey("models.fingerprint"))
     active: Mapped[str | None] = mapped_column(ForeignKey("models.fingerprint"))
-    """The model that it was compared with."""
+    """The model that was active, and compared with the candidate."""
 
     at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     promoted: Mapped[bool]
     forced: Mapped[bool]
-    """Whether somebody promoted it whatever the checks say."""
+    """Whether it was promoted regardless of the checks."""
 
     checks: Mapped[list[dict[str, Any]]]
-    """Each with its name, figures, limit and whether it was passed."""
+    """Name, figures, limit and outcome of each check."""
 
 
 class KeyRow(Base):
@@ -301,20 +301,20 @@ class RequestRow(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     key_id: Mapped[UUID] = mapped_column(ForeignKey("keys.id"))
-    """Whose request it is."""
+    """The key of the client."""
 
     idempotency_key: Mapped[str | None]
     fingerprint: Mapped[str]
-    """SHA-256 of what was asked for, by which a repetition is known from another request."""
+    """SHA-256 of the request, which identifies a repetition."""
 
     kind: Mapped[str]
     source: Mapped[str | None]
     body: Mapped[bytes | None]
-    """What was asked for, whole, with images; it goes when the request is carried out."""
+    """The whole request with images; deleted when the request ends."""
 
     state: Mapped[str]
     attempts: Mapped[int] = mapped_column(server_default=text("0"))
-    """How often it was begun and neither ended nor put back: its process died, or a bug stopped it."""
+    """Number of attempts that neither ended nor returned it: a crash or a bug."""
 
     accepted: Mapped[datetime] = mapped_column(server_default=text("now()"))
     started: Mapped[datetime | None]
@@ -322,7 +322,7 @@ class RequestRow(Base):
     run_id: Mapped[UUID | None]
     counts: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     rejects: Mapped[list[dict[str, Any]]] = mapped_column(server_default=text("'[]'"))
-    """What could not be taken in: key, reason, message."""
+    """The rejects: key, reason, message."""
 
     problem: Mapped[str | None]
-    """Why it failed, or what it waits for."""
+    """The reason of the failure, or of the wait."""

@@ -19,7 +19,7 @@ ONE_FIGURE = (
     EvaluationRow.model,
     EvaluationRow.metric,
 )
-"""What tells one figure from others, whenever it was measured."""
+"""Columns that identify a figure, whenever it was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,14 @@ class Figures:
     """Living ones."""
 
     pending: int
-    """Living ones whose point is not there yet, or was made from what they were before."""
+    """Living ones without a current point."""
 
     deleted: int
     waiting_since: datetime | None
-    """When the one of them that has waited longest came, or changed; None if none waits."""
+    """When the oldest pending record was written; None without one."""
 
     newest_waiting: datetime | None
-    """When the newest of them did."""
+    """When the newest pending record was written."""
 
     @property
     def searchable(self) -> int:
@@ -65,7 +65,7 @@ class Day:
     read: int = 0
     rejected: int = 0
     seconds: float = 0.0
-    """That its ingests took, added up."""
+    """Total duration of its ingests."""
 
     recall: float | None = None
     """Recall@10 of the last evaluation of that day, averaged over directions."""
@@ -93,14 +93,14 @@ class EvaluationFigure:
     queries: int
     gallery: int
     langs: str | None = None
-    """The languages of the captions that were asked for; None for those that are embedded."""
+    """The requested languages of the captions; None for the embedded ones."""
 
 
 def figures(session: Session, collection: str | None) -> Figures:
     """Count all records, and those without a current point.
 
     Args:
-        collection: the one that searches go to; None if there is none yet.
+        collection: the active one; None before the first ingest.
     """
     shown = and_(
         MarkRow.item_id == ItemRow.id,

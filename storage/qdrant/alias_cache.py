@@ -16,15 +16,15 @@ MAX_AGE_S = 1.0
 class AliasCache:
     """Cache the collection behind the alias for `MAX_AGE_S`; threads may share it.
 
-    For processes that search often: Qdrant is asked for the alias and its collection once a second, so
-    a search sends one request. A stale description does not make a result wrong:
+    For processes that search often: the alias and its collection are described once a second at most,
+    so a search sends one request. A stale description does not make a result wrong:
 
     - A query goes to the described collection by its name, never to the alias, and its vector comes from
       the model of that collection. Vectors of two models are never compared.
     - A re-index, a promotion or a rollback moves the alias, and retains the other collection. Within the
       next second a search may still use that one, as a search does that began before the move. Deleted
       items are left out by Postgres, and points of older digests are recognised by their payload.
-    - A collection that was removed, or created again with other vectors, answers with an error. The
+    - A collection that was removed, or created again with other vectors, returns an error. The
       caller then calls `refresh`, and searches again if the description has changed.
 
     The absence of a collection is not cached, so the first ingest is seen at once.
@@ -62,7 +62,7 @@ class AliasCache:
 
     def refresh(self, client: QdrantClient) -> Collection | None:
         """Describe the collection behind the alias now."""
-        at = self._clock()  # before the request: what it describes may change while it is under way
+        at = self._clock()  # before the request: the collection may change while it is under way
         collection = active_collection(client)
         with self._lock:
             if at >= self._described_at:

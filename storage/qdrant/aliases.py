@@ -10,7 +10,7 @@ from storage.errors import Conflict, SightlineError
 from storage.qdrant.collections import ALIAS, Collection, describe, require_model
 
 NODES_DIFFER_S = 0.5
-"""How long a node of a cluster may answer with the aliases from before a change that another has made."""
+"""How long a node of a cluster may return the aliases from before a change on another node."""
 PUT_BACK = "all lead where they led before; see its log, and run the command again"
 
 
@@ -81,9 +81,9 @@ def set_aliases(client: QdrantClient, wanted: Mapping[str, str]) -> None:
         )
     try:
         _change_aliases(client, wanted)
-    except (UnexpectedResponse, ValueError) as error:  # a refusal by a server, or by local mode
+    except (UnexpectedResponse, ValueError) as error:  # rejected by a server, or by local mode
         if _put_back(client, wanted, before):
-            raise AliasNotMoved(f"Qdrant refused a change of aliases; {PUT_BACK}") from error
+            raise AliasNotMoved(f"Qdrant rejected a change of aliases; {PUT_BACK}") from error
         raise
     if not _lead(client, wanted):
         _put_back(client, wanted, before)

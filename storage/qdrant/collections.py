@@ -16,7 +16,7 @@ ALIAS = "items"
 Quantization = Literal["none", "int8", "turbo", "product", "binary"]
 PAYLOAD_FIELDS = {"source": models.PayloadSchemaType.KEYWORD, "key": models.PayloadSchemaType.KEYWORD}
 SHORT = "_short"
-"""What follows the name of a space in that of its vectors' beginnings."""
+"""Suffix of the vector that holds the leading dimensions of a space."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 QUANTIZED: dict[Quantization, models.QuantizationConfig | None] = {
     "none": None,
@@ -42,10 +42,10 @@ class Collection:
     fingerprint: str
     dim: int
     quantization: Quantization = "none"
-    """Of the copies that candidates are looked for among; the vectors themselves stay as they are."""
+    """Quantization of the copies used by the first-stage search; the vectors themselves stay exact."""
 
     short_dim: int | None = None
-    """Length of the beginnings of vectors that candidates are looked for among; None for whole vectors."""
+    """Leading dimensions used by the first-stage search; None for whole vectors."""
 
 
 class ModelMismatch(ModelError):
@@ -72,10 +72,10 @@ def create_collection(
     Return its name.
 
     Args:
-        quantization: how vectors are packed for the first look: to a 4th (int8), 8th (turbo), 16th (product)
-            or 32nd (binary).
-        short_dim: keep the first so many dimensions of each vector as a vector of its own for the first
-            look, which only a model can bear that was trained for it (Matryoshka, Kusupati et al., 2022).
+        quantization: for the first-stage search: to a 4th (int8), 8th (turbo), 16th (product) or 32nd
+            (binary) of the size.
+        short_dim: store the leading dimensions as a separate vector for the first-stage search; requires a
+            model trained for it (Matryoshka representation learning, Kusupati et al., 2022).
         filter_fields: metadata fields that searches filter on, each with its type. The indexes are made
             before the first upload, because Qdrant builds its graph with them in mind.
     """

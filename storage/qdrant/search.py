@@ -30,21 +30,21 @@ def search_points(
 
     `query` is of shape (dim,), unit length.
 
-    Scores are those of whole vectors: what was found among packed or shortened ones is scored anew.
+    Candidates found among quantized or shortened vectors are rescored with whole vectors.
 
     Args:
         collection: as `active_collection` returned it; it is searched by its name, because the alias may move
             to another model's collection meanwhile.
         using: `image` finds images, `text` finds texts; items without one are not found by it.
-        min_score: leave out what scores lower, a cosine in [-1, 1].
+        min_score: the least score of a hit, a cosine in [-1, 1].
         where: metadata (or `source`, or `key`) that a hit must have.
-        without: items that are no hits.
-        oversampling: how many candidates are scored anew for each hit, where vectors are packed or shortened.
+        without: items to leave out.
+        oversampling: candidates to rescore per hit, where vectors are quantized or shortened.
     """
     condition = _filter(where or {}, without)
-    first_look = None
+    first_stage = None
     if collection.short_dim is not None:
-        first_look = models.Prefetch(
+        first_stage = models.Prefetch(
             query=_rows(query[: collection.short_dim], using),
             using=using + SHORT,
             limit=ceil(limit * oversampling),
@@ -54,7 +54,7 @@ def search_points(
         collection.name,
         query=_rows(query, using),
         using=using,
-        prefetch=first_look,
+        prefetch=first_stage,
         limit=limit,
         score_threshold=min_score,
         query_filter=condition,
@@ -91,13 +91,13 @@ def nearest_images(
     Args:
         queries: shape (n, dim), unit rows.
     """
-    asked = [
+    requests = [
         models.QueryRequest(
             query=query, using="image", limit=limit, params=_params(collection, oversampling=1.0)
         )
         for query in queries.tolist()
     ]
-    answers = client.query_batch_points(collection.name, asked)
+    answers = client.query_batch_points(collection.name, requests)
     return [[(UUID(str(point.id)), point.score) for point in answer.points] for answer in answers]
 
 
@@ -122,10 +122,10 @@ def sampled_recall(client: QdrantClient, collection: str, ids: Sequence[UUID], l
         return None
     answers = []
     for params in (None, models.SearchParams(exact=True)):
-        asked: list[Any] = [
+        requests: list[Any] = [
             models.QueryRequest(query=query, using="image", limit=limit, params=params) for query in queries
         ]
-        answers.append(client.query_batch_points(collection, asked))
+        answers.append(client.query_batch_points(collection, requests))
     shares = [
         len({point.id for point in found.points} & {point.id for point in right.points}) / len(right.points)
         for found, right in zip(*answers, strict=True)

@@ -28,7 +28,7 @@ from storage.qdrant import points
 PAGE = 2 * points.POINTS_A_REQUEST
 GROUP_ROWS = 1024
 GROUP_BYTES = 32 * 2**20
-"""A row group ends at either: it is what a reader holds in memory."""
+"""A row group ends at either limit; a reader holds one in memory."""
 
 ID, PAYLOAD, VECTOR = "id", "payload", "vector:"
 FLOATS = pa.list_(pa.float32())
@@ -94,7 +94,7 @@ def save_points(client: QdrantClient, name: str, path: Path, *, advance: Advance
     The collection must not change meanwhile.
 
     Args:
-        advance: told how many more points have been written.
+        advance: called with the number of points written since the last call.
 
     Returns:
         How many there are.
@@ -154,7 +154,7 @@ def load_points(client: QdrantClient, name: str, path: Path, *, advance: Advance
 
     Args:
         path: as `check_points` has found it right.
-        advance: told how many more points are searchable.
+        advance: called with the number of points made searchable since the last call.
 
     Returns:
         How many there are.

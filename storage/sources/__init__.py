@@ -1,4 +1,4 @@
-"""Sources: a folder of images, or a manifest in JSONL, CSV or Parquet, read row by row."""
+"""Read sources: image folders, and manifests in JSONL, CSV or Parquet."""
 
 from storage.redaction import redacted
 from storage.sources.image_fetch import FetchError, fetch

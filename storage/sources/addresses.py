@@ -1,4 +1,4 @@
-"""Judge network addresses: which of them a fetch may connect to."""
+"""Classify network addresses, to decide which ones a fetch may use."""
 
 import socket
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -22,7 +22,7 @@ NOT_PUBLIC = tuple(
         ),
     )
 )
-"""Not a property of the standard library: what `is_global` says has changed within releases of Python."""
+"""Listed here, because the result of `is_global` has changed within releases of Python."""
 
 PUBLIC_6 = IPv6Network("2000::/3")
 NOT_PUBLIC_6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
@@ -34,11 +34,13 @@ TEREDO = IPv6Network("2001::/32")
 
 
 class PrivateAddress(SightlineError, OSError):
-    """It leads to this machine or into a private network, which this URL may not reach."""
+    """Signal a loopback or private address, which the URL may not reach."""
 
 
 def parse_address(host: str) -> Address | None:
-    """Return the address that `host` spells in any form that a system reads; None for a name.
+    """Return the address that `host` spells in any form, or None.
+
+    A host name gives None.
 
     >>> parse_address("2130706433"), parse_address("127.1"), parse_address("0x7f.1")
     (IPv4Address('127.0.0.1'), IPv4Address('127.0.0.1'), IPv4Address('127.0.0.1'))
@@ -56,7 +58,9 @@ def parse_address(host: str) -> Address | None:
 
 
 def inner_addresses(address: Address) -> tuple[Address, ...]:
-    """Return `address` and each IPv4 address that a gateway would take from it.
+    """Return the address, and each IPv4 address embedded in it.
+
+    A gateway would connect to the embedded one.
 
     >>> inner_addresses(ip_address("64:ff9b::a00:1"))
     (IPv6Address('64:ff9b::a00:1'), IPv4Address('10.0.0.1'))
@@ -70,12 +74,12 @@ def inner_addresses(address: Address) -> tuple[Address, ...]:
 
 
 def is_metadata(address: Address) -> bool:
-    """Tell whether a cloud answers with credentials at `address`."""
+    """Return whether a cloud metadata service listens at the address."""
     return any(one in METADATA for one in inner_addresses(address))
 
 
 def is_public(address: Address) -> bool:
-    """Tell whether `address` belongs to the internet, and to nothing nearer.
+    """Return whether the address is public.
 
     >>> is_public(ip_address("8.8.8.8")), is_public(ip_address("::ffff:10.0.0.1"))
     (True, False)
@@ -92,7 +96,7 @@ def is_public(address: Address) -> bool:
 
 
 def require_public(address: str, host: str) -> None:
-    """Refuse an address of this machine or of a private network.
+    """Reject a loopback or private address.
 
     Raises:
         PrivateAddress: it is one, or cannot be read as an address.
@@ -103,7 +107,7 @@ def require_public(address: str, host: str) -> None:
 
 
 def require_no_metadata(address: str, host: str) -> None:
-    """Refuse an address where clouds hand out credentials.
+    """Reject the address of a cloud metadata service.
 
     Raises:
         PrivateAddress: it is one.

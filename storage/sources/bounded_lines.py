@@ -1,4 +1,4 @@
-"""Lines of a file of any size, none of them held when it is longer than a row may be."""
+"""Read lines of bounded length from a file of any size."""
 
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -10,7 +10,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 class Line(NamedTuple):
-    """One physical line, without its newline."""
+    """Store one physical line, without its newline."""
 
     number: int
     """From 1."""
@@ -21,7 +21,7 @@ class Line(NamedTuple):
 
 
 def numbered_lines(file: BinaryIO, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Line]:
-    r"""Give the lines of `file`; a UTF-8 byte order mark at its start is left out.
+    r"""Yield the lines of `file`, without a UTF-8 byte order mark.
 
     >>> from io import BytesIO
     >>> [tuple(line) for line in numbered_lines(BytesIO(b"ab\nabcdef\ncde"), max_bytes=3)]

@@ -1,4 +1,4 @@
-"""Manifests in CSV: comma-separated rows under a header."""
+"""Read CSV manifests: comma-separated rows under a header."""
 
 import csv
 import json
@@ -17,25 +17,30 @@ from storage.sources.row_estimate import RowEstimate
 from storage.sources.validation import MAX_RAW_CHARS, BadRow, rejected
 
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
-"""What `surrogateescape` makes of bytes that are not UTF-8."""
+"""Characters that `surrogateescape` returns for bytes that are not UTF-8."""
 
 
 MAX_ROW_LINES = 10_000
 ROW_TOO_LONG = f"a row of over {MAX_ROW_LINES:,} lines or {MAX_LINE_BYTES:,} bytes; is a quote missing?"
-MOST_LOOKED_AT = 10 * MAX_ROW_LINES
-"""Lines that are read again to find out which rows may stand inside another."""
+MAX_REREAD_LINES = 10 * MAX_ROW_LINES
+"""Limit of the lines read again to find rows hidden in another one."""
 
 
 class _LineTooLong(SightlineError, csv.Error):
-    """One physical line, or a row of several, is longer than a row may be; the next one may be fine."""
+    """Signal a line or row that is too long.
+
+    The next one may be fine.
+    """
 
 
 class _Unclear(SightlineError):
-    """What may stand inside a row takes too long to find out."""
+    """Signal that the search for hidden rows exceeds its limit."""
 
 
 class _CsvLines:
-    """The lines of a CSV file; it goes on after an error, which a generator could not.
+    """Iterate over the lines of a CSV file, even after an error.
+
+    A generator could not go on.
 
     Attributes:
         number: of the last physical line read, from 1.
@@ -48,12 +53,12 @@ class _CsvLines:
         self.number = 0
         self.taken: list[str] = []
         self._taken_bytes = 0
-        self._looked_at = self._looked_at_bytes = 0
+        self._reread = self._reread_bytes = 0
 
     def begin_row(self) -> None:
-        """Take the lines that follow for those of another row."""
+        """Start a new row with the next line."""
         self.taken = []
-        self._taken_bytes = self._looked_at = self._looked_at_bytes = 0
+        self._taken_bytes = self._reread = self._reread_bytes = 0
 
     def __iter__(self) -> "_CsvLines":
         return self
@@ -68,23 +73,25 @@ class _CsvLines:
         return _whole(line)
 
     def again_from(self, index: int) -> Iterator[str]:
-        """Give the lines that were taken, from one of them on, and those that follow, which stay untaken.
+        """Yield the lines taken from `index` on, and the lines that follow.
+
+        Those that follow stay untaken.
 
         Raises:
             _Unclear: too many lines have been given for this row.
         """
         for later in range(index, len(self.taken)):
-            yield self._looked(self.taken[later])
+            yield self._count_reread(self.taken[later])
         for line in self._ahead:
-            yield self._looked(_whole(line))
+            yield self._count_reread(_whole(line))
         for line in self._lines:
             self._ahead.append(line)
-            yield self._looked(_whole(line))
+            yield self._count_reread(_whole(line))
 
-    def _looked(self, line: str) -> str:
-        self._looked_at += 1
-        self._looked_at_bytes += len(line)
-        if self._looked_at > MOST_LOOKED_AT or self._looked_at_bytes > 2 * MAX_LINE_BYTES:
+    def _count_reread(self, line: str) -> str:
+        self._reread += 1
+        self._reread_bytes += len(line)
+        if self._reread > MAX_REREAD_LINES or self._reread_bytes > 2 * MAX_LINE_BYTES:
             raise _Unclear
         return line
 
@@ -101,16 +108,19 @@ def _whole(line: Line) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """The physical lines of one row: usually one, more where a cell has several lines, or a quote is open."""
+    """Store the physical lines of one row.
+
+    It is usually one line; there are more where a cell has several lines, or a quote is open.
+    """
 
     first: int
     last: int
     lines: Sequence[str]
     inner: Sequence[Sequence[str]] = ()
-    """The cells of the rows that begin on lines after the first, were they read from there."""
+    """The cells of rows parsed from each line after the first."""
 
     is_clear: bool = True
-    """Whether `inner` is all that may stand inside it."""
+    """Whether `inner` contains all hidden rows."""
 
     @property
     def place(self) -> str:
@@ -126,7 +136,7 @@ class _Span:
         return sum(bool(line.strip()) for line in self.lines)
 
     def hidden_keys(self, columns: Sequence[str]) -> tuple[str, ...]:
-        """Return the keys of rows that may stand inside it.
+        """Return the keys of rows that may be hidden inside this one.
 
         A quote too many makes one cell of the rows up to the next quote. A row that is whole begins on a
         line of its own, so that it is found by reading from there.
@@ -136,12 +146,12 @@ class _Span:
         return tuple(dict.fromkeys(key for key in keys if key is not None))
 
     def hidden_rows(self, columns: Sequence[str]) -> int:
-        """Return how many whole rows may stand inside it."""
+        """Count the complete rows that may be hidden inside this one."""
         return sum(len(cells) == len(columns) for cells in self.inner)
 
 
 def read_csv(path: Path, estimate: RowEstimate) -> Iterator[Record | Rejected]:
-    """Read comma-separated rows under a header; an empty cell is an absent value.
+    """Read comma-separated rows under a header; empty cells are absent values.
 
     Args:
         path: in a resolved folder, which is where relative paths start.
@@ -200,7 +210,10 @@ def _span(lines: _CsvLines, first: int) -> _Span:
 
 
 def _row_from(lines: _CsvLines, index: int) -> Sequence[str]:
-    """Return the cells of the row that begins on one of the lines taken; none where no row does."""
+    """Return the cells of a row that begins at a taken line.
+
+    Empty if no row does.
+    """
     try:
         return next(csv.reader(lines.again_from(index), strict=True), [])
     except csv.Error:
@@ -208,7 +221,7 @@ def _row_from(lines: _CsvLines, index: int) -> Sequence[str]:
 
 
 def _bad_csv(error: csv.Error, span: _Span) -> Rejected:
-    """Return the one reject of all lines that could not be told apart as rows."""
+    """Return one reject for lines that cannot be separated into rows."""
     if isinstance(error, _LineTooLong):
         bad = BadRow("line_too_long", str(error), in_doubt=True)
     else:
@@ -234,9 +247,9 @@ def _csv_row(columns: Sequence[str], cells: Sequence[str], span: _Span, folder: 
 
 
 def _check_cells(columns: Sequence[str], cells: Sequence[str], span: _Span, key: str | None) -> None:
-    """Raise `BadRow` where the cells are not those of one row in UTF-8."""
+    """Raise `BadRow` unless the cells form one row in UTF-8."""
     if not span.is_clear:
-        why = f"a row of {len(span.lines):,} lines, in which others may stand; write its cells in fewer lines"
+        why = f"a row of {len(span.lines):,} lines, which may hide others; write its cells in fewer lines"
         raise BadRow("bad_row", why, key=key, in_doubt=True)
     if len(cells) != len(columns):
         lines = "" if span.first == span.last else f", from line {span.first} to line {span.last}"

@@ -1,4 +1,4 @@
-"""Read images behind http URLs; each connection is judged by the address that it goes to."""
+"""Fetch images over HTTP, and check the address of every connection."""
 
 import asyncio
 import socket
@@ -20,23 +20,23 @@ GONE = (404, 410)
 REDIRECTS = (301, 302, 303, 307, 308)
 
 Judge = Callable[[str, str], None]
-"""Raises `PrivateAddress` for an address, found for a host, that may not be connected to."""
+"""Raises `PrivateAddress` for a forbidden address of a host."""
 
 
 class TooManyRedirects(SightlineError, OSError):
-    """A redirect leads to a redirect, and so on."""
+    """Signal a chain of redirects that is too long."""
 
 
 def read_url(
     url: str, *, limit: int, timeout_s: float, private_redirects: bool, from_strangers: bool = False
 ) -> bytes:
-    """Read at most `limit` bytes of the answer to `url`.
+    """Read at most `limit` bytes of the response to `url`.
 
     Args:
         timeout_s: for all of it, redirects included.
         private_redirects: whether a redirect to another host may lead to a loopback or private address. The
-            URL itself may: its author knows that host; a redirect is a stranger's.
-        from_strangers: the URL itself may not either.
+            URL itself may: its author knows that host; a redirect is not trusted.
+        from_strangers: treat the URL itself like a redirect.
 
     Raises:
         FileNotFoundError: HTTP 404 or 410.
@@ -57,7 +57,7 @@ async def _within(timeout_s: float, work: Any) -> bytes:
 
 
 async def _follow(known: Any, public: Any, url: str, limit: int, trusts: tuple[bool, bool]) -> bytes:
-    """Read the answer that `url` leads to.
+    """Read the response that `url` leads to.
 
     Args:
         trusts: whether the URL's own host may be a private one, and any other that it redirects to.
@@ -65,7 +65,7 @@ async def _follow(known: Any, public: Any, url: str, limit: int, trusts: tuple[b
     first = at = URL(url)
     for _ in range(MAX_REDIRECTS):
         trusted = trusts[(at.host, at.port) != (first.host, first.port)]
-        _judge_literal(at, require_no_metadata if trusted else require_public)
+        _check_literal(at, require_no_metadata if trusted else require_public)
         session: aiohttp.ClientSession = await (known if trusted else public).set_session()
         # `identity`: a compressed answer could unfold to any size
         headers = {"Accept-Encoding": "identity"}
@@ -87,15 +87,18 @@ async def _follow(known: Any, public: Any, url: str, limit: int, trusts: tuple[b
     raise TooManyRedirects(f"redirected more than {MAX_REDIRECTS} times")
 
 
-def _judge_literal(url: URL, judge: Judge) -> None:
-    """Judge a host that is an address in any spelling; a name is judged once it is looked up."""
+def _check_literal(url: URL, judge: Judge) -> None:
+    """Check a host that is an address in any spelling.
+
+    A name is checked once it is resolved.
+    """
     host = url.raw_host or ""
     if (address := parse_address(host)) is not None:
         judge(str(address), host)
 
 
-class _Judged(AbstractResolver):
-    """Looks names up, and gives no address that may not be connected to."""
+class _CheckedResolver(AbstractResolver):
+    """Resolve names, and reject addresses that must not be used."""
 
     def __init__(self, judge: Judge) -> None:
         self._names, self._judge = aiohttp.ThreadedResolver(), judge
@@ -121,15 +124,15 @@ async def _client_of_known_hosts(**options: Any) -> aiohttp.ClientSession:
 
 
 def _client(judge: Judge, options: dict[str, Any]) -> aiohttp.ClientSession:
-    """Open a client whose every connection is judged, however its address was come by."""
+    """Open a client that checks the address of every connection."""
 
-    def judged_socket(info: tuple[Any, Any, int, str, tuple[Any, ...]]) -> socket.socket:
+    def checked_socket(info: tuple[Any, Any, int, str, tuple[Any, ...]]) -> socket.socket:
         family, kind, protocol, _, address = info
         judge(address[0], address[0])
         return socket.socket(family, kind, protocol)
 
     options.pop("loop", None)
     connector = aiohttp.TCPConnector(
-        resolver=_Judged(judge), use_dns_cache=False, socket_factory=judged_socket
+        resolver=_CheckedResolver(judge), use_dns_cache=False, socket_factory=checked_socket
     )
     return aiohttp.ClientSession(connector=connector, **options)

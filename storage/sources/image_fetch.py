@@ -1,4 +1,4 @@
-"""Read the bytes of one image, from this machine or from a URL."""
+"""Read the bytes of one image, from disk or a URL."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,14 +15,14 @@ from storage.sources.open_files import OutsideFolder, open_file
 from storage.sources.validation import printable
 
 MOST_STORE_READS = 16
-"""At once, those included that nobody waits for any more: a driver cannot be made to give up."""
+"""Limit of concurrent reads, abandoned ones included: a driver cannot be interrupted."""
 
 WEB = ("http://", "https://")
 _store_reads = BoundedSemaphore(MOST_STORE_READS)
 
 
 class FetchError(InvalidInput):
-    """The bytes of this image cannot be had; the next one may be fine.
+    """Signal an image that cannot be read; the next may be fine.
 
     Attributes:
         reason: `missing_file`, `outside_source`, `too_large`, `private_address` or `unreachable`.
@@ -42,19 +42,21 @@ def fetch(
     from_strangers: bool = False,
     folder: Path | None = None,
 ) -> bytes:
-    """Return the bytes at `uri`; none is a fine answer here, an empty file is refused when it is decoded.
+    """Return the bytes at `uri`.
+
+    No bytes are a valid result here; an empty file is rejected when it is decoded.
 
     Args:
         uri: an absolute path, or a URL that fsspec knows, as in `Record.image`.
         max_bytes: no more than one byte beyond this is read.
         timeout_s: for the whole of an answer.
         private_redirects: whether an http redirect to another host may lead into a private network.
-        from_strangers: whether the URL itself comes from a client that has no business there: then it is
-            an http URL of a public host, or nothing is read.
-        folder: the one below which a path has to be, resolved; None where any file may be read.
+        from_strangers: whether the URL comes from an untrusted client: it must then be an http URL of a
+            public host.
+        folder: the resolved folder that must contain a path; None to allow any file.
 
     Raises:
-        FetchError: whatever it is that keeps the bytes from being read.
+        FetchError: the bytes cannot be read.
     """
     if uri.lower().startswith(WEB):
         content = _from_web(uri, max_bytes + 1, timeout_s, private_redirects, from_strangers)
@@ -113,7 +115,10 @@ def _from_web(url: str, limit: int, timeout_s: float, private_redirects: bool, f
 
 
 def _private(error: BaseException) -> PrivateAddress | None:
-    """Return the refusal behind `error`: what a resolver raises comes wrapped."""
+    """Return the `PrivateAddress` behind an error, or None.
+
+    Errors of a resolver come wrapped.
+    """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, PrivateAddress):
         cause = cause.__cause__
@@ -138,7 +143,9 @@ def _from_store(url: str, limit: int, timeout_s: float) -> bytes:
 
 
 def _in_time(read: Callable[[], bytes], timeout_s: float) -> bytes:
-    """Run `read` in a thread, and leave it there once its time is over; few may be left so.
+    """Run `read` in a thread, and abandon it after `timeout_s`.
+
+    The number of abandoned threads is limited.
 
     Raises:
         TimeoutError: it took too long, or too many others still take.

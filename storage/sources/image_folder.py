@@ -1,4 +1,4 @@
-"""A folder of images: each is a record, with the texts and the metadata that lie beside it."""
+"""Read image folders: images, with texts and metadata in sidecar files."""
 
 import json
 import os
@@ -36,7 +36,9 @@ TRANSLATION = re.compile(r"([A-Za-z]{2,3}(?:[_@-][A-Za-z0-9@_-]+)?)\.utf8=(.*)")
 
 
 def read_folder(root: Path, estimate: RowEstimate) -> Iterator[Record | Rejected | Ignored]:
-    """Read the images under `root`, folder by folder, names in code point order; none is opened.
+    """Read the images under `root`, folder by folder, without opening them.
+
+    Names are in code point order.
 
     Hidden names are left out, and links to folders are not followed.
 
@@ -61,12 +63,12 @@ def read_folder(root: Path, estimate: RowEstimate) -> Iterator[Record | Rejected
 
 
 def is_picture(name: str) -> bool:
-    """Tell by its suffix whether a file is taken for an image."""
+    """Return whether the suffix of a file is that of an image."""
     return splitext(name)[1].lower() in PICTURES
 
 
 def _listings(root: Path) -> Iterator[tuple[list[Entry], list[Entry], bool]]:
-    """Yield the files and folders of each folder, and whether no other folder follows.
+    """Yield the files and folders of each folder, and the last-one flag.
 
     A stack holds the folders, as they can be nested deeper than calls.
     """
@@ -78,7 +80,7 @@ def _listings(root: Path) -> Iterator[tuple[list[Entry], list[Entry], bool]]:
 
 
 def _listing(folder: str) -> tuple[list[Entry], list[Entry]]:
-    """Return the files of one folder, and the folders in it, by name.
+    """Return the sorted files and subfolders of one folder.
 
     Raises:
         BadSource: it cannot be listed, or not to its end.
@@ -127,9 +129,9 @@ def _picture(root: Path, entry: Entry, beside: Beside) -> Record | Rejected:
 
 
 def _no_picture(root: Path, folder: Entry) -> Rejected:
-    """Return the reject of a folder that stands where an image would."""
+    """Return the reject of a folder with the name of an image."""
     place = _relative(root, folder)
-    bad = BadRow("unreadable", "a folder, where its name says a picture; rename it", key=place)
+    bad = BadRow("unreadable", "a folder with the name of an image; rename it", key=place)
     return rejected(place, bad, "")
 
 
@@ -167,7 +169,10 @@ def _sidecar(entry: Entry | None, root: Path) -> str | None:
 
 
 def _lines(sidecar: str) -> Iterator[tuple[str, str | None]]:
-    """Give text and language of each line; `de.utf8=Ein Apfel.` is how Tux Paint marks a translation."""
+    """Yield the text and language of each line.
+
+    `de.utf8=Ein Apfel.` is the notation of Tux Paint for a translation.
+    """
     for line in NEWLINE.split(sidecar):
         translation = TRANSLATION.fullmatch(line.strip())
         yield (translation[2], translation[1]) if translation else (line, None)

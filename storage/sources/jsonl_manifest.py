@@ -1,4 +1,4 @@
-"""Manifests in JSONL: one JSON object a line."""
+"""Read JSONL manifests: one JSON object per line."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ MAX_BRACKETS = 100_000
 
 
 def read_jsonl(path: Path, estimate: RowEstimate) -> Iterator[Record | Rejected]:
-    """Read one JSON object a line; blank lines don't count.
+    """Read one JSON object per line; blank lines do not count.
 
     Args:
         path: in a resolved folder, which is where relative paths start.

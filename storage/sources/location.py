@@ -1,4 +1,4 @@
-"""From a location that a user names to its rows."""
+"""Read the rows of a source at a location."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,9 +14,9 @@ from storage.sources.parquet_manifest import read_parquet
 from storage.sources.row_estimate import RowEstimate
 from storage.sources.validation import is_storable, printable
 
-TAKEN = "a folder of pictures, or a manifest that ends in .jsonl, .ndjson, .csv or .parquet"
+ACCEPTED = "a folder of images, or a manifest that ends in .jsonl, .ndjson, .csv or .parquet"
 MANY_REJECTS = 100_000
-"""So many rejects, and more than records, end the reading: a few bytes of a file can stand for a row."""
+"""The read ends when rejects exceed this and the records: few bytes may form a row."""
 
 Reader = Callable[[Path, RowEstimate], Iterator[Record | Rejected]]
 READERS: dict[str, Reader] = {
@@ -28,17 +28,19 @@ READERS: dict[str, Reader] = {
 
 
 def read_source(location: Path, estimate: RowEstimate | None = None) -> Iterator[Record | Rejected | Ignored]:
-    """Read `location` row by row, always in the same order; it is never in memory as a whole.
+    """Read `location` row by row, in a stable order.
 
-    What a row holds never raises: a row that cannot become a record comes out as a `Rejected`.
-    Keys are not compared with each other, and no image is opened.
+    It is never in memory as a whole.
+
+    The contents of a row never raise: an invalid row becomes a `Rejected`. Keys are not compared with each
+    other, and no image is opened.
 
     Args:
         location: a folder, or a manifest whose paths are relative to its own folder.
         estimate: is kept current while the rows are read.
 
     Raises:
-        BadSource: neither of these, or not readable; raised here, before the first row is asked for. Or,
+        BadSource: neither of these, or not readable; raised here, before the first row is requested. Or,
             while iterating: a folder cannot be listed, the disk failed, or most of very many rows are
             rejected. Nothing is skipped.
     """
@@ -59,7 +61,7 @@ def _to_the_end(
 def _mostly_records(
     location: Path, rows: Iterator[Record | Rejected | Ignored]
 ) -> Iterator[Record | Rejected | Ignored]:
-    """Yield `rows` until there are very many rejects among them, and fewer records.
+    """Yield `rows` until rejects are many, and outnumber the records.
 
     Raises:
         BadSource: names the first reason; the last reject is not yielded.
@@ -81,7 +83,7 @@ def _mostly_records(
 
 @contextmanager
 def _readable(location: Path) -> Iterator[None]:
-    """Raise `BadSource` where the system cannot read what is at `location`."""
+    """Raise `BadSource` where the system cannot read `location`."""
     try:
         yield
     except OSError as error:
@@ -92,16 +94,16 @@ def _readable(location: Path) -> Iterator[None]:
 
 
 def find_row(location: Path, place: str, key: str | None) -> Record | Rejected | None:
-    """Return the row that was at `place` when it was rejected, as `read_source` gives it now.
+    """Return the current row of an earlier reject.
 
-    Reads the source up to there; to its end where the row has moved, and then it is known by its key, if
-    no other has that. None where the source no longer has it.
+    Reads the source up to `place`, or to its end if the row has moved; it is then recognised by its key if
+    that is unique. None if the source no longer has it.
 
     Args:
-        key: the row's; None if it had none.
+        key: the key of the row, or None.
 
     Raises:
-        BadSource: as `read_source`; or it is not found, and may be in what cannot be understood.
+        BadSource: as `read_source`; or it is not found, and may be in an unreadable part.
     """
     moved: list[Record | Rejected] = []
     unclear: Rejected | None = None
@@ -115,32 +117,40 @@ def find_row(location: Path, place: str, key: str | None) -> Record | Rejected |
         if isinstance(row, Rejected) and not row.is_understood:
             unclear = unclear or row
     if not moved and unclear is not None:
-        raise BadSource(f"{place} is not found, and may be in what cannot be understood: {unclear.message}")
+        raise BadSource(
+            f"{place} is not found, and may be in a part that cannot be parsed: {unclear.message}"
+        )
     return moved[0] if len(moved) == 1 else None
 
 
 def source_name(location: Path) -> str:
-    """Return the name that a source has by default: its folder's, or its manifest's without the suffix."""
+    """Return the default name of a source.
+
+    It is the name of the folder, or that of the manifest without its suffix.
+    """
     return location.resolve().name if location.is_dir() else location.stem
 
 
 def _resolved(location: Path) -> Path:
     found = _absolute(location)
     if not found.exists():
-        raise BadSource(f"{printable(str(location))}: there is nothing there; name {TAKEN}")
+        raise BadSource(f"{printable(str(location))}: there is nothing there; name {ACCEPTED}")
     if not is_storable(str(found)):
         raise BadSource(f"{printable(str(found))}: this path is not UTF-8; rename its folders")
     if found.is_dir():
         return found
     if found.suffix.lower() not in READERS:
-        raise BadSource(f"{found}: not a source; name {TAKEN}")
+        raise BadSource(f"{found}: not a source; name {ACCEPTED}")
     if found.is_file():
         _check_readable(found)
     return found
 
 
 def _absolute(location: Path) -> Path:
-    """Return `location` with its folders resolved; a link to a manifest keeps its own name and folder."""
+    """Return `location` with its folders resolved.
+
+    A link to a manifest keeps its own name and folder.
+    """
     if location.is_dir():
         return Path(os.path.realpath(location))
     return Path(os.path.realpath(location.parent)) / location.name

@@ -1,4 +1,4 @@
-"""From one row of a manifest, whatever its format, to a record."""
+"""Convert manifest rows of any format into records."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,11 +36,11 @@ UNGUARDED = {"dbfs", "jlab", "jupyter", "webhdfs"}
 
 
 class BadSource(InvalidInput):
-    """There is no source at this location that can be read to its end."""
+    """Signal a location without a source that can be read completely."""
 
 
 def check_columns(path: Path, columns: Sequence[str]) -> None:
-    """Check that each row can have a key, and that no column hides another.
+    """Require a key column, and distinct column names.
 
     Raises:
         BadSource: names the columns found.
@@ -55,15 +55,15 @@ def check_columns(path: Path, columns: Sequence[str]) -> None:
 
 
 def record_of(row: Mapping[str, Any], *, place: str, folder: Path) -> Record:
-    """Return the record that `row` describes; what is neither key, text nor image is metadata.
+    """Convert a row into a record; other columns become metadata.
 
     Args:
-        row: by column; None stands for an absent value.
-        place: where the row is, for a person.
+        row: values by column; None for an absent one.
+        place: readable position of the row.
         folder: the manifest's, resolved; no path may lead out of it.
 
     Raises:
-        BadRow: with the row's key, unless that is what is wrong.
+        BadRow: with the key of the row, unless the key is invalid.
     """
     key = checked_key(row.get("key"))
     try:
@@ -79,7 +79,10 @@ def record_of(row: Mapping[str, Any], *, place: str, folder: Path) -> Record:
 
 
 def key_of(row: Mapping[str, Any]) -> str | None:
-    """Return the row's key where it has a good one: a row may be unfit and still say which it is."""
+    """Return the key of a row if it is valid.
+
+    An invalid row may have a valid key.
+    """
     try:
         return checked_key(row.get("key"))
     except BadRow:
@@ -107,7 +110,7 @@ def _image(value: object, folder: Path) -> str | None:
         why = f"image {value[:100]!r} holds NUL or half a character, or has over {MAX_URI_CHARS:,} characters"
         raise BadRow("bad_uri", f"{why}; rename the file")
     if value.startswith("data:"):
-        raise BadRow("bad_uri", "image is a data: URL; write the picture to a file and name that")
+        raise BadRow("bad_uri", "image is a data: URL; write the image to a file and name that")
     if local := LOCAL.match(value):
         return inside(value[local.end() :], folder)
     _check_unchained(value)
@@ -124,4 +127,4 @@ def _image(value: object, folder: Path) -> str | None:
 def _check_unchained(uri: str) -> None:
     first, chain, _ = uri.partition("::")
     if chain and ("://" in uri or first in available_protocols()):
-        raise BadRow("bad_uri", f"image {uri[:300]!r} chains URLs with '::'; name the picture itself")
+        raise BadRow("bad_uri", f"image {uri[:300]!r} chains URLs with '::'; name the image itself")

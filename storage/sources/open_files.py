@@ -1,4 +1,4 @@
-"""Open files of a source: regular ones alone, and none outside of its folder."""
+"""Open regular files of a source, none outside its folder."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from typing import BinaryIO
 from storage.errors import SightlineError
 
 LINK_ERRORS = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)
-"""What systems say of a link where `O_NOFOLLOW` meets one; the last of them is FreeBSD's."""
+"""Errors of systems where `O_NOFOLLOW` meets a link; the last one is that of FreeBSD."""
 
 FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 """Without blocking: a pipe would wait for its other end."""
@@ -18,7 +18,7 @@ FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_CLOEXEC | os.O_DIRECTORY
 
 
 class OutsideFolder(SightlineError, OSError):
-    """A link leads out of the folder that a source may read."""
+    """Signal a link that leads out of the folder of the source."""
 
 
 def open_file(path: str, folder: Path | None = None) -> BinaryIO:
@@ -26,7 +26,7 @@ def open_file(path: str, folder: Path | None = None) -> BinaryIO:
 
     Args:
         path: absolute, or relative to `folder`.
-        folder: resolved; the file lies below it, whatever links are put in its way meanwhile.
+        folder: resolved; the file lies below it, even if links are placed on the way meanwhile.
 
     Raises:
         OutsideFolder: a link leads out of `folder`.
@@ -44,7 +44,10 @@ def open_file(path: str, folder: Path | None = None) -> BinaryIO:
 
 
 def _open_below(path: str, folder: Path) -> int:
-    """Open a file step by step from its folder; where a path has been resolved, no step is a link."""
+    """Open a file step by step from its folder.
+
+    The path is resolved first, so a link found on the way is rejected.
+    """
     real = Path(os.path.realpath(folder / path))
     if not real.is_relative_to(folder):
         raise OutsideFolder(errno.EPERM, f"leads out of {folder}")

@@ -1,13 +1,16 @@
-"""What decoding a Parquet file may take; without imports, for both of the processes that know it."""
+"""Define the limits of Parquet decoding.
+
+Both processes import this module, so it imports nothing.
+"""
 
 MEMORY_BYTES = 512 * 2**20
-"""Of memory, beyond what the libraries have."""
+"""Memory limit, in addition to the libraries."""
 
 CPU_S = 30
-"""Of time on a processor, for each batch of rows."""
+"""CPU time per batch of rows."""
 
 MAX_COLUMNS = 10_000
-"""Of a manifest: each costs memory in every batch of rows."""
+"""Columns of a manifest: each costs memory in every batch of rows."""
 
 OUT_OF_MEMORY = 77
-"""Exit status of a process that was refused memory."""
+"""Exit status of a process that ran out of memory."""

@@ -1,4 +1,4 @@
-"""Manifests in Parquet, read by a process of its own that may take so much memory and no more.
+"""Read Parquet manifests in a separate process with limited memory.
 
 No byte of the file is parsed in this process, its footer included.
 """
@@ -23,7 +23,7 @@ MODULE = "storage.sources.parquet_process"
 
 
 def read_parquet(path: Path, estimate: RowEstimate) -> Iterator[Record | Rejected]:
-    """Read the rows of a Parquet file, some at a time.
+    """Read the rows of a Parquet file in batches.
 
     Args:
         path: in a resolved folder, which is where relative paths start.
@@ -50,7 +50,10 @@ def _rows(decoder: "_Decoder", expected: int) -> Iterator[Record | Rejected]:
 
 
 class _Decoder:
-    """The process that decodes one file; it ends with this object, and when nothing reads what it sends."""
+    """Run the process that decodes one file.
+
+    It ends with this object, or when its results are no longer read.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,7 +65,7 @@ class _Decoder:
         self.close = finalize(self, _end, self._connection, self._process)
 
     def receive_count(self) -> int:
-        """Return how many rows the file says it has; the first to be received.
+        """Receive the row count of the footer, before any rows.
 
         Raises:
             BadSource: not Parquet or without a column `key`.
@@ -73,7 +76,7 @@ class _Decoder:
         return sent
 
     def receive(self, number: int) -> list[Record | Rejected] | int:
-        """Return the next rows, or at the end how many there were.
+        """Receive the next rows, or the total count at the end.
 
         Args:
             number: of the rows received so far.
@@ -111,5 +114,8 @@ def _end(connection: "Connection[Any, Any]", process: "subprocess.Popen[bytes]")
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment, in which Arrow takes memory as it needs it, not in large arenas."""
+    """Return the environment of this process, with Arrow's system memory pool.
+
+    Its default pool allocates large arenas.
+    """
     return os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}  # noqa: TID251 (it has no other setting)

@@ -1,6 +1,6 @@
-"""The process that decodes a Parquet file: its rows go out as records, within a limit of memory and time.
+"""Decode a Parquet file within limits of memory and time.
 
-A few hundred bytes of Parquet can stand for gigabytes, and what a file says of its sizes can be wrong.
+A few hundred bytes of Parquet can expand to gigabytes, and the sizes that a file declares can be wrong.
 """
 
 import os
@@ -22,12 +22,15 @@ from storage.sources.parquet_rows import row_of, values_of
 
 BATCH_ROWS = 256
 FRAME_CHARS = 2**20
-"""Rows are sent on when their texts have so many characters."""
+"""Rows are sent when their texts have this many characters."""
 
 
 def main(connection_fd: int, path: Path) -> None:
-    """Send how many rows the file says it has, them as lists, and how many there were; or why not."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this
+    """Send the row count of the file, its rows, and their count.
+
+    An error is sent as its message.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory()
     with Connection(connection_fd) as connection:
@@ -45,11 +48,11 @@ def main(connection_fd: int, path: Path) -> None:
 
 
 class _Unfit(InvalidInput):
-    """The file has other columns than a manifest has."""
+    """Signal columns that a manifest must not have."""
 
 
 def _count(path: Path) -> int:
-    """Return how many rows the file says it has.
+    """Return the row count of the footer.
 
     Raises:
         _Unfit: no column is `key`, two have one name, or there are too many.
@@ -93,7 +96,7 @@ def _rows(path: Path) -> Iterator[Record | Rejected]:
 
 
 def _batches(path: Path, size: int, *, skip: int) -> Iterator[pa.RecordBatch]:
-    """Yield the rows from one on, `size` at a time; `skip` is a multiple of that."""
+    """Yield batches of `size` rows after skipping a multiple of `size`."""
     with ParquetFile(path, page_checksum_verification=True) as file:
         for batch in file.iter_batches(batch_size=size, use_threads=False):
             _limit_time()
@@ -105,7 +108,7 @@ def _batches(path: Path, size: int, *, skip: int) -> Iterator[pa.RecordBatch]:
 
 
 def _limit_memory() -> None:
-    """Limit what this process may allocate, beyond what its libraries have."""
+    """Limit the memory of this process, in addition to its libraries."""
     if sys.platform != "linux":
         return  # no other system counts what a process allocates against this
     with open("/proc/self/statm", "rb") as file:

@@ -1,4 +1,4 @@
-"""From a batch of Parquet's columns to records."""
+"""Convert Parquet batches into records."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ MAX_SHOWN_CHARS = 16_384
 
 
 def values_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Yield the rows as Python values; in place of a cell that has none stands its exception."""
+    """Yield rows as Python values; unreadable cells hold their exception."""
     names = batch.schema.names
     for number in range(batch.num_rows):
         try:
@@ -35,7 +35,7 @@ def _cell(batch: pa.RecordBatch, name: str, number: int) -> Any:
 
 
 def row_of(row: dict[str, Any], place: str, folder: Path) -> Record | Rejected:
-    """Return the record that a row is, or why it is none."""
+    """Return the record of a row, or its reject."""
     try:
         for name, value in row.items():
             if isinstance(value, Exception):
@@ -52,7 +52,7 @@ def row_of(row: dict[str, Any], place: str, folder: Path) -> Record | Rejected:
 
 
 def _shown(row: dict[str, Any]) -> str:
-    """Return the beginning of a row as JSON; what a person looks at needs no more."""
+    """Return the beginning of a row as JSON, to display it."""
     shown, left = [], MAX_SHOWN_CHARS
     encoder = json.JSONEncoder(ensure_ascii=False, default=_shown_value)
     short = {

@@ -1,4 +1,4 @@
-"""Estimate how many rows a source has while it is read, without reading it twice."""
+"""Estimate the row count of a source while it is read."""
 
 import os
 from typing import BinaryIO
@@ -26,7 +26,7 @@ class RowEstimate:
         self._file, self._bytes = file, os.fstat(file.fileno()).st_size
 
     def total(self, rows: int) -> int:
-        """Return the estimate once `rows` have been read; 0 while it is unknown."""
+        """Return the estimate after `rows` rows; 0 while unknown."""
         if self._file is None:
             return self._rows
         try:

@@ -1,4 +1,4 @@
-"""Combining marks in texts from strangers, and Unicode normalisation that stays cheap whatever they hold."""
+"""Limit combining marks, and normalize untrusted text in linear time."""
 
 from unicodedata import combining, normalize
 
@@ -14,14 +14,14 @@ REMEDY = f"more than {MAX_MARKS} combining marks in a row; remove them at the so
 
 
 class TooManyMarks(InvalidInput):
-    """A text stacks more combining marks than any language does."""
+    """Signal a text with more stacked marks than any language has."""
 
     def __init__(self) -> None:
         super().__init__(REMEDY)
 
 
 def has_many_marks(text: str) -> bool:
-    """Tell whether more than `MAX_MARKS` combining marks follow each other.
+    """Return whether over `MAX_MARKS` combining marks follow each other.
 
     >>> has_many_marks("a" + chr(0x301) * 32), has_many_marks("a" + chr(0x301) * 33)
     (False, True)
@@ -37,7 +37,7 @@ def has_many_marks(text: str) -> bool:
 
 
 def composed(text: str) -> str:
-    """Return `text` in NFC, in time that grows with its length alone.
+    """Return `text` in NFC, in time linear in its length.
 
     Sorting marks that follow each other takes time that grows with the square of their number.
 

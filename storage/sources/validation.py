@@ -1,4 +1,4 @@
-"""What a row must be to become a record: keys, texts and metadata that every store can hold."""
+"""Validate keys, texts and metadata for every store."""
 
 import json
 import math
@@ -26,16 +26,18 @@ MAX_METADATA_DEPTH = 32
 INT64 = range(-(2**63), 2**63)
 
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-"""What Postgres refuses in a text: NUL, and halves of characters."""
+"""Characters that Postgres rejects: NUL, and unpaired surrogates."""
 
 
 class BadRow(InvalidInput):
-    """This row cannot become a record; the next one may be fine.
+    """Signal a row that cannot become a record.
+
+    The next one may be fine.
 
     Attributes:
         reason: a code to count by.
         key: the row's key, once it is known.
-        in_doubt: whether the row may hold others, or its key is not the one it had.
+        in_doubt: whether the row may contain others, or its key may be wrong.
     """
 
     def __init__(self, reason: str, message: str, *, key: str | None = None, in_doubt: bool = False) -> None:
@@ -46,7 +48,7 @@ class BadRow(InvalidInput):
 
 
 def rejected(place: str, bad: BadRow, raw: str) -> Rejected:
-    """Return the row at `place` as one set aside; every part of it can be stored."""
+    """Return the reject of a row; all its parts can be stored."""
     return Rejected(
         place=printable(place),
         key=None if bad.key is None else printable(bad.key, MAX_KEY_CHARS),
@@ -58,12 +60,14 @@ def rejected(place: str, bad: BadRow, raw: str) -> Rejected:
 
 
 def is_storable(text: str) -> bool:
-    """Tell whether Postgres can hold `text`."""
+    """Return whether Postgres can store `text`."""
     return UNSTORABLE.search(text) is None
 
 
 def printable(text: str, max_chars: int = MAX_RAW_CHARS) -> str:
-    r"""Return `text` cut to `max_chars`, without secrets in URLs; the unstorable is shown by its code.
+    r"""Return `text` cut to `max_chars`, without secrets in URLs.
+
+    Characters that cannot be stored are shown by their codes.
 
     >>> printable("http://me:secret@host/a.png")
     'http://***@host/a.png'
@@ -76,7 +80,7 @@ def printable(text: str, max_chars: int = MAX_RAW_CHARS) -> str:
 
 
 def checked_key(value: object) -> str:
-    """Return `value` as a key; a string is kept as it is written.
+    """Validate a key; strings stay as written.
 
     Raises:
         BadRow: `no_key` or `bad_key`.
@@ -100,10 +104,10 @@ def checked_key(value: object) -> str:
 
 
 def checked_texts(found: Iterable[tuple[object, object]]) -> tuple[Text, ...]:
-    """Return the texts of a record: NFC, stripped, none of them empty or there twice.
+    """Validate the texts of a record: NFC, stripped, non-empty and distinct.
 
     Args:
-        found: pairs of text and language, in order; None stands for an absent one.
+        found: pairs of text and language, in order; None for an absent one.
 
     Raises:
         BadRow: `bad_text`, `text_too_long` or `too_many_texts`; the texts are numbered from 1.
@@ -121,8 +125,10 @@ def checked_texts(found: Iterable[tuple[object, object]]) -> tuple[Text, ...]:
 
 def _checked_text(text: object, lang: object, n: int) -> Text:
     if not isinstance(text, str | None) or not isinstance(lang, str | None):
-        what = f"is {_kind(text)}" if not isinstance(text, str | None) else f"has {_kind(lang)} as its lang"
-        raise BadRow("bad_text", f"text {n} {what}, not a string; write it in quotes or leave it out")
+        problem = (
+            f"is {_kind(text)}" if not isinstance(text, str | None) else f"has {_kind(lang)} as its lang"
+        )
+        raise BadRow("bad_text", f"text {n} {problem}, not a string; write it in quotes or leave it out")
     text, lang = (text or "").strip(), (lang or "").strip()
     _check_length(text, n)  # before it is normalised as well, which takes its time
     if len(lang) > MAX_LANG_CHARS:
@@ -146,7 +152,9 @@ def _check_length(text: str, n: int) -> None:
 
 
 def checked_metadata(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `found` as JSON that Postgres can hold: without nulls at the top, dates and decimals as strings.
+    """Validate metadata as JSON that Postgres can store.
+
+    Nulls at the top are left out; dates and decimals become strings.
 
     Raises:
         BadRow: `bad_metadata`.
@@ -198,7 +206,7 @@ def _kind(value: object) -> str:
 
 
 def inside(path: str, folder: Path) -> str:
-    """Return the file that `path` leads to once every symlink is followed; it need not exist.
+    """Resolve `path` inside `folder`, following symlinks; it need not exist.
 
     Args:
         path: absolute, or relative to `folder`; storable.

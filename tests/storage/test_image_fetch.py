@@ -73,7 +73,7 @@ def test_a_resolver_does_not_decide_where_a_connection_goes(monkeypatch: pytest.
         ]
 
     monkeypatch.setattr(
-        http_fetch._Judged, "resolve", resolve
+        http_fetch._CheckedResolver, "resolve", resolve
     )  # as if a look-up had been judged by another answer
     with a_web_server() as url:
         port = int(url.rpartition(":")[2])

@@ -82,8 +82,8 @@ def reasons(location: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("nowhere", "there is nothing there; name a folder of pictures"),
-        ("notes.docx", r"not a source; name a folder of pictures, or a manifest that ends in \.jsonl"),
+        ("nowhere", "there is nothing there; name a folder of images"),
+        ("notes.docx", r"not a source; name a folder of images, or a manifest that ends in \.jsonl"),
         ("no-key.csv", r"no column 'key' among its columns \(id, text\)"),
         ("empty.csv", r"no column 'key' among its columns \(none\)"),
         ("twice.csv", "two columns have the same name"),
