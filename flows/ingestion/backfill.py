@@ -1,4 +1,4 @@
-"""Write the points that a collection lacks, from what Postgres and the blob store have."""
+"""Backfill the points of a collection from Postgres and the blob store."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ PAGE = 2000
 
 @dataclass(slots=True)
 class Backfill:
-    """Hold a collection that is completed, the model that does it, and the outcome so far."""
+    """Hold the state of a backfill."""
 
     stores: Stores
     encoder: Encoder
@@ -116,7 +116,7 @@ def _when_free(lock: Lock, progress: Progress) -> Iterator[None]:
 
 
 def decode_outdated(backfill: Backfill) -> Iterator[DecodedItems]:
-    """Yield the items without a current point, in id order, with decoded images."""
+    """Yield items without a current point, with decoded images."""
     ids = _outdated(backfill.stores, backfill.collection.name)
     while batch := list(islice(ids, backfill.settings.batch_size)):
         yield decode(backfill, batch)
@@ -134,7 +134,7 @@ def _outdated(stores: Stores, collection: str) -> Iterator[UUID]:
 
 
 def decode(backfill: Backfill, ids: Sequence[UUID]) -> DecodedItems:
-    """Load items and their images; an image with a stored vector is not decoded."""
+    """Load items, and decode their images without a stored vector."""
     stores, limits, unusable = backfill.stores, backfill.settings.limits, backfill.unusable
     with stores.sessions() as session:
         found = catalog.items_with_digests(session, ids)
@@ -171,7 +171,10 @@ def encode(backfill: Backfill, decoded: DecodedItems) -> EncodedItems:
 
 
 def write(backfill: Backfill, encoded: EncodedItems) -> None:
-    """Write points, and then the embedding states of unchanged items; safe to repeat."""
+    """Write points, and then the embedding states of unchanged items.
+
+    Safe to repeat.
+    """
     stores, name = backfill.stores, backfill.collection.name
     qdrant.upsert(stores.vectors, backfill.collection, encoded.points)
     with stores.sessions.begin() as session:

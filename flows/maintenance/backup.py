@@ -1,4 +1,4 @@
-"""Backups: Postgres, the index, its models and the images in one place, with checksums."""
+"""Back up Postgres, points, models and images, with checksums."""
 
 import hashlib
 import shutil
@@ -44,12 +44,12 @@ SCRATCH = ".scratch-"
 
 @dataclass(frozen=True, slots=True)
 class BackupResult:
-    """A backup that was made."""
+    """Describe a new backup."""
 
     location: str
     manifest: Manifest
     proved: Proof | None
-    """When a backup beside it, or none, was last restored to prove that it can be."""
+    """Last proof of restorability of a backup in the same place; None without one."""
 
     def as_json(self) -> dict[str, Any]:
         proved = self.proved.model_dump(mode="json") if self.proved else None
@@ -69,22 +69,22 @@ def backup(
     prefect_run_id: UUID | None = None,
     progress: Progress = no_progress,
 ) -> BackupResult:
-    """Write a backup into a new folder below `target`; no earlier one is changed.
+    """Write a backup into a new folder below `target`.
 
-    Images are kept once below `target`, whichever backups need them. They are copied before everything
-    else, beside running ingests; only the rest, which takes less long, needs that nobody writes.
+    Earlier backups stay as they are. Images are stored once below `target` for all backups. They are copied
+    first, beside running ingests; only the rest, which takes less time, needs the exclusive lock.
 
     Args:
         target: a folder, or an fsspec URL.
         scratch: a local folder with room for the tables and the points.
-        models: the folder of fine-tuned models; those that collections need are taken along.
-        images: `reference` leaves them where they are.
-        for_s: how long a store that does not answer is asked again.
+        models: the folder of fine-tuned models; those that collections need are included.
+        pictures: `reference` leaves the images where they are.
+        for_s: how long work is retried while a store does not answer.
         progress: receives how many images have been copied.
 
     Raises:
         Busy: another process writes.
-        IncompletePoints: a collection gave fewer points than it holds, as a part of a cluster may.
+        IncompletePoints: a collection returned fewer points than it counts, as one node of a cluster may.
     """
     if pictures == "copy":
         _copy_pictures(stores, target, progress)
@@ -165,17 +165,17 @@ def _save_collection(stores: Stores, name: str, folder: Path) -> SavedCollection
 
 
 def _copy_pictures(stores: Stores, target: str, progress: Progress) -> None:
-    """Copy the images that are not below `target` yet."""
+    """Copy the images that the target lacks."""
     if stores.blobs is None:
         return
     advance = stage_steps(progress, "copy images", 0)
     for _ in copy_new(stores.blobs, Blobs(f"{target.rstrip('/')}/{PICTURES}")):
-        advance(1)  # what is missing in the end, the manifest counts
+        advance(1)  # the manifest counts those that are still missing
 
 
 @contextmanager
 def scratch_folder(scratch: Path) -> Iterator[Path]:
-    """Yield a new folder below `scratch`, gone afterwards."""
+    """Yield a temporary folder below `scratch`."""
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=scratch))
     try:
@@ -185,5 +185,5 @@ def scratch_folder(scratch: Path) -> Iterator[Path]:
 
 
 def left_scratch(scratch: Path) -> list[Path]:
-    """Return the folders that `scratch_folder` has made and that are still there; nobody may be in one."""
+    """Return leftover folders of `scratch_folder`; none may be in use."""
     return sorted(scratch.glob(f"{SCRATCH}*"))

@@ -38,7 +38,7 @@ PICTURE = re.compile(r"[0-9a-f]{64}")
 
 
 class BadBackup(InvalidInput):
-    """There is no whole backup there; nothing was restored."""
+    """The backup is absent, incomplete or damaged; nothing was restored."""
 
 
 class File(BaseModel, frozen=True):
@@ -70,33 +70,33 @@ class Snapshot(BaseModel, frozen=True):
 
 
 class Manifest(BaseModel, frozen=True):
-    """The contents of a backup; written last, so a backup with one is complete."""
+    """List the contents of a backup; written last."""
 
     format: Literal[1, 2]
     made: datetime
     postgres: Dump
     collections: tuple[SavedCollection, ...] = ()
     active: Name | None
-    """The collection that searches go to."""
+    """The active collection."""
 
     pictures: Mode
     items: NonNegativeInt
     lost_pictures: NonNegativeInt
-    """Pictures that were gone before the backup was made."""
+    """Images that were lost before the backup."""
 
     models: tuple[Name, ...] = ()
-    """Fine-tuned ones that collections need, each in a file of its own."""
+    """Fine-tuned models that collections need, one file each."""
 
     files: tuple[File, ...]
     index: str = ""
-    """In format 1, what kind of server the snapshots fit."""
+    """In format 1, the kind of server that the snapshots fit."""
 
     snapshots: tuple[Snapshot, ...] = ()
     """In format 1, the collections."""
 
     @property
     def points(self) -> dict[str, int]:
-        """How many points each collection has."""
+        """Return the number of points by collection."""
         new = {one.name: one.points for one in self.collections}
         return new | {one.collection: one.points for one in self.snapshots}
 
@@ -197,7 +197,7 @@ def picture_list(location: str, folder: Path) -> Iterator[str]:
         for line in file:
             name = line.decode("ascii", "replace").removesuffix("\n")
             if not PICTURE.fullmatch(name):
-                raise BadBackup(f"{location}: {PICTURE_LIST} names no picture by {name[:100]!r}")
+                raise BadBackup(f"{location}: {PICTURE_LIST} names no image by {name[:100]!r}")
             yield name
 
 
@@ -210,9 +210,9 @@ def checked_picture(location: str, kept: Blobs, sha256: str) -> bytes:
     try:
         data = kept.get(sha256)
     except FileNotFoundError as error:
-        raise BadBackup(f"{location}: picture {sha256} is missing; use another backup") from error
+        raise BadBackup(f"{location}: image {sha256} is missing; use another backup") from error
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise BadBackup(f"{location}: picture {sha256} is damaged; use another backup")
+        raise BadBackup(f"{location}: image {sha256} is damaged; use another backup")
     return data
 
 
@@ -229,7 +229,7 @@ def pack_models(models: Path, names: Sequence[str], folder: Path) -> list[str]:
 
 
 def models_in_the_way(models: Path, names: Sequence[str], folder: Path) -> list[str]:
-    """Return the unpacked models whose folder exists with other contents."""
+    """Return the unpacked models that exist already with other contents."""
     return [
         name
         for name in names
@@ -246,12 +246,12 @@ def place_models(models: Path, names: Sequence[str], folder: Path) -> None:
 
 
 def model_file(name: str) -> str:
-    """Return what the file of a model is called."""
+    """Return the name of the file of a model."""
     return f"{name}.model.tar"
 
 
 def note_proof(location: str, proof: Proof) -> None:
-    """Keep beside the backup at `location` that it was restored."""
+    """Write the proof of a backup beside its manifest."""
     files, root = url_to_fs(location)
     files.pipe_file(f"{root}/{PROOF}", proof.model_dump_json(indent=2).encode())
 
@@ -264,7 +264,7 @@ def last_proof(target: str) -> Proof | None:
         try:
             proofs.append(Proof.model_validate_json(files.cat_file(path)))
         except ValidationError:
-            continue  # nothing is proved by it
+            continue  # an unreadable proof proves nothing
     return max(proofs, key=lambda proof: proof.at, default=None)
 
 
@@ -306,7 +306,7 @@ def _fetch(files: AbstractFileSystem, source: str, target: Path, wanted: File) -
 
 
 def _unpack_model(location: str, name: str, folder: Path) -> None:
-    """Unpack a model below `folder`; only its own files and folders are accepted.
+    """Unpack a model, accepting only its own files and folders.
 
     Raises:
         BadBackup: there is anything else in it.
@@ -327,7 +327,7 @@ def _unpack_model(location: str, name: str, folder: Path) -> None:
 
 
 def _is_same_tree(first: Path, second: Path) -> bool:
-    """Whether two folders hold the same files with the same bytes."""
+    """Return whether two folders hold the same files with the same bytes."""
     names = [sorted(path.relative_to(one) for path in one.rglob("*")) for one in (first, second)]
     return names[0] == names[1] and all(
         (first / name).is_dir() == (second / name).is_dir()

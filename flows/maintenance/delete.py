@@ -1,4 +1,4 @@
-"""Deleting what somebody wants gone: tombstones, everything they leave, and a receipt."""
+"""Delete selected items with everything they leave, and write a receipt."""
 
 import json
 from collections import Counter
@@ -23,11 +23,11 @@ from storage.postgres.locks import source_lock
 from storage.postgres.rejects import forget_rejects
 
 Add = Callable[[list[DeletedItem], int], None]
-"""Puts items that went, and the number of rejects that went with them, on the receipt."""
+"""Adds deleted items, and the number of their rejects, to the receipt."""
 
 
 class NoSuchItem(NotFound):
-    """A key that was named is in no source, or in several; nothing was deleted."""
+    """A key is in no source, or in several; nothing was deleted."""
 
 
 class TooManyItems(InvalidInput):
@@ -36,7 +36,7 @@ class TooManyItems(InvalidInput):
 
 @dataclass(slots=True)
 class Receipt:
-    """What went, in numbers; the file beside it lists every item."""
+    """Count the deleted items; the file lists each of them."""
 
     path: Path
     items: int = 0
@@ -46,7 +46,7 @@ class Receipt:
     marks: int = 0
     rejects: int = 0
     pictures: Counter[str] = field(default_factory=Counter)
-    """Pictures by what became of them."""
+    """Images by outcome."""
 
     def add(self, gone: list[DeletedItem]) -> None:
         self.items += len(gone)
@@ -65,7 +65,7 @@ class Receipt:
 
 
 def count_selected(stores: Stores, selection: Selection) -> dict[str, int]:
-    """Return how many living items a delete would take, by source.
+    """Count the living items that a delete would remove, by source.
 
     Raises:
         NoSuchItem: a key is in no source, or in several.
@@ -77,7 +77,7 @@ def count_selected(stores: Stores, selection: Selection) -> dict[str, int]:
 
 
 def require_few(stores: Stores, selection: Selection, at_most: int) -> None:
-    """Refuse a selection of more than `at_most` items.
+    """Reject a selection of more than `at_most` items.
 
     Raises:
         TooManyItems: it selects more by now.
@@ -92,11 +92,11 @@ def require_few(stores: Stores, selection: Selection, at_most: int) -> None:
 
 
 def delete_items(stores: Stores, selection: Selection, folder: Path, *, for_s: float) -> Receipt:
-    """Delete what is selected, for good; run it again after a crash, and it takes up where it was.
+    """Delete the selected items permanently; an interrupted delete can be resumed.
 
     Args:
         folder: gets the receipt.
-        for_s: how long a store that does not answer is asked again.
+        for_s: how long work is retried while a store does not answer.
 
     Raises:
         NoSuchItem: a key is in no source, or in several.
@@ -110,14 +110,14 @@ def delete_items(stores: Stores, selection: Selection, folder: Path, *, for_s: f
 
 
 def _sources(stores: Stores, selection: Selection) -> list[str]:
-    """Return the sources of what is selected, and of what an earlier delete has left half done."""
+    """Return the sources of selected items, and of interrupted deletes."""
     sources = set(count_selected(stores, selection))
     with stores.sessions() as session:
         return sorted(sources | catalog.sources_with_uncleared(session, selection))
 
 
 def _delete_in(stores: Stores, selection: Selection, for_s: float, receipt: Receipt, add: Add) -> None:
-    """Delete what is selected of one source."""
+    """Delete the selected items of one source."""
     source, before = selection.source or "", receipt.items
     with tracked_run(
         stores.sessions,
@@ -125,18 +125,22 @@ def _delete_in(stores: Stores, selection: Selection, for_s: float, receipt: Rece
         "delete",
         for_s=for_s,
         source=source,
-        options=_asked(selection),
+        options=_as_options(selection),
         totals=lambda: Totals({"deleted": receipt.items - before}, {}),
     ) as run:
-        while buried := run.persist(partial(_bury, stores, selection, run.id)):
-            ids, rejects = buried
+        while batch := run.persist(partial(_tombstone_batch, stores, selection, run.id)):
+            ids, rejects = batch
             add(run.persist(partial(clear_deleted, stores, ids)), rejects)
         while unfinished := run.persist(lambda: next(finish_deletes(stores, source), [])):
             add(unfinished, 0)
 
 
-def _bury(stores: Stores, selection: Selection, run_id: UUID) -> tuple[list[UUID], int] | None:
-    """Write the tombstones of one batch; return its ids and how many rejects went, None with nothing left."""
+def _tombstone_batch(stores: Stores, selection: Selection, run_id: UUID) -> tuple[list[UUID], int] | None:
+    """Write the tombstones of one batch.
+
+    Returns:
+        The ids and the number of deleted rejects; None if no item is left.
+    """
     with stores.sessions.begin() as session:
         runs.require_running(session, run_id)
         ids = catalog.selected_ids(session, selection, DELETE_BATCH)
@@ -148,14 +152,14 @@ def _bury(stores: Stores, selection: Selection, run_id: UUID) -> tuple[list[UUID
 
 @contextmanager
 def _receipt(folder: Path, selection: Selection) -> Iterator[tuple[Receipt, Add]]:
-    """Write the receipt item by item; it gets its name at the end, so that whatever has it is whole."""
+    """Write the receipt item by item, and rename it when complete."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     now = datetime.now(UTC)
     path = folder / f"delete-{now:%Y-%m-%dT%H-%M-%S}-{uuid4().hex[:8]}.json"
     receipt = Receipt(path)
     unfinished = path.with_suffix(".part")
     with unfinished.open("x", encoding="utf-8") as file:
-        head = {"asked": _asked(selection), "at": now.isoformat(timespec="seconds")}
+        head = {"asked": _as_options(selection), "at": now.isoformat(timespec="seconds")}
         file.write(json.dumps(head, ensure_ascii=False)[:-1] + ', "items": [')
 
         def add(gone: list[DeletedItem], rejects: int) -> None:
@@ -175,7 +179,7 @@ def _append(file: TextIO, gone: list[DeletedItem], *, first: bool) -> None:
     file.flush()
 
 
-def _asked(selection: Selection) -> dict[str, Any]:
+def _as_options(selection: Selection) -> dict[str, Any]:
     return {"keys": list(selection.keys), "source": selection.source, "where": dict(selection.where)}
 
 

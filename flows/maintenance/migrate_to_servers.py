@@ -1,4 +1,4 @@
-"""Moving what a home holds into servers: nothing is embedded again, and the home stays as it is."""
+"""Move embedded stores into servers without embedding anything again."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,23 +25,23 @@ SERVERS = (f"{PREFIX}DATABASE_URL", f"{PREFIX}QDRANT__URL")
 
 
 class NothingToMove(InvalidInput):
-    """There is no embedded home, or no servers are named to move it into."""
+    """There are no embedded stores, or no servers to move them to."""
 
 
 class MoveFailed(SightlineError):
-    """What the servers hold is not what the home holds."""
+    """The servers differ from the embedded stores after a move."""
 
 
 @dataclass(slots=True)
 class MoveResult:
-    """What a move has copied, and how the servers compare."""
+    """Count the copied objects, and compare the stores."""
 
     home: Path
     stays: tuple[Path, ...]
-    """What goes on being used in the home."""
+    """Folders of the data directory that stay in use."""
 
     pictures: int = 0
-    """Those that the place of SIGHTLINE_PICTURES_URL lacked."""
+    """Images that SIGHTLINE_PICTURES_URL lacked."""
 
     points: dict[str, int] = field(default_factory=dict)
     """By collection."""
@@ -64,17 +64,17 @@ class MoveResult:
 
 
 def move_to_servers(settings: Settings, *, progress: Progress = no_progress) -> MoveResult:
-    """Copy what the embedded stores of the home hold into the servers that `settings` name.
+    """Copy the embedded stores into the servers of the settings.
 
-    A move that was interrupted goes on when it is run again. Fine-tuned models and receipts stay in the
-    home, and images do unless `settings` name another place for them.
+    An interrupted move can be resumed. The embedded stores stay as they are. Fine-tuned models and receipts
+    stay in the data directory, and so do images, unless `settings` name another place for them.
 
     Raises:
-        NothingToMove: a server is not named, or there is nothing in the home.
-        NotEmpty: the servers hold something else.
-        AlreadyMoved: this was done before.
-        Busy: another process writes to the home or to the servers.
-        MoveFailed: the servers do not hold the same in the end.
+        NothingToMove: a server is not named, or there are no embedded stores.
+        NotEmpty: the servers hold other data.
+        AlreadyMoved: the move was completed before.
+        Busy: another process writes to the embedded stores or to the servers.
+        MoveFailed: the servers differ from the embedded stores.
     """
     urls = (settings.database_url, settings.qdrant.url)
     if lacking := [name for name, url in zip(SERVERS, urls, strict=True) if url is None]:
@@ -88,11 +88,13 @@ def move_to_servers(settings: Settings, *, progress: Progress = no_progress) -> 
         return move(source, target, slow, progress=progress)
 
 
-def move(source: Stores, target: Stores, settings: Settings, *, progress: Progress = no_progress) -> MoveResult:
-    """Copy what `source` holds to `target`, and compare; see `move_to_servers`.
+def move(
+    source: Stores, target: Stores, settings: Settings, *, progress: Progress = no_progress
+) -> MoveResult:
+    """Copy all stores to others, and compare; see `move_to_servers`.
 
-    Images and points come before the rows that promise them, and the alias that searches go through comes
-    last, so that half a move is never taken for a whole one.
+    Images and points are copied before the rows that refer to them, and the alias last, so that an
+    incomplete move is never taken for a complete one.
     """
     moved = MoveResult(settings.home.absolute(), _stays(settings))
     with ExitStack() as within:
@@ -113,7 +115,7 @@ def move(source: Stores, target: Stores, settings: Settings, *, progress: Progre
             "differences": dict(moved.report.counts),
         }
         if moved.report.damage and moved.report.counts != reconcile(source).counts:
-            raise MoveFailed(f"the servers do not hold what the home does: {damage_of(moved.report)}")
+            raise MoveFailed(f"the servers differ from the embedded stores: {damage_of(moved.report)}")
     return moved
 
 
@@ -134,7 +136,7 @@ def _copy_pictures(source: Stores, target: Stores, settings: Settings, progress:
 
 
 def _copy_points(source: Stores, target: Stores, lock: HeldLock, progress: Progress) -> dict[str, int]:
-    """Copy every collection; return how many points each has."""
+    """Copy every collection; return the number of points by name."""
     lock.persist(partial(transfer.drop_extra_collections, source.vectors, target.vectors))
     return {
         name: lock.persist(partial(_copy_collection, source, target, name, progress))

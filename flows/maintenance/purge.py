@@ -1,4 +1,4 @@
-"""Removing what nothing refers to any more."""
+"""Remove images, collections and files without references."""
 
 import shutil
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ from storage.postgres import catalog, model_registry, request_queue
 from storage.postgres.locks import Lock, exclusive_lock, flow_lock
 
 USUAL_SHARE = 0.05
-"""Of all images: more than that at once is a mistake more often than a wish."""
+"""Default limit, as a share of all images: more at once is more often a mistake than intended."""
 
 
 class TooManyOrphans(Conflict):
@@ -27,22 +27,22 @@ class TooManyOrphans(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class PurgeResult:
-    """What a purge removed, or would remove."""
+    """Count the removed objects, or those of a dry run."""
 
     pictures: int
-    """All that were kept before."""
+    """Stored images before the purge."""
 
     orphans: int
-    """Those that no living item has."""
+    """Images without a living item."""
 
     unfinished: int
-    """Files and scratch folders that a crash left behind."""
+    """Partial files and scratch folders of crashed processes."""
 
     collections: tuple[str, ...]
-    """Those that searches no longer use, or never did."""
+    """Collections that are not searched any more, or never were."""
 
     receipts: int = 0
-    """Of requests over the API that ended long ago."""
+    """Old receipts of API requests."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"collections": list(self.collections)}
@@ -57,16 +57,14 @@ def purge(
     dry_run: bool = False,
     prefect_run_id: UUID | None = None,
 ) -> PurgeResult:
-    """Remove images that no living item has, what a crash left half-written, and disused collections.
-
-    Receipts of the API's requests go as well, once they are old.
+    """Remove orphaned images, partial files, disused collections and old receipts.
 
     Args:
-        max_delete: the share of all images that may be removed, in [0, 1].
-        yes: remove however many there are.
+        max_delete: share of all images that may be removed, in [0, 1].
+        yes: whether any number may be removed.
 
     Raises:
-        TooManyOrphans: more would go.
+        TooManyOrphans: more would be removed; nothing was.
         Busy: another process writes.
     """
     with (
@@ -78,15 +76,15 @@ def purge(
         with tracked_run(stores.sessions, own, "purge", prefect_run_id=prefect_run_id) as run:
             found = _count(stores, settings)
             run.counts = found.as_json()
-            _refuse_many_orphans(found, max_delete, yes=yes)
+            _require_few_orphans(found, max_delete, yes=yes)
             _remove(stores, settings, found, own.lock)
     return found
 
 
-def _refuse_many_orphans(found: PurgeResult, max_delete: float, *, yes: bool) -> None:
+def _require_few_orphans(found: PurgeResult, max_delete: float, *, yes: bool) -> None:
     if found.orphans > max_delete * found.pictures and not yes:
         raise TooManyOrphans(
-            f"a purge would remove {found.orphans:,} of {found.pictures:,} pictures, more than "
+            f"a purge would remove {found.orphans:,} of {found.pictures:,} images, more than "
             f"{max_delete:.0%}; is this the right database? Nothing was removed; --yes removes them, "
             "--max-delete sets the limit"
         )

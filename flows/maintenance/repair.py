@@ -43,12 +43,13 @@ class TooManyDeletes(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class RepairResult:
-    """Compare the stores before and after a repair, with the reasons of what is left."""
+    """Hold the comparisons before and after a repair."""
 
     before: ComparisonReport
     after: ComparisonReport
     rounds: int
     unrepaired: tuple[str, ...]
+    """Reasons of the differences that are left."""
 
     def as_json(self) -> dict[str, Any]:
         rest = {"rounds": self.rounds, "unmended": list(self.unrepaired)}
@@ -64,7 +65,7 @@ def repair(
     prefect_run_id: UUID | None = None,
     progress: Progress = no_progress,
 ) -> RepairResult:
-    """Repair and compare in turns, until the stores agree or a round improves nothing.
+    """Repair the stores until they agree or a round improves nothing.
 
     Args:
         max_delete: share of all points that may be deleted, in [0, 1].
@@ -149,7 +150,7 @@ def _drop_collections_of_other_models(deps: Deps) -> None:
 
 
 def _withdraw(deps: Deps, settings: Settings, collection: str, differences: Iterator[Difference]) -> None:
-    """Delete points that differ, and their states: the model that could make them again is not loaded."""
+    """Delete differing points and their states in an inactive collection."""
     while chunk := list(islice(differences, settings.batch_size)):
         if deps.vectors.collection_exists(collection):
             qdrant.delete_points(deps.vectors, collection, [one.id for one in chunk])
@@ -162,7 +163,7 @@ def _withdraw(deps: Deps, settings: Settings, collection: str, differences: Iter
 def _rewrite(
     deps: Deps, settings: Settings, active: qdrant.Collection, differences: Iterator[Difference]
 ) -> set[str]:
-    """Delete strays, correct payloads, and backfill the other points of the active collection.
+    """Delete strays, correct payloads, and backfill the other points.
 
     Returns:
         The reasons of items without a usable image.

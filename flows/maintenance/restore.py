@@ -59,16 +59,16 @@ class Marker(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """What was restored, and how the stores compare now."""
+    """Describe a restored backup, and compare the stores."""
 
     location: str
     manifest: Manifest
     points: dict[str, int]
-    """How many came back, by collection; fewer than the backup has where its snapshots do not fit."""
+    """Restored points by collection; fewer than in the backup if its snapshots do not fit."""
 
     report: ComparisonReport
     proof: Proof | None = None
-    """Where the backup was only checked, and was found to be whole."""
+    """Proof of a backup that was only checked, and is complete."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -82,17 +82,17 @@ class RestoreResult:
 
 
 def restore(settings: Settings, location: str, *, progress: Progress = no_progress) -> RestoreResult:
-    """Fill empty stores from a backup, and compare them.
+    """Restore a backup into empty stores, and compare them.
 
-    Everything is checked before anything is written, and the rows are tried on Postgres. Postgres comes last
-    and as a whole: a restore that was interrupted can be run again. What is there already is never replaced.
+    Everything is checked before anything is written, and the rows are tried on Postgres. Postgres is
+    restored last, in one transaction: an interrupted restore can be resumed. Existing data is never replaced.
 
     Raises:
-        BadBackup: there is none, or it is damaged, or holds what no backup of ours does.
-        NotEmpty: there is something in the stores.
+        BadBackup: there is none, or it is damaged, or holds what no backup of Sightline does.
+        NotEmpty: the stores hold data.
         Busy: another process writes.
-        DumpFailed: its rows do not go into this Postgres.
-        IncompletePoints: Qdrant counts fewer points than were written to it.
+        DumpFailed: its rows do not fit this Postgres.
+        IncompletePoints: Qdrant counts fewer points than were written.
     """
     location, manifest = read_manifest(location)
     with scratch_folder(settings.home) as folder:
@@ -170,7 +170,7 @@ def _require_empty(
             f"{models_folder(settings) / others[0]} is there already and holds another model; move it away, "
             "or restore into another SIGHTLINE_HOME"
         )
-    for name in there:  # made for a model, never used
+    for name in there:  # created for a model, never used
         stores.vectors.delete_collection(name)
 
 

@@ -1,4 +1,4 @@
-"""Re-index with another model: backfill a collection, verify it, switch to it, and roll back.
+"""Re-index with another model, switch searches to it, and roll back.
 
 Postgres says which items the collection must hold, and the embedding states which it has: an interrupted
 re-index resumes. Ingests go on meanwhile, into the active collection, and pass after pass follows them. The
@@ -60,7 +60,7 @@ class NoPreviousCollection(NotFound):
 
 @dataclass(frozen=True, slots=True)
 class ReindexRequest:
-    """Name the model that searches shall use, and what is accepted for it."""
+    """Name the model of a re-index, and its accepted risks."""
 
     model: str
     force: bool = False
@@ -185,7 +185,7 @@ def rollback(
 
 
 def free_disk(settings: Settings) -> int | None:
-    """Return the free bytes of the disk of the embedded index; None with a server."""
+    """Return the free bytes for the embedded index; None with a server."""
     return shutil.disk_usage(settings.home).free if settings.qdrant.url is None else None
 
 
@@ -196,7 +196,7 @@ def _require_promotion_and_room(
     request: ReindexRequest,
     free_bytes: int | None,
 ) -> None:
-    """Require that the model was promoted or is forced, and that its collection fits."""
+    """Require a promotion or `force`, and room for the collection."""
     with stores.sessions() as session:
         promoted = model_registry.is_promoted(session, encoder.fingerprint, over=active.fingerprint)
         counts = catalog.counts(session)
@@ -217,7 +217,7 @@ def _require_promotion_and_room(
 def _begin(
     stores: Stores, settings: Settings, encoder: Encoder, request: ReindexRequest, active: qdrant.Collection
 ) -> qdrant.Collection:
-    """Record the re-index and a forced promotion, and create the collection if missing."""
+    """Record the re-index, and create the collection if missing."""
     name = qdrant.collection_name(encoder.fingerprint)
     with stores.sessions.begin() as session:
         model_registry.save_model(
@@ -243,7 +243,7 @@ def _begin(
 def _backfill_and_switch(
     backfill: Backfill, lock: HeldLock, request: ReindexRequest, progress: Progress
 ) -> float | None:
-    """Complete and verify the collection beside writers, then finish under the exclusive lock.
+    """Backfill and verify beside writers, and finish under the exclusive lock.
 
     Returns:
         The recall of a sample of image searches.

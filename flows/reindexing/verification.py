@@ -1,4 +1,4 @@
-"""Verify a collection beside writers, and under the exclusive lock only the changes since.
+"""Verify a collection beside writers, and the last changes exclusively.
 
 A collection may be switched to if each living item has the point that its row describes, and nothing else
 has one. That holds at the switch, because every item is in one of these groups:
@@ -40,7 +40,7 @@ MIN_RECALL = 0.9
 
 
 class NotVerified(SightlineError):
-    """The new collection differs from Postgres or is searched badly; searches keep the old one."""
+    """The new collection differs from Postgres or is searched badly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,10 @@ class Verification:
 
 
 def verify(backfill: Backfill, last: Verification | None, progress: Progress) -> Verification:
-    """Compare a collection with Postgres beside writers: as a whole, or the changes since the last time.
+    """Compare a collection with Postgres beside writers.
 
-    Strays are not removed here, because an ingest may be about to revive their items.
+    Only the changes since `last` are compared, if there is one. Strays are not removed here, because an
+    ingest may be about to revive their items.
 
     Raises:
         NotVerified: points are missing, or differ from what their embedding states say.
@@ -76,9 +77,9 @@ def verify(backfill: Backfill, last: Verification | None, progress: Progress) ->
 
 
 def recheck(backfill: Backfill, last: Verification) -> None:
-    """Make sure that a collection is complete and exact; the caller holds the exclusive lock.
+    """Require that a collection is complete and exact.
 
-    Safe to repeat.
+    The caller holds the exclusive lock. Safe to repeat.
 
     Raises:
         NotVerified: it is not.
@@ -111,10 +112,10 @@ def wait_until_optimized(backfill: Backfill, progress: Progress) -> None:
 
 
 def require_recall(backfill: Backfill) -> float | None:
-    """Return the recall@10 of approximate image searches, for the same sample of the same items.
+    """Require a good recall@10 of a fixed sample of image searches.
 
     Returns:
-        None without images.
+        The recall of approximate searches against exact ones; None without images.
 
     Raises:
         NotVerified: the recall is below `MIN_RECALL`.
@@ -140,7 +141,7 @@ def _differences(backfill: Backfill, ids: Ids[PointId]) -> list[Difference]:
 
 
 def _settle_differences(backfill: Backfill, found: Sequence[Difference]) -> None:
-    """Delete strays, and refuse any other difference; nobody else writes."""
+    """Delete strays, and refuse any other difference."""
     strays = [one.id for one in found if one.kind == "stray"]
     if strays:
         qdrant.delete_points(backfill.stores.vectors, backfill.collection.name, strays)
@@ -156,7 +157,7 @@ def _require_none(backfill: Backfill, found: Iterable[Difference]) -> None:
 
 
 def _counts_agree(backfill: Backfill) -> bool:
-    """Return whether there are as many points as items that must have one, or may keep an old one."""
+    """Return whether the number of points is that of a complete collection."""
     stores, name = backfill.stores, backfill.collection.name
     with stores.sessions() as session:
         living = embedding_states.count_living(session)

@@ -87,10 +87,10 @@ class ComparisonReport:
 
 
 def reconcile(stores: Stores, *, progress: Progress = no_progress) -> ComparisonReport:
-    """Compare Postgres, Qdrant and the blob store, and change nothing; an ingest may run meanwhile.
+    """Compare Postgres, Qdrant and the blob store.
 
-    Both stores are read once, in id order, a page at a time. Only the differences are read again, so that a
-    record that is being written is not reported.
+    Nothing is changed, and an ingest may run meanwhile. Both stores are read once, in id order, a page at a
+    time. Only the differences are read again, so that a record that is being written is not reported.
     """
     with stores.sessions() as session:
         known = model_registry.known_collections(session)
@@ -150,7 +150,7 @@ def damage_of(report: ComparisonReport) -> str:
 def confirmed_differences(
     stores: Stores, collection: str, complete: bool, report: ComparisonReport, advance: Steps
 ) -> Iterator[Difference]:
-    """Yield the differences of one collection that a second read confirms, in id order."""
+    """Yield the confirmed differences of one collection in id order."""
 
     def counted_items() -> Iterator[CatalogEntry]:
         for page in item_pages(stores, collection):
@@ -187,7 +187,7 @@ def confirm(stores: Stores, collection: str, complete: bool, ids: Collection[Poi
 
 
 def missing_images(stores: Stores, report: ComparisonReport) -> Iterator[ImageInfo]:
-    """Yield each image of a living item that the blob store lacks, by SHA-256."""
+    """Yield the lost images of living items, by SHA-256."""
     if stores.blobs is None:
         return
     for prefix in PREFIXES:

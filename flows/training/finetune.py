@@ -1,4 +1,4 @@
-"""Fine-tune a model on stored pairs, and register the result as a candidate."""
+"""Fine-tune a model on stored pairs, and register the candidate."""
 
 import hashlib
 import json
@@ -71,7 +71,7 @@ def train_candidate(
     prefect_run_id: UUID | None = None,
     progress: Progress = no_progress,
 ) -> Candidate:
-    """Fine-tune a model on the stored pairs, and save it as a candidate.
+    """Fine-tune a model on the stored pairs, and save the candidate.
 
     An interrupted training resumes with the same spec and the same pairs.
 
@@ -106,7 +106,7 @@ def train_candidate(
 
 
 def _digest(spec: TrainingSpec, fingerprint: str) -> str:
-    """Hash the spec and the base model: equal digests are the same training."""
+    """Hash the spec and the base model as the training's identity."""
     judged = None
     if spec.judgments is not None:
         judged = hashlib.sha256(spec.judgments.read_bytes()).hexdigest()
@@ -124,7 +124,7 @@ def _gather(
     work: Path,
     progress: Progress,
 ) -> dict[SplitName, int]:
-    """Write the pairs of a training to its folder unless present; return their number."""
+    """Write the pairs of a training unless present; return their number."""
     known = work / COUNTS
     if known.exists():
         counts: dict[SplitName, int] = json.loads(known.read_text())
@@ -194,7 +194,7 @@ def _train(
 
 
 def candidate_stem(base: str) -> str:
-    """Return the prefix of the name of a candidate, from its base model.
+    """Return the prefix of a candidate's name, from its base model.
 
     >>> candidate_stem("/models/my clip"), candidate_stem("starter-0123abcd")
     ('my-clip', 'starter')
@@ -210,7 +210,10 @@ def _prepared(
     work: Path,
     progress: Progress,
 ) -> Iterator[tuple[SentenceTransformer, Collate, dict[SplitName, Dataset]]]:
-    """Yield the module to train, the collator and the pairs; then merge the result into `encoder`."""
+    """Yield the module to train, the collator and the pairs.
+
+    The result is merged into `encoder` afterwards.
+    """
     rows = {part: read_pairs(work, part) for part in get_args(SplitName)}
     model, what = encoder.model, options.what
     if what == "head":
@@ -241,7 +244,7 @@ def _pictures_of(pairs: Dataset) -> Iterator[str]:
 
 
 def _present(pairs: Dataset, frozen: FrozenFeatures) -> Dataset:
-    """Return the pairs whose text and image are both available."""
+    """Return the pairs with an available text and image."""
     return pairs.select([number for number, row in enumerate(pairs) if frozen.has(row)])
 
 

@@ -1,4 +1,4 @@
-"""Write the model card of a candidate: its training, its data and its metrics."""
+"""Write the model card of a candidate."""
 
 from flows.training.spec import Candidate, TrainingSpec
 

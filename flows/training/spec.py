@@ -1,4 +1,4 @@
-"""Define what a training is given, and what it results in."""
+"""Define the input and the result of a training."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
