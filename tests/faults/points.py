@@ -189,12 +189,10 @@ OFTEN = tuple(
         "half a blob",
         "in the middle of a Qdrant write",
         "after the points, before the marks",
-        "tombstones, and points that answer",
         "a picture is gone, its tombstone says it has one",
         "a delete: tombstones, and points that answer",
         "a delete: the points are gone, the pictures are not",
         "a repair: a picture is back",
-        "a repair: in the middle of lost points",
         "a backup: all but its manifest",
         "a restore: in the middle of its points",
         "a re-index: the first points, before their marks",
@@ -202,7 +200,10 @@ OFTEN = tuple(
         "a move: the points are there, no row is",
     )
 )
-"""What `make test` tries, one of each kind of step; `make test-all` tries all."""
+"""What `make test` tries, one of each kind of step; `make test-all` tries all.
+
+Tombstones before their points are tried with a delete, half a write of points with an ingest.
+"""
 
 
 def arm(name: str) -> None:

@@ -32,6 +32,8 @@ MORE_SEEDS = 40
 GOOD = {f"{n}.png": png("red", (16, 16 + n)) for n in range(8)}
 WHILE_IT_LASTS_S = 1.0
 STORES = ["postgres", "qdrant"]
+OFTEN = [("postgres", "refuse"), ("postgres", "stall"), ("qdrant", "reset"), ("qdrant", "cut")]
+"""Of stores that stay away: each way once, each store twice. All are tried with stores that come back."""
 
 
 @pytest.fixture
@@ -117,8 +119,14 @@ class TestAStoreThatIsAwayForAWhile:
 
 @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
 class TestAStoreThatStaysAway:
-    @pytest.mark.parametrize("how", get_args(How))
-    @pytest.mark.parametrize("store", STORES)
+    @pytest.mark.parametrize(
+        ("store", "how"),
+        [
+            pytest.param(store, how, marks=() if (store, how) in OFTEN else pytest.mark.full)
+            for store in STORES
+            for how in get_args(How)
+        ],
+    )
     def test_ends_the_run_with_its_name_and_address_and_the_next_run_finishes(
         self, proxies: dict[str, Proxy], through: Settings, shop: Path, store: str, how: How
     ):
