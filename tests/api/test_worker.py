@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from flows.api.worker import MOST_ATTEMPTS, drain
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
-from flows.ingestion.retry_rejects import Retry, retry_rejects
+from flows.ingestion.retry_rejects import RetryReport, retry_rejects
 from flows.maintenance.purge import purge
 from flows.orchestration.jobs.ingest import ingest_again
 from flows.resources.comparison import reconcile
@@ -349,7 +349,7 @@ def test_what_was_sent_is_never_read_again_from_anywhere(
         ingest_again(deps, settings, read, None, failed)
         both = retry_rejects(deps, settings)
 
-    assert only_sent == Retry(
+    assert only_sent == RetryReport(
         "shop", 0, 1, "they came over the API; whoever sent them has to send them again"
     )
     assert (read.location, failed) == (str(manifest), {})
