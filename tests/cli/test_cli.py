@@ -12,17 +12,23 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from qdrant_client import QdrantClient
 from sqlalchemy import Engine
 
 from flows.cli import main
 from storage.embedded.postgres.paths import PostgresPaths
 from storage.embedded.postgres.server import postgres_runs, stop_postgres
 from storage.embedded.qdrant.process.client import find_index
+from storage.embedded.qdrant.process.discovery import find
+from tests.conftest import emptied
 from tests.support import forks
 from tests.support.builders import a_folder, png
-from tests.support.processes import HomeAt
+from tests.support.processes import HomeAt, environment_of
 
-pytestmark = pytest.mark.services
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection"),
+]
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -98,11 +104,20 @@ def test_help_is_instant_because_it_loads_nothing_heavy():
 
 
 @pytest.fixture
-def home(engine: Engine, monkeypatch: pytest.MonkeyPatch, home: Path) -> Path:
-    """A home with the tests' Postgres, emptied after the test, and an index of its own."""
-    monkeypatch.setenv("SIGHTLINE_DATABASE_URL", engine.url.render_as_string(hide_password=False))
-    monkeypatch.setenv("SIGHTLINE_HOME", str(home))
-    return home
+def home(
+    engine: Engine,
+    embedded: QdrantClient,
+    index_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Path]:
+    """An empty home, with the tests' Postgres and their index."""
+    home, access = tmp_path / "home", find(index_home)
+    assert access is not None
+    for name, value in environment_of(home, engine.url, access, Path("starter")).items():
+        monkeypatch.setenv(name, value)
+    for _ in emptied(embedded):
+        yield home
 
 
 def document(result: Result) -> dict:

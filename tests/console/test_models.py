@@ -66,7 +66,7 @@ def test_it_shows_where_models_come_from_and_how_good_they_are(page: Page, runni
     assert depth == 1
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.full)])  # dark: search
 def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, scheme: str):
     phone = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
     sign_in(phone.context, running)

@@ -28,7 +28,7 @@ def test_it_shows_what_is_stored_and_what_is_wrong(page: Page):
     expect(page.get_by_role("img", name="Recall@10, last 30 days").locator("canvas")).to_be_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.full)])  # dark: search
 def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, scheme: str):
     phone = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
     sign_in(phone.context, running)

@@ -290,7 +290,7 @@ def test_without_prefect_the_page_says_what_to_run(page: Page, running: Running)
     expect(page.get_by_role("status").filter(has_text="sightline up")).to_have_count(0)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.full)])  # dark: search
 def test_they_fit_a_phone(browser: Browser, running: Running, postgres: Engine, scheme: str):
     phone = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
     sign_in(phone.context, running)

@@ -23,11 +23,12 @@ from click.testing import CliRunner
 from prefect.logging import disable_run_logger
 from prefect.states import State
 from pydantic import SecretStr
+from qdrant_client import QdrantClient
 from sqlalchemy import Engine, create_engine, select, text
 from sqlalchemy.orm import Session
 
 from flows.cli import main
-from flows.config.settings import BadSettings, Settings
+from flows.config.settings import BadSettings, Qdrant, Settings
 from flows.evaluation.promotion_gate import Decision
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
@@ -44,11 +45,13 @@ from flows.orchestration.server_access import password_file, password_of
 from flows.reindexing.reindex import ReindexRequest, ReindexResult
 from flows.resources.connections import Stores, open_deps, open_stores
 from storage.embedded.postgres.server import postgres_url
+from storage.embedded.qdrant.process.discovery import find
 from storage.postgres import rejects, runs
 from storage.postgres.catalog import Selection
 from storage.postgres.locks import Busy, exclusive_lock, source_lock
 from storage.postgres.schema import EvaluationRow
 from storage.records import item_id
+from tests.conftest import emptied
 from tests.support.builders import a_folder, png
 from tests.support.processes import (
     ONCE_A_YEAR,
@@ -60,7 +63,10 @@ from tests.support.processes import (
 )
 from tests.support.tiny_clip import write_tiny_clip
 
-pytestmark = pytest.mark.system
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection"),
+]
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PATIENCE_S = 90
@@ -393,10 +399,21 @@ def kept(found: list[dict[str, Any]]) -> list[tuple[str, bool]]:
 
 
 @pytest.fixture
-def empty(engine: Engine, tiny_clip: Path, home: Path) -> Settings:
-    """A home with nothing in it, on the tests' Postgres."""
-    url = engine.url.render_as_string(hide_password=False)
-    return Settings(home=home, database_url=SecretStr(url), model=str(tiny_clip), decode_workers=0)
+def empty(
+    engine: Engine, embedded: QdrantClient, index_home: Path, tiny_clip: Path, tmp_path: Path
+) -> Iterator[Settings]:
+    """A home with nothing in it, on the tests' Postgres and their index."""
+    access = find(index_home)
+    assert access is not None
+    settings = Settings(
+        home=tmp_path / "home",
+        database_url=SecretStr(engine.url.render_as_string(hide_password=False)),
+        qdrant=Qdrant(url=access.url, api_key=SecretStr(access.key)),
+        model=str(tiny_clip),
+        decode_workers=0,
+    )
+    for _ in emptied(embedded):
+        yield settings
 
 
 @pytest.fixture
