@@ -180,7 +180,7 @@ class StoredTrainingData:
             items = catalog.items_with_digests(session, sorted(ids))
         return [_text_of(name, {id: item for id, (item, _) in items.items()}) for name in names]
 
-    def pictures(self, shas: Sequence[str]) -> list[Features | None]:
+    def images(self, shas: Sequence[str]) -> list[Features | None]:
         """Return the features of each image, or None if unavailable."""
         with self._stores.sessions() as session:
             stored = catalog.image_origins(session, set(shas))

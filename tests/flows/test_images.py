@@ -120,7 +120,7 @@ def readers_that_get(backend: Backend, caller: TestClient, id: UUID) -> set[str]
             "API": caller.get(f"records/{id}/picture").status_code == 200,
             "console": original.read() is not None,
             "re-index": load_image(stores, own.sha256, own.origin, limits, or_origin=True) is not None,
-            "training": StoredTrainingData(stores, workers, limits).pictures([own.sha256]) != [None],
+            "training": StoredTrainingData(stores, workers, limits).images([own.sha256]) != [None],
             "near duplicates": near_duplicates(stores, limits).unreadable == 0,
         }
     return {name for name, whether in got.items() if whether}
@@ -167,7 +167,7 @@ def test_a_repair_embeds_no_other_bytes(forgetful: Backend, caller: TestClient, 
         mended = repair(deps, forgetful.settings, max_delete=1, yes=True)
 
     assert mended.after.counts["missing"] == 1
-    assert any("is gone" in why for why in mended.unrepaired)
+    assert any("is lost" in why for why in mended.unrepaired)
 
 
 def test_a_gallery_shows_no_other_bytes(forgetful: Backend, caller: TestClient, host: Host):

@@ -101,7 +101,7 @@ def test_a_picture_that_is_no_file_finds_what_the_file_finds(shop: Deps, tmp_pat
 
     of_file = search(shop, Query(image=a_picture(tmp_path, "blue")))
     assert [one.hit for one in of_bytes.found] == [one.hit for one in of_file.found]
-    with pytest.raises(BadImage, match="the picture: not a picture"):
+    with pytest.raises(BadImage, match="the image: not an image"):
         search(shop, Query(image_bytes=b"no picture"))
 
 
@@ -196,7 +196,7 @@ def test_a_search_with_another_model_is_refused(shop: Deps):
 def test_a_query_that_is_no_picture_is_refused_by_name(shop: Deps, tmp_path: Path):
     (tmp_path / "query.png").write_text("no picture")
 
-    with pytest.raises(BadImage, match=r"query\.png: not a picture"):
+    with pytest.raises(BadImage, match=r"query\.png: not an image"):
         search(shop, Query(image=tmp_path / "query.png"))
 
 
