@@ -180,7 +180,7 @@ def confirm(stores: Stores, collection: str, complete: bool, ids: Collection[Poi
     points = {point.id: point for point in qdrant.scroll_entries(stores.vectors, collection, list(ids))}
     with stores.sessions() as session:
         after = {one.id: one for one in catalog.entries(session, collection, ids=uuids)}
-    entries: dict[PointId, CatalogEntry] = {**after}
+    entries: dict[PointId, CatalogEntry] = {one.id: one for one in after.values()}
     settled = (id for id in ids if isinstance(id, int) or before.get(id) == after.get(id))
     found = (find_difference(entries.get(id), points.get(id), complete=complete) for id in settled)
     return sorted((one for one in found if one is not None), key=lambda one: id_order(one.id))

@@ -39,7 +39,7 @@ def count_living(session: Session) -> int:
 
 def oldest_transaction(session: Session) -> str:
     """Return the oldest transaction id that a snapshot does not see."""
-    current = literal_column("pg_snapshot_xmin(pg_current_snapshot())::xid")
+    current: ColumnElement[str] = literal_column("pg_snapshot_xmin(pg_current_snapshot())::xid")
     return session.execute(select(cast(current, Text))).scalar_one()
 
 

@@ -28,7 +28,7 @@ Entry = os.DirEntry[str]
 Beside = dict[tuple[str, str], Entry]
 """Texts and metadata by the stem of their images and by `.txt` or `.json`."""
 
-PICTURES = frozenset(
+SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
 )
 NEWLINE = re.compile(r"\r\n|\r|\n")
@@ -50,21 +50,21 @@ def read_folder(root: Path, estimate: RowEstimate) -> Iterator[Record | Rejected
     """
     listed = 0
     for files, folders, is_last in _listings(root):
-        listed += sum(is_picture(entry.name) for entry in files)
+        listed += sum(is_image_file(entry.name) for entry in files)
         estimate.set_rows(listed if is_last else 0)
         beside = _beside(files)
         used = set(map(id, beside.values()))
         for entry in files:
-            if is_picture(entry.name):
-                yield _picture(root, entry, beside)
+            if is_image_file(entry.name):
+                yield _image_record(root, entry, beside)
             elif id(entry) not in used:
                 yield Ignored(printable(_relative(root, entry)))
-        yield from (_no_picture(root, entry) for entry in folders if is_picture(entry.name))
+        yield from (_folder_reject(root, entry) for entry in folders if is_image_file(entry.name))
 
 
-def is_picture(name: str) -> bool:
+def is_image_file(name: str) -> bool:
     """Return whether the suffix of a file is that of an image."""
-    return splitext(name)[1].lower() in PICTURES
+    return splitext(name)[1].lower() in SUFFIXES
 
 
 def _listings(root: Path) -> Iterator[tuple[list[Entry], list[Entry], bool]]:
@@ -104,7 +104,7 @@ def _name(entry: Entry) -> str:
 
 
 def _beside(entries: Iterable[Entry]) -> Beside:
-    stems = {splitext(entry.name)[0] for entry in entries if is_picture(entry.name)}
+    stems = {splitext(entry.name)[0] for entry in entries if is_image_file(entry.name)}
     beside: Beside = {}
     for entry in entries:
         stem, suffix = splitext(entry.name)
@@ -113,7 +113,7 @@ def _beside(entries: Iterable[Entry]) -> Beside:
     return beside
 
 
-def _picture(root: Path, entry: Entry, beside: Beside) -> Record | Rejected:
+def _image_record(root: Path, entry: Entry, beside: Beside) -> Record | Rejected:
     place, stem = _relative(root, entry), splitext(entry.name)[0]
     key, raw = None, None
     try:
@@ -128,7 +128,7 @@ def _picture(root: Path, entry: Entry, beside: Beside) -> Record | Rejected:
         return rejected(place, bad, raw or "")
 
 
-def _no_picture(root: Path, folder: Entry) -> Rejected:
+def _folder_reject(root: Path, folder: Entry) -> Rejected:
     """Return the reject of a folder with the name of an image."""
     place = _relative(root, folder)
     bad = BadRow("unreadable", "a folder with the name of an image; rename it", key=place)

@@ -1,4 +1,4 @@
-"""Keys of the API: made once, shown once, and useless from the moment somebody revokes them."""
+"""API keys: created, shown once, and invalid once revoked."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from storage.postgres.api_keys import KeyExists, NoSuchKey, Scope
 
 @pytest.fixture
 def session(engine: Engine) -> Iterator[Session]:
-    """A session whose transaction is undone after the test."""
+    """Yield a session and roll its transaction back after the test."""
     with Session(engine) as session:
         yield session
 

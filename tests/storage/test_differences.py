@@ -1,4 +1,4 @@
-"""The comparison itself, on plain values: what one walk in step finds is what a dictionary finds."""
+"""The comparison of two streams agrees with a look-up by id."""
 
 from uuid import UUID
 

@@ -1,4 +1,4 @@
-"""Whatever bytes come in: the reader and the picture gate answer, or refuse with an error of their own."""
+"""Readers and the image decoder handle arbitrary bytes without unexpected errors."""
 
 import json
 from contextlib import suppress
@@ -46,7 +46,7 @@ any_bytes = st.binary(max_size=300) | st.text(max_size=200).map(str.encode)
 
 
 def read_all(name: str, data: bytes) -> list:
-    """Read a manifest as an ingest does, and fetch what its rows name."""
+    """Read a manifest as an ingest does, and fetch its images."""
     with TemporaryDirectory() as folder:
         path = Path(folder).resolve() / name
         path.write_bytes(data)

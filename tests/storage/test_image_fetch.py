@@ -1,4 +1,4 @@
-"""What a URL or a path may lead to, and what of it is shown."""
+"""Limits of the URLs and paths of images, and of their error messages."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""An index that could not read back what was written to it says so, and is repaired from Postgres."""
+"""An index with lost writes reports them, and is repaired from Postgres."""
 
 from pathlib import Path
 

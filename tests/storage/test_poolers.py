@@ -1,4 +1,4 @@
-"""A connection pooler between us and Postgres: reads go through it, locks only where it keeps the session."""
+"""Reads work through a pooler; locks work if it keeps the session."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ def pooled(
     postgres_home: Path,
     tmp_path: Path,
 ) -> Iterator[Pooled]:
-    """Starts a PgBouncer before the tests' Postgres, and returns an engine that connects to it."""
+    """Start a PgBouncer before the tests' Postgres; return its engine."""
     with ExitStack() as stack:
 
         def start(pool_mode: str, *, timeout_s: float = 60, options: str = "", **more: object) -> Engine:

@@ -1,4 +1,4 @@
-"""The oldest Postgres that is tried: what is ingested there is found, compared and deleted."""
+"""Ingest, comparison and deletion work with the oldest supported Postgres."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""No statement takes for ever, whoever is to blame: the query, a lock, or the network."""
+"""Every statement ends in time: slow query, lock, or lost network."""
 
 from collections.abc import Iterator
 

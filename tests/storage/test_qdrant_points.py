@@ -21,7 +21,7 @@ DIGEST = Digest("content", "record")
 
 @pytest.fixture
 def vectors(any_index: QdrantClient) -> QdrantClient:
-    """Everything here holds of local mode, of the embedded index and of a server alike."""
+    """Return an empty local mode, embedded index or server."""
     return any_index
 
 
@@ -173,7 +173,7 @@ def test_an_alias_stays_where_it_is_when_the_collection_it_should_lead_to_is_abs
 
 
 class StepByStep:
-    """Carries out the steps of a change of aliases one by one, as a server does.
+    """Apply the steps of an alias change one by one, as servers do.
 
     Args:
         fault: what becomes of the first creation of the alias that is searched: it is refused, refused when

@@ -1,4 +1,4 @@
-"""A manifest of a few hundred bytes takes neither the memory nor the time of the process that reads it."""
+"""Small manifests cannot exhaust the memory or time of their reader."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -81,13 +81,16 @@ def empty_jsonl(path: Path, rows: int) -> Path:
 
 
 def empty_parquet(path: Path, rows: int) -> Path:
-    """Rows without a value, of which there may be any number in the same few bytes."""
+    """Write rows without a value: any number fits into few bytes."""
     parquet.write_table(pa.table({"key": pa.nulls(rows, pa.string())}), path)
     return path
 
 
 def a_wide_parquet(path: Path, columns: int) -> Path:
-    """A footer alone, in the compact protocol of Thrift: a schema of many columns, and no row."""
+    """Write a footer alone: a schema of many columns, without rows.
+
+    It is in the compact protocol of Thrift.
+    """
 
     def varint(number: int) -> bytes:
         low, rest = number & 127, number >> 7

@@ -1,4 +1,4 @@
-"""The figures that whoever watches looks at, after real runs."""
+"""Figures for monitoring, after real runs."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Encrypted connections: to a Qdrant server behind TLS, and to a Postgres that has to offer it."""
+"""Encrypted connections to Qdrant and to Postgres."""
 
 import asyncio
 import ssl
@@ -26,7 +26,7 @@ SOMEBODYS = trustme.CA()
 
 @contextmanager
 def tls_in_front_of(host: str, port: int) -> Iterator[int]:
-    """Yield the port of a server that asks for a certificate of ours, and passes on what it decrypts."""
+    """Yield the port of a TLS proxy that requires our client certificate."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     OURS.issue_cert("127.0.0.1").configure_cert(context)
     OURS.configure_trust(context)
