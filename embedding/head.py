@@ -1,4 +1,4 @@
-"""Alias of `embedding.encoders.head`, which model folders saved by version 0.1 name."""
+"""Keep the module path that model folders saved by version 0.1 name."""
 
 from embedding.encoders.head import PictureHead
 

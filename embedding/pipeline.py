@@ -1,7 +1,7 @@
-"""Work that goes on at once: in order, never far ahead of whoever wants it, and nothing left running.
+"""Overlap the stages of a pipeline: in order, with bounded queues.
 
-A pipeline is written as the iterators it would be without any of this. `ahead` has one of them read in a
-thread of its own, `behind` does the last step in one; errors come out where the item would have.
+A pipeline is written as plain iterators. `prefetch` reads one of them in its own thread, `in_background` runs
+the last stage in one. An error is raised in place of its item, and no thread is left running.
 """
 
 import time
@@ -18,11 +18,11 @@ END: Any = object()
 
 
 @contextmanager
-def ahead(source: Iterable[Item], *, depth: int = 1) -> Iterator[Iterator[Item]]:
-    """Yield an iterator over `source`, which is read in a thread of its own.
+def prefetch(source: Iterable[Item], *, depth: int = 1) -> Iterator[Iterator[Item]]:
+    """Yield an iterator over `source`, which is read in its own thread.
 
     Args:
-        depth: how many items are made before they are wanted.
+        depth: the number of items that are read in advance.
     """
     items = iter(source)
     with ThreadPoolExecutor(1) as thread:
@@ -40,14 +40,14 @@ def ahead(source: Iterable[Item], *, depth: int = 1) -> Iterator[Iterator[Item]]
 
 
 @contextmanager
-def behind(work: Callable[[Item], object], *, depth: int = 1) -> Iterator[Callable[[Item], None]]:
-    """Yield what hands an item on to `work`, which is done in a thread of its own.
+def in_background(work: Callable[[Item], object], *, depth: int = 1) -> Iterator[Callable[[Item], None]]:
+    """Yield a function that submits items to `work` in a thread.
 
-    All that was handed on is done on the way out.
+    All submitted items are done at exit.
 
     Args:
-        depth: how many items may wait to be worked on. An error of `work` is raised when the next item is
-            handed on, or on the way out; what waits behind it is not worked on.
+        depth: the number of items that may wait. An error of `work` is raised at the next
+            submission or at exit; the items behind it are dropped.
     """
     failed = Event()
 
@@ -63,23 +63,23 @@ def behind(work: Callable[[Item], object], *, depth: int = 1) -> Iterator[Callab
     with ThreadPoolExecutor(1) as thread:
         waiting: deque[Future[None]] = deque()
 
-        def hand_on(item: Item) -> None:
+        def submit(item: Item) -> None:
             waiting.append(thread.submit(work_on, item))
             while len(waiting) > depth:
                 waiting.popleft().result()
 
         try:
-            yield hand_on
+            yield submit
             while waiting:
                 waiting.popleft().result()
         finally:
             _cancel(waiting)
 
 
-def side_by_side(
+def map_in_order(
     work: Callable[[Item], Result], source: Iterable[Item], *, threads: int, slow: Callable[[Item], bool]
 ) -> Iterator[Result]:
-    """Yield `work(item)` for each item in order; of the slow ones, each thread works on one."""
+    """Yield `work(item)` for each item in order; run slow items in threads."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
@@ -100,7 +100,7 @@ def _done(result: Result) -> Future[Result]:
 
 
 class Clock:
-    """How long each stage was at work; a stage belongs to one thread at a time."""
+    """Measure the working time of stages, each in one thread."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -114,7 +114,7 @@ class Clock:
             self.seconds[stage] += time.perf_counter() - start
 
     def reading(self, stage: str, source: Iterable[Item]) -> Iterator[Item]:
-        """Yield the items of `source`, and count the time that it takes to make them."""
+        """Yield the items of `source`, and measure the time to read them."""
         items = iter(source)
         while True:
             with self(stage):

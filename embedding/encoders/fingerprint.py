@@ -1,4 +1,4 @@
-"""Telling models apart by what decides about their vectors."""
+"""Compute the fingerprint of a model: equal fingerprints mean equal vectors."""
 
 import hashlib
 import json
@@ -9,14 +9,16 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 PREPROCESSING_VERSION = 2
-"""Raise it whenever the image decoder or the encoder would turn the same input into another vector."""
+"""To be raised with every change after which the same input gives another vector."""
 
 
 def fingerprint_of(model: "SentenceTransformer") -> str:
-    """Return twelve hex digits of a SHA-256 over weights, configuration and preprocessing version.
+    """Return twelve hex digits that identify the vectors of a model.
 
-    What a module computes from these (a buffer that is not persistent) stays out of it, so that two
-    machines whose arithmetic differs in the last bit agree.
+    A SHA-256 over weights, configuration and preprocessing version.
+
+    Buffers that a module computes from these, and does not save, are left out, so that machines with other
+    rounding agree.
     """
     import torch
 
@@ -30,7 +32,7 @@ def fingerprint_of(model: "SentenceTransformer") -> str:
 
 
 def _configuration(model: "SentenceTransformer") -> Iterator[object]:
-    """Yield what decides about a vector beside the weights, the same before and after a save and a load."""
+    """Yield the settings that vectors depend on, unchanged by save and load."""
     from sentence_transformers.base.modules import Transformer
 
     yield model.max_seq_length, model.prompts, model.default_prompt_name
@@ -39,10 +41,12 @@ def _configuration(model: "SentenceTransformer") -> Iterator[object]:
             yield type(module).__name__, repr(config())
         if isinstance(module, Transformer):
             yield _without(module.model.config.to_diff_dict(), "transformers_version")
-            if pictures := getattr(module.processor, "image_processor", None):
-                yield pictures.to_dict()
-            if words := getattr(module.tokenizer, "backend_tokenizer", None):
-                yield _without(json.loads(words.to_str()), "truncation", "padding")  # set by the last call
+            if images := getattr(module.processor, "image_processor", None):
+                yield images.to_dict()
+            if tokenizer := getattr(module.tokenizer, "backend_tokenizer", None):
+                yield _without(
+                    json.loads(tokenizer.to_str()), "truncation", "padding"
+                )  # set by the last call
 
 
 def _without(settings: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A small part on top of a model's image tower: what is trained where everything else stays as it is."""
+"""Define the trainable head on the image tower of a frozen model."""
 
 import math
 from typing import Any
@@ -11,22 +11,23 @@ from torch.nn.functional import normalize
 from embedding.images.preparation import PIXELS
 
 HEAD_INPUT = "head_input"
-"""What an image tower may offer to a head besides its vector: richer features, shape (n, any)."""
+"""Features of an image tower for a head, richer than its vectors, shape (n, any)."""
 
 VECTOR = "sentence_embedding"
-"""What the library calls a row's vector, of an image as well."""
+"""The library's name of the vectors of texts and of images."""
 
 
 class PictureHead(Module):
-    """Adds to each image's vector a linear map of its features; texts pass as they are.
+    """Add a linear map of its features to each image vector.
 
-    It begins at zero, so that an untrained head changes nothing. A map of the images alone can do what one
-    of both sides can: scores are products, and t'(A i) has room for every bilinear form.
+    Text vectors stay as they are. The map begins at zero, so that an untrained head changes nothing. A map
+    of the images alone is as general as one of both towers: scores are products, and t'(A i) covers every
+    bilinear form.
 
     Args:
-        in_features: length of what `head_input_of` returns.
+        in_features: length of the rows that `head_input_of` returns.
         out_features: length of the vectors.
-        dropout: share of the features that is left out at random while it is trained.
+        dropout: share of the features that training leaves out at random.
     """
 
     config_keys = ["in_features", "out_features", "dropout"]  # noqa: RUF012 (the library has it as a list)
@@ -62,6 +63,6 @@ class PictureHead(Module):
 
 
 def head_input_of(features: dict[str, Any]) -> Tensor:
-    """Return what a head maps: the tower's own features, shape (n, any), else its vectors."""
+    """Return the tower's features, shape (n, any), else its vectors."""
     rows: Tensor = features.get(HEAD_INPUT, features[VECTOR])
     return rows

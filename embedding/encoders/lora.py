@@ -1,4 +1,4 @@
-"""Low-rank updates of a model's weights (LoRA; Hu et al., 2021): few numbers are trained."""
+"""Train low-rank updates of a model's weights (LoRA; Hu et al., 2021)."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ RANK, ALPHA, DROPOUT = 8, 16, 0.05
 
 
 def add_lora(model: SentenceTransformer, seed: int) -> None:
-    """Put updates on all linear maps of both towers, 1x1 convolutions among them, and freeze the rest."""
+    """Add updates to all linear maps and 1x1 convolutions; freeze the rest."""
     model.requires_grad_(False)
     for root in _roots(model):
         targets = [name for name, module in root.named_modules() if name and _is_linear(module)]
@@ -25,7 +25,7 @@ def add_lora(model: SentenceTransformer, seed: int) -> None:
 
 
 def merge_lora(model: SentenceTransformer) -> None:
-    """Add the updates to the weights that they belong to, so that the model is one like any other."""
+    """Merge the updates into the weights and remove the adapters."""
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()
@@ -34,7 +34,7 @@ def merge_lora(model: SentenceTransformer) -> None:
 
 
 def _roots(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the parts of `module` that peft takes: models of transformers, and what has none within."""
+    """Yield the parts that peft takes: transformers models, and modules without one."""
     if isinstance(module, PreTrainedModel) or not any(
         isinstance(part, PreTrainedModel) for part in module.modules()
     ):

@@ -1,4 +1,4 @@
-"""From texts and images to unit vectors of one space."""
+"""Encode texts and images as unit vectors of one space."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,18 +28,18 @@ HUB_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ChunkLimits:
-    """How much the model sees at once, however much it is given."""
+    """Limit the size of one chunk that the model embeds at once."""
 
-    pictures: int
+    images: int
     texts: int
     tokens: int
-    """Of the texts, with what fills up the shorter ones."""
+    """Of the texts, padding included."""
 
 
-CPU_LIMITS = ChunkLimits(pictures=16, texts=64, tokens=1024)
-"""Measured: caches hold no more. A module whose images are large states fewer, as `images_on_cpu`."""
+CPU_LIMITS = ChunkLimits(images=16, texts=64, tokens=1024)
+"""Measured: more does not fit the caches. A module with large images states fewer, as `images_on_cpu`."""
 
-GPU_LIMITS = ChunkLimits(pictures=256, texts=256, tokens=16_384)
+GPU_LIMITS = ChunkLimits(images=256, texts=256, tokens=16_384)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,51 +54,52 @@ class EncodedTexts:
 
 
 class Encoder(Protocol):
-    """Maps texts and images into one space, where closeness is the dot product.
+    """Map texts and images into one space, compared by the dot product.
 
     Every row that `texts` and `images` return is float32 of length `dim` with L2 norm 1.
     """
 
     @property
     def name(self) -> str:
-        """What `load_encoder` was asked for."""
+        """Return the name that was passed to `load_encoder`."""
 
     @property
     def dim(self) -> int: ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the same input could give another vector."""
+        """Identify the model: it changes whenever an input could give another vector."""
 
     def texts(self, texts: Sequence[str]) -> Vectors: ...
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
-        """Return the vectors of texts, and which texts the model reads only in part."""
+        """Return the vectors of texts, and which texts were truncated."""
 
     def images(self, images: Sequence[Image.Image]) -> Vectors:
-        """Take upright RGB images, and prepare them here and now."""
+        """Encode upright RGB images, and prepare them in this process."""
 
     @property
     def preparation(self) -> Preparation:
-        """What `prepared` wants to be done to an image before; workers can do it."""
+        """Return the step before `encode_prepared`, which workers can run."""
 
-    def encode_prepared(self, images: Sequence[Features]) -> Vectors: ...
+    def encode_prepared(self, images: Sequence[Features]) -> Vectors:
+        """Encode images that `preparation` has prepared."""
 
     @property
     def images_per_chunk(self) -> int:
-        """How many images the model sees at once, however many it is given."""
+        """Return the number of images that the model embeds at once."""
 
     @property
     def peak_device_mib(self) -> float | None:
-        """The most memory that tensors have had on the model's GPU; None on a CPU."""
+        """Return the peak GPU memory of tensors in MiB; None on CPUs."""
 
 
 class ModelUnavailable(EncoderUnavailable):
-    """No model could be loaded under this name; the message says what would help."""
+    """Report a model that cannot be loaded; the message names the remedy."""
 
 
 class ZeroVector(UnusableInput):
-    """A row has no direction, so no cosine with it is defined."""
+    """Report a row of zeros, with which no cosine is defined."""
 
 
 def load_encoder(name: str, *, device: str = "auto", folder: Path | None = None) -> "SentenceEncoder":
@@ -107,7 +108,7 @@ def load_encoder(name: str, *, device: str = "auto", folder: Path | None = None)
     Args:
         name: `starter`; a folder that sentence-transformers wrote; or a model's name on the hub,
             such as `sentence-transformers/clip-ViT-B-32`.
-        folder: where it is, if not under its name.
+        folder: its path, if the name is not a path.
         device: `auto` takes CUDA when there is one, else the CPU; or a torch device such as `cuda:1`.
 
     Raises:
@@ -118,25 +119,25 @@ def load_encoder(name: str, *, device: str = "auto", folder: Path | None = None)
         import torch
         from transformers.utils.logging import disable_progress_bar
 
-        import_module("sentence_transformers")  # by far the most of what is imported, whichever model it is
+        import_module("sentence_transformers")  # most of the import time, for any model
     disable_progress_bar()  # of reading weights; the bars of downloads are others
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    torch_device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if name == "starter" and folder is None:
         from embedding.encoders.starter import build_starter
 
-        model = build_starter(where)
+        model = build_starter(torch_device)
     else:
-        model = _load_sentence_transformer(str(folder or name), where)
+        model = _load_sentence_transformer(str(folder or name), torch_device)
     if missing := [kind for kind in ("text", "image") if not model.supports(kind)]:
         raise ModelUnavailable(
-            f"model {name!r} does not take {' or '.join(missing)}; choose one that takes texts and pictures, "
+            f"model {name!r} does not take {' or '.join(missing)}; choose one that takes texts and images, "
             "such as starter, a CLIP or a SigLIP model (SIGHTLINE_MODEL)"
         )
     return SentenceEncoder(name, model)
 
 
 def _load_sentence_transformer(name: str, device: str) -> "SentenceTransformer":
-    """Load `name` with the library's modules and ours; no code that a model brings or names is run."""
+    """Load `name` with known modules; never run code that a model brings."""
     from sentence_transformers import SentenceTransformer
 
     from embedding.encoders.starter import MODULES
@@ -167,7 +168,7 @@ def _load_sentence_transformer(name: str, device: str) -> "SentenceTransformer":
             f"cannot load model {name!r}: it is damaged, or needs code that is not known here, and code that "
             f"comes with a model is never run ({_first_line(error)}); set SIGHTLINE_MODEL to another model"
         ) from error
-    except Exception as error:  # what a damaged file makes of each library is not to be foreseen
+    except Exception as error:  # a damaged file can raise anything in the libraries
         raise ModelUnavailable(
             f"cannot load model {name!r}: a file of it is damaged, or fits none that is known here "
             f"({type(error).__name__}: {_first_line(error)}); set SIGHTLINE_MODEL to another model"
@@ -175,7 +176,7 @@ def _load_sentence_transformer(name: str, device: str) -> "SentenceTransformer":
 
 
 def _hub_answers(name: str) -> bool:
-    """Ask the hub once; the library would ask for each file of a model, and half a minute for each."""
+    """Query the hub once; the library waits half a minute per file."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever of httpx and httpx2 it has
@@ -194,7 +195,7 @@ def _first_line(error: Exception) -> str:
 
 
 class SentenceEncoder:
-    """The `Encoder` over a sentence-transformers model; on CUDA it computes in bfloat16."""
+    """Encode with a sentence-transformers model; on CUDA in bfloat16."""
 
     def __init__(self, name: str, model: "SentenceTransformer") -> None:
         from embedding.encoders.text_inputs import TextInput
@@ -202,9 +203,9 @@ class SentenceEncoder:
 
         self.name = name
         self.model = model.eval()
-        self._pictures = ImageInput(model)
+        self._images = ImageInput(model)
         self._texts = TextInput(model)
-        self._at_once = _chunk_limits(model)
+        self._limits = _chunk_limits(model)
 
     @cached_property
     def dim(self) -> int:
@@ -216,23 +217,23 @@ class SentenceEncoder:
 
     @property
     def preparation(self) -> Preparation:
-        return self._pictures.preparation
+        return self._images.preparation
 
     @property
     def images_per_chunk(self) -> int:
-        return self._at_once.pictures
+        return self._limits.images
 
     def texts(self, texts: Sequence[str]) -> Vectors:
         return self.encode_texts(texts).vectors
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
-        """Tokenize texts once, and embed them by length, so that little is padding."""
+        """Tokenize texts once, and embed them sorted by length to save padding."""
         import torch
 
         if not texts:
             return EncodedTexts(np.empty((0, self.dim), np.float32), [])
         tokens = self._texts.tokenize(texts)
-        chunks = list(chunks_by_length(tokens.lengths, self._at_once))
+        chunks = list(chunks_by_length(tokens.lengths, self._limits))
         with torch.inference_mode(), self._precision():
             outputs = [self.model(self._texts.features(tokens, chunk)) for chunk in chunks]
         rows = unit_rows(_in_order([self._row_of(output) for output in outputs], chunks))
@@ -251,28 +252,29 @@ class SentenceEncoder:
         chunks, outputs = self._run(images)
         return unit_rows(_in_order([self._row_of(output) for output in outputs], chunks))
 
-    def with_head_inputs(self, pictures: Sequence[Features]) -> tuple[Vectors, NDArray[np.float32]]:
-        """Return the vectors of images, and what a head maps: shape (n, any); n is at least 1."""
+    def with_head_inputs(self, images: Sequence[Features]) -> tuple[Vectors, NDArray[np.float32]]:
+        """Return the vectors of images, and the inputs of a head.
+
+        At least one image; the inputs have the shape (n, any).
+        """
         from embedding.encoders.head import head_input_of
 
-        chunks, outputs = self._run(pictures)
+        chunks, outputs = self._run(images)
         rows = unit_rows(_in_order([self._row_of(output) for output in outputs], chunks))
         return rows, _in_order([head_input_of(output) for output in outputs], chunks)
 
-    def _run(self, pictures: Sequence[Features]) -> tuple[list[list[int]], list[dict[str, Any]]]:
-        """Show images to the model; return their places by chunk, and what it makes of each chunk."""
+    def _run(self, images: Sequence[Features]) -> tuple[list[list[int]], list[dict[str, Any]]]:
+        """Run the model on images; return positions and outputs by chunk."""
         import torch
 
-        chunks = list(self._pictures.chunks(pictures, self._at_once.pictures))
+        chunks = list(self._images.chunks(images, self._limits.images))
         with torch.inference_mode(), self._precision():
-            # nothing is fetched before the last chunk is on its way: a GPU computes while the next is made
-            return chunks, [
-                self.model(self.features([pictures[place] for place in chunk])) for chunk in chunks
-            ]
+            # no output is read before the last chunk is submitted: a GPU computes while the next is made
+            return chunks, [self.model(self.features([images[place] for place in chunk])) for chunk in chunks]
 
-    def features(self, pictures: Sequence[Features]) -> dict[str, Any]:
-        """Return what the model takes of prepared images of equal shapes, on its device."""
-        return self._pictures.features(pictures)
+    def features(self, images: Sequence[Features]) -> dict[str, Any]:
+        """Return the model's inputs for prepared images of equal shapes."""
+        return self._images.features(images)
 
     @property
     def peak_device_mib(self) -> float | None:
@@ -297,15 +299,15 @@ class SentenceEncoder:
 def _chunk_limits(model: "SentenceTransformer") -> ChunkLimits:
     if model.device.type != "cpu":
         return GPU_LIMITS
-    stated = (getattr(module, "images_on_cpu", CPU_LIMITS.pictures) for module in model.modules())
-    return replace(CPU_LIMITS, pictures=min(stated))
+    stated = (getattr(module, "images_on_cpu", CPU_LIMITS.images) for module in model.modules())
+    return replace(CPU_LIMITS, images=min(stated))
 
 
-def chunks_by_length(lengths: Sequence[int], at_once: ChunkLimits) -> Iterator[list[int]]:
-    """Yield the places of texts, longest first, in chunks that are filled up little and fit `at_once`."""
+def chunks_by_length(lengths: Sequence[int], limits: ChunkLimits) -> Iterator[list[int]]:
+    """Yield positions of texts in chunks of similar lengths, longest first."""
     chunk: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
-        most = max(1, min(at_once.texts, at_once.tokens // max(1, lengths[chunk[0]]))) if chunk else 1
+        most = max(1, min(limits.texts, limits.tokens // max(1, lengths[chunk[0]]))) if chunk else 1
         if chunk and len(chunk) >= most:
             yield chunk
             chunk = []
@@ -315,7 +317,7 @@ def chunks_by_length(lengths: Sequence[int], at_once: ChunkLimits) -> Iterator[l
 
 
 def _in_order(rows: "Sequence[Tensor]", chunks: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-    """Return the rows of all chunks, each at its place."""
+    """Return the rows of all chunks in the original order."""
     import torch
 
     places = [place for chunk in chunks for place in chunk]

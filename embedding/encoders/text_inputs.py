@@ -21,7 +21,7 @@ MOST_PROBE_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class TokenizedTexts:
-    """Store the tokens of a batch of texts, in the order of the texts."""
+    """Store the tokens of texts, in their order."""
 
     texts: Sequence[str]
     columns: Mapping[str, Sequence[Sequence[int]]]

@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap intervals over records. Pure, and seeded."""
+"""Compute bootstrap confidence intervals over records; pure and seeded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from embedding.evaluation.metrics import Scores
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 NUMBERS_AT_ONCE = 5_000_000
-"""In memory, of all resamples that are made together."""
+"""Of the resamples that are in memory together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean, and its 95% interval; without bounds where a single record says nothing of the others."""
+    """Store a mean and its 95% interval, None for a single record."""
 
     value: float
     low: float | None
@@ -27,18 +27,18 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """A number for each query, and the record that each query comes from."""
+    """Store a score for each query, and the record of each query."""
 
     scores: Scores
     records: NDArray[np.int64]
-    """Shape (queries,), from 0: queries of one record are drawn together, as they are no independent ones."""
+    """Shape (queries,), from 0: queries of one record are drawn together, as they are not independent."""
 
 
 def bootstrap_mean(samples: Sequence[Sample], *, seed: int = 0) -> Estimate:
-    """Return the mean of the samples' means, with its interval by the percentile bootstrap (Efron, 1979).
+    """Return the mean of the samples' means, with its percentile bootstrap interval.
 
-    Records are drawn, with all their queries in all the samples. For two models the samples hold the
-    differences of their scores for the same queries: a paired bootstrap, as Sakai (2006) has it for rankings.
+    Efron (1979). Records are drawn with all their queries in all samples. For two models the samples hold
+    the differences of their scores for the same queries: a paired bootstrap (Sakai, 2006).
 
     Raises:
         ValueError: a sample is empty, or has not one record for each score.
@@ -66,10 +66,13 @@ def bootstrap_mean(samples: Sequence[Sample], *, seed: int = 0) -> Estimate:
 
 
 def _mean_of_ratios(*columns: NDArray[np.float64], axis: int = -1) -> Any:
-    """Return the mean over samples of sum / count, from their sums and then their counts."""
+    """Return the mean over samples of sum / count.
+
+    The columns are the sums of all samples, then their counts.
+    """
     half = len(columns) // 2
     totals = [column.sum(axis=axis) for column in columns]
-    # a resample may have missed every query of a sample, which then has nothing to say
+    # a resample may hold no query of a sample, which then counts as 0
     means = [
         np.divide(total, count, out=np.zeros_like(total), where=count > 0)
         for total, count in zip(totals[:half], totals[half:], strict=True)

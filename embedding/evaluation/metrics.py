@@ -1,4 +1,4 @@
-"""Retrieval metrics over ranks, query by query. Pure: no model, no store, no randomness."""
+"""Compute retrieval metrics per query from ranks, without model or store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
-    """Where the right answers of some queries came out; each query has at least one."""
+    """Store the ranks of relevant answers, at least one per query."""
 
     queries: NDArray[np.int64]
-    """Shape (answers,): whose answer each is, rising from 0 without a gap."""
+    """Shape (answers,): the query of each answer, rising from 0 without a gap."""
 
     ranks: Ranks
-    """Shape (answers,), from 1; those of one query are all different."""
+    """Shape (answers,), from 1; distinct within a query."""
 
     gains: Scores
-    """Shape (answers,), above 0: how much each is worth; nDCG alone looks at it."""
+    """Shape (answers,), above 0: the gain of each answer, used by nDCG alone."""
 
     def __post_init__(self) -> None:
         if not len(self.ranks) == len(self.queries) == len(self.gains):
@@ -33,24 +33,24 @@ class Answers:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """How many answers each query has, shape (queries,)."""
+        """The number of answers of each query, shape (queries,)."""
         if len(self.queries) == 0:
             raise ValueError("no queries: nothing to average; count them as left out")
         return np.bincount(self.queries)
 
 
-def one_each(ranks: Ranks) -> Answers:
-    """Return the answers of queries that have one each, at these ranks."""
+def single_answers(ranks: Ranks) -> Answers:
+    """Return the answers of queries with one answer each, at these ranks."""
     return Answers(np.arange(len(ranks)), ranks, np.ones(len(ranks)))
 
 
 def target_ranks(scores: NDArray[np.floating], targets: Sequence[int]) -> Ranks:
-    """Return the rank, from 1, of one right answer of each row.
+    """Return the rank, from 1, of one relevant answer in each row.
 
     Args:
         scores: shape (rows, gallery), higher is closer. Columns are in the order of the items' ids:
             of equal scores the column that comes first wins, so that a rank is never a matter of chance.
-        targets: for each row the column of its right answer.
+        targets: for each row the column of its relevant answer.
 
     Raises:
         ValueError: there is not one target for each row, or a score is NaN.
@@ -69,21 +69,23 @@ def target_ranks(scores: NDArray[np.floating], targets: Sequence[int]) -> Ranks:
 
 
 def recall_at(answers: Answers, k: int) -> Scores:
-    """Return of each query the share of its answers that are among the first `k`, in [0, 1].
+    """Return the share of answers in the first `k`, per query.
 
     Raises:
         ValueError: there are no queries, or `k` is below 1.
 
-    >>> recall_at(one_each(np.array([1, 7])), k=5).tolist()
+    >>> recall_at(single_answers(np.array([1, 7])), k=5).tolist()
     [1.0, 0.0]
     """
     return _mean_of_each(answers, answers.ranks <= _checked(k))
 
 
 def reciprocal_rank(answers: Answers) -> Scores:
-    """Return of each query 1 / the rank of its first answer, in (0, 1]; their mean is MRR (Voorhees, 1999).
+    """Return 1 / the rank of the first answer, per query.
 
-    >>> reciprocal_rank(one_each(np.array([1, 4]))).tolist()
+    Their mean is MRR (Voorhees, 1999).
+
+    >>> reciprocal_rank(single_answers(np.array([1, 4]))).tolist()
     [1.0, 0.25]
     """
     counts = answers.counts
@@ -91,20 +93,20 @@ def reciprocal_rank(answers: Answers) -> Scores:
 
 
 def average_precision(answers: Answers) -> Scores:
-    """Return of each query the mean precision at the ranks of its answers, in (0, 1]; their mean is mAP.
+    """Return the mean precision at the ranks of answers, per query.
 
-    Buckley and Voorhees (2000). With one answer it is the reciprocal rank.
+    Their mean is mAP, in (0, 1] (Buckley and Voorhees, 2000). With one answer it is the reciprocal rank.
     """
     order = np.lexsort((answers.ranks, answers.queries))
     return _mean_of_each(answers, _places(answers) / answers.ranks[order])
 
 
 def ndcg_at(answers: Answers, k: int) -> Scores:
-    """Return nDCG@k of each query, in [0, 1]: gain / log2(1 + rank), over that of the best ranking.
+    """Return nDCG@k of each query, in [0, 1].
 
-    Järvelin and Kekäläinen (2002), with gains as they are given.
+    The sum of gain / log2(1 + rank), over that of the best ranking (Järvelin and Kekäläinen, 2002).
 
-    >>> ndcg_at(one_each(np.array([1, 3, 11])), k=10).tolist()
+    >>> ndcg_at(single_answers(np.array([1, 3, 11])), k=10).tolist()
     [1.0, 0.5, 0.0]
     """
     best = answers.gains[np.lexsort((-answers.gains, answers.queries))]
@@ -113,7 +115,7 @@ def ndcg_at(answers: Answers, k: int) -> Scores:
 
 
 def retrieval_scores(answers: Answers) -> dict[str, Scores]:
-    """Return what papers print the means of: recall@1, @5, @10, MRR, mAP and nDCG@10, for each query."""
+    """Return recall@1, @5 and @10, MRR, mAP and nDCG@10 of each query."""
     recalls = {f"recall@{k}": recall_at(answers, k) for k in (1, 5, 10)}
     return recalls | {
         "mrr": reciprocal_rank(answers),
@@ -123,7 +125,7 @@ def retrieval_scores(answers: Answers) -> dict[str, Scores]:
 
 
 def retrieval_figures(answers: Answers) -> dict[str, float]:
-    """Return the figures that papers print: the means of `retrieval_scores`."""
+    """Return the means of `retrieval_scores`, the figures of papers."""
     return {name: float(scores.mean()) for name, scores in retrieval_scores(answers).items()}
 
 
@@ -142,13 +144,13 @@ def best_of_groups(scores: NDArray[np.floating], starts: Sequence[int]) -> NDArr
 
 
 def _places(answers: Answers) -> NDArray[np.int64]:
-    """Return 1, 2, … for the answers of each query, query by query."""
+    """Return 1, 2, … for the answers of each query."""
     counts = answers.counts
     return np.arange(len(answers.queries)) - (np.cumsum(counts) - counts)[answers.queries] + 1
 
 
 def _mean_of_each(answers: Answers, values: NDArray[np.generic]) -> Scores:
-    """Return the mean of each query's values, which are in the order of queries."""
+    """Return the mean of the values of each query."""
     counts = answers.counts
     return np.asarray(np.bincount(answers.queries, weights=values) / counts, np.float64)
 

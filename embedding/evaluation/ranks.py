@@ -1,4 +1,4 @@
-"""Rank the gallery for the queries of one direction, as positions in rows of vectors."""
+"""Rank the gallery rows of one direction for its queries."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,41 +17,41 @@ QUERIES_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Direction:
-    """Some queries, the gallery they are asked of, and its right answers."""
+    """Store queries, their gallery and the relevant answers in it."""
 
     name: str
     """Such as `text_to_image`."""
 
     query_modality: Modality
     queries: Positions
-    """Shape (queries,): rows of the side that query_modality."""
+    """Shape (queries,): rows of the query modality."""
 
     gallery_modality: Modality
     gallery: Positions
-    """Shape (rows,): rows of the side that is found, in the order of the ids of what they belong to."""
+    """Shape (rows,): rows of the gallery modality, in the order of the ids of their items."""
 
     starts: Positions
-    """Shape (candidates,): the first gallery row of each; a candidate is as close as its best row."""
+    """Shape (candidates,): the first gallery row of each candidate, which scores as its best row."""
 
     of_query: Positions
-    """Shape (answers,): whose answer each is, rising from 0 without a gap."""
+    """Shape (answers,): the query of each answer, rising from 0 without a gap."""
 
     answers: Positions
-    """Shape (answers,): the candidates that are right."""
+    """Shape (answers,): the relevant candidates."""
 
     gains: Scores
     records: Positions
-    """Shape (queries,): the record that each query comes from."""
+    """Shape (queries,): the record of each query."""
 
     parts: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
-    """By name, such as `lang=de`, which queries belong to it, shape (queries,)."""
+    """Subsets of the queries by name, such as `lang=de`, shape (queries,)."""
 
 
 def rank_answers(direction: Direction, rows: Mapping[Modality, Vectors]) -> Answers:
-    """Return where the right answers come out, by cosine.
+    """Return the ranks of the relevant answers, by cosine.
 
     Args:
-        rows: unit rows of both sides, shape (n, dim) each.
+        rows: unit rows by modality, shape (n, dim) each.
     """
     gallery = rows[direction.gallery_modality][direction.gallery]
     grouped = len(direction.starts) < len(gallery)

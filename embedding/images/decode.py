@@ -1,4 +1,4 @@
-"""The image decoder: untrusted bytes in, an upright RGB image out, or `BadImage`."""
+"""Decode untrusted bytes to an upright RGB image, or raise `BadImage`."""
 
 import re
 import struct
@@ -16,10 +16,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MEDIA_TYPES = {format: f"image/{format.lower()}" for format in FORMATS}
 MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow begins to warn
 DECODE_BYTES = 800 * 2**20
-"""Memory that decoding one image may take: of a JPEG at the limit, in four colours and many scans."""
+"""Memory limit of decoding one image: enough for a JPEG of `MAX_PIXELS`, four channels and many scans."""
 
 BYTES_PER_PIXEL = {"PNG": 13, "WEBP": 24, "GIF": 13, "BMP": 9, "TIFF": 13, "AVIF": 18}
-"""Most memory that decoding takes of formats that are always read at their full size, as measured."""
+"""Peak memory of decoding formats that are always read at full size, as measured."""
 
 MAX_PIXELS_OF_FORMAT = {
     format: min(MAX_PIXELS, DECODE_BYTES // size // 1_000_000 * 1_000_000)
@@ -28,7 +28,7 @@ MAX_PIXELS_OF_FORMAT = {
 """A JPEG is read at a part of its size, so that it may have `MAX_PIXELS`."""
 
 MAX_PIXELS_PER_BYTE = 100_000
-"""More than a blank page has in any format, from `BLANK_PIXELS` on: a few bytes are not worth the work."""
+"""More than a blank page has in any format. Applies above `BLANK_PIXELS`."""
 
 BLANK_PIXELS = 4_000_000
 MAX_SCANS = 100
@@ -36,7 +36,7 @@ MAX_SCANS = 100
 
 MIN_SIDE = 4
 MAX_ASPECT = 100  # a model scales the shorter side to a few hundred pixels, and the longer one with it
-KEEP_SIDE = 640  # more than any model looks at
+KEEP_SIDE = 640  # more than any model reads
 
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB")
@@ -45,10 +45,10 @@ SIGNATURE = re.compile(
     rb"(?s)\xff\xd8\xff|\x89PNG|RIFF....WEBP|GIF8[79]a|BM....\0{4}|II[*+]\0|MM\0[*+]|....ftypavi[fs]"
 )
 OUT_OF_MEMORY = re.compile(r"(?i)out of memory|decoder error -9")
-"""As Pillow and the libraries below it say it."""
+"""Messages of Pillow and its libraries."""
 
 MARKER = re.compile(rb"(?s)\xff([\x01-\xcf\xd8-\xfe])")
-"""Of a JPEG, but for restarts and stuffed bytes, of which compressed data are full."""
+"""Of a JPEG, except restarts and stuffed bytes, of which compressed data are full."""
 
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 WITHOUT_LENGTH = (0x01, 0xD8)
@@ -63,13 +63,13 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow lets through on corrupt bytes: found by fuzzing; raised in its source; under `-W error`.
+# Exceptions of Pillow on corrupt bytes: found by fuzzing; raised in its source; under `-W error`.
 FUZZED = (OSError, SyntaxError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError)
 LEAKS = (*FUZZED, LookupError, EOFError, struct.error, zlib.error, Warning)
 
 
 class BadImage(UnusableInput):
-    """These bytes cannot be shown to a model; the next record may be fine.
+    """Report bytes that cannot be decoded or encoded.
 
     Attributes:
         reason: a code to count by: `empty_file`, `not_a_picture`, `damaged_picture`, `too_many_pixels`,
@@ -81,7 +81,7 @@ class BadImage(UnusableInput):
         self.reason = reason
 
     def of(self, name: str) -> "BadImage":
-        """Return the same problem as that of another record with these bytes."""
+        """Return the same problem for another record with these bytes."""
         return BadImage(self.reason, name, self.args[2])
 
     def __str__(self) -> str:
@@ -90,10 +90,10 @@ class BadImage(UnusableInput):
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """A image that is fit for a model, and the upright size and the format of its file."""
+    """Store a decoded image, and the size and format of its file."""
 
     image: Image.Image
-    """RGB, upright, over white; smaller than the file says where that is very large."""
+    """RGB, upright, over white; reduced where the file is very large."""
 
     width: int
     height: int
@@ -102,26 +102,26 @@ class DecodedImage:
 
 
 def decode_image(data: bytes, *, name: str) -> DecodedImage:
-    """Decode the first frame of `data`. Safe to call from threads and worker processes.
+    """Decode the first frame of `data`; safe in threads and worker processes.
 
-    Missing pixels are refused. Damage that leaves every pixel in place, such as a flipped bit in a
-    JPEG, is beyond what its decoder tells. Bytes from strangers are decoded by a worker process
-    (`embedding.images.worker_pool`), which limits the memory and the time that they take.
+    Missing pixels are rejected. Damage that leaves every pixel in place, such as a flipped bit in a
+    JPEG, is not detected by its decoder. Untrusted bytes are decoded by a worker process
+    (`embedding.images.worker_pool`), which limits their memory and time.
 
     Args:
-        data: the bytes of a file, from anywhere.
-        name: what to call this record in an error.
+        data: the bytes of a file, from any source.
+        name: the name of the record in an error.
 
     Raises:
-        BadImage: the only exception that any bytes can cause, but for
-        MemoryError: the process may not have as much memory as it takes.
+        BadImage: the only exception that any bytes can cause, except
+        MemoryError: the process may not allocate as much memory as decoding takes.
     """
     if not data:
         raise BadImage("empty_file", name, "the file is empty; fetch or export it again")
     _silence_pillow()
     try:
         if (size := _webp_size(data)) is not None:
-            _check_size(size, "WEBP", name)  # Pillow allocates its canvas before it can be asked
+            _check_size(size, "WEBP", name)  # Pillow allocates its canvas before the size can be read
         with Image.open(BytesIO(data), formats=FORMATS) as opened:
             format = _format_of(opened)
             _check_size(opened.size, format, name)
@@ -139,11 +139,11 @@ def decode_image(data: bytes, *, name: str) -> DecodedImage:
 
 
 def _silence_pillow() -> None:
-    """Keep Pillow's warnings about corrupt tags from becoming noise, or errors under `-W error`.
+    """Suppress Pillow's warnings about corrupt tags, also under `-W error`.
 
     `warnings.catch_warnings` swaps the filters of the whole process, so threads that overlap restore
     each other's. This puts one filter, for Pillow's own modules only, before all others and leaves
-    it there. Whoever resets the filters drops it (pytest does, for each test), hence every call looks.
+    it there. A reset of the filters drops it (pytest does so for each test), hence the check in every call.
     """
     hushed = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
     if not warnings.filters or warnings.filters[0] != hushed:
@@ -151,7 +151,7 @@ def _silence_pillow() -> None:
 
 
 def _check_size(size: tuple[int, int], format: str, name: str) -> None:
-    """Refuse by what the header says, before any pixel is decoded."""
+    """Reject an image by its header's size, before decoding pixels."""
     (short, long), shape = sorted(size), f"{size[0]}x{size[1]} pixels"
     most = MAX_PIXELS_OF_FORMAT.get(format, MAX_PIXELS)
     if short * long > most:
@@ -162,12 +162,12 @@ def _check_size(size: tuple[int, int], format: str, name: str) -> None:
         raise BadImage("extreme_shape", name, f"{shape}, a side over {MAX_ASPECT} times the other; crop it")
 
 
-def _too_large(size: str, most: int, name: str, whose: str = "") -> BadImage:
-    return BadImage("too_many_pixels", name, f"{size} is over {most:,}{whose}; resize it at the source")
+def _too_large(size: str, most: int, name: str, limit_of: str = "") -> BadImage:
+    return BadImage("too_many_pixels", name, f"{size} is over {most:,}{limit_of}; resize it at the source")
 
 
 def _check_cost(size: tuple[int, int], data: bytes, format: str, name: str) -> None:
-    """Refuse few bytes that stand for much work, before any pixel is decoded."""
+    """Reject a small file of high decoding cost, before decoding pixels."""
     pixels = size[0] * size[1]
     if pixels > max(BLANK_PIXELS, MAX_PIXELS_PER_BYTE * len(data)):
         why = f"{len(data):,} bytes that say {pixels:,} pixels show nothing; leave it out"
@@ -178,7 +178,7 @@ def _check_cost(size: tuple[int, int], data: bytes, format: str, name: str) -> N
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Return the size that the header of a WebP says; None for other bytes."""
+    """Return the size in a WebP's header; None for other bytes."""
     if len(data) < 30 or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return None
     match data[12:16]:
@@ -195,7 +195,7 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _has_more_scans(data: bytes, most: int) -> bool:
-    """Tell whether the first image of a JPEG has more than `most` scans.
+    """Return whether a JPEG's first image has more than `most` scans.
 
     Reads the markers as libjpeg does. Where the first scan of a sequential JPEG holds all of its
     components, as nearly all photographs have it, libjpeg reads no other, and neither does this.
@@ -218,12 +218,12 @@ def _has_more_scans(data: bytes, most: int) -> bool:
 
 
 def _pixels_in(error: Image.DecompressionBombError) -> str:
-    found = re.search(r"\d+", str(error))  # Pillow tells only the product
+    found = re.search(r"\d+", str(error))  # Pillow reports only the product
     return f"{int(found[0]):,} pixels" if found else "its size"
 
 
 def _check_pixels(opened: ImageFile.ImageFile, name: str) -> None:
-    """Refuse pixels whose value does not say how bright they are."""
+    """Reject pixel formats without a defined brightness."""
     if opened.mode in EIGHT_BIT or (opened.mode in SIXTEEN_BIT and _fills_sixteen_bits(opened)):
         return
     what = f"the brightness of its pixels (mode {opened.mode}) is not defined"
@@ -231,7 +231,10 @@ def _check_pixels(opened: ImageFile.ImageFile, name: str) -> None:
 
 
 def _fills_sixteen_bits(opened: ImageFile.ImageFile) -> bool:
-    """Say whether 0 is black and 65,535 white; Pillow hands on 12-bit and inverted TIFFs as they are."""
+    """Return whether 0 is black and 65,535 white.
+
+    Pillow does not convert 12-bit and inverted TIFFs.
+    """
     if not isinstance(opened, TiffImagePlugin.TiffImageFile):
         return True
     return (opened.tag_v2.get(BITS_PER_SAMPLE), opened.tag_v2.get(PHOTOMETRIC)) == ((16,), 1)
@@ -257,7 +260,7 @@ def _decode_frame(opened: ImageFile.ImageFile, format: str) -> DecodedImage:
 
 
 def _orientation(opened: ImageFile.ImageFile) -> int:
-    """Return the EXIF orientation, 1 to 8; an image with broken EXIF is taken as it lies."""
+    """Return the EXIF orientation, 1 to 8; 1 where EXIF is broken."""
     try:
         orientation = opened.getexif().get(ORIENTATION)
     except LEAKS:
@@ -266,7 +269,7 @@ def _orientation(opened: ImageFile.ImageFile) -> int:
 
 
 def _eight_bit(opened: Image.Image) -> Image.Image:
-    """Return RGB or, where something shines through, RGBA."""
+    """Return RGB, or RGBA for an image with transparency."""
     image = _scale_to_eight_bits(opened) if opened.mode in SIXTEEN_BIT else opened
     image = image.convert("LA") if image.mode == "La" else image
     mode = "RGBA" if image.has_transparency_data else "RGB"
@@ -292,7 +295,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 def _unreadable(data: bytes, name: str, error: BaseException) -> BadImage:
     if not SIGNATURE.match(data):
-        found = f"not a picture, it starts with {data[:16]!r}"
+        found = f"not an image, it starts with {data[:16]!r}"
         return BadImage("not_a_picture", name, f"{found}; supply one of {', '.join(FORMATS)}")
     # Pillow's message for an unreadable header holds an address in memory, new every time.
     cause = "header" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__

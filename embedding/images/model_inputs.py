@@ -1,4 +1,4 @@
-"""How images reach a model: what the workers do to each, and what is left for the device."""
+"""Split the preparation of images between worker processes and the device."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 PROBE_SIZES = ((97, 61), (331, 500))
-"""One image that most models enlarge, and one that they reduce; one wide, one tall."""
+"""One image that most models enlarge and one that they reduce; one tall, one wide."""
 
 TOLERANCE = 1e-4
-"""Of a pixel value, which is about 1: floating-point arithmetic differs by a hundredth of that."""
+"""Of a pixel value, which is about 1; floating-point arithmetic differs by a hundredth of it."""
 
 log = logging.getLogger(__name__)
 
 
 class ImageInput:
-    """The image side of one model.
+    """Prepare images for one model.
 
-    What its image processor does is read from its settings. No reading is taken on trust: on two images
-    it must give what the model's own `preprocess` gives, or else the model's own processor runs in the
-    workers, or, where that too gives something else, all of `preprocess` runs beside the device.
+    The preparation is derived from the settings of the model's image processor, and verified: on two images
+    the result must equal that of the model's own `preprocess`. Otherwise the model's processor runs in the
+    workers, and if its result differs as well, all of `preprocess` runs beside the device.
     """
 
     def __init__(self, model: "SentenceTransformer") -> None:
@@ -50,11 +50,11 @@ class ImageInput:
                 return
         self.preparation = NoPreparation()
 
-    def chunks(self, pictures: Sequence[Features], most: int) -> Iterator[list[int]]:
-        """Yield the places of `pictures` in chunks of at most `most` that can be embedded at once."""
+    def chunks(self, images: Sequence[Features], most: int) -> Iterator[list[int]]:
+        """Yield positions in chunks of equal shapes, at most `most` each."""
         shapes: dict[object, list[int]] = {}
-        for place, picture in enumerate(pictures):
-            shape = tuple((name, array.shape) for name, array in picture.items())
+        for place, image in enumerate(images):
+            shape = tuple((name, array.shape) for name, array in image.items())
             shapes.setdefault(None if isinstance(self.preparation, NoPreparation) else shape, []).append(
                 place
             )
@@ -62,20 +62,19 @@ class ImageInput:
             for start in range(0, len(places), most):
                 yield places[start : start + most]
 
-    def features(self, pictures: Sequence[Features]) -> dict[str, Any]:
-        """Return what the model takes of `pictures`, on its device.
+    def features(self, images: Sequence[Features]) -> dict[str, Any]:
+        """Return the model's inputs for prepared images, on its device.
 
         Args:
-            images: what `preparation` made of each; those of one call have equal shapes, unless it
-                leaves them as they are.
+            images: results of `preparation`, of equal shapes unless that is `NoPreparation`.
         """
         if isinstance(self.preparation, NoPreparation):
-            images = [Image.fromarray(picture[PIXELS]) for picture in pictures]
-            features = self._model.preprocess(images)
+            pixels = [Image.fromarray(image[PIXELS]) for image in images]
+            features = self._model.preprocess(pixels)
             return {name: to_device(value, self._model) for name, value in features.items()}
         stacked = {
-            name: to_device(torch.from_numpy(np.stack([picture[name] for picture in pictures])), self._model)
-            for name in pictures[0]
+            name: to_device(torch.from_numpy(np.stack([image[name] for image in images])), self._model)
+            for name in images[0]
         }
         if isinstance(self.preparation, ResizeCrop):
             stacked[PIXELS] = self.preparation.to_floats(stacked[PIXELS])
@@ -85,13 +84,13 @@ class ImageInput:
         try:
             found = self.features([self.preparation(probe) for probe in probes])
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            log.debug("%r cannot prepare pictures by itself: %s", self.preparation, error)
+            log.debug("%r cannot prepare images by itself: %s", self.preparation, error)
             return False
         return same_features(expected, found)
 
 
 def _candidates(model: "SentenceTransformer") -> Iterator[Preparation]:
-    """Yield what may be done to an image in a worker, fastest first."""
+    """Yield candidate preparations for the workers, fastest first."""
     for module in model.modules():
         if isinstance(own := getattr(module, "preparation", None), ResizeCrop):
             yield own
@@ -105,7 +104,7 @@ def _candidates(model: "SentenceTransformer") -> Iterator[Preparation]:
 
 
 def to_device(value: Any, model: "SentenceTransformer") -> Any:
-    """Move a tensor to the device of `model`; return any other value as it is."""
+    """Move a tensor to the model's device; return other values unchanged."""
     if not isinstance(value, torch.Tensor):
         return value
     if model.device.type != "cuda":
@@ -129,7 +128,7 @@ def _same(expected: Any, found: Any) -> bool:
 
 
 def _probe(height: int, width: int) -> Image.Image:
-    """Return an image with detail of all sizes, the same every time."""
+    """Return a fixed image with detail of all sizes."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     noise[: height // 2, :, 0] = 255
     noise[:, : width // 3, 1] //= 4

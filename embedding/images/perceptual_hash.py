@@ -1,4 +1,4 @@
-"""Pictures that look alike, without a model: resized, re-encoded or slightly edited copies."""
+"""Find near duplicates without a model: resized, re-encoded or edited copies."""
 
 from collections.abc import Sequence
 
@@ -12,25 +12,28 @@ from scipy.sparse.csgraph import connected_components
 from embedding.images.preparation import GreySquare
 
 MAX_DISTANCE = 4
-"""Bits of 64 in which the hashes of near duplicates may differ; copies of other sizes differ in 0 to 4."""
+"""Bits of 64 in which hashes of near duplicates may differ; copies of other sizes differ in 0 to 4."""
 
 HASH_INPUT = GreySquare(32)
-"""What `perceptual_hash` makes of an image first; a worker process can do it to a stranger's."""
+"""The input of `perceptual_hash`; a worker process prepares it from untrusted bytes."""
 
 MIN_BITS = 3
-"""A hash with fewer bits is that of an image without detail, which all look alike to it."""
+"""A hash with fewer bits set is of an image without detail; such hashes are not compared."""
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """Return the image's pHash (Zauner, 2010), in [0, 2**64): similar images differ in few bits."""
+    """Return the image's pHash (Zauner, 2010), in [0, 2**64).
+
+    The hashes of similar images differ in few bits.
+    """
     return int(str(imagehash.phash(image)), 16)
 
 
 def near_groups(hashes: Sequence[int]) -> list[list[int]]:
-    """Return which of `hashes` belong together: chains in which neighbours differ in at most `NEAR` bits.
+    """Group hashes by chains of neighbours within `MAX_DISTANCE` bits.
 
-    Cut into `NEAR` + 1 parts, two hashes that differ in so few bits have one part in common, so that only
-    those are compared that share a part.
+    Of `MAX_DISTANCE` + 1 parts, two hashes that differ in so few bits have one in common, so that only hashes
+    that share a part are compared.
 
     Returns:
         Positions in `hashes`, in groups of two or more; each in order, the groups by their first.
@@ -49,7 +52,7 @@ def near_groups(hashes: Sequence[int]) -> list[list[int]]:
 
 
 def _near_pairs(unique: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the positions of all pairs that differ in at most `NEAR` bits, some of them more than once."""
+    """Return the positions of all pairs within `MAX_DISTANCE` bits, some repeatedly."""
     lefts, rights = [np.empty(0, np.intp)], [np.empty(0, np.intp)]
     width = -(-64 // (MAX_DISTANCE + 1))
     for shift in range(0, 64, width):

@@ -1,4 +1,4 @@
-"""From a file's bytes to what a model takes of an image; imports no torch, so that workers start quickly."""
+"""Prepare images for models, without torch, so that workers start quickly."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Features = Mapping[str, NDArray[Any]]
-"""What a model takes of one image, by the names of its inputs, without the axis of the batch."""
+"""The inputs of a model for one image, by name, without the batch axis."""
 
 PIXELS = "pixel_values"
 
 
 class Preparation(Protocol):
-    """Turns an upright RGB image into features; it can be pickled, for the workers run it."""
+    """Turn an upright RGB image into features; picklable, for worker processes."""
 
     def __call__(self, image: Image.Image) -> Features: ...
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """A image that is ready for its model, with the upright size and the format of its file."""
+    """Store an image's features, and the size and format of its file."""
 
     width: int
     height: int
@@ -36,7 +36,7 @@ class PreparedImage:
 
 
 def prepare(preparation: Preparation, data: bytes, *, name: str) -> PreparedImage:
-    """Pass `data` through the image decoder and prepare what comes out; see `decode_image`.
+    """Decode `data` and prepare the image; see `decode_image`.
 
     Raises:
         BadImage: the only exception that any bytes can cause.
@@ -48,7 +48,7 @@ def prepare(preparation: Preparation, data: bytes, *, name: str) -> PreparedImag
 
 @dataclass(frozen=True, slots=True)
 class Downscale:
-    """Makes an image small enough for a person to look at it on a page."""
+    """Reduce an image to the size of a thumbnail."""
 
     side: int
     """Of the longer side, at most."""
@@ -62,7 +62,7 @@ class Downscale:
 
 @dataclass(frozen=True, slots=True)
 class GreySquare:
-    """Makes a square of grey levels of an image, of which its perceptual hash is made."""
+    """Reduce an image to grey levels for its perceptual hash."""
 
     side: int
 
@@ -74,14 +74,14 @@ class GreySquare:
 
 @dataclass(frozen=True, slots=True)
 class ResizeCrop:
-    """Resizes an image, crops its centre, and leaves the numbers of its pixels to the device.
+    """Resize an image and crop its centre; the device scales the pixels.
 
-    Pixels stay uint8, a quarter of their size as floats; `scale` and `shift` make them what the model
-    was trained with: value = pixel * scale + shift.
+    Pixels stay uint8, a quarter of their size as floats. The model was trained with
+    value = pixel * scale + shift.
     """
 
     size: int | tuple[int, int]
-    """Of the shorter side, whatever the longer one becomes; or height and width."""
+    """Of the shorter side; or height and width."""
 
     crop: tuple[int, int] | None
     """Height and width; black where the image is smaller."""
@@ -98,7 +98,7 @@ class ResizeCrop:
         return {PIXELS: np.asarray(resized if self.crop is None else _centre(resized, *self.crop))}
 
     def to_floats(self, pixels: "Tensor") -> "Tensor":
-        """Return what the model was trained with, on the device where `pixels` are.
+        """Scale pixels to the values of the model's training, on their device.
 
         Args:
             pixels: uint8, shape (n, height, width, 3).
@@ -128,11 +128,11 @@ class ResizeCrop:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self | None:
-        """Return what a transformers image processor with these settings does, if it does no more than this.
+        """Return the equivalent of a transformers image processor, or None.
 
         Args:
-            settings: as `to_dict` of the processor gives them. They need not tell all, so that the caller
-                compares the features of an image.
+            settings: from `to_dict` of the processor. They may be incomplete, so the caller compares the
+                features of an image.
         """
         steps = {name for name, on in settings.items() if name.startswith("do_") and on}
         if not steps <= {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}:
@@ -157,7 +157,7 @@ class ResizeCrop:
 
 @dataclass(frozen=True, slots=True)
 class ModelProcessor:
-    """What a model's own image processor makes of an image by itself: it runs in the workers as well."""
+    """Run the model's own image processor on one image, in a worker."""
 
     processor: Any
 
@@ -168,7 +168,7 @@ class ModelProcessor:
 
 @dataclass(frozen=True, slots=True)
 class NoPreparation:
-    """The image as the gate hands it on, for a model that prepares images only in its own way."""
+    """Keep the decoded image, for models with their own preparation."""
 
     def __call__(self, image: Image.Image) -> Features:
         return {PIXELS: np.asarray(image)}
@@ -180,7 +180,7 @@ def _centre(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _size(given: Mapping[str, int] | None) -> int | tuple[int, int] | None:
-    """Return the shorter side, or height and width; None where a processor means something else."""
+    """Return the shorter side, or height and width; None for other settings."""
     sizes = {name: value for name, value in dict(given or {}).items() if value is not None}
     if sizes.keys() == {"shortest_edge"}:
         return int(sizes["shortest_edge"])

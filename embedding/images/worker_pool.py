@@ -1,9 +1,8 @@
-"""Decoding in processes of their own, so that it needs neither the interpreter nor the time of the model.
+"""Decode untrusted images in worker processes, beside the model.
 
-Each worker is a plain process that imports no torch and ends when the one that started it is gone. Bytes go
-to it through a socket; what it makes of them comes back through memory that both map, which has no name
-and so cannot be left behind. The bytes are strangers': a worker that crashes, or takes more memory or time
-than one image may, is replaced, and the image is a bad one.
+Each worker is a plain process that imports no torch and ends with its parent. Bytes go to it through a
+socket; the result comes back through shared memory without a name, which cannot be left behind. A worker
+that crashes, or exceeds the memory or time limit of one image, is replaced, and the image is rejected.
 """
 
 import atexit
@@ -28,41 +27,41 @@ from embedding.images.preparation import Preparation, PreparedImage
 from embedding.images.worker_process import CPU_S, OUT_OF_MEMORY, PREPARE, READY, USE, read_arrays
 
 SHARED_BYTES = 16 * 2**20
-"""Shared memory of a worker, above what most models take of one image; only what is written is allocated."""
+"""Shared memory of a worker: more than most models need for one image; allocated as it is written."""
 
 INGEST_NICENESS = 19
-"""How nice workers are: on a CPU, each moment taken from one of the model's threads stops the others too."""
+"""Niceness of workers beside a model: on a CPU, one waiting thread of the model stops the others too."""
 
 REQUEST_NICENESS = 5
-"""How nice those are that people and programs wait for."""
+"""Niceness of the workers that serve requests."""
 
 SHARED_WORKERS = 2
 MAX_WAITING = 8
 WAIT_S = 10.0
 MAX_WAITING_BYTES = 256 * 2**20
-"""Of images that wait in `Workers`, whatever makes them come faster than they are decoded."""
+"""Of images that wait in `Workers` to be decoded."""
 
 STUCK_S = 300
-"""A worker that has not answered for so long is ended; `CPU_S` ends one that is at work far earlier."""
+"""A worker without an answer for so long is ended; `CPU_S` ends a busy one far earlier."""
 
 
 class WorkersFailed(EncoderUnavailable):
-    """No worker can be had now; nothing is wrong with any image."""
+    """Report that no worker is available now; no image is at fault."""
 
 
 class WorkersBusy(WorkersFailed):
-    """Too many images wait to be decoded."""
+    """Report that too many images wait to be decoded."""
 
     def __init__(self) -> None:
         super().__init__("too many images wait to be decoded; try again in a few seconds")
 
 
 class WorkerExit(EmbeddingError):
-    """The process of a worker is gone.
+    """Report that the process of a worker has ended.
 
     Attributes:
-        is_slow: whether it was ended because an image took too long.
-        is_large: whether it ended itself because an image took too much memory.
+        is_slow: whether an image exceeded the time limit.
+        is_large: whether an image exceeded the memory limit.
     """
 
     def __init__(self, status: int, *, is_stuck: bool = False) -> None:
@@ -71,7 +70,7 @@ class WorkerExit(EmbeddingError):
         self.is_large = status == OUT_OF_MEMORY
 
     def as_bad_image(self, name: str) -> BadImage:
-        """Return what is wrong with an image that ends its workers."""
+        """Return the error of an image that ends its workers."""
         if self.is_slow:
             return BadImage("too_costly", name, f"decoding it takes over {CPU_S} s; export it again, smaller")
         if self.is_large:
@@ -82,11 +81,13 @@ class WorkerExit(EmbeddingError):
 
 
 class Pool:
-    """Processes that decode, each for one thread at a time; they start when they are first needed.
+    """Manage worker processes, each for one thread at a time.
+
+    They start on first use.
 
     Args:
-        processes: how many, at most.
-        niceness: of each of them.
+        processes: the number of processes, at most.
+        niceness: of each process.
     """
 
     def __init__(self, processes: int, niceness: int) -> None:
@@ -100,15 +101,15 @@ class Pool:
     def prepare(
         self, preparation: Preparation, data: bytes, *, name: str, wait_s: float | None = None
     ) -> tuple[PreparedImage, float]:
-        """Return an image prepared, and the time on a processor that this took.
+        """Return a prepared image, and the processor time that it took.
 
         Bytes that end a worker twice, by a fault of a decoder, are a bad image too.
 
         Args:
-            wait_s: for a free worker; None: as long as it takes.
+            wait_s: the limit of waiting for a free worker; None for no limit.
 
         Raises:
-            BadImage: it is no image that a model could be shown.
+            BadImage: the image cannot be encoded.
             WorkersBusy: no worker was free in time.
             WorkersFailed: no worker starts.
         """
@@ -119,13 +120,15 @@ class Pool:
             if error.is_slow:
                 raise error.as_bad_image(name) from error
         try:
-            with self._leased(preparation, wait_s) as worker:  # a fresh one may have what an old one had not
+            with self._leased(
+                preparation, wait_s
+            ) as worker:  # a new process may succeed where an old one failed
                 return worker.prepare(data, name)
         except WorkerExit as error:
             raise error.as_bad_image(name) from error
 
     def prepare_soon(self, preparation: Preparation, data: bytes, *, name: str) -> PreparedImage:
-        """Return an image prepared for a request: at once, after a short wait, or not at all.
+        """Prepare an image for a request, after a short wait at most.
 
         Raises:
             BadImage, WorkersBusy, WorkersFailed: as `prepare`.
@@ -146,7 +149,7 @@ class Pool:
 
     @contextmanager
     def _leased(self, preparation: Preparation, wait_s: float | None) -> Iterator["_Worker"]:
-        """Yield a worker that has `preparation`; it is kept only if it can take another image."""
+        """Yield a worker with `preparation`; discard it after a failure."""
         if not self._free.acquire(timeout=wait_s):
             raise WorkersBusy
         try:
@@ -193,13 +196,13 @@ atexit.register(_shared.close)
 
 
 def prepare_soon(preparation: Preparation, data: bytes, *, name: str) -> PreparedImage:
-    """Prepare one image in a worker that this whole process shares.
+    """Prepare one image in a worker shared by this process.
 
-    At most `SHARED` images are decoded at once, whatever asks for them: requests, pages, commands. A few
+    At most `SHARED_WORKERS` images are decoded at once, for requests, pages and commands together. A few
     others wait, each for `WAIT_S` at most.
 
     Raises:
-        BadImage: it is no image that a model could be shown.
+        BadImage: the image cannot be encoded.
         WorkersBusy: too many others wait already, or none was done in time.
         WorkersFailed: no worker starts.
     """
@@ -207,12 +210,12 @@ def prepare_soon(preparation: Preparation, data: bytes, *, name: str) -> Prepare
 
 
 class Workers:
-    """Prepares images beside the model, in as many processes as asked for; they start when first used.
+    """Prepare images in worker processes beside the model; started on first use.
 
     Args:
-        preparation: what is done to each image.
-        processes: how many; 0 prepares them one by one in those that this process shares, which suits a
-            few images.
+        preparation: the step for each image.
+        processes: the number of processes; 0 prepares images one by one in the workers that this process
+            shares, which suits a few images.
     """
 
     def __init__(self, preparation: Preparation, processes: int) -> None:
@@ -222,7 +225,7 @@ class Workers:
         self._turn = threading.Condition()
         self._waiting_bytes = 0
         self.seconds = 0.0
-        """Time on a processor that images have taken so far, added up over all workers."""
+        """Processor time of all workers for images so far."""
 
         # a thread for each process: it sends, waits and copies; the pool keeps the order of a queue
         self._threads = ThreadPoolExecutor(max(1, processes), thread_name_prefix="decode")
@@ -237,11 +240,11 @@ class Workers:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that there are now."""
+        """The ids of the current processes."""
         return [worker.pid for worker in self._pool.started]
 
     def submit(self, data: bytes, *, name: str) -> "Future[PreparedImage]":
-        """Begin to prepare an image, once those that wait leave room for its bytes.
+        """Submit an image, once the waiting ones leave room for its bytes.
 
         Its future may raise `BadImage` or `WorkersFailed`.
         """
@@ -268,7 +271,7 @@ class Workers:
 
 
 class _Worker:
-    """One process, which prepares one image at a time."""
+    """Control one process, which prepares one image at a time."""
 
     def __init__(self, niceness: int) -> None:
         self.preparation: Preparation | None = None
@@ -291,20 +294,20 @@ class _Worker:
         return self._process.pid
 
     def use(self, preparation: Preparation) -> None:
-        """Have what is done to the images that come next loaded, if it is not.
+        """Load the preparation of the next images, if it is not loaded.
 
         Raises:
-            WorkersFailed: it cannot be.
+            WorkersFailed: the process cannot load it.
         """
         if self.preparation != preparation:
             self._begin((USE, "", pickle.dumps(preparation)))
             self.preparation = preparation
 
     def prepare(self, data: bytes, name: str) -> tuple[PreparedImage, float]:
-        """Return `data` prepared, and the time on a processor that this took.
+        """Return a prepared image, and the processor time that it took.
 
         Raises:
-            BadImage: it is no image that a model could be shown.
+            BadImage: the image cannot be encoded.
             Ended: the process ended instead of answering.
         """
         answer, seconds = self._ask((PREPARE, name, data))
@@ -322,10 +325,10 @@ class _Worker:
     def _begin(self, *messages: Any) -> None:
         try:
             if self._ask(*messages) != READY:
-                raise WorkersFailed("a worker that decodes pictures is not in step")
+                raise WorkersFailed("a worker that decodes images is out of step")
         except WorkerExit as error:
             self.close()
-            raise WorkersFailed(f"a worker that decodes pictures did not start ({error})") from error
+            raise WorkersFailed(f"a worker that decodes images did not start ({error})") from error
 
     def _ask(self, *messages: Any) -> Any:
         try:
@@ -340,7 +343,7 @@ class _Worker:
 
 
 def _nameless_file(size: int) -> IO[bytes]:
-    """Return a file of `size` bytes in memory where the system can do that, else in its folder for them."""
+    """Return an unnamed file of `size` bytes, if possible in memory."""
     named = hasattr(os, "memfd_create")
     file = os.fdopen(os.memfd_create("sightline"), "r+b") if named else TemporaryFile()  # noqa: SIM115
     file.truncate(size)

@@ -1,7 +1,7 @@
-"""The process of one worker: images' bytes come in, what the model takes of them goes out.
+"""Run one worker: read the bytes of images, and return prepared images.
 
-The bytes are strangers'. Each image may take `DECODE_BYTES` of memory and `CPU_S` of a processor: beyond the
-first the process ends itself, beyond the second the system ends it, and the pool starts another.
+The bytes are untrusted. Each image may take `DECODE_BYTES` of memory and `CPU_S` of processor time. Beyond
+the first the process ends itself, beyond the second the system ends it; the pool starts another.
 """
 
 import os
@@ -25,29 +25,29 @@ from embedding.images.preparation import Preparation, PreparedImage, prepare
 from embedding.process_tuning import garbage_collection_paused, keep_freed_memory, return_freed_memory
 
 Layout = list[tuple[str, str, tuple[int, ...], int]]
-"""Arrays in shared memory: name, dtype, shape, and where each begins."""
+"""Arrays in shared memory: name, dtype, shape and offset."""
 
 READY = "ready"
 USE, PREPARE = "use", "prepare"
 ALIGNMENT = 64
 CPU_S = 10
-"""Time on a processor that one image may take; the slowest that passes the gate takes about half of it."""
+"""Processor time limit of one image; the slowest accepted one takes about half of it."""
 
 KEPT_BYTES = 256 * 2**20
 """Freed memory that a worker keeps for its next image."""
 
 SMALL_PIXELS = 1_000_000
-"""An image of no more leaves too little memory behind to be looked for: that costs as much as 1% of it."""
+"""Images up to this size leave too little memory behind to be worth a check."""
 
 OUT_OF_MEMORY = 77
-"""Exit status of a worker that was refused memory."""
+"""Exit status of a worker that reached its memory limit."""
 
 
 def main(connection_fd: int, memory_fd: int, room: int, niceness: int) -> None:
-    """Prepare images until nobody sends any; that is also so when the process that sent them is killed."""
+    """Prepare images until the parent closes the connection or ends."""
     keep_freed_memory()
     os.nice(niceness)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     limits = Limits()
     with Connection(connection_fd) as connection, mmap(memory_fd, room) as memory:
         connection.send(READY)
@@ -82,7 +82,7 @@ def _serve(connection: Connection, memory: mmap, limits: "Limits") -> None:
 
 
 class Limits:
-    """What one image may take of this process, beyond what its libraries have."""
+    """Limit the memory and time of one image."""
 
     def __init__(self) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -90,7 +90,7 @@ class Limits:
         self._limit_memory(self._most)
 
     def begin(self) -> float:
-        """Limit the time of an image; return the time on a processor that this process has had."""
+        """Limit the time of an image; return the processor time so far."""
         begun = time.process_time()
         if (
             ceil(begun) + CPU_S != self._until_s
@@ -100,13 +100,13 @@ class Limits:
         return begun
 
     def end(self) -> None:
-        """Hand freed memory back if an image has left much of it."""
+        """Return freed memory to the system if there is much."""
         if _data_bytes() > self._most - DECODE_BYTES + KEPT_BYTES:
             return_freed_memory()
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
-        """Limit nothing within, and add what stays allocated to what the libraries have."""
+        """Suspend the limits, and exempt memory that stays allocated."""
         return_freed_memory()
         before = _data_bytes()
         self._until_s = 0
@@ -122,7 +122,7 @@ class Limits:
 
 
 def _set_soft(kind: int, value: int | None) -> None:
-    """Set a limit of this process, within that of its surroundings."""
+    """Set a soft limit of this process, within its hard limit."""
     _, hard = resource.getrlimit(kind)
     if value is None or (hard != resource.RLIM_INFINITY and value > hard):
         value = hard
@@ -130,7 +130,7 @@ def _set_soft(kind: int, value: int | None) -> None:
 
 
 def _data_bytes() -> int:
-    """Return how much memory this process has allocated, by the count that RLIMIT_DATA limits."""
+    """Return the allocated memory of this process, as RLIMIT_DATA counts it."""
     if sys.platform != "linux":
         return 0
     with open("/proc/self/statm", "rb") as file:
@@ -138,7 +138,7 @@ def _data_bytes() -> int:
 
 
 def _write_arrays(memory: mmap, prepared: PreparedImage) -> tuple[PreparedImage, Layout]:
-    """Write the arrays to `memory`; those that find no room there stay in what is returned."""
+    """Write arrays to `memory`; keep the rest in the result."""
     layout: Layout = []
     left: dict[str, NDArray[Any]] = {}
     start = 0
@@ -154,7 +154,7 @@ def _write_arrays(memory: mmap, prepared: PreparedImage) -> tuple[PreparedImage,
 
 
 def read_arrays(memory: mmap, prepared: PreparedImage, layout: Layout) -> PreparedImage:
-    """Return what `_put` wrote, in memory of its own."""
+    """Return a copy of the arrays that `_write_arrays` wrote."""
     features = dict(prepared.features)
     for name, dtype, shape, start in layout:
         features[name] = np.ndarray(shape, np.dtype(dtype), memory, start).copy()

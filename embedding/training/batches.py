@@ -1,4 +1,4 @@
-"""From rows of pairs to what a loss takes of them; the rows are ids and numbers, and never hold an image."""
+"""Turn rows of text-image pairs, which hold ids, into batches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,94 +16,94 @@ from embedding.images.preparation import Features
 
 
 class PairRow(TypedDict):
-    """One pair of a text and an image that belong together, as the file of pairs has it."""
+    """Store one row of the file of text-image pairs."""
 
     text: str
-    """What `Material` knows the text by."""
+    """The name of the text in `PairSource`."""
 
     picture: str
     """SHA-256."""
 
     text_group: int
-    """Texts with the same words have the same number."""
+    """Equal for texts with the same words."""
 
     picture_group: int
-    """Near duplicates have the same number."""
+    """Equal for near duplicates."""
 
     negatives: list[str]
-    """SHA-256 of images that are close to the text and do not belong to it."""
+    """SHA-256 of images that are close to the text, and are not its own."""
 
     negative_groups: list[int]
 
 
 class Batch(TypedDict):
-    """What a step of training takes."""
+    """Store the inputs of a training step."""
 
-    sides: list[list[dict[str, Any]]]
-    """The chunks of the texts, and those of the images: own ones first, then negatives."""
+    towers: list[list[dict[str, Any]]]
+    """Chunks for the text tower and for the image tower; images of pairs first, then negatives."""
 
-    texts: Tensor
-    """The groups of the texts, int64."""
+    text_groups: Tensor
+    """int64."""
 
-    pictures: Tensor
-    """The groups of the images, int64."""
+    image_groups: Tensor
+    """int64."""
 
 
 class PairSource(Protocol):
-    """Where texts and images are had from when a batch needs them."""
+    """Load the texts and images of a batch."""
 
     def texts(self, names: Sequence[str]) -> list[str | None]:
-        """Return each text; None for one that is gone."""
+        """Return each text; None for a deleted one."""
 
-    def pictures(self, shas: Sequence[str]) -> list[Features | None]:
-        """Return what the model takes of each image; None for one that is gone."""
+    def images(self, shas: Sequence[str]) -> list[Features | None]:
+        """Return the prepared features of each image; None for a deleted one."""
 
 
 class NoPairs(UnusableInput):
-    """Not one pair of a batch could be had any more."""
+    """Report that every pair of a batch has been deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenFeatures:
-    """What a tower that is not trained makes of everything, computed once and kept in files."""
+    """Store the outputs of frozen towers for all pairs, computed once."""
 
     text_rows: Mapping[str, int]
     texts: NDArray[np.float32]
     """Shape (texts, dim)."""
 
-    picture_rows: Mapping[str, int]
-    pictures: NDArray[np.float32]
+    image_rows: Mapping[str, int]
+    images: NDArray[np.float32]
     """Shape (images, dim)."""
 
     inputs: NDArray[np.float32]
-    """Shape (images, any): what a head maps."""
+    """Shape (images, any): the inputs of a head."""
 
     def has(self, row: PairRow) -> bool:
-        """Whether neither side of the pair is gone."""
-        return row["text"] in self.text_rows and row["picture"] in self.picture_rows
+        """Return whether both the text and the image of a pair exist."""
+        return row["text"] in self.text_rows and row["picture"] in self.image_rows
 
     def __call__(self, rows: Sequence[PairRow]) -> Batch:
         negatives = [
             (sha256, group)
             for row in rows
             for sha256, group in zip(row["negatives"], row["negative_groups"], strict=True)
-            if sha256 in self.picture_rows
+            if sha256 in self.image_rows
         ]
         shas = [row["picture"] for row in rows] + [sha256 for sha256, _ in negatives]
         texts = [self.text_rows[row["text"]] for row in rows]
-        pictures = [self.picture_rows[sha256] for sha256 in shas]
+        images = [self.image_rows[sha256] for sha256 in shas]
         return {
-            "sides": [
+            "towers": [
                 [{VECTOR: torch.from_numpy(self.texts[texts])}],
                 [
                     {
-                        VECTOR: torch.from_numpy(self.pictures[pictures]),
-                        HEAD_INPUT: torch.from_numpy(self.inputs[pictures]),
+                        VECTOR: torch.from_numpy(self.images[images]),
+                        HEAD_INPUT: torch.from_numpy(self.inputs[images]),
                     }
                 ],
             ],
-            "texts": torch.tensor([row["text_group"] for row in rows]),
-            "pictures": torch.tensor(
+            "text_groups": torch.tensor([row["text_group"] for row in rows]),
+            "image_groups": torch.tensor(
                 [row["picture_group"] for row in rows] + [group for _, group in negatives]
             ),
         }
@@ -111,10 +111,10 @@ class FrozenFeatures:
 
 @dataclass(frozen=True, slots=True)
 class LiveBatches:
-    """Texts and images as they are, for towers that are trained; what is gone is left out.
+    """Load the texts and images of a batch for training towers.
 
     Args:
-        chunk: how many of them the model sees at once; more than that are embedded twice.
+        chunk: the number that the model embeds at once; a larger batch is embedded twice.
     """
 
     encoder: SentenceEncoder
@@ -125,37 +125,37 @@ class LiveBatches:
         """Return a batch.
 
         Raises:
-            NoPairs: none of it is left.
+            NoPairs: all pairs have been deleted.
         """
         texts = self.material.texts([row["text"] for row in rows])
-        pictures = self.material.pictures([row["picture"] for row in rows])
+        images = self.material.images([row["picture"] for row in rows])
         pairs = [
-            (row, text, picture)
-            for row, text, picture in zip(rows, texts, pictures, strict=True)
-            if text is not None and picture is not None
+            (row, text, image)
+            for row, text, image in zip(rows, texts, images, strict=True)
+            if text is not None and image is not None
         ]
         if not pairs:
-            raise NoPairs("no pair of a batch can be had any more; was the source deleted meanwhile?")
+            raise NoPairs("no pair of a batch is left; was the source deleted meanwhile?")
         wanted = [
             pair for row, _, _ in pairs for pair in zip(row["negatives"], row["negative_groups"], strict=True)
         ]
-        found = self.material.pictures([sha256 for sha256, _ in wanted])
+        found = self.material.images([sha256 for sha256, _ in wanted])
         negatives = [
-            (picture, group) for picture, (_, group) in zip(found, wanted, strict=True) if picture is not None
+            (image, group) for image, (_, group) in zip(found, wanted, strict=True) if image is not None
         ]
-        shown = [picture for _, _, picture in pairs] + [picture for picture, _ in negatives]
+        encoded = [image for _, _, image in pairs] + [image for image, _ in negatives]
         groups = [row["picture_group"] for row, _, _ in pairs] + [group for _, group in negatives]
         return {
-            "sides": [
+            "towers": [
                 [
                     self.encoder.text_features([text for _, text, _ in pairs[start : start + self.chunk]])
                     for start in range(0, len(pairs), self.chunk)
                 ],
                 [
-                    self.encoder.features(shown[start : start + self.chunk])
-                    for start in range(0, len(shown), self.chunk)
+                    self.encoder.features(encoded[start : start + self.chunk])
+                    for start in range(0, len(encoded), self.chunk)
                 ],
             ],
-            "texts": torch.tensor([row["text_group"] for row, _, _ in pairs]),
-            "pictures": torch.tensor(groups),
+            "text_groups": torch.tensor([row["text_group"] for row, _, _ in pairs]),
+            "image_groups": torch.tensor(groups),
         }

@@ -1,4 +1,4 @@
-"""What towers that are not trained make of texts and images, computed once, in files that grow."""
+"""Encode texts and images once with frozen towers, into files."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -21,21 +21,21 @@ Rows = NDArray[np.float32]
 def encode_frozen(
     encoder: SentenceEncoder,
     texts: Sequence[str],
-    pictures: Sequence[str],
+    images: Sequence[str],
     material: PairSource,
     folder: Path,
     *,
     advance: Callable[[int], None] = lambda _: None,
 ) -> FrozenFeatures:
-    """Return the rows of all texts and images, and what a head maps; what is gone is left out.
+    """Return the vectors of texts and images, and a head's inputs.
 
-    What an earlier call in the same folder has done, before it was killed, is not done again.
+    Deleted ones are left out. A call in the folder of a killed one resumes it.
 
     Args:
-        texts: what `material` knows them by.
+        texts: names in `material`.
         images: SHA-256.
         folder: of this model, these texts and these images alone.
-        advance: told how many more there are.
+        advance: called with the number of newly encoded rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -43,16 +43,16 @@ def encode_frozen(
         found = [(place, text) for place, text in enumerate(material.texts(names)) if text is not None]
         return [([place for place, _ in found], encoder.texts([text for _, text in found]))]
 
-    def picture_rows(shas: Sequence[str]) -> list[tuple[list[int], Rows]]:
-        found = [(place, one) for place, one in enumerate(material.pictures(shas)) if one is not None]
+    def image_rows(shas: Sequence[str]) -> list[tuple[list[int], Rows]]:
+        found = [(place, one) for place, one in enumerate(material.images(shas)) if one is not None]
         if not found:
             return [([], np.empty((0, 1), np.float32))] * 2
         places = [place for place, _ in found]
         return [(places, rows) for rows in encoder.with_head_inputs([one for _, one in found])]
 
     [own] = _encode_missing(folder / "texts", texts, 1, text_rows, advance)
-    vectors, inputs = _encode_missing(folder / "pictures", pictures, 2, picture_rows, advance)
-    return FrozenFeatures(_present(texts, own), own, _present(pictures, vectors), vectors, inputs)
+    vectors, inputs = _encode_missing(folder / "pictures", images, 2, image_rows, advance)
+    return FrozenFeatures(_present(texts, own), own, _present(images, vectors), vectors, inputs)
 
 
 def _encode_missing(
@@ -62,7 +62,7 @@ def _encode_missing(
     rows_of: Callable[[Sequence[str]], list[tuple[list[int], Rows]]],
     advance: Callable[[int], None],
 ) -> list[Rows]:
-    """Return what `rows_of` makes of all names, an array for each of its results; gone ones are NaN."""
+    """Return the arrays of `rows_of`; rows of deleted names are NaN."""
     folder.mkdir(exist_ok=True)
     done = _done(folder)
     advance(done)
@@ -78,7 +78,7 @@ def _encode_missing(
 def _write(path: Path, total: int, start: int, many: int, places: list[int], rows: Rows) -> None:
     if not path.exists():
         if not places:
-            return  # how long a row is will be known with the first
+            return  # the length of a row is known with the first
         created = open_memmap(path, "w+", np.float32, (total, rows.shape[1]))
         created[:] = np.nan
         created.flush()

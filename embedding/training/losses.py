@@ -1,8 +1,8 @@
-"""What training makes smaller: losses over a batch of texts and images that belong together.
+"""Compute losses over batches of text-image pairs.
 
-All of them compare unit rows by cosine, each text with all images of the batch and each image with all
-texts. What may belong together without being a pair (the same image, a near duplicate, the same caption)
-is no negative: it is left out.
+All losses compare unit rows by cosine, each text with all images of the batch and each image with all
+texts. Texts and images that may match without being a pair (the same image, a near duplicate, the same
+caption) are not negatives: they are left out.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,70 +25,75 @@ LossName = Literal["infonce", "triplet-semi-hard", "triplet-batch-hard", "contra
 TEMPERATURE = 0.05
 TRIPLET_MARGIN = 0.2
 NEGATIVE_MARGIN = 0.5
-"""Cosine that a contrastive negative may have for nothing."""
+"""Cosine up to which a contrastive negative has no loss."""
 
 Features = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """What the rows of a batch show and say, as numbers: equal ones are the same."""
+    """Store the group of each text and image of a batch."""
 
     texts: Tensor
-    """Shape (n,), int64: captions with the same words have the same number."""
+    """Shape (n,), int64: equal for captions with the same words."""
 
-    pictures: Tensor
-    """Shape (n + m,), int64: near duplicates have the same number; from n on the mined negatives."""
+    images: Tensor
+    """Shape (n + m,), int64: equal for near duplicates; from n on the mined negatives."""
 
     def negatives(self) -> Tensor:
-        """Return which images are negatives of which texts, shape (n, n + m), bool."""
+        """Return the negatives of each text, shape (n, n + m), bool."""
         n = len(self.texts)
-        same_picture = self.pictures[:n, None] == self.pictures[None, :]
-        same_caption = torch.zeros_like(same_picture)
+        same_image = self.images[:n, None] == self.images[None, :]
+        same_caption = torch.zeros_like(same_image)
         same_caption[:, :n] = self.texts[:, None] == self.texts[None, :]
-        return ~(same_picture | same_caption)
+        return ~(same_image | same_caption)
 
 
-def infonce(texts: Tensor, pictures: Tensor, negatives: Tensor) -> Tensor:
-    """Return the symmetric InfoNCE (van den Oord et al., 2018) as CLIP has it (Radford et al., 2021).
+def infonce(texts: Tensor, images: Tensor, negatives: Tensor) -> Tensor:
+    """Return the symmetric InfoNCE (van den Oord et al., 2018).
+
+    As in CLIP (Radford et al., 2021).
 
     Args:
         texts: shape (n, dim), unit rows.
-        images: shape (n + m, dim), unit rows; the first n belong to the texts, m are only negatives.
+        images: shape (n + m, dim), unit rows; the first n match the texts, m are only negatives.
         negatives: shape (n, n + m), bool, as `Groups.negatives` returns it.
     """
     n = len(texts)
     left_out = ~negatives
     left_out[:, :n].fill_diagonal_(fill_value=False)
-    logits = (texts @ pictures.T / TEMPERATURE).masked_fill(left_out, -torch.inf)
+    logits = (texts @ images.T / TEMPERATURE).masked_fill(left_out, -torch.inf)
     own = torch.arange(n, device=texts.device)
     return (cross_entropy(logits, own) + cross_entropy(logits[:, :n].T, own)) / 2
 
 
-def batch_hard(texts: Tensor, pictures: Tensor, negatives: Tensor) -> Tensor:
-    """Return the triplet loss with the hardest negative of the batch (VSE++; Faghri et al., 2018)."""
-    return _both_ways(_hardest, texts, pictures, negatives)
+def batch_hard(texts: Tensor, images: Tensor, negatives: Tensor) -> Tensor:
+    """Return the triplet loss with the hardest negative of the batch.
+
+    VSE++ (Faghri et al., 2018).
+    """
+    return _both_ways(_hardest, texts, images, negatives)
 
 
-def semi_hard(texts: Tensor, pictures: Tensor, negatives: Tensor) -> Tensor:
+def semi_hard(texts: Tensor, images: Tensor, negatives: Tensor) -> Tensor:
     """Return the triplet loss with semi-hard negatives (FaceNet; Schroff et al., 2015).
 
-    These are the hardest of those that are further away than the own one. An anchor all of whose negatives
-    are closer takes the furthest of them.
+    The negative is the hardest of those further away than the positive. An anchor whose negatives are all
+    closer takes the furthest of them.
     """
-    return _both_ways(_semi_hardest, texts, pictures, negatives)
+    return _both_ways(_semi_hardest, texts, images, negatives)
 
 
-def contrastive(texts: Tensor, pictures: Tensor, negatives: Tensor) -> Tensor:
+def contrastive(texts: Tensor, images: Tensor, negatives: Tensor) -> Tensor:
     """Return the contrastive loss (Hadsell et al., 2006) over cosines."""
     loss = ContrastiveLoss(pos_margin=1.0, neg_margin=NEGATIVE_MARGIN, distance=CosineSimilarity())
-    return _over_pairs(loss, texts, pictures, _all_pairs, negatives)
+    return _over_pairs(loss, texts, images, _all_pairs, negatives)
 
 
-def multi_similarity(texts: Tensor, pictures: Tensor, negatives: Tensor) -> Tensor:
-    """Return the multi-similarity loss over the pairs that its own miner picks (Wang et al., 2019)."""
+def multi_similarity(texts: Tensor, images: Tensor, negatives: Tensor) -> Tensor:
+    """Return the multi-similarity loss with its own miner (Wang et al., 2019)."""
     loss = MultiSimilarityLoss(alpha=2.0, beta=50.0, base=0.5)
-    return _over_pairs(loss, texts, pictures, _multi_similarity_pairs, negatives)
+    return _over_pairs(loss, texts, images, _multi_similarity_pairs, negatives)
 
 
 LOSSES: dict[LossName, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -101,14 +106,14 @@ LOSSES: dict[LossName, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def _both_ways(
-    hardest: Callable[[Tensor, Tensor, Tensor], Tensor], texts: Tensor, pictures: Tensor, negatives: Tensor
+    hardest: Callable[[Tensor, Tensor, Tensor], Tensor], texts: Tensor, images: Tensor, negatives: Tensor
 ) -> Tensor:
-    """Return the mean hinge of each text, and of each image that belongs to one, with its negative."""
+    """Return the mean hinge loss of both directions."""
     n = len(texts)
-    scores = texts @ pictures.T
+    scores = texts @ images.T
     own = scores[:, :n].diagonal()
     found = [hardest(scores, own, negatives), hardest(scores[:, :n].T, own, negatives[:, :n].T)]
-    # an anchor without any negative has -inf, and so no loss
+    # an anchor without negatives has -inf, and so no loss
     return torch.stack([torch.relu(TRIPLET_MARGIN - own + hard).mean() for hard in found]).mean()
 
 
@@ -130,14 +135,14 @@ Pairs = tuple[Tensor, Tensor, Tensor, Tensor]
 def _over_pairs(
     loss: Any,
     texts: Tensor,
-    pictures: Tensor,
+    images: Tensor,
     pairs_of: Callable[[Tensor, Tensor, Tensor], Pairs],
     negatives: Tensor,
 ) -> Tensor:
-    """Return the mean of a metric-learning loss with texts as anchors, and with images."""
+    """Return the mean metric-learning loss of both directions."""
     n = len(texts)
-    own, others = pictures[:n], negatives[:, :n].T
-    forth = loss(texts, indices_tuple=pairs_of(texts, pictures, negatives), ref_emb=pictures)
+    own, others = images[:n], negatives[:, :n].T
+    forth = loss(texts, indices_tuple=pairs_of(texts, images, negatives), ref_emb=images)
     back = loss(own, indices_tuple=pairs_of(own, texts, others), ref_emb=texts)
     return torch.stack([forth, back]).mean()
 
@@ -156,10 +161,10 @@ def _multi_similarity_pairs(anchors: Tensor, others: Tensor, negatives: Tensor) 
 
 
 class PairLoss(torch.nn.Module):
-    """The weighted sum of losses over batches of texts and images, as the library's trainer calls it.
+    """Sum losses with weights over a batch, for the library's trainer.
 
-    A batch that comes in several chunks is embedded chunk by chunk without its graph, and again for the
-    gradients, so that memory is that of one chunk however large the batch (GradCache; Gao et al., 2021).
+    A batch of several chunks is embedded chunk by chunk without its graph, and again for the gradients, so
+    that a batch of any size takes the memory of one chunk (GradCache; Gao et al., 2021).
 
     Args:
         weights: by loss.
@@ -168,72 +173,74 @@ class PairLoss(torch.nn.Module):
     def __init__(self, model: SentenceTransformer, weights: Mapping[LossName, float]) -> None:
         super().__init__()
         if unknown := sorted(weights.keys() - set(get_args(LossName))):
-            raise ValueError(f"no loss is called {unknown[0]!r}; there are {', '.join(get_args(LossName))}")
+            raise ValueError(
+                f"no loss is called {unknown[0]!r}; there are {', '.join(get_args(LossName))}"
+            )
         self.model = model
         self.weights = dict(weights)
 
-    def forward(self, sides: Sequence[Sequence[Features]], groups: Groups) -> Tensor:
+    def forward(self, towers: Sequence[Sequence[Features]], groups: Groups) -> Tensor:
         """Return the loss of a batch.
 
         Args:
-            sides: the chunks of the texts, and those of the images: own ones first, then negatives.
-            groups: what belongs together.
+            towers: chunks for the text tower and for the image tower; images of pairs first, then negatives.
+            groups: of the texts and of the images.
         """
-        if all(len(chunks) == 1 for chunks in sides):
-            texts, pictures = (self.embed(chunks[0]) for chunks in sides)
-            return self._sum(texts, pictures, groups)
+        if all(len(chunks) == 1 for chunks in towers):
+            texts, images = (self.embed(chunks[0]) for chunks in towers)
+            return self._sum(texts, images, groups)
         if not torch.is_grad_enabled():
-            texts, pictures = (torch.cat([self.embed(chunk) for chunk in chunks]) for chunks in sides)
-            return self._sum(texts, pictures, groups)
-        return self._cached(sides, groups)
+            texts, images = (torch.cat([self.embed(chunk) for chunk in chunks]) for chunks in towers)
+            return self._sum(texts, images, groups)
+        return self._cached(towers, groups)
 
-    def _sum(self, texts: Tensor, pictures: Tensor, groups: Groups) -> Tensor:
+    def _sum(self, texts: Tensor, images: Tensor, groups: Groups) -> Tensor:
         negatives = groups.negatives()
-        parts = [weight * LOSSES[name](texts, pictures, negatives) for name, weight in self.weights.items()]
+        parts = [weight * LOSSES[name](texts, images, negatives) for name, weight in self.weights.items()]
         return torch.stack(parts).sum()
 
     def embed(self, features: Features) -> Tensor:
         """Return the unit rows of a chunk, shape (n, dim), float32."""
-        # of float32 also under mixed precision: a sum of exponentials has no room in 16 bits
+        # float32 also under mixed precision: a sum of exponentials does not fit 16 bits
         return normalize(self.model(dict(features))[VECTOR].float(), dim=-1)
 
-    def _cached(self, sides: Sequence[Sequence[Features]], groups: Groups) -> Tensor:
+    def _cached(self, towers: Sequence[Sequence[Features]], groups: Groups) -> Tensor:
         states: list[_ForwardState] = []
         rows = []
         with torch.no_grad():
-            for chunk in (chunk for chunks in sides for chunk in chunks):
+            for chunk in (chunk for chunks in towers for chunk in chunks):
                 states.append(_ForwardState(chunk))
                 rows.append(self.embed(chunk).requires_grad_())
         with torch.enable_grad():
-            texts, pictures = torch.cat(rows[: len(sides[0])]), torch.cat(rows[len(sides[0]) :])
-            loss = self._sum(texts, pictures, groups)
+            texts, images = torch.cat(rows[: len(towers[0])]), torch.cat(rows[len(towers[0]) :])
+            loss = self._sum(texts, images, groups)
             loss.backward()  # type: ignore[no-untyped-call]
         gradients = [row.grad for row in rows]
         result = loss.detach().requires_grad_()
-        again = partial(self._embed_again, sides, states, gradients)
+        again = partial(self._embed_again, towers, states, gradients)
         result.register_hook(again)  # type: ignore[no-untyped-call]
         return result
 
     def _embed_again(
         self,
-        sides: Sequence[Sequence[Features]],
+        towers: Sequence[Sequence[Features]],
         states: "Sequence[_ForwardState]",
         gradients: Sequence[Tensor | None],
         scale: Tensor,
     ) -> None:
-        """Hand the gradients of a batch's rows on to the model's weights, chunk by chunk."""
-        chunks = [chunk for side in sides for chunk in side]
+        """Propagate the gradients of rows to the model's weights, chunk by chunk."""
+        chunks = [chunk for tower in towers for chunk in tower]
         with torch.enable_grad():
             for chunk, state, gradient in zip(chunks, states, gradients, strict=True):
                 if gradient is not None:
                     with state.again():
                         rows = self.embed(chunk)
-                    if rows.requires_grad:  # a frozen tower has nothing to learn from its side
+                    if rows.requires_grad:  # a frozen tower has no gradients
                         rows.backward(gradient * scale)  # type: ignore[no-untyped-call]
 
 
 class _ForwardState:
-    """Random numbers and precision of an embedding, so that the second one is the same as the first."""
+    """Store the random state and precision of a forward pass."""
 
     def __init__(self, features: Features) -> None:
         device = next(value.device for value in features.values() if isinstance(value, Tensor))

@@ -1,4 +1,4 @@
-"""Which records train a model, which stop its training, and which judge it. Pure."""
+"""Assign records to the train, validation and held-out splits."""
 
 import hashlib
 import json
@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-Part = Literal["train", "validation", "held-out"]
+SplitName = Literal["train", "validation", "held-out"]
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How images are divided: by a hash of their group, so that an image never changes sides.
+    """Assign groups of images to splits by a stable hash.
 
-    A group is an image with all its near duplicates; it is named after the smallest of their SHA-256.
+    A group is an image with all its near duplicates; its name is the smallest of their SHA-256.
     """
 
     seed: int = 0
     held_out: float = 0.2
-    """The share of groups that no training sees, in [0, 1)."""
+    """The share of groups that training never reads, in [0, 1)."""
 
     validation: float = 0.1
-    """The share of groups that tell when to stop, in [0, 1)."""
+    """The share of groups that decide when training stops, in [0, 1)."""
 
     keys: tuple[str, ...] | None = None
     """Keys of items that are held out instead of a share, each with its whole group."""
@@ -40,8 +40,8 @@ class Split:
             None if keys is None else tuple(keys),
         )
 
-    def part_of(self, group: str, *, named: bool) -> Part:
-        """Return where the images of a group belong.
+    def part_of(self, group: str, *, named: bool) -> SplitName:
+        """Return the split of the images of a group.
 
         Args:
             named: whether an item with one of `keys` has an image of the group.
@@ -57,6 +57,6 @@ class Split:
 
 
 def _draw(seed: int, group: str) -> float:
-    """Return a number in [0, 1) that depends on nothing but the seed and the group's name."""
+    """Return a number in [0, 1) from seed and group name."""
     digest = hashlib.sha256(json.dumps([seed, group]).encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

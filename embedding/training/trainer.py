@@ -1,4 +1,4 @@
-"""Fine-tuning: a plain function over sentence-transformers' trainer."""
+"""Fine-tune a model with sentence-transformers' trainer."""
 
 import json
 import shutil
@@ -35,14 +35,14 @@ INFONCE: Mapping[LossName, float] = {"infonce": 1.0}
 MAX_STEPS_BETWEEN_CHECKPOINTS = 500
 METRIC = "recall@10"
 MAX_MEASURED_PAIRS = 10_000
-"""Pairs: all of them are compared with each other, in memory."""
+"""Pairs, which are all compared with each other in memory."""
 
 STATE = "trained.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingOptions:
-    """How a model is trained."""
+    """Store the options of a training."""
 
     what: TrainedPart = "head"
     losses: Mapping[LossName, float] = field(default_factory=lambda: INFONCE)
@@ -50,7 +50,7 @@ class TrainingOptions:
     batch_size: int = 64
     learning_rate: float = LEARNING_RATES["head"]
     patience: int = 5
-    """How many times in a row validation may be no better before training stops."""
+    """Validations without improvement in a row before training stops."""
 
     seed: int = 0
 
@@ -66,7 +66,7 @@ def options_of(
     learning_rate: float | None = None,
     seed: int = 0,
 ) -> TrainingOptions:
-    """Return options; what is None is what suits what is trained."""
+    """Return training options; None takes the default of the trained part."""
     return TrainingOptions(
         what,
         losses or INFONCE,
@@ -79,11 +79,11 @@ def options_of(
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What a training came to; its model has the weights that were best in validation."""
+    """Store the result of a training."""
 
     steps: int
     best: float
-    """Recall@10 in validation, the mean of both directions."""
+    """Recall@10 on the validation split, the mean of both directions."""
 
     stopped_early: bool
 
@@ -98,18 +98,18 @@ def fine_tune(
     *,
     advance: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> TrainingResult:
-    """Train those weights of `model` that require gradients, and leave it with the best ones.
+    """Train the weights of `model` that require gradients; keep the best ones.
 
-    A training that was killed goes on from its last checkpoint in `folder`, with the same random numbers.
+    A killed training resumes from its last checkpoint in `folder`, with the same random numbers.
 
     Args:
         rows: pairs to learn from, with the columns of `Row`.
-        validation: pairs that tell when to stop.
-        collate: makes a batch of rows.
-        folder: where checkpoints and TensorBoard's logs go.
-        advance: told after each step how many there were, and of how many.
+        validation: pairs that decide when training stops.
+        collate: turns rows into a batch.
+        folder: for checkpoints and TensorBoard's logs.
+        advance: called after each step with the numbers of steps done and in all.
     """
-    set_verbosity_error()  # it warns of its own ways with checkpoints
+    set_verbosity_error()  # it warns about its own checkpoints
     steps_an_epoch = -(-len(rows) // options.batch_size)
     interval = min(steps_an_epoch, MAX_STEPS_BETWEEN_CHECKPOINTS)
     on_gpu = model.device.type == "cuda"
@@ -166,7 +166,7 @@ def fine_tune(
 
 @contextmanager
 def _same_configuration(model: nn.Module) -> Iterator[None]:
-    """Undo what the trainer sets in the configurations of a model, which tell models apart."""
+    """Restore the configurations of a model: they are part of its fingerprint."""
     configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
     before = [dict(vars(config)) for config in configs]
     yield
@@ -176,11 +176,11 @@ def _same_configuration(model: nn.Module) -> Iterator[None]:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the latest checkpoint that was written to its end, and remove those that were not."""
+    """Return the latest complete checkpoint, and remove incomplete ones."""
     whole = []
     for checkpoint in folder.glob("checkpoint-*"):
         try:
-            json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))  # what is written last
+            json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))  # written last
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)
         else:
@@ -190,39 +190,39 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 @dataclass
 class Collator:
-    """What the trainer asks for batches."""
+    """Collate rows into batches for the trainer."""
 
     collate: Collate
     valid_label_columns: tuple[str, ...] = ()
 
     def __call__(self, rows: Sequence[PairRow]) -> Batch:
-        """Return a batch, an empty one where none of its pairs can be had any more."""
+        """Return a batch, empty if all its pairs have been deleted."""
         try:
             return self.collate(rows)
         except NoPairs:
-            return {"sides": [[], []], "texts": torch.empty(0), "pictures": torch.empty(0)}
+            return {"towers": [[], []], "text_groups": torch.empty(0), "image_groups": torch.empty(0)}
 
 
 class PairTrainer(SentenceTransformerTrainer):
-    """The trainer for losses over both sides at once; a checkpoint holds what is trained and nothing else."""
+    """Train on losses over both towers; a checkpoint holds only trained weights."""
 
     def compute_loss(self, *arguments: Any, **_: Any) -> Tensor:
-        batch: Any = arguments[1]  # after the model, which the loss has as well
-        if not len(batch["texts"]):
+        batch: Any = arguments[1]  # after the model, which the loss also holds
+        if not len(batch["text_groups"]):
             return self._nothing()
-        return self._pair_loss(batch["sides"], Groups(batch["texts"], batch["pictures"]))
+        return self._pair_loss(batch["towers"], Groups(batch["text_groups"], batch["image_groups"]))
 
     def __init__(self, loss: PairLoss, **arguments: Any) -> None:
         super().__init__(loss=loss, **arguments)
         self._pair_loss: Callable[..., Tensor] = loss
 
     def _nothing(self) -> Tensor:
-        """Return a loss of zero, from which nothing is learned."""
+        """Return a loss of zero, without gradients."""
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         return torch.stack([weight.sum() for weight in trained]).sum() * 0.0
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """Add none: the card of a candidate tells what we know of its data."""
+        """Add none: a candidate has a model card of its own."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
         folder = Path(output_dir or str(self.args.output_dir))
@@ -249,7 +249,7 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # its types are not read
-    """Tells how far a training is."""
+    """Report the progress of a training."""
 
     def __init__(self, advance: Callable[[int, int], None]) -> None:
         self._advance = advance
@@ -259,7 +259,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # its types are 
 
 
 class ValidationRecall(BaseEvaluator):
-    """Recall@10 of pairs that are not trained on, the mean of both directions."""
+    """Evaluate recall@10 on the validation split, the mean of both directions."""
 
     def __init__(self, rows: Dataset, collate: Collate, batch_size: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -275,16 +275,16 @@ class ValidationRecall(BaseEvaluator):
 def measure(
     model: SentenceTransformer, rows: Dataset, collate: Collate, batch_size: int
 ) -> dict[str, dict[str, float]]:
-    """Return the figures of pairs by direction, over the first ten thousand of them; none without pairs.
+    """Return the metrics of the first ten thousand pairs, by direction.
 
     Raises:
-        NoPairs: there are pairs, and none can be had any more.
+        NoPairs: there are pairs, and all have been deleted.
     """
     many = min(len(rows), MAX_MEASURED_PAIRS)
     if not many:
         return {}
     embed = PairLoss(model, {}).embed
-    texts, pictures, groups = [], [], []
+    texts, images, groups = [], [], []
     was_training = model.training
     model.eval()
     for start in range(0, many, batch_size):
@@ -292,24 +292,24 @@ def measure(
             batch = collate([rows[place] for place in range(start, min(start + batch_size, many))])
         except NoPairs:
             continue
-        own = len(batch["texts"])
-        text_rows, picture_rows = (
-            torch.cat([embed(batch_to_device(chunk, model.device)) for chunk in side])
-            for side in batch["sides"]
+        own = len(batch["text_groups"])
+        text_rows, image_rows = (
+            torch.cat([embed(batch_to_device(chunk, model.device)) for chunk in tower])
+            for tower in batch["towers"]
         )
         texts.append(text_rows.cpu())
-        pictures.append(picture_rows[:own].cpu())
-        groups.append(batch["pictures"][:own])
+        images.append(image_rows[:own].cpu())
+        groups.append(batch["image_groups"][:own])
     model.train(was_training)
     if not texts:
-        raise NoPairs("no pair can be had any more; was the source deleted meanwhile?")
-    return figures_of(torch.cat(texts), torch.cat(pictures), torch.cat(groups))
+        raise NoPairs("no pair is left; was the source deleted meanwhile?")
+    return figures_of(torch.cat(texts), torch.cat(images), torch.cat(groups))
 
 
-def figures_of(texts: Tensor, pictures: Tensor, groups: Tensor) -> dict[str, dict[str, float]]:
-    """Return the figures of both directions; of each group of images the first is in the gallery.
+def figures_of(texts: Tensor, images: Tensor, groups: Tensor) -> dict[str, dict[str, float]]:
+    """Return the metrics of both directions, with one image per group.
 
-    From image to text each pair is a query whose answer is its own text, among all texts.
+    From image to text each pair is a query, and its text is the answer among all texts.
 
     Args:
         texts: shape (n, dim), unit rows.
@@ -319,8 +319,8 @@ def figures_of(texts: Tensor, pictures: Tensor, groups: Tensor) -> dict[str, dic
     _, own = torch.unique(groups, return_inverse=True)
     many = len(own)
     first = torch.full((int(own.max()) + 1,), many).scatter_reduce(0, own, torch.arange(many), "amin")
-    forth = target_ranks((texts @ pictures[first].T).numpy(), own.tolist())
-    back = target_ranks((pictures @ texts.T).numpy(), list(range(many)))
+    forth = target_ranks((texts @ images[first].T).numpy(), own.tolist())
+    back = target_ranks((images @ texts.T).numpy(), list(range(many)))
     return {
         "text_to_image": retrieval_figures(single_answers(forth)),
         "image_to_text": retrieval_figures(single_answers(back)),
@@ -328,5 +328,5 @@ def figures_of(texts: Tensor, pictures: Tensor, groups: Tensor) -> dict[str, dic
 
 
 def head_alone(model: SentenceTransformer, head: PictureHead) -> SentenceTransformer:
-    """Return a model that is `head` alone, for rows that everything before it has made already."""
+    """Return a model of `head` alone, for outputs of frozen towers."""
     return SentenceTransformer(modules=[head], device=str(model.device))

@@ -161,7 +161,7 @@ def test_conditions_narrow_a_search_in_a_document_as_in_a_form(backend: Backend,
         ({"text": "red", "where": {"a\0": 1}}, "NUL"),
         ({"text": "red", "where": {"a": [1]}}, "body.where"),
         ({"image_base64": "!"}, "not base64"),
-        ({"image_base64": in_base64(b"no picture")}, "not a picture"),
+        ({"image_base64": in_base64(b"no picture")}, "not an image"),
     ],
 )
 def test_a_search_that_cannot_be_meant_is_rejected_with_what_is_wrong(

@@ -181,7 +181,7 @@ def test_an_image_that_cannot_be_decoded_is_rejected_by_name(page: Page, tmp_pat
 
     page.locator("input[type=file]").set_input_files(tmp_path / "letter.png")
 
-    expect(page.get_by_role("alert").filter(has_text="letter.png: not a picture")).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="letter.png: not an image")).to_be_visible()
 
 
 def test_an_image_that_is_no_longer_kept_is_reported_as_expired(page: Page):

@@ -217,6 +217,6 @@ def test_texts_come_back_in_their_order_whatever_their_lengths(starter: Sentence
 
 
 def test_numbers_of_pixels_lie_in_memory_as_convolutions_like_it(starter: SentenceEncoder):
-    features = starter._pictures.features([starter.preparation(smooth(50, 40)) for _ in range(3)])
+    features = starter._images.features([starter.preparation(smooth(50, 40)) for _ in range(3)])
 
     assert features["pixel_values"].is_contiguous(memory_format=torch.channels_last)

@@ -92,7 +92,7 @@ def test_a_bad_picture_is_its_own_error_and_the_next_one_is_fine(processes: int)
     with Workers(PREPARATION, processes) as pool:
         bad, good = (pool.submit(data, name="cat.png") for data in (b"no picture", png()))
 
-        with pytest.raises(BadImage, match=r"cat\.png: not a picture") as caught:
+        with pytest.raises(BadImage, match=r"cat\.png: not an image") as caught:
             bad.result()
         assert caught.value.reason == "not_a_picture"
         assert good.result().format == "PNG"

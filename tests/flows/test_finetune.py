@@ -268,7 +268,7 @@ class Counted:
             raise KeyboardInterrupt
         return [None if name == "gone" else name for name in names]
 
-    def pictures(self, shas: Sequence[str]) -> list[Features | None]:
+    def images(self, shas: Sequence[str]) -> list[Features | None]:
         return [None for _ in shas]
 
 
