@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals by bootstrap over records."""
+"""Test bootstrap intervals over records."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def of_own_records(scores: NDArray[np.float64]) -> Sample:
 
 
 def test_the_interval_of_independent_queries_is_that_of_a_normal_distribution():
-    """1.96 standard errors to both sides, as the mean of 1,000 numbers is all but normal."""
+    """Expect 1.96 standard errors: the mean of 1,000 numbers is nearly normal."""
     scores = np.random.default_rng(3).random(1000)
 
     found = bootstrap_mean([of_own_records(scores)])
@@ -35,7 +35,7 @@ def test_queries_of_one_record_count_as_one_observation():
 
 
 def test_a_paired_interval_is_narrower_than_two_that_are_apart():
-    """Two models that find nearly the same: how hard a query is cancels out."""
+    """Compare two similar models: the difficulty of a query cancels out."""
     generator = np.random.default_rng(3)
     first = generator.random(400)
     second = first + 0.02 + 0.01 * generator.standard_normal(400)

@@ -32,7 +32,7 @@ def plain(mode: str, colour: Any, size: tuple[int, int] = SIZE) -> Image.Image:
 def png(
     size: tuple[int, int], depth: int, colour_type: int, row: bytes, *chunks: tuple[bytes, bytes]
 ) -> bytes:
-    """A PNG made by hand, for what Pillow does not write; every row is `row`."""
+    """Build a PNG that Pillow does not write; every row is `row`."""
     header = struct.pack(">IIBBBBB", *size, depth, colour_type, 0, 0, 0)
     rows = zlib.compress((b"\0" + row) * min(size[1], 100))
     parts = [(b"IHDR", header), *chunks, (b"IDAT", rows), (b"IEND", b"")]
@@ -44,7 +44,7 @@ def png(
 
 
 def tiff(size: tuple[int, int], bits: int, photometric: int, pixels: bytes, **more: int) -> bytes:
-    """A TIFF made by hand, one uncompressed strip of grey; `more` is `t<tag>=value`."""
+    """Build a TIFF of one uncompressed grey strip; `more` is `t<tag>=value`."""
     tags = {256: size[0], 257: size[1], 258: bits, 259: 1, 262: photometric, 273: 200, 279: len(pixels)}
     tags |= {int(tag[1:]): value for tag, value in more.items()}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
@@ -53,7 +53,7 @@ def tiff(size: tuple[int, int], bits: int, photometric: int, pixels: bytes, **mo
 
 
 def bmp_rle(body: bytes) -> bytes:
-    """A run-length coded 16x16 BMP in 256 greys, which Pillow does not write."""
+    """Build a run-length coded 16x16 BMP, which Pillow does not write."""
     palette = b"".join(bytes((grey, grey, grey, 0)) for grey in range(256))
     header = struct.pack("<IiiHHIIiiII", 40, 16, 16, 1, 8, 1, len(body), 0, 0, 256, 0)
     return b"BM" + struct.pack("<IHHI", 1078 + len(body), 0, 0, 1078) + header + palette + body
@@ -66,7 +66,10 @@ def transparent_palette() -> bytes:
 
 
 def ycck() -> bytes:
-    """Red as Adobe writes YCCK: amounts of ink (no cyan, all magenta and yellow) taken for RGB."""
+    """Build a red YCCK JPEG as Adobe writes it.
+
+    Amounts of ink (no cyan, all magenta and yellow) are taken for RGB.
+    """
     ink = plain("RGB", (0, 255, 255)).convert("YCbCr").getpixel((0, 0))
     assert isinstance(ink, tuple)
     stored = tuple(255 - value for value in ink)  # Pillow inverts what it writes
@@ -137,7 +140,7 @@ def test_every_kind_of_pixel_becomes_the_colour_it_shows_over_white(kind: str):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_format_is_the_one_of_the_file_whatever_its_name_says(format: str):
+def test_the_format_is_that_of_the_content_and_not_of_the_name(format: str):
     data = encoded(noise(), format)
 
     decoded = decode_image(data, name="picture.txt")
@@ -145,7 +148,7 @@ def test_the_format_is_the_one_of_the_file_whatever_its_name_says(format: str):
     assert (decoded.format, decoded.width, decoded.height) == (format, *SIZE)
 
 
-def test_a_phones_jpeg_with_a_second_picture_behind_it_is_a_jpeg():
+def test_a_phones_jpeg_with_a_second_image_behind_it_is_a_jpeg():
     data = frames("MPO")
 
     decoded = decode_image(data, name="phone.jpg")
@@ -174,7 +177,7 @@ def test_only_the_first_of_a_thousand_frames_is_decoded():
 
 
 def corners(image: Image.Image) -> list[str]:
-    """The colours of the four corners, clockwise from the top left."""
+    """Return the colours of the four corners, clockwise from the top left."""
     names = {"red": RED, "green": GREEN, "blue": BLUE, "white": WHITE}
     right, bottom = image.width - 4, image.height - 4
     pixels = (image.getpixel(at) for at in ((3, 3), (right, 3), (right, bottom), (3, bottom)))
@@ -185,7 +188,10 @@ def corners(image: Image.Image) -> list[str]:
 
 
 def lying(orientation: int) -> Image.Image:
-    """What a camera stores under `orientation` of a scene: red, green, blue, white clockwise, 48x32."""
+    """Return the pixels that a camera stores under `orientation`.
+
+    The scene is red, green, blue, white clockwise, 48x32.
+    """
     scene = plain("RGB", WHITE)
     for colour, box in ((RED, (0, 0, 24, 16)), (GREEN, (24, 0, 48, 16)), (BLUE, (24, 16, 48, 32))):
         scene.paste(colour, box)
@@ -203,7 +209,7 @@ def lying(orientation: int) -> Image.Image:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_a_picture_is_turned_upright(format: str, orientation: int):
+def test_an_image_is_turned_upright(format: str, orientation: int):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(lying(orientation), format, exif=exif)
@@ -226,7 +232,7 @@ def test_a_picture_is_turned_upright(format: str, orientation: int):
         pytest.param(b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\x2a\0\0", id="an orientation of 42"),
     ],
 )
-def test_broken_exif_does_not_cost_a_good_picture(format: str, exif: bytes):
+def test_broken_exif_does_not_cost_a_good_image(format: str, exif: bytes):
     data = encoded(plain("RGB", RED), format, exif=exif)
 
     decoded = decode_image(data, name="phone.jpg")
@@ -250,7 +256,9 @@ def test_nothing_but_pixels_travels_on():
         pytest.param((1930, 2000), (644, 667), id="three times, rounded up"),
     ],
 )
-def test_a_large_picture_is_reduced_and_tells_the_size_it_had(size: tuple[int, int], kept: tuple[int, int]):
+def test_a_large_image_is_reduced_and_keeps_its_original_size_on_record(
+    size: tuple[int, int], kept: tuple[int, int]
+):
     data = encoded(plain("RGBA", (0, 0, 0, 127), size), "PNG")
 
     decoded = decode_image(data, name="scan.png")
@@ -282,7 +290,7 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_and_tells_the_size_it_had
     assert decoded.image.getpixel((9, 9)) == pytest.approx(RED, abs=6)
 
 
-def test_a_large_jpeg_that_lies_on_its_side_tells_its_upright_size():
+def test_a_rotated_large_jpeg_reports_its_upright_size():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(plain("RGB", RED, (2600, 1300)), "JPEG", exif=exif)
@@ -293,7 +301,7 @@ def test_a_large_jpeg_that_lies_on_its_side_tells_its_upright_size():
     assert decoded.image.size == (650, 1300)
 
 
-def test_a_large_jpeg_that_ends_too_early_is_refused_as_well():
+def test_a_large_jpeg_that_ends_too_early_is_rejected_as_well():
     whole = encoded(noise((1400, 1400)), "JPEG")
 
     for share in (0.5, 0.9, 0.99):
@@ -318,7 +326,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_no_model_should_see_is_refused_with_a_reason_and_a_remedy(kind: str):
+def test_unusable_images_are_rejected_with_a_reason_and_a_remedy(kind: str):
     data, reason, part = BAD[kind]
 
     with pytest.raises(BadImage) as refused:
@@ -374,7 +382,7 @@ HUGE = {
 
 
 @pytest.mark.parametrize("kind", HUGE)
-def test_a_claim_of_too_many_pixels_is_refused_before_one_is_decoded(kind: str):
+def test_a_claim_of_too_many_pixels_is_rejected_before_one_is_decoded(kind: str):
     began = time.perf_counter()
 
     told = r"pixels is over [\d,]+(, the most for \w+)?; resize it at the source"
@@ -398,7 +406,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("kind", WHOLE)
 @pytest.mark.parametrize("share", [0.5, 0.8])
-def test_a_picture_cut_short_is_refused_not_filled_with_grey(kind: str, share: float):
+def test_an_image_cut_short_is_rejected_not_filled_with_grey(kind: str, share: float):
     cut = WHOLE[kind][: int(len(WHOLE[kind]) * share)]
 
     with pytest.raises(BadImage, match="damaged or cut short") as refused:
@@ -408,7 +416,7 @@ def test_a_picture_cut_short_is_refused_not_filled_with_grey(kind: str, share: f
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_a_picture_that_lacks_its_last_bytes_is_whole_or_refused(kind: str):
+def test_an_image_that_lacks_its_last_bytes_is_whole_or_rejected(kind: str):
     whole = decode_image(WHOLE[kind], name="whole").image
 
     for missing in range(1, 40):
@@ -419,7 +427,7 @@ def test_a_picture_that_lacks_its_last_bytes_is_whole_or_refused(kind: str):
         assert decoded.image.tobytes() == whole.tobytes()
 
 
-def test_a_run_that_ends_before_the_picture_is_full_is_refused():
+def test_a_run_that_ends_before_the_image_is_full_is_rejected():
     data = bmp_rle(b"\x10\x80\0\0" * 8 + b"\0\1")
 
     with pytest.raises(BadImage, match="damaged or cut short"):
@@ -469,18 +477,18 @@ def test_no_bytes_raise_anything_but_a_bad_image(
 
 
 @given(st.binary(max_size=200))
-def test_random_bytes_are_refused(data: bytes):
+def test_random_bytes_are_rejected(data: bytes):
     with pytest.raises(BadImage):
         decode_image(data, name="noise")
 
 
 def corrupt_tag() -> bytes:
-    """A good JPEG of which Pillow warns: its EXIF says that a tag lies beyond the end."""
+    """Build a valid JPEG with an EXIF tag beyond its end."""
     tag = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x0f\0\2\0\0\xff\xff\0\0\xff\xff\0\0\0\0"
     return encoded(plain("RGB", RED), "JPEG", exif=tag)
 
 
-def test_pillows_warnings_neither_fail_a_picture_nor_reach_the_log():
+def test_pillows_warnings_neither_fail_an_image_nor_reach_the_log():
     data = corrupt_tag()
     with pytest.warns(UserWarning, match=r"."), Image.open(BytesIO(data)) as opened:
         opened.getexif().get(0x0112)
@@ -510,7 +518,7 @@ def test_pillows_settings_are_left_alone():
     assert (Image.MAX_IMAGE_PIXELS or 0) > decode.MAX_PIXELS
 
 
-def test_a_refusal_survives_the_way_back_from_a_worker_process():
+def test_a_rejection_survives_the_way_back_from_a_worker_process():
     refusal = BadImage("too_small", "cat.png", "1x1 pixels show nothing")
 
     returned = pickle.loads(pickle.dumps(refusal))

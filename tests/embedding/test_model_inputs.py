@@ -1,4 +1,4 @@
-"""Vectors are those of plain sentence-transformers, however pictures reach the model."""
+"""Test that vectors equal those of plain sentence-transformers."""
 
 import json
 from io import BytesIO
@@ -106,7 +106,7 @@ def test_vectors_of_the_starter_are_those_of_the_library(starter: SentenceEncode
 
 
 def agrees_with_the_library(encoder: SentenceEncoder) -> None:
-    """Compare with `encode` on pictures as the gate hands them on, by way of a worker process."""
+    """Compare with `encode` on decoded images, through a worker process."""
     pictures = [smooth(*size) for size in SIZES]
     expected = encoder.model.encode(pictures, normalize_embeddings=True)
     with Workers(encoder.preparation, 1) as pool:
@@ -121,7 +121,7 @@ def agrees_with_the_library(encoder: SentenceEncoder) -> None:
 
 
 class CountedTokenizer:
-    """Counts the texts that pass through a tokenizer."""
+    """Count the texts that pass through a tokenizer."""
 
     def __init__(self, real: Any) -> None:
         self._real = real
@@ -173,7 +173,7 @@ def test_texts_are_prepared_as_the_library_prepares_them(
     assert found.truncated[8] is True
 
 
-def test_a_model_that_prepares_pictures_in_a_way_of_its_own_is_left_to_do_it(
+def test_a_model_that_prepares_images_in_a_way_of_its_own_is_left_to_do_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     plain = load_encoder(str(write_tiny_clip(tmp_path)), device="cpu")
@@ -208,7 +208,7 @@ def test_a_large_jpeg_decoded_at_a_part_of_its_size_gives_nearly_the_same_vector
     assert (found @ expected.T).item() > 0.99
 
 
-def test_texts_come_back_in_their_order_whatever_their_lengths(starter: SentenceEncoder):
+def test_texts_of_any_lengths_come_back_in_their_order(starter: SentenceEncoder):
     order = np.random.default_rng(0).permutation(len(TEXTS))
 
     rows, shuffled = starter.texts(TEXTS), starter.texts([TEXTS[n] for n in order])

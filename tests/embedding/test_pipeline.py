@@ -1,4 +1,4 @@
-"""Work goes on at once, in order, never far ahead, and nothing is left running when something fails."""
+"""Test order, bounded queues and clean failures of overlapped stages."""
 
 import threading
 import time
@@ -29,7 +29,7 @@ def no_thread_left(before: set[threading.Thread]) -> bool:
 
 
 @given(items=st.lists(st.integers()), depth=st.integers(1, 5))
-def test_what_is_read_ahead_is_what_would_have_been_read(items: list[int], depth: int):
+def test_prefetched_items_are_those_of_the_source(items: list[int], depth: int):
     with prefetch(items, depth=depth) as taken:
         assert list(taken) == items
 
@@ -113,7 +113,7 @@ def test_three_stages_in_a_row_are_at_work_at_once():
 
 
 @given(items=st.lists(st.integers()), depth=st.integers(1, 5))
-def test_what_is_handed_on_is_all_done_in_order(items: list[int], depth: int):
+def test_background_work_is_done_in_order(items: list[int], depth: int):
     done: list[int] = []
     with in_background(done.append, depth=depth) as hand_on:
         for item in items:
@@ -122,7 +122,7 @@ def test_what_is_handed_on_is_all_done_in_order(items: list[int], depth: int):
     assert done == items
 
 
-def test_whoever_hands_on_faster_than_it_is_done_has_to_wait():
+def test_submissions_faster_than_the_work_wait():
     may_go = Event()
     done: list[int] = []
 
@@ -167,7 +167,7 @@ def test_after_a_failure_behind_nothing_more_is_done():
     assert tried == [0, 1]
 
 
-def test_after_a_failure_in_front_what_waits_behind_is_not_begun():
+def test_after_a_failure_waiting_items_are_not_begun():
     before = set(threading.enumerate())
     begun, may_go = Event(), Event()
     done: list[int] = []
@@ -192,7 +192,7 @@ def test_after_a_failure_in_front_what_waits_behind_is_not_begun():
 
 
 @given(items=st.lists(st.integers(-5, 5)), threads=st.integers(1, 4))
-def test_side_by_side_answers_come_in_order(items: list[int], threads: int):
+def test_mapped_results_come_in_order(items: list[int], threads: int):
     def work(item: int) -> int:
         time.sleep(0.0001 * abs(item))
         return item * 2
@@ -202,7 +202,7 @@ def test_side_by_side_answers_come_in_order(items: list[int], threads: int):
     assert found == [item * 2 for item in items]
 
 
-def test_slow_items_are_worked_on_side_by_side():
+def test_slow_items_are_mapped_concurrently():
     together = threading.Barrier(3)
 
     def work(item: int) -> int:
@@ -212,7 +212,7 @@ def test_slow_items_are_worked_on_side_by_side():
     assert list(map_in_order(work, range(6), threads=3, slow=lambda _: True)) == list(range(6))
 
 
-def test_an_error_side_by_side_comes_where_its_answer_would_have():
+def test_an_error_of_a_mapped_item_comes_in_place_of_its_result():
     def work(item: int) -> int:
         if item == 2:
             raise Failed

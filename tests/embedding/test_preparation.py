@@ -1,4 +1,4 @@
-"""What workers do to a picture is what the model's own library would have done."""
+"""Test that workers prepare images as the model's own library does."""
 
 from typing import Any
 

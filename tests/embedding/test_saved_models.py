@@ -1,4 +1,4 @@
-"""Model folders that were saved before the modules moved still load."""
+"""Test that model folders saved before the modules moved still load."""
 
 import json
 from pathlib import Path

@@ -13,7 +13,7 @@ def test_a_group_is_always_on_the_same_side(group: str, seed: int):
     assert split.part_of(group, named=False) == Split.from_json(split.as_json()).part_of(group, named=False)
 
 
-def test_the_shares_are_about_those_asked_for():
+def test_the_shares_are_about_the_requested_ones():
     split = Split(held_out=0.2, validation=0.1)
     parts = [split.part_of(f"{number:064x}", named=False) for number in range(10_000)]
 

@@ -1,4 +1,4 @@
-"""Processes that decode: the same results as without them, and nothing left behind."""
+"""Test worker processes: equal results, and no process left behind."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def files(many: int) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def slow_file() -> bytes:
-    """A picture that keeps a decoder busy for a good part of a second, in few bytes."""
+    """Build a small file that is slow to decode."""
     return encoded(Image.new("RGB", (8000, 5000)), "PNG")
 
 
@@ -64,7 +64,7 @@ def same(one: PreparedImage, other: PreparedImage) -> bool:
 
 @pytest.mark.parametrize("processes", [0, 1, 3])
 @pytest.mark.parametrize("preparation", [PREPARATION, NoPreparation()], ids=["resized", "as they are"])
-def test_workers_prepare_pictures_as_this_process_would_and_keep_their_order(
+def test_workers_prepare_images_as_this_process_would_and_keep_their_order(
     preparation: Preparation, processes: int
 ):
     data = files(12)
@@ -77,7 +77,7 @@ def test_workers_prepare_pictures_as_this_process_would_and_keep_their_order(
     assert all(same(*pair) for pair in zip(found, expected, strict=True))
 
 
-def test_a_picture_larger_than_the_shared_memory_comes_whole():
+def test_an_image_larger_than_the_shared_memory_comes_whole():
     data = encoded(noise((1279, 1278)), "PNG")
 
     with Workers(NoPreparation(), 1) as pool:
@@ -88,7 +88,7 @@ def test_a_picture_larger_than_the_shared_memory_comes_whole():
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_a_bad_picture_is_its_own_error_and_the_next_one_is_fine(processes: int):
+def test_a_bad_image_is_its_own_error_and_the_next_one_is_fine(processes: int):
     with Workers(PREPARATION, processes) as pool:
         bad, good = (pool.submit(data, name="cat.png") for data in (b"no picture", png()))
 
@@ -98,7 +98,7 @@ def test_a_bad_picture_is_its_own_error_and_the_next_one_is_fine(processes: int)
         assert good.result().format == "PNG"
 
 
-def test_no_process_starts_before_there_is_a_picture_and_none_is_left_afterwards():
+def test_no_process_starts_before_there_is_an_image_and_none_is_left_afterwards():
     with Workers(PREPARATION, 2) as pool:
         assert pids(pool) == []
         for done in [pool.submit(png(), name="red.png") for _ in range(9)]:
@@ -109,7 +109,7 @@ def test_no_process_starts_before_there_is_a_picture_and_none_is_left_afterwards
     assert all(is_gone(pid) for pid in started)
 
 
-def test_a_worker_that_dies_is_replaced_and_its_picture_prepared(slow_file: bytes):
+def test_a_worker_that_dies_is_replaced_and_its_image_prepared(slow_file: bytes):
     with Workers(PREPARATION, 1) as pool:
         pool.submit(png(), name="red.png").result()
         [pid] = pids(pool)
@@ -121,7 +121,7 @@ def test_a_worker_that_dies_is_replaced_and_its_picture_prepared(slow_file: byte
         assert pids(pool) != [pid]
 
 
-def test_a_picture_that_ends_its_worker_twice_is_a_bad_one(slow_file: bytes):
+def test_an_image_that_ends_its_worker_twice_is_a_bad_one(slow_file: bytes):
     with Workers(PREPARATION, 1) as pool:
         waiting = pool.submit(slow_file, name="evil.png")
         while not waiting.done():
@@ -149,14 +149,14 @@ def test_workers_end_with_the_process_that_started_them():
     wait_until(lambda: all(is_gone(pid) for pid in started))
 
 
-def test_a_worker_that_does_not_start_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_that_does_not_start_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(worker_pool.sys, "executable", "false")
 
     with Workers(PREPARATION, 1) as pool, pytest.raises(WorkersFailed, match=r"did not start \(exit status"):
         pool.submit(png(), name="red.png").result()
 
 
-def test_leaving_with_pictures_still_waiting_does_not_wait_for_them(slow_file: bytes):
+def test_leaving_with_images_still_waiting_does_not_wait_for_them(slow_file: bytes):
     with Workers(PREPARATION, 1) as pool:
         waiting = [pool.submit(slow_file, name="slow.png") for _ in range(50)]
         begun = threading.Event()
@@ -167,9 +167,9 @@ def test_leaving_with_pictures_still_waiting_does_not_wait_for_them(slow_file: b
 
 
 def test_images_wait_only_for_as_long_as_there_is_room_for_their_bytes(monkeypatch: pytest.MonkeyPatch):
-    """However many images a flow hands over at once, and however large they are."""
+    """Limit the bytes of waiting images."""
     [data] = files(1)
-    monkeypatch.setattr(worker_pool, "MOST_BYTES", 3 * len(data))
+    monkeypatch.setattr(worker_pool, "MAX_WAITING_BYTES", 3 * len(data))
     with Workers(PREPARATION, 1) as pool:
         pool.submit(data, name="first.png").result()
         [pid] = pids(pool)
