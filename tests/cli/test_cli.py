@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection"),
 ]
 
-README = Path(__file__).parents[2] / "README.md"
+COMMANDS = Path(__file__).parents[2] / "flows" / "cli" / "COMMANDS.md"
 
 
 def sightline(*arguments: object) -> Result:
@@ -43,9 +43,9 @@ def sightline_process(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))
-def test_every_command_has_help_and_is_in_the_readme(name: str):
+def test_every_command_has_help_and_is_in_the_reference(name: str):
     assert main.commands[name].help
-    assert f"sightline {name}" in README.read_text()
+    assert f"sightline {name}" in COMMANDS.read_text()
 
 
 def test_help_lists_every_command_once_with_what_it_does():
