@@ -175,6 +175,21 @@ def test_a_large_body_waits_a_little_for_room():
     asyncio.run(send())
 
 
+def test_waiting_bodies_take_the_room_one_after_another():
+    async def send() -> None:
+        room = ByteBudget(LARGE)
+
+        async def received(body: BoundedBody) -> None:
+            await body.receive()
+            await asyncio.sleep(0)
+            body.release()
+
+        await asyncio.gather(*(received(BoundedBody(arriving(b"x"), LARGE, LARGE, room)) for _ in range(4)))
+        assert not room._held
+
+    asyncio.run(send())
+
+
 def test_a_body_that_states_no_size_takes_room_as_it_comes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(limits, "WAIT_S", 0.1)
 
