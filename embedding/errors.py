@@ -2,7 +2,7 @@
 
 
 class EmbeddingError(Exception):
-    """Report a failure whose message names the cause and the remedy."""
+    """Report a failure; its message names the cause and the remedy."""
 
     retryable: bool = False
     """Whether the same call may succeed later: the environment caused the failure, not the input."""

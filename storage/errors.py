@@ -1,8 +1,8 @@
-"""Define the errors of the stores and of the flows as one tree."""
+"""Define the error tree of the stores and the flows."""
 
 
 class SightlineError(Exception):
-    """Report a failure whose message names the cause and the remedy."""
+    """Report a failure; its message names the cause and the remedy."""
 
     retryable: bool = False
     """Whether the same call may succeed later: the environment caused the failure, not the request."""
@@ -11,7 +11,7 @@ class SightlineError(Exception):
 
 
 class StoreUnavailable(SightlineError):
-    """Report a store that cannot be used now; no partial write counts as done."""
+    """Report an unavailable store; no partial write counts as done."""
 
     retryable = True
     http_status = 503
@@ -30,13 +30,13 @@ class NotFound(SightlineError, LookupError):
 
 
 class Conflict(SightlineError):
-    """Report a request that the current state of the stores does not allow."""
+    """Report a request that conflicts with the state of the stores."""
 
     http_status = 409
 
 
 class ModelError(SightlineError):
-    """Report a model that does not fit, until it or its setting is changed."""
+    """Report a model that cannot be used until a setting changes."""
 
     retryable = True
     http_status = 503
