@@ -65,8 +65,6 @@ FIRST_INGEST = (
         "in the middle of embedding",
         "embedding.encoders.sentence_encoder:SentenceEncoder.encode_prepared",
         "after",
-        "embedding.encoders.sentence_encoder:SentenceEncoder.encode_prepared",
-        "after",
     ),
     KillPoint("embedded, nothing in Qdrant", "storage.qdrant:upsert", "before"),
     HalfARequest("in the middle of a Qdrant write", "/points"),
