@@ -83,7 +83,7 @@ class TestDelete:
     def test_the_table_counts_what_went_and_names_the_receipt(self):
         told = said("delete", "a.png")
 
-        assert {"1 items", "1 marks", "1 pictures: kept for another item"} <= lines(told)
+        assert {"1 items", "1 embedding states", "1 images: kept for another item"} <= lines(told)
         receipt = Path("".join(told.split("receipt:")[1].split()))
         assert [item["key"] for item in json.loads(receipt.read_text())["items"]] == ["a.png"]
 
@@ -125,7 +125,7 @@ class TestReconcile:
         assert document("reconcile", exit_code=1)["differences"]["missing"] == 2
         told = lines(said("reconcile", exit_code=1))
         assert "2 missing items whose point is gone from Qdrant" in told
-        assert "mend them with: sightline reconcile --repair" in told
+        assert "repair them with: sightline reconcile --repair" in told
 
     @pytest.mark.usefixtures("shop")
     def test_a_repair_that_mends_all_exits_with_0(self, embedded: QdrantClient):
@@ -186,7 +186,7 @@ class TestBackup:
     def test_lists_its_files_and_says_where_it_is(self, tmp_path: Path):
         told = said("backup", tmp_path / "backups")
 
-        assert "4 items; pictures copied" in told
+        assert "4 items; images copied" in told
         assert f"backup: {tmp_path / 'backups'}" in told.replace("\n", "")
         assert document("backup", tmp_path / "backups")["items"] == 4
 
@@ -211,7 +211,7 @@ class TestDuplicates:
         groups = document("duplicates")["groups"]
 
         assert [[copy["key"] for copy in group] for group in groups] == [["a.png", "copy.png"]]
-        assert "2 pictures in 1 group have the same bytes." in said("duplicates")
+        assert "2 images in 1 group have the same bytes." in said("duplicates")
 
     def test_near_ones_are_told_as_such(self):
         assert "look alike" in said("duplicates", "--near")

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from prefect.logging import disable_run_logger
 from prefect.states import State
 from pydantic import SecretStr
@@ -28,8 +28,7 @@ from sqlalchemy import Engine, create_engine, select, text
 from sqlalchemy.orm import Session
 
 from flows.cli import main
-from flows.config.settings import BadSettings, Qdrant, Settings
-from flows.evaluation.promotion_gate import Decision
+from flows.config.settings import BadSettings, PromotionGate, Qdrant, Settings
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.maintenance.backup_files import BadBackup
@@ -42,17 +41,17 @@ from flows.orchestration.jobs import models as model_jobs
 from flows.orchestration.jobs import stores as store_jobs
 from flows.orchestration.prefect_client import DeployedFlow, NothingServes, open_prefect
 from flows.orchestration.server_access import password_file, password_of
-from flows.reindexing.reindex import ReindexRequest, ReindexResult
-from flows.resources.connections import Stores, open_deps, open_stores
+from flows.resources.connections import open_deps, open_stores
+from storage import qdrant
 from storage.embedded.postgres.server import postgres_url
 from storage.embedded.qdrant.process.discovery import find
 from storage.postgres import rejects, runs
 from storage.postgres.catalog import Selection
-from storage.postgres.locks import Busy, exclusive_lock, source_lock
+from storage.postgres.locks import Busy, exclusive_lock, flow_lock, source_lock
 from storage.postgres.schema import EvaluationRow
 from storage.records import item_id
 from tests.conftest import emptied
-from tests.support.builders import a_folder, png
+from tests.support.builders import a_folder, encoded, png
 from tests.support.processes import (
     ONCE_A_YEAR,
     a_free_port,
@@ -68,7 +67,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection"),
 ]
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "flows" / "README.md").read_text()
 PATIENCE_S = 90
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
@@ -227,29 +226,6 @@ def postgres(served: Served) -> Iterator[Engine]:
     engine.dispose()
 
 
-class Chain:
-    """What a scheduled fine-tuning calls, in the order in which it did."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.promotes = True
-        self.busy = False
-
-    def train(self, *_: Any, **__: Any) -> SimpleNamespace:
-        self.asked.append("train")
-        return SimpleNamespace(name="tiny-1")
-
-    def promote(self, _stores: Stores, _settings: Settings, name: str, **_: Any) -> Decision:
-        self.asked.append(f"gate of {name}")
-        return Decision(name, "tiny", self.promotes, False, (), ())
-
-    def reindex(self, _stores: Stores, _settings: Settings, order: ReindexRequest, **_: Any) -> ReindexResult:
-        if self.busy:
-            raise Busy("another re-index is running; wait until it has ended")
-        self.asked.append(f"move to {order.model}")
-        return ReindexResult("items__new", order.model, "items__old", 2, (), None)
-
-
 @contextmanager
 def items_locked(engine: Engine) -> Iterator[None]:
     """Whoever wants to look at the items waits until this ends."""
@@ -400,13 +376,13 @@ def kept(found: list[dict[str, Any]]) -> list[tuple[str, bool]]:
 
 @pytest.fixture
 def empty(
-    engine: Engine, embedded: QdrantClient, index_home: Path, tiny_clip: Path, tmp_path: Path
+    engine: Engine, embedded: QdrantClient, index_home: Path, tiny_clip: Path, home: Path
 ) -> Iterator[Settings]:
     """A home with nothing in it, on the tests' Postgres and their index."""
     access = find(index_home)
     assert access is not None
     settings = Settings(
-        home=tmp_path / "home",
+        home=home,
         database_url=SecretStr(engine.url.render_as_string(hide_password=False)),
         qdrant=Qdrant(url=access.url, api_key=SecretStr(access.key)),
         model=str(tiny_clip),
@@ -486,7 +462,7 @@ def test_stores_that_differ_fail_a_comparison_until_they_are_mended(shop: Settin
     with open_deps(shop) as deps:
         deps.vectors.delete("items", [str(item_id("shop", "a.png"))])
 
-        with pytest.raises(store_jobs.StoresDiffer, match="1 missing; mend that with: sightline reconcile"):
+        with pytest.raises(store_jobs.StoresDiffer, match="1 missing; repair them with: sightline reconcile"):
             store_jobs.reconcile(shop)
 
         with Session(engine) as session:
@@ -548,35 +524,60 @@ def test_a_purge_that_would_remove_suspiciously_much_fails_and_is_on_record(shop
     assert (run.flow, run.outcome, run.counts["orphans"]) == ("purge", "failed", 2)
 
 
+COLOURS = {"red": "f00", "green": "0f0", "blue": "00f", "yellow": "ff0", "black": "000", "white": "fff"}
+
+
 @pytest.fixture
-def chain(monkeypatch: pytest.MonkeyPatch) -> Chain:
-    """A training, a gate and a re-index that only say that they were asked."""
-    chain = Chain()
-    monkeypatch.setattr("flows.training.finetune.train_candidate", chain.train)
-    monkeypatch.setattr(model_jobs.promotion_gate, "promote", chain.promote)
-    monkeypatch.setattr(model_jobs.reindexing, "reindex", chain.reindex)
-    return chain
+def learnable(empty: Settings, tmp_path: Path) -> Settings:
+    """A home with captions that name colours, which a head can learn on top of a model of random weights."""
+    files: dict[str, bytes | str] = {}
+    for n in range(20):
+        for name, colour in COLOURS.items():
+            image = Image.new("RGB", (20 + n, 20), f"#{colour}")
+            files |= {f"{name} {n}.png": encoded(image, "PNG"), f"{name} {n}.txt": f"{name} {n}"}
+    with open_deps(empty) as deps:
+        ingest_source(deps, empty, Request(a_folder(tmp_path / "colours", files)))
+    return empty
 
 
-def test_searches_move_to_a_candidate_that_is_promoted(empty: Settings, chain: Chain):
-    done = model_jobs.finetune(empty)
-
-    assert chain.asked == ["train", "gate of tiny-1", "move to tiny-1"]
-    assert (done["promoted"], done["collection"]) == (True, "items__new")
-
-
-def test_searches_stay_where_they_are_when_a_candidate_is_not_promoted(empty: Settings, chain: Chain):
-    chain.promotes = False
-
-    assert model_jobs.finetune(empty) == {"candidate": "tiny-1", "promoted": False}
-    assert chain.asked == ["train", "gate of tiny-1"]
+def finetuned(settings: Settings) -> dict[str, Any]:
+    done = model_jobs.finetune(settings, held_out=0.4, epochs=10, batch_size=16, learning_rate=0.03)
+    assert isinstance(done, dict)
+    return done
 
 
-def test_a_promoted_candidate_that_cannot_be_moved_to_now_is_a_failure(empty: Settings, chain: Chain):
-    chain.busy = True
+def searched(settings: Settings) -> str:
+    """The name of the model that searches use."""
+    with open_stores(settings) as stores:
+        collection = qdrant.active_collection(stores.vectors)
+    assert collection is not None
+    return collection.model
 
-    with pytest.raises(model_jobs.NotSwitched, match="then run: sightline reindex --model tiny-1"):
-        model_jobs.finetune(empty)
+
+def test_searches_move_to_a_candidate_that_is_promoted(learnable: Settings):
+    done = finetuned(learnable)
+
+    assert (done["promoted"], done["model"]) == (True, done["candidate"])
+    assert searched(learnable) == done["candidate"]
+
+
+def test_searches_stay_where_they_are_when_a_candidate_is_not_promoted(learnable: Settings):
+    done = finetuned(learnable.model_copy(update={"gate": PromotionGate(margin=0.99)}))
+
+    assert done == {"candidate": done["candidate"], "promoted": False}
+    assert searched(learnable) == learnable.model
+
+
+def test_a_promoted_candidate_that_cannot_be_moved_to_now_is_a_failure(learnable: Settings, engine: Engine):
+    hasty = learnable.model_copy(update={"retry_for_s": 0})
+
+    with (
+        flow_lock(engine, "re-index"),
+        pytest.raises(model_jobs.NotSwitched, match=r"then run: sightline reindex --model tiny"),
+    ):
+        finetuned(hasty)
+
+    assert searched(learnable) == learnable.model
 
 
 def test_that_another_is_at_work_is_no_failure_of_a_deployment(
