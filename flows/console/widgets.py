@@ -61,10 +61,11 @@ def table(columns: Sequence[str], rows: Sequence[Row], numbers: int = 0) -> None
 def table_body(columns: Sequence[str], numbers: int = 0) -> ui.element:
     """Show the headings of a table; return the element for its rows."""
     with ui.element("div").classes("sl-scroll"), ui.element("table").classes("sl-table"):
-        with ui.element("thead"), ui.element("tr"):
-            for place, column in enumerate(columns):
-                with ui.element("th").classes("sl-number" if place >= len(columns) - numbers else ""):
-                    ui.label(column)
+        if any(columns):
+            with ui.element("thead"), ui.element("tr"):
+                for place, column in enumerate(columns):
+                    with ui.element("th").classes("sl-number" if place >= len(columns) - numbers else ""):
+                        ui.label(column)
         return ui.element("tbody")
 
 

@@ -148,8 +148,8 @@ def purge_text(context: ConsoleContext) -> str:
     with context.backend.sessions() as sessions, sessions() as session:
         disused = len(model_registry.disused(session, days))
     return (
-        f"It removes images that no record refers to, and {count_of(disused, 'collection')} that searches left "
-        f"more than {days:g} days ago. It refuses to remove more than {USUAL_SHARE:.0%} of the images."
+        f"It removes images that no record refers to, and {count_of(disused, 'collection')} that searches "
+        f"left more than {days:g} days ago. It refuses to remove more than {USUAL_SHARE:.0%} of the images."
     )
 
 

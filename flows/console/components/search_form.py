@@ -55,7 +55,8 @@ class Form:
         self._is_filling = True
         self._box.value, self._find.value, self._least.value = params.text, params.find, params.min_score
         filters = [f"{field}={value}" for field, value in params.where]
-        self._filters.set_options([*dict.fromkeys([*filters, *self._filters.options])], value=filters)
+        known = [one for one in self._filters.options if "=" in one]  # without rejected input
+        self._filters.set_options([*dict.fromkeys([*filters, *known])], value=filters)
         self._is_filling = False
 
     def read(self, before: SearchParams) -> SearchParams:

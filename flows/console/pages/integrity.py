@@ -145,8 +145,8 @@ def pending_text(waiting: Figures, now: datetime) -> str:
     wait = "waits" if waiting.pending == 1 else "wait"
     oldest = duration(waiting.age_s(now))
     return (
-        f"The index is behind: {count_of(waiting.pending, 'record')} {wait} for the next ingest, the oldest for "
-        f"{oldest}."
+        f"The index is behind: {count_of(waiting.pending, 'record')} {wait} for the next ingest, the oldest "
+        f"for {oldest}."
     )
 
 

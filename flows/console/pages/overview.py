@@ -63,7 +63,7 @@ def _records(catalogued: CatalogStatus, at: datetime) -> None:
     )
     tile("Pending", f"{figures.pending:,}", kind="sl-warn" if figures.pending else "")
     if figures.waiting_since is None or figures.newest_waiting is None:
-        tile("Freshness", "fresh", "no record is pending", "sl-good")
+        tile("Freshness", "fresh", "nothing pending", "sl-good")
     else:
         newest = duration((at - figures.newest_waiting).total_seconds())
         kind = "sl-bad" if figures.age_s(at) > STALE_S else "sl-warn"
@@ -172,6 +172,8 @@ def _chart(
                 "type": "value",
                 "min": 0,
                 "max": most,
+                **({"interval": most / 4} if most else {}),
+                **({"minInterval": 1} if kind == "bar" else {}),  # counts are whole numbers
                 "axisLabel": grey,
                 "splitNumber": 3,
                 "splitLine": {"lineStyle": {"color": "#8a94a033"}},
