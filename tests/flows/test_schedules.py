@@ -381,6 +381,7 @@ def empty(
     """A home with nothing in it, on the tests' Postgres and their index."""
     access = find(index_home)
     assert access is not None
+    home.mkdir(mode=0o711)  # the account that runs root's Postgres passes to that of a proof
     settings = Settings(
         home=home,
         database_url=SecretStr(engine.url.render_as_string(hide_password=False)),
