@@ -3,7 +3,7 @@
 Rows are copied by COPY, points by their ids.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -22,10 +22,10 @@ from storage.postgres import dump
 from storage.postgres.dump import NotEmpty
 from storage.postgres.schema import RunRow
 from storage.qdrant import snapshots
+from storage.qdrant.snapshots import Advance, no_advance
 
 MOVE = "move"
 PAGE = 15 * qdrant.POINTS_A_REQUEST
-Advance = Callable[[int], None]
 
 
 class AlreadyMoved(Conflict):
@@ -126,7 +126,7 @@ def count_rows(source: Engine) -> int:
 
 
 def copy_collection(
-    source: QdrantClient, target: QdrantClient, name: str, *, advance: Advance = lambda _: None
+    source: QdrantClient, target: QdrantClient, name: str, *, advance: Advance = no_advance
 ) -> int:
     """Replicate a collection in `target`; skip points that are there.
 

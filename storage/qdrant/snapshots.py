@@ -35,6 +35,11 @@ FLOATS = pa.list_(pa.float32())
 SPARSE = pa.struct({"indices": pa.list_(pa.uint32()), "values": pa.list_(pa.float32())})
 
 Advance = Callable[[int], None]
+"""Receives the number of rows or points since its last call."""
+
+
+def no_advance(steps: int) -> None:
+    """Discard a number of steps."""
 
 
 class IncompletePoints(SightlineError):
@@ -88,7 +93,7 @@ def make_collection(client: QdrantClient, name: str, shape: Shape) -> None:
         client.create_payload_index(name, field, schema, wait=True)
 
 
-def save_points(client: QdrantClient, name: str, path: Path, *, advance: Advance = lambda _: None) -> int:
+def save_points(client: QdrantClient, name: str, path: Path, *, advance: Advance = no_advance) -> int:
     """Write all points of a collection to a Parquet file.
 
     The collection must not change meanwhile.
@@ -147,7 +152,7 @@ def check_points(path: Path, name: str, shape: Shape, points: int) -> None:
         raise BadPointFile(f"{path.name} holds {found:,} points, not {points:,}")
 
 
-def load_points(client: QdrantClient, name: str, path: Path, *, advance: Advance = lambda _: None) -> int:
+def load_points(client: QdrantClient, name: str, path: Path, *, advance: Advance = no_advance) -> int:
     """Write the points of a file to a collection of its shape.
 
     The collection holds no other points. Safe to repeat.

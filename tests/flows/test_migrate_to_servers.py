@@ -14,7 +14,7 @@ from flows.config.settings import Qdrant, Settings
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.maintenance.delete import delete_items
-from flows.maintenance.migrate_to_servers import MoveResult, MoveFailed, NothingToMove, move, move_to_servers
+from flows.maintenance.migrate_to_servers import MoveFailed, MoveResult, NothingToMove, move, move_to_servers
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps, Stores, open_stores
 from storage import qdrant, transfer
