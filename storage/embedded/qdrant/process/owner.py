@@ -116,7 +116,7 @@ async def _serve(home: Path, app: "IndexApp", listeners: list[socket.socket], id
     _end_on_signals(server)
     port = listeners[-1].getsockname()[1]
     access = announce(home, port, app.key)
-    log.info("the index in %s is app at %s by process %d", folder_of(home), access.url, access.pid)
+    log.info("the index in %s is served at %s by process %d", folder_of(home), access.url, access.pid)
     maintenance = asyncio.create_task(_maintain(home, app, server, idle_s))
     try:
         # not `serve`, which would raise the signal again before the collections are closed
