@@ -61,7 +61,7 @@ def test_filters_narrow_the_list_and_are_in_the_address(page: Page):
     page.get_by_role("link", name="missing_file · 2").click()
 
     expect(page.get_by_role("listitem")).to_have_count(2)
-    expect(page.get_by_text("There is no picture where the record says.")).to_be_visible()
+    expect(page.get_by_text("There is no image where the record says.")).to_be_visible()
     page.reload()
     expect(page.get_by_role("listitem")).to_have_count(2)
     expect(page.get_by_role("link", name="missing_file · 2")).to_have_attribute("aria-current", "true")
