@@ -357,5 +357,5 @@ def test_the_demo_takes_ones_own_pictures_even_without_captions(tmp_path: Path):
     done = sightline_process("demo", folder)
 
     assert done.returncode == 0, done.stderr
-    assert "no record has both a picture and such a caption" in done.stdout
+    assert "no record has both an image and such a caption" in done.stdout
     assert (tmp_path / "home" / "demo" / "gallery.html").exists()
