@@ -32,6 +32,7 @@ from flows.resources.model_loader import models_folder
 from flows.tracking.progress import Progress, no_progress, stage_steps
 from flows.tracking.retry_policy import HeldLock, hold
 from storage import qdrant
+from storage.data_directory import make_data_directory
 from storage.embedded.postgres.server import stop_postgres
 from storage.embedded.qdrant.process.client import stop as stop_index
 from storage.files import atomic_write
@@ -95,6 +96,7 @@ def restore(settings: Settings, location: str, *, progress: Progress = no_progre
         IncompletePoints: Qdrant counts fewer points than were written.
     """
     location, manifest = read_manifest(location)
+    make_data_directory(settings.home)  # before anything else makes one that closes out root's Postgres
     with scratch_folder(settings.home) as folder:
         fetch_checked(location, manifest, folder, advance=stage_steps(progress, "check images", 0))
         with (
