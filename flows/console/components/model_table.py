@@ -86,7 +86,7 @@ def show_decision(decision: Decision) -> None:
         ]
         for one in decision.checks
     ]
-    table(("check", "", "queries", "active", "candidate", "gain", "required"), rows, numbers=5)
+    table(("check", "", "queries", "in use", "candidate", "gain", "required"), rows, numbers=5)
 
 
 def _passed(passed: bool) -> None:
