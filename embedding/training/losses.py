@@ -173,9 +173,7 @@ class PairLoss(torch.nn.Module):
     def __init__(self, model: SentenceTransformer, weights: Mapping[LossName, float]) -> None:
         super().__init__()
         if unknown := sorted(weights.keys() - set(get_args(LossName))):
-            raise ValueError(
-                f"no loss is called {unknown[0]!r}; there are {', '.join(get_args(LossName))}"
-            )
+            raise ValueError(f"no loss is called {unknown[0]!r}; there are {', '.join(get_args(LossName))}")
         self.model = model
         self.weights = dict(weights)
 

@@ -92,7 +92,10 @@ def test_what_a_change_takes_is_told_by_the_last_that_was_embedded(
     ingest_source(deps, settings, Request(shop))
 
     with deps.sessions() as session:
-        by_ingest, none = estimate_backfill(session, "items__new"), estimate_backfill(session, "items__colour1")
+        by_ingest, none = (
+            estimate_backfill(session, "items__new"),
+            estimate_backfill(session, "items__colour1"),
+        )
     with deps.sessions.begin() as session:
         for written in (6, 0):
             id = uuid4()

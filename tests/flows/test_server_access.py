@@ -168,7 +168,9 @@ def test_events_are_for_those_with_the_password_and_no_other_page(server: Embedd
         assert "auth_success" in known.recv()
 
 
-def test_the_console_finds_it_and_says_where_the_password_is(home: Path, server: EmbeddedServer, deployment: UUID):
+def test_the_console_finds_it_and_says_where_the_password_is(
+    home: Path, server: EmbeddedServer, deployment: UUID
+):
     with open_prefect(home) as prefect:
         assert [one.id for one in prefect.deployed()] == [deployment]
         assert prefect.password_file == password_file(home)
