@@ -82,6 +82,7 @@ def _commands() -> Iterator[tuple[str, click.Command, click.Context]]:
             parent=parent,
             terminal_width=WIDTH,
             max_content_width=WIDTH,
+            **command.context_settings,
         )
         yield path, command, context
         if isinstance(command, click.Group):

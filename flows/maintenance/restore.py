@@ -133,6 +133,7 @@ def check(settings: Settings, location: str, *, progress: Progress = no_progress
     Raises:
         BadBackup, DumpFailed, IncompletePoints: as `restore`.
     """
+    make_data_directory(settings.home)  # as in `restore`
     with scratch_folder(settings.home) as folder:
         folder.chmod(PASSABLE)
         home = folder / "home"

@@ -31,6 +31,6 @@ class RowEstimate:
             return self._rows
         try:
             position = self._file.tell()
-        except ValueError:  # closed, after its last row
+        except (ValueError, OSError):  # closed after its last row, or just being closed in the other thread
             return rows
         return round(rows * self._bytes / position) if position else 0

@@ -349,9 +349,7 @@ def test_what_was_sent_is_never_read_again_from_anywhere(
         ingest_again(deps, settings, read, None, failed)
         both = retry_rejects(deps, settings)
 
-    assert only_sent == RetryReport(
-        "shop", 0, 1, "they came over the API; whoever sent them has to send them again"
-    )
+    assert only_sent == RetryReport("shop", 0, 1, "they came over the API; their client must send them again")
     assert (read.location, failed) == (str(manifest), {})
     assert [(one.tried, one.open) for one in both] == [(1, 1), (0, 1)]
     assert open_rejects(backend) == {"empty": "empty_record", "bad": "empty_record"}

@@ -131,7 +131,7 @@ class TestReconcile:
     def test_a_repair_that_mends_all_exits_with_0(self, embedded: QdrantClient):
         self.lose_points(embedded, 2)
 
-        assert "Mended: they agree now." in said("reconcile", "--repair")
+        assert "Repaired: they agree now." in said("reconcile", "--repair")
         assert document("reconcile")["differences"]["missing"] == 0
 
     @pytest.mark.usefixtures("shop")
@@ -156,7 +156,7 @@ class TestRejects:
     def test_are_tried_again_alone_and_the_table_tells_what_became_of_them(self, shop: Path):
         a_folder(shop, {"bad.png": png("green", (9, 9)), "new.png": png("blue", (9, 9))})
 
-        assert {"tried resolved open source", "1 1 0 shop"} <= lines(said("rejects", "retry"))
+        assert {"retried resolved open source", "1 1 0 shop"} <= lines(said("rejects", "retry"))
         assert document("rejects") == {"rejects": []}
         assert document("status")["items"]["items"] == 5
 
@@ -285,4 +285,4 @@ class TestLifeOfAModel:
     def test_what_is_no_model_is_an_error_that_names_it(self):
         assert "nowhere" in sightline("promote", "nowhere").stderr
         assert "nowhere" in sightline("evaluate", "--model", "nowhere").stderr
-        assert "no collection is kept that searches went to before" in sightline("rollback").stderr
+        assert "no earlier collection is kept" in sightline("rollback").stderr

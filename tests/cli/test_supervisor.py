@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from starlette.applications import Starlette
 
 from flows.cli import main
-from flows.cli.supervisor import Line, PartEnded, _answer, _refuse_ended, part
+from flows.cli.supervisor import Line, PartEnded, _answer, _require_running, part
 from flows.console.auth import generated_password
 from flows.console.auth import password_file as console_password_file
 from flows.console.server import Server
@@ -117,11 +117,11 @@ def test_it_runs_everything_says_where_and_ends_all_of_it(tmp_path: Path, home_a
 
 def test_a_part_that_ends_by_itself_ends_everything_and_is_named():
     said: list[Line] = []
-    with part("console", "no-such-command", say=said.append) as console:
+    with part("console", "no-such-command", log=said.append) as console:
         console.process.wait(60)
 
         with pytest.raises(PartEnded, match="console has ended with code 2"):
-            _refuse_ended(console)
+            _require_running(console)
 
     assert any("No such command" in line.message for line in said)
 
@@ -152,7 +152,7 @@ def test_a_strangers_program_at_the_port_is_not_taken_for_the_console(
     said: list[Line] = []
 
     port = str(taken_port)
-    with part("console", "console", "--port", port, say=said.append) as console, pytest.raises(PartEnded):
+    with part("console", "console", "--port", port, log=said.append) as console, pytest.raises(PartEnded):
         _answer(console)
 
     assert any("address already in use" in line.message for line in said)

@@ -266,7 +266,7 @@ def test_everything_on_record_of_a_run_is_shown(page: Page, postgres: Engine):
     for fact in ("source shop", "outcome completed", "read 4", "embedded 3", "reasons: not a picture 1"):
         expect(page.get_by_role("row", name=fact, exact=True)).to_be_visible()
     expect(page.get_by_role("row", name=re.compile(r"^embed .* \d+\.\d% \d+\.\d%$"))).to_be_visible()
-    expect(page.get_by_text("It ran without Prefect")).to_be_visible()
+    expect(page.get_by_text("It ran without Prefect, which stores the logs")).to_be_visible()
     rejects = page.get_by_role("link", name="1 record rejected: see the rejects of shop")
     expect(rejects).to_have_attribute("href", "/rejects?source=shop")
 

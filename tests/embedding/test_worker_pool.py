@@ -31,9 +31,7 @@ STARTS_AND_WAITS = """
 import time
 from embedding.images.preparation import NoPreparation
 from embedding.images.worker_pool import Workers
-from tests.support.builders import encoded, noise, png
-
-pytestmark = pytest.mark.services
+from tests.support.builders import png
 with Workers(NoPreparation(), 2) as pool:
     for done in [pool.submit(png(), name="red.png") for _ in range(20)]:
         done.result()

@@ -152,7 +152,7 @@ def test_a_picture_that_is_damaged_or_missing_is_noticed(deps: Deps, tmp_path: P
     picture = next(path for path in (tmp_path / "backups" / "pictures").rglob("*") if path.is_file())
     picture.unlink() if missing else picture.write_bytes(b"other")
 
-    with pytest.raises(BadBackup, match=f"picture {picture.name} is {'missing' if missing else 'damaged'}"):
+    with pytest.raises(BadBackup, match=f"image {picture.name} is {'missing' if missing else 'damaged'}"):
         restore(Settings(home=tmp_path / "never made"), str(tmp_path / "backups"))
 
 
@@ -177,7 +177,7 @@ def test_a_restore_that_was_interrupted_can_be_run_again(
 ):
     made(deps, tmp_path)
     with monkeypatch.context() as crashing:
-        crashing.setattr(restoring.index, "activate", _crash)
+        crashing.setattr(restoring.qdrant, "activate", _crash)
         with pytest.raises(KeyboardInterrupt):
             restore(elsewhere, str(tmp_path / "backups"))
 

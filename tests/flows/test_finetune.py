@@ -371,7 +371,7 @@ def test_too_little_to_learn_from_is_an_error_that_says_so(deps: Deps, trainable
     deps = replace(deps, encoder=load_encoder(trainable.model, device="cpu"))
     ingest_source(deps, trainable, Request(a_set(tmp_path / "set", many=3)))
 
-    with pytest.raises(TooFewPairs, match="take in more captioned pictures"):
+    with pytest.raises(TooFewPairs, match="ingest more captioned images"):
         train_candidate(deps, trainable, TrainingSpec())
 
 

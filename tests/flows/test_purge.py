@@ -41,7 +41,7 @@ def test_what_no_item_needs_goes_and_the_rest_stays(deps: Deps, settings: Settin
 
 
 def test_a_purge_of_most_pictures_is_refused(deps: Deps, settings: Settings, blobs: Path):
-    with pytest.raises(TooManyOrphans, match="1 of 3 pictures"):
+    with pytest.raises(TooManyOrphans, match="1 of 3 images"):
         purge(deps, settings, max_delete=0.05, yes=False, dry_run=False)
 
     assert kept(blobs) == 4

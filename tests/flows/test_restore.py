@@ -32,7 +32,7 @@ from storage.qdrant.snapshots import IncompletePoints, load_points, make_collect
 from tests.conftest import emptied, local_mode
 from tests.support.builders import a_folder, png
 from tests.support.old_backups import an_old_backup, execute, rewrite
-from tests.support.processes import HomeAt
+from tests.support.processes import HomeAt, let_in
 from tests.support.saved_stores import a_store_of, contents
 
 FILES = {
@@ -215,6 +215,7 @@ def test_no_statement_of_an_old_archive_is_run(shop: Deps, elsewhere: Settings, 
 def test_a_check_proves_a_backup_and_changes_nothing_else(
     backups: Path, shop: Deps, settings: Settings, tmp_path: Path
 ):
+    let_in(tmp_path)  # as root, Postgres has a user of its own
     before = everything_below(tmp_path)
 
     checked = check(settings, str(backups))
@@ -232,6 +233,7 @@ def test_a_backup_that_does_not_come_back_whole_is_not_proved(shop: Deps, settin
     [id] = [point.id for point in shop.vectors.scroll(qdrant.ALIAS, limit=1)[0]]
     shop.vectors.delete(qdrant.ALIAS, [id])
     backup(shop, str(tmp_path / "backups"), tmp_path / "scratch")
+    let_in(tmp_path)  # as root, Postgres has a user of its own
 
     checked = check(settings, str(tmp_path / "backups"))
 
@@ -472,4 +474,4 @@ def zst(data: bytes) -> bytes:
 def test_a_picture_list_that_leads_elsewhere_is_refused(backups: Path, tmp_path: Path):
     replaced(the_backup(backups), "pictures.txt", b"../../../../etc/passwd\n")
 
-    refused(backups, tmp_path, "names no picture by")
+    refused(backups, tmp_path, "names no image by")

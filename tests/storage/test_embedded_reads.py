@@ -470,7 +470,7 @@ def test_vectors_that_would_hold_up_all_others_are_refused(both: Both, monkeypat
 
     with pytest.raises(TooLarge, match="read 37 points at a time"):
         page(both.target, 100, with_vector=True)
-    with pytest.raises(TooLarge, match="of 1,000 numbers an answer"):
+    with pytest.raises(TooLarge, match="of 1,000 numbers a response"):
         query_points(models.QueryRequest(limit=100, with_vector=True), both.target, both.find)
     assert page(both.target, 37, with_vector=True) == 37
     assert page(both.target, 100, with_vector=["cos"]) == 100

@@ -154,7 +154,7 @@ def test_what_a_caller_does_with_a_store_that_goes_away_names_the_store(home: Pa
 
 
 def test_whoever_has_done_something_is_shown_it_at_once(home: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("flows.service.observer.LEAST_PAUSE_S", 3600.0)
+    monkeypatch.setattr("flows.service.observer.MIN_PAUSE_S", 3600.0)
     with closing(Backend(Settings(home=home, decode_workers=0))) as backend:
         observer = Observer(backend)
         with observer.running():
