@@ -5,7 +5,7 @@ SOURCE ?=
 # Each worker has a Postgres and an index of its own, and one thread to compute in: more would wait for each other.
 # One more than there are cores: a third of the time a test waits for a process that starts or ends.
 WORKERS := $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test lint types tests test-all test-fast test-services test-system bench stress help
 

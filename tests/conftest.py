@@ -81,22 +81,15 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
+@pytest.hookimpl(tryfirst=True)  # pytest selects by the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests in their lanes by their fixtures; files that use none of these say it themselves.
-
-    A file's tests run in one worker, so that what they share is made once; so do the tests of one console.
-    The longest come first, for at the end of a session only short ones fill up all workers.
-    """
+    """Put tests in their lanes by their fixtures; files that use none of these say it themselves."""
     for item in items:
         used = getattr(item, "fixturenames", ())
         if BROWSERS.intersection(used):
             item.add_marker("system")
         elif SERVERS.intersection(used):
             item.add_marker("services")
-        shared = next((name for name in CONSOLES if name in used), str(item.path))
-        item.add_marker(pytest.mark.xdist_group(shared))
-    items.sort(key=lambda item: [item.get_closest_marker(lane) is None for lane in ("system", "services")])
 
 
 def pytest_collection_finish() -> None:

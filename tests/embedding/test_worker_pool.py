@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -27,8 +28,9 @@ from tests.support.builders import encoded, noise, png
 from tests.support.processes import is_gone, wait_until
 
 PREPARATION = ResizeCrop(size=24, crop=(24, 24), resample=3, scale=(1.0,) * 3, shift=(0.0,) * 3)
-STARTS_AND_WAITS = """
-import time
+STARTS_AND_WAITS = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from embedding.images.preparation import NoPreparation
 from embedding.images.worker_pool import Workers
 from tests.support.builders import png

@@ -77,8 +77,9 @@ def a_pgbouncer(folder: Path, home: Path, **options: object) -> Iterator[URL]:
     os.chown(let_in(folder), account.uid, account.gid)
     status, output = account.run([program, "-d", str(configuration)], cwd=folder, timeout_s=START_TIMEOUT_S)
     assert status == 0, output
-    wait_until(lambda: _listens(port))
-    pid = int((folder / "pid").read_text())
+    pidfile = folder / "pid"
+    wait_until(lambda: _listens(port) and pidfile.exists() and pidfile.read_text().strip() != "")
+    pid = int(pidfile.read_text())
     try:
         yield make_url(place.url).set(host="127.0.0.1", port=port, query={})
     finally:
