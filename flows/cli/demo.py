@@ -22,6 +22,7 @@ from flows.resources.connections import Deps, open_deps
 from flows.search.gallery import render
 from flows.search.query import Query, gallery_page, search
 from flows.tracking.progress import stage_bars
+from storage.data_directory import make_data_directory
 from storage.errors import NotFound
 
 PACKAGE = "tuxpaint-stamps-default"
@@ -38,6 +39,7 @@ def run(settings: Settings, own: Path | None) -> None:
     Raises:
         NoDemoSet: there is no apt here, or it cannot reach Debian's packages.
     """
+    make_data_directory(settings.home)  # before anything else makes one that closes out root's Postgres
     source = own or fetch_stamps(settings.home / "demo")
     say(f"Ingesting {source}", f"sightline ingest {shlex.quote(str(source))}")
     with open_deps(settings) as deps:
