@@ -22,7 +22,7 @@ from flows.resources.connections import Deps, open_deps
 from flows.search.gallery import render
 from flows.search.query import Query, gallery_page, search
 from flows.tracking.progress import stage_bars
-from storage.data_directory import make_data_directory
+from storage.data_directory import make_private_folder
 from storage.errors import NotFound
 
 PACKAGE = "tuxpaint-stamps-default"
@@ -39,7 +39,6 @@ def run(settings: Settings, own: Path | None) -> None:
     Raises:
         NoDemoSet: there is no apt here, or it cannot reach Debian's packages.
     """
-    make_data_directory(settings.home)  # before anything else makes one that closes out root's Postgres
     source = own or fetch_stamps(settings.home / "demo")
     say(f"Ingesting {source}", f"sightline ingest {shlex.quote(str(source))}")
     with open_deps(settings) as deps:
@@ -75,7 +74,7 @@ def fetch_stamps(folder: Path) -> Path:
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise NoDemoSet("no apt here to fetch the demo's images with; run: make demo SOURCE=folder")
     say(f"Fetching Debian's package {PACKAGE}: 161 MB of captioned images, kept in {folder}", None)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder)
     if not _run(["apt-get", "download", PACKAGE], folder) and not (
         _run(["apt-get", "update"], folder) and _run(["apt-get", "download", PACKAGE], folder)
     ):
@@ -144,7 +143,7 @@ def command(query: Query) -> str:
 def write_gallery(deps: Deps, settings: Settings, query: Query) -> Path:
     """Write the gallery of a larger search, and return its path."""
     page = settings.home / "demo" / "gallery.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(page.parent)
     larger = search(deps, replace(query, limit=24))
     page.write_text(render(gallery_page(deps, larger, settings.limits)), encoding="utf-8")
     return page

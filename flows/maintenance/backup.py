@@ -35,11 +35,10 @@ from flows.tracking.progress import Progress, no_progress, stage_steps
 from flows.tracking.retry_policy import HeldLock
 from flows.tracking.run_log import tracked_run
 from storage.blobs import Blobs, copy_new
+from storage.data_directory import SCRATCH, make_data_directory
 from storage.postgres import catalog, dump, model_registry
 from storage.postgres.locks import exclusive_lock
 from storage.qdrant.snapshots import save_points, shape_of
-
-SCRATCH = ".scratch-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +174,8 @@ def _copy_pictures(stores: Stores, target: str, progress: Progress) -> None:
 
 @contextmanager
 def scratch_folder(scratch: Path) -> Iterator[Path]:
-    """Yield a temporary folder below `scratch`."""
-    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Yield a temporary folder below `scratch`, a data directory."""
+    make_data_directory(scratch)
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=scratch))
     try:
         yield folder

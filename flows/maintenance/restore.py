@@ -32,7 +32,7 @@ from flows.resources.model_loader import models_folder
 from flows.tracking.progress import Progress, no_progress, stage_steps
 from flows.tracking.retry_policy import HeldLock, hold
 from storage import qdrant
-from storage.data_directory import make_data_directory
+from storage.data_directory import PASSAGE
 from storage.embedded.postgres.server import stop_postgres
 from storage.embedded.qdrant.process.client import stop as stop_index
 from storage.files import atomic_write
@@ -42,8 +42,6 @@ from storage.postgres.locks import exclusive_lock
 from storage.qdrant.snapshots import load_points, load_snapshot, make_collection, server_kind
 
 MARKER = "restoring.json"
-PASSABLE = 0o711
-"""The account that runs Postgres must get through a folder of root's, but need not see what is in it."""
 
 
 class Marker(BaseModel, frozen=True):
@@ -96,7 +94,6 @@ def restore(settings: Settings, location: str, *, progress: Progress = no_progre
         IncompletePoints: Qdrant counts fewer points than were written.
     """
     location, manifest = read_manifest(location)
-    make_data_directory(settings.home)  # before anything else makes one that closes out root's Postgres
     with scratch_folder(settings.home) as folder:
         fetch_checked(location, manifest, folder, advance=stage_steps(progress, "check images", 0))
         with (
@@ -133,9 +130,8 @@ def check(settings: Settings, location: str, *, progress: Progress = no_progress
     Raises:
         BadBackup, DumpFailed, IncompletePoints: as `restore`.
     """
-    make_data_directory(settings.home)  # as in `restore`
     with scratch_folder(settings.home) as folder:
-        folder.chmod(PASSABLE)
+        folder.chmod(0o700 | PASSAGE)
         home = folder / "home"
         try:
             location, manifest = read_manifest(location)
