@@ -29,17 +29,17 @@ class TrainingSpec:
 
 def training_spec(
     *,
-    model: str | None,
-    what: TrainedPart,
-    losses: Mapping[LossName, float] | None,
-    held_out: float,
-    held_out_keys: Path | None,
-    judgments: Path | None,
-    hard_negatives: int,
-    epochs: int | None,
-    batch_size: int,
-    learning_rate: float | None,
-    seed: int,
+    model: str | None = None,
+    what: TrainedPart = "head",
+    losses: Mapping[LossName, float] | None = None,
+    held_out: float = 0.2,
+    held_out_keys: Path | None = None,
+    judgments: Path | None = None,
+    hard_negatives: int = 0,
+    epochs: int | None = None,
+    batch_size: int = 64,
+    learning_rate: float | None = None,
+    seed: int = 0,
 ) -> TrainingSpec:
     """Build the spec of a training from the options of `sightline finetune`.
 

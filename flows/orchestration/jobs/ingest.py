@@ -1,18 +1,19 @@
 """Ingest one source or all of them, and retry rejects."""
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from flows.config.settings import Settings, split_list
 from flows.ingestion.missing_items import DEFAULT_MAX_SHARE
-from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.pipeline import Step, ingest_source
 from flows.ingestion.report import COUNTS, IngestReport
 from flows.ingestion.request import EmptySource, PartOfSource, Request
 from flows.ingestion.retry_rejects import retry_rejects
 from flows.ingestion.run_state import LimitExceeded
+from flows.orchestration.jobs import run_here
 from flows.resources.connections import Deps, open_deps, open_stores, with_model
 from flows.tracking.progress import Progress, no_progress
 from flows.tracking.run_log import tracked_run
@@ -22,8 +23,6 @@ from storage.postgres.locks import Busy, flow_lock
 from storage.postgres.runs import SourceRead
 from storage.sources import BadSource
 
-Step = Callable[[Callable[[], int]], int]
-
 
 class SourcesFailed(SightlineError):
     """Report the sources that an ingest of all sources could not read."""
@@ -31,11 +30,6 @@ class SourcesFailed(SightlineError):
 
 class RejectsNotRetried(SightlineError):
     """Report the sources with rejects that could not be retried."""
-
-
-def run_here(step: Callable[[], int]) -> int:
-    """Run a step of a job directly."""
-    return step()
 
 
 def ingest(

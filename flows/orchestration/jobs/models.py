@@ -1,14 +1,14 @@
 """Evaluate, train and promote models, and switch searches between them."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from flows.config.settings import Settings
 from flows.datasets.test_sets import MAX_TEST_RECORDS, EvaluationChoice, NothingToEvaluate, choose_test_set
 from flows.evaluation import evaluate as evaluation
 from flows.evaluation import promotion_gate
+from flows.orchestration.jobs import run_here
 from flows.reindexing import reindex as reindexing
 from flows.reindexing.reindex import ReindexRequest, ReindexResult, free_disk
 from flows.resources.connections import Stores, open_stores
@@ -19,11 +19,8 @@ from storage.postgres.locks import Busy, flow_lock
 from storage.qdrant import NoCollection
 
 if TYPE_CHECKING:
-    from embedding.training.losses import LossName
-    from embedding.training.trainer import TrainedPart
     from flows.training.spec import Candidate
 
-Result = TypeVar("Result")
 Counts = dict[str, Any]
 
 
@@ -31,11 +28,6 @@ class NotSwitched(Conflict):
     """Report a promoted candidate that searches could not be switched to."""
 
     retryable = True
-
-
-def run_here(step: Callable[[], Result]) -> Result:
-    """Run a step of a job directly."""
-    return step()
 
 
 def evaluate(
@@ -84,26 +76,17 @@ def finetune(
     settings: Settings,
     prefect_run_id: UUID | None = None,
     *,
-    model: str | None = None,
-    what: "TrainedPart" = "head",
-    losses: "dict[LossName, float] | None" = None,
-    held_out: float = 0.2,
-    held_out_keys: Path | None = None,
-    judgments: Path | None = None,
-    hard_negatives: int = 0,
-    epochs: int | None = None,
-    batch_size: int = 64,
-    learning_rate: float | None = None,
-    seed: int = 0,
     promote: bool = True,
     step: "Callable[[Callable[[], Candidate]], Candidate]" = run_here,
     progress: Progress = no_progress,
+    **options: Any,
 ) -> "Candidate | Counts":
     """Train a candidate, and by default promote it and re-index.
 
     Args:
         promote: switch searches to the candidate if it passes the gate; False returns it after training.
         step: runs the training; a Prefect task does so under Prefect.
+        options: those of `flows.training.spec.training_spec`.
 
     Raises:
         TooFewPairs: the stores hold too few pairs to learn from.
@@ -113,19 +96,7 @@ def finetune(
     from flows.training.finetune import train_candidate  # libraries that take ten seconds to import
     from flows.training.spec import training_spec
 
-    order = training_spec(
-        model=model,
-        what=what,
-        losses=losses,
-        held_out=held_out,
-        held_out_keys=held_out_keys,
-        judgments=judgments,
-        hard_negatives=hard_negatives,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-    )
+    order = training_spec(**options)
     with open_stores(settings, wait_s=settings.retry_for_s) as stores:
         candidate = step(
             lambda: train_candidate(stores, settings, order, prefect_run_id=prefect_run_id, progress=progress)
