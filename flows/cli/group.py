@@ -57,7 +57,7 @@ def main(ctx: click.Context, debug: bool) -> None:
     """Find images with words, and words with images.
 
     Without any setting everything lives in .sightline in the current folder and needs no server. Settings
-    are environment variables that start with SIGHTLINE_; the README lists them.
+    are environment variables that start with SIGHTLINE_; flows/config/SETTINGS.md lists them.
     """
     ctx.obj = debug
     _log_to_stderr(debug)

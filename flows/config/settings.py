@@ -348,7 +348,7 @@ def _read() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + "__".join(str(part) for part in first["loc"]).upper()
-        raise BadSettings(f"{name}: {first['msg']}; see the settings in the README") from error
+        raise BadSettings(f"{name}: {first['msg']}; see flows/config/SETTINGS.md") from error
     except SettingsError as error:
         raise BadSettings(f"{SECRETS_DIR}: {error}") from error
 
@@ -365,5 +365,5 @@ def _reject_unknown_names(names: Sequence[str]) -> None:
             continue
         if name.split("__")[0] not in known:
             near = get_close_matches(name.split("__")[0], known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "; see the settings in the README"
+            hint = f"; did you mean {near[0]}?" if near else "; see flows/config/SETTINGS.md"
             raise BadSettings(f"{name} is no setting of Sightline{hint}")
