@@ -8,14 +8,21 @@ import atexit
 import multiprocessing
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
+
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.support.warm"])
+WARM = "tests.support.warm"
+FORKS.set_forkserver_preload([WARM])
+ROOT = Path(__file__).parents[2]
 
 
 def run(
@@ -31,6 +38,7 @@ def run(
         environment: all of it; else that of this process.
     """
     where, variables = folder or Path.cwd(), dict(os.environ if environment is None else environment)
+    _start_server()
     with TemporaryDirectory() as said:
         process = FORKS.Process(target=_carry_out, args=(work, arguments, where, variables, Path(said)))
         process.start()
@@ -49,6 +57,17 @@ def script(code: str, **where: Any) -> subprocess.CompletedProcess[str]:
     return run(exec, code, {"__name__": "__main__"}, **where)
 
 
+@cache
+def _start_server() -> None:
+    """Start the process that is forked where it finds the tests, whatever a test has set by now.
+
+    What it cannot import beforehand it passes over without a word.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        forkserver.ensure_running()
+
+
 def _carry_out(
     work: Callable[..., object],
     arguments: tuple[object, ...],
@@ -56,6 +75,8 @@ def _carry_out(
     environment: dict[str, str],
     said: Path,
 ) -> None:
+    if WARM not in sys.modules:
+        raise ImportError(f"the process that is forked did not import {WARM}")
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         with (said / name).open("wb") as file:
             os.dup2(file.fileno(), descriptor)
