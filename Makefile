@@ -1,11 +1,14 @@
 # `make demo` searches real pictures; `make test` runs every check. Both need python3 and nothing else.
 PYTHON ?= python3
+# Tests start hundreds of processes, and each would compile our modules again.
+export PYTHONDONTWRITEBYTECODE :=
 BIN := .venv/bin
 SOURCE ?=
 # Each worker has a Postgres and an index of its own, and one thread to compute in: more would wait for each other.
 # One more than there are cores: a third of the time a test waits for a process that starts or ends.
+# Tests that share a console or another server are a group and stay on one worker.
 WORKERS := $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 .PHONY: demo test lint types tests test-all test-fast test-services test-system bench stress help
 

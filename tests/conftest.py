@@ -83,13 +83,28 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # pytest selects by the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests in their lanes by their fixtures; files that use none of these say it themselves."""
+    """Put tests in their lanes by their fixtures, and those that share servers on one worker.
+
+    Files that use none of these fixtures name their lane themselves.
+    """
     for item in items:
         used = getattr(item, "fixturenames", ())
         if BROWSERS.intersection(used):
             item.add_marker("system")
-        elif SERVERS.intersection(used):
+            item.add_marker(pytest.mark.xdist_group("console"))
+            continue
+        if SERVERS.intersection(used):
             item.add_marker("services")
+        if shares_fixtures(item):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def shares_fixtures(item: pytest.Item) -> bool:
+    """Return whether a test uses a fixture that is made once for its file."""
+    made = getattr(item, "_fixtureinfo", None)
+    return made is not None and any(
+        definitions[-1].scope == "module" for definitions in made.name2fixturedefs.values()
+    )
 
 
 def pytest_collection_finish() -> None:
@@ -162,6 +177,15 @@ def engine_15(postgres_15: URL) -> Iterator[Engine]:
         migrate.upgrade(connection)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def prefect_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with the tables of Prefect, made once for all workers."""
+    from tests.support.prefect_database import made_once  # Prefect takes seconds to import
+
+    own = tmp_path_factory.getbasetemp()
+    return made_once((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "prefect tables")
 
 
 @pytest.fixture
