@@ -24,6 +24,7 @@ from flows.resources.comparison import record_comparison
 from flows.resources.connections import open_deps
 from flows.training.finetune import train_candidate
 from flows.training.spec import TrainingSpec
+from tests.support import prefect_database
 from tests.support.builders import a_folder, a_manifest, encoded, noise, png
 from tests.support.processes import a_free_port, environment_with_flows, homes, wait_until
 from tests.support.signed_in import signed_in
@@ -172,24 +173,25 @@ def at_work(running: Running) -> Iterator[Running]:
         yield running
 
 
-def filled_and_at_work(folder: Path, fill: Callable[[Running], None]) -> Iterator[Running]:
+def filled_and_at_work(folder: Path, fill: Callable[[Running], None], tables: Path) -> Iterator[Running]:
     with homes() as home_at:
         running = Running(home_at(folder / "home"), folder, write_tiny_clip(folder / "tiny"))
+        prefect_database.give(running.home, tables)
         fill(running)
         with at_work(running):
             yield running
 
 
 @pytest.fixture(scope="package")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory, prefect_tables: Path) -> Iterator[Running]:
     """A filled data directory, its console, and the flows that the console starts."""
-    yield from filled_and_at_work(tmp_path_factory.mktemp("console"), fill)
+    yield from filled_and_at_work(tmp_path_factory.mktemp("console"), fill, prefect_tables)
 
 
 @pytest.fixture(scope="package")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def workshop(tmp_path_factory: pytest.TempPathFactory, prefect_tables: Path) -> Iterator[Running]:
     """Another data directory, for tests that change it."""
-    yield from filled_and_at_work(tmp_path_factory.mktemp("workshop"), fill_workshop)
+    yield from filled_and_at_work(tmp_path_factory.mktemp("workshop"), fill_workshop, prefect_tables)
 
 
 @pytest.fixture(scope="package")

@@ -51,6 +51,7 @@ from storage.postgres.locks import Busy, exclusive_lock, flow_lock, source_lock
 from storage.postgres.schema import EvaluationRow
 from storage.records import item_id
 from tests.conftest import emptied
+from tests.support import prefect_database
 from tests.support.builders import a_folder, encoded, png
 from tests.support.processes import (
     ONCE_A_YEAR,
@@ -203,11 +204,14 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Iterator[Served]:
+def served(
+    tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, prefect_tables: Path
+) -> Iterator[Served]:
     """A home with two sources, whose flows are served for as long as these tests run."""
     folder = tmp_path_factory.mktemp("served")
     with homes() as home_at, pytest.MonkeyPatch.context() as patch:
         served = Served(home_at(folder / "home"), tiny_clip)
+        prefect_database.give(served.home, prefect_tables)
         for name, value in served.environment().items():
             patch.setenv(name, value)
         with open_deps(served.settings) as deps:

@@ -33,7 +33,7 @@ from flows.orchestration.server_access import (
     password_of,
 )
 from storage.data_directory import SecretUnusable
-from tests.support import forks
+from tests.support import forks, prefect_database
 from tests.support.builders import a_folder, png
 from tests.support.other_user import as_another_user, has_another_user, open_folder, readable_by_another_user
 from tests.support.processes import a_free_port, homes
@@ -60,7 +60,8 @@ def home(folder: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def server(home: Path) -> Iterator[EmbeddedServer]:
+def server(home: Path, prefect_tables: Path) -> Iterator[EmbeddedServer]:
+    prefect_database.give(home, prefect_tables)
     with embedded_server(home, a_free_port()) as server:
         yield server
 
