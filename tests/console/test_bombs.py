@@ -245,7 +245,7 @@ def hosted(images: dict[str, bytes]) -> Iterator[list[dict[str, str]]]:
 def test_bombs_end_with_their_reasons_and_others_are_answered_meanwhile(
     console: Served, names: tuple[str, ...]
 ):
-    images = {name: bombs.images()[name] for name in names}
+    images = {name: bombs.image(name) for name in names}
     reasons = {name: reason for name in names if (reason := bombs.OUTCOMES[name])}
     good = {f"good {number}": png(size=(16, 17 + number)) for number in range(3)}
     source = f"{len(names)} bombs"

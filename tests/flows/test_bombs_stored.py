@@ -70,7 +70,7 @@ def planted(deps: Deps, images: Iterable[bytes]) -> set[str]:
 
 
 def of(names: tuple[str, ...]) -> list[bytes]:
-    return [bombs.images()[name] for name in names]
+    return [bombs.image(name) for name in names]
 
 
 def open_rejects(deps: Deps) -> dict[str, str]:
@@ -87,7 +87,7 @@ def test_an_ingest_rejects_each_bomb_for_its_reason_and_so_does_a_retry(
     deps: Deps, lenient: Settings, tmp_path: Path, names: tuple[str, ...]
 ):
     reasons = {name: reason for name in names if (reason := bombs.OUTCOMES[name])}
-    images = {name: bombs.images()[name] for name in names}
+    images = {name: bombs.image(name) for name in names}
     good = {f"good{number}.png": png(size=(16, 17 + number)) for number in range(8)}
     folder = a_folder(tmp_path / "shop", {**images, **good})
 
@@ -153,7 +153,7 @@ def test_a_training_passes_batches_by_that_hold_nothing_but_bombs(
 ):
     """They were hashed by an older release, so that there are pairs of them."""
     deps, learning = able_to_learn(deps, settings, tmp_path)
-    bomb = bombs.images()["claim.bmp"]
+    bomb = bombs.image("claim.bmp")
     known = planted(deps, [bomb + bytes([number]) for number in range(40)])
     with deps.sessions.begin() as session:
         perceptual_hashes.save_hashes(session, {sha256: int(sha256[:16], 16) for sha256 in known})

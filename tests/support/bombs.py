@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Callable
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -63,27 +64,38 @@ def tiled_tiff() -> bytes:
     return head.ljust(200, b"\0") + zlib.compress(bytes(64))
 
 
+def film(format: str, **options: Any) -> bytes:
+    """An animation of five large frames."""
+    first, *later = [Image.new("RGB", (2000, 2000), (0, 0, n)) for n in (0, *range(4))]
+    return encoded(first, format, save_all=True, append_images=later, **options)
+
+
+def claim() -> bytes:
+    """A BMP of a header that says that it has 72 million pixels."""
+    header = struct.pack("<IiiHHIIiiII", 40, 9000, 8000, 1, 32, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header
+
+
+MAKERS: dict[str, Callable[[], bytes]] = {
+    "flat.webp": lambda: flat_webp((10_000, 7_990)),
+    "large.webp": lambda: tall("WEBP", lossless=True, method=0),
+    "scans.jpg": many_scans,
+    "more-scans.jpg": lambda: many_scans(1024, 5000),
+    "large.png": lambda: large_png((8000, 7500)),
+    "large.gif": lambda: tall("GIF"),
+    "film.gif": lambda: film("GIF"),
+    "film.webp": lambda: film("WEBP", lossless=True, method=0),
+    "large.tiff": lambda: tall("TIFF", compression="tiff_deflate"),
+    "tile.tiff": tiled_tiff,
+    "large.avif": lambda: tall("AVIF", speed=10),
+    "claim.bmp": claim,
+}
+
+
 @cache
-def images() -> dict[str, bytes]:
-    """One bomb or more of every format, by name; none has more than a few hundred kilobytes."""
-    later = [Image.new("RGB", (2000, 2000), (0, 0, n)) for n in range(4)]
-    first = Image.new("RGB", (2000, 2000))
-    return {
-        "flat.webp": flat_webp((10_000, 7_990)),
-        "large.webp": tall("WEBP", lossless=True, method=0),
-        "scans.jpg": many_scans(),
-        "more-scans.jpg": many_scans(1024, 5000),
-        "large.png": large_png((8000, 7500)),
-        "large.gif": tall("GIF"),
-        "film.gif": encoded(first, "GIF", save_all=True, append_images=later),
-        "film.webp": encoded(first, "WEBP", save_all=True, append_images=later, lossless=True, method=0),
-        "large.tiff": tall("TIFF", compression="tiff_deflate"),
-        "tile.tiff": tiled_tiff(),
-        "large.avif": tall("AVIF", speed=10),
-        "claim.bmp": b"BM"
-        + struct.pack("<IHHI", 54, 0, 0, 54)
-        + struct.pack("<IiiHHIIiiII", 40, 9000, 8000, 1, 32, 0, 0, 0, 0, 0, 0),
-    }
+def image(name: str) -> bytes:
+    """One of the bombs, of which there is one or more of every format."""
+    return MAKERS[name]()
 
 
 OUTCOMES = {
