@@ -95,7 +95,6 @@ Storable = AfterValidator(storable)
 Line = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARS), Storable]
 Marked = AfterValidator(markable)
 Key = Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY_CHARS), Storable]
-NewKey = Annotated[Key, Marked]
 Words = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS), Storable, Marked]
 Number = Annotated[int, Field(ge=INT64.start, lt=INT64.stop)]
 Real = Annotated[float, Field(allow_inf_nan=False)]

@@ -30,7 +30,6 @@ NOT_PUBLIC_6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16"
 
 NAT64 = IPv6Network("64:ff9b::/96")
 COMPATIBLE = IPv6Network("::/96")
-TEREDO = IPv6Network("2001::/32")
 
 
 class PrivateAddress(SightlineError, OSError):
