@@ -8,7 +8,6 @@ from contextlib import ExitStack
 import uvicorn
 
 from flows.config.settings import Console, Settings
-from flows.console.app import create_app
 from flows.console.auth import require_protection
 from storage.embedded.bounded_http import BoundedProtocol
 from storage.errors import SightlineError
@@ -85,6 +84,8 @@ def listeners(console: Console) -> list[socket.socket]:
 
 def config_of(settings: Settings) -> uvicorn.Config:
     """Return the uvicorn configuration of the application."""
+    from flows.console.app import create_app  # takes seconds, and a port may be taken
+
     console = settings.console
     return uvicorn.Config(
         create_app(settings),
