@@ -120,6 +120,18 @@ def a_clean_environment() -> None:
         del os.environ[name]
 
 
+@pytest.fixture(autouse=True)
+def an_environment_of_its_own() -> Iterator[None]:
+    """What a test sets, or a command that it runs in this process, does not reach the next."""
+    before = dict(os.environ)
+    yield
+    for name in {name for name, _ in before.items() ^ os.environ.items()} - {"PYTEST_CURRENT_TEST"}:
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
+
+
 @pytest.fixture(scope="session")
 def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home whose Postgres runs for as long as the tests do."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -19,18 +19,27 @@ import httpx
 import pytest
 import uvicorn
 from click.testing import CliRunner
+from prefect.client.schemas.schedules import IntervalSchedule
 from starlette.applications import Starlette
 
 from flows.cli import main
 from flows.cli.supervisor import Line, PartEnded, _answer, _require_running, part
+from flows.config.settings import Settings
 from flows.console.auth import generated_password
 from flows.console.auth import password_file as console_password_file
 from flows.console.server import Server
-from flows.orchestration.prefect_client import open_prefect
+from flows.ingestion.pipeline import ingest_source
+from flows.ingestion.request import Request
+from flows.orchestration.prefect_client import PrefectServer, open_prefect
 from flows.orchestration.server_access import password_file, password_of
-from storage.embedded.postgres.server import postgres_runs
+from flows.resources.connections import open_deps
+from storage.embedded.postgres.server import postgres_runs, stop_postgres
+from storage.embedded.qdrant.process.client import stop as stop_index
 from storage.embedded.qdrant.process.discovery import find
-from tests.support.processes import HomeAt, wait_until
+from storage.postgres import runs
+from tests.support.builders import a_folder, png
+from tests.support.processes import HomeAt, environment_with_flows, wait_until
+from tests.support.tiny_clip import write_tiny_clip
 
 pytestmark = pytest.mark.system
 
@@ -73,15 +82,65 @@ def terminal(into: Path) -> Iterator[int]:
         os.close(ours)
 
 
-def test_it_runs_everything_says_where_and_ends_all_of_it(tmp_path: Path, home_at: HomeAt):
+@pytest.fixture
+def with_a_source(tmp_path: Path, home_at: HomeAt) -> Settings:
+    """A data directory that knows a source, in which there is something new by now, and no server."""
     home = home_at(tmp_path / "home")
+    settings = Settings(home=home, model=str(write_tiny_clip(tmp_path / "tiny")), decode_workers=0)
+    with open_deps(settings) as deps:
+        ingest_source(deps, settings, Request(a_folder(tmp_path / "shop", {"red.png": png("red")})))
+    a_folder(tmp_path / "shop", {"new.png": png("green")})
+    stop_index(home)
+    stop_postgres(home)
+    return settings
+
+
+def start_soon(prefect: PrefectServer, flow: str) -> None:
+    """Have a schedule start a flow in seconds."""
+    [deployment] = [one.id for one in prefect.deployed() if one.flow == flow]
+    anchor = datetime.now(UTC) + timedelta(seconds=6)
+    soon = IntervalSchedule(interval=timedelta(minutes=5), anchor_date=anchor)
+    prefect.client.create_deployment_schedules(deployment, [(soon, True)])
+
+
+def last_ingest(settings: Settings) -> tuple[str, dict[str, int]]:
+    """Return the outcome and the counts of the last ingest of a source."""
+    with open_deps(settings) as deps, deps.sessions() as session:
+        ingests = [
+            run for run in runs.recent_runs(session, 9) if (run.flow, run.source) == ("ingest", "shop")
+        ]
+    return ingests[0].outcome, ingests[0].counts
+
+
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has ended afterwards, whatever became of the test."""
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+
+def test_it_runs_everything_starts_what_is_due_says_where_and_ends_all_of_it(
+    tmp_path: Path, with_a_source: Settings
+):
+    home = with_a_source.home
     console, prefect = free_ports(2)
     command = [sys.executable, "-m", "flows.cli", "up", "--log-format", "json"]
     ports = ["--port", str(console), "--prefect-port", str(prefect)]
     out, log = tmp_path / "out", tmp_path / "log"
-    environment = os.environ | {"SIGHTLINE_HOME": str(home), "COLUMNS": "200"}
-    with terminal(out) as printed, log.open("w") as said:
-        up = subprocess.Popen([*command, *ports], stdout=printed, stderr=said, env=environment)
+    environment = os.environ | environment_with_flows(home, Path(with_a_source.model))
+    environment |= {
+        "COLUMNS": "200",
+        "SIGHTLINE_SCHEDULES__INGEST": "0 * * * *",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+    }
+    with (
+        terminal(out) as printed,
+        log.open("w") as said,
+        ended(subprocess.Popen([*command, *ports], stdout=printed, stderr=said, env=environment)) as up,
+    ):
         wait_until(lambda: "token=" in out.read_text() or up.poll() is not None, patience_s=PATIENCE_S)
         assert up.poll() is None, log.read_text()
         parts = list(children_of(up.pid))
@@ -95,6 +154,10 @@ def test_it_runs_everything_says_where_and_ends_all_of_it(tmp_path: Path, home_a
         assert httpx.post(f"http://127.0.0.1:{prefect}/api/flows/filter", json={}).status_code == 401
         with open_prefect(home) as opened:
             assert [one.flow for one in opened.deployed()][:2] == ["ingest", "evaluate"]
+            start_soon(opened, "ingest")
+        wait_until(lambda: last_ingest(with_a_source)[1].get("read") == 2, patience_s=PATIENCE_S)
+        outcome, counts = last_ingest(with_a_source)
+        assert (outcome, counts["embedded"], counts["unchanged"]) == ("completed", 1, 1)
         assert find(home) is not None
         up.send_signal(signal.SIGINT)
 

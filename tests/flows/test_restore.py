@@ -435,7 +435,7 @@ def test_a_manifest_that_lies_is_refused(
 
 
 @pytest.mark.parametrize(
-    "lie", ["rows", "values", *(pytest.param(lie, marks=pytest.mark.full) for lie in ("revision", "columns"))]
+    "lie", ["rows", *(pytest.param(lie, marks=pytest.mark.full) for lie in ("values", "revision", "columns"))]
 )
 def test_rows_that_do_not_go_into_our_tables_are_refused_before_anything_is_written(
     backups: Path, tmp_path: Path, home_at: HomeAt, lie: str

@@ -242,6 +242,7 @@ def is_at_work(served: Served, engine: Engine, run: str) -> bool:
     return [row[2] for row in served.row(engine, run)] == ["running"]
 
 
+@pytest.mark.full  # tests/cli/test_supervisor.py has a schedule start an ingest of a known source
 def test_a_schedule_starts_an_ingest_which_takes_in_what_is_new_in_a_known_source(
     served: Served, postgres: Engine
 ):

@@ -1,14 +1,14 @@
 """A database of Prefect that has its tables: each new server spends seconds on making them."""
 
+import asyncio
 import fcntl
 import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
-from flows.orchestration.server import embedded_server
+from prefect.server.database import provide_database_interface
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
+
 from storage.data_directory import make_private_folder
-from tests.support.processes import a_free_port
 
 
 def made_once(folder: Path) -> Path:
@@ -18,11 +18,15 @@ def made_once(folder: Path) -> Path:
     with (folder / "lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not database.exists():
-            with embedded_server(folder, a_free_port()):
-                pass
-            with closing(sqlite3.connect(folder / "prefect" / "prefect.db")) as made:
-                made.execute("vacuum into ?", (str(database),))
+            asyncio.run(make_tables(database))
     return database
+
+
+async def make_tables(database: Path) -> None:
+    with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{database}"}):
+        prefect = provide_database_interface()
+        await prefect.create_db()
+        await (await prefect.engine()).dispose()
 
 
 def give(home: Path, database: Path) -> None:
