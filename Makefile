@@ -26,9 +26,7 @@ help:
 demo: .venv/installed
 	@$(BIN)/sightline demo $(SOURCE)
 
-# Checking types takes a core for a minute; the tests leave as much of one idle.
-test: lint
-	@$(MAKE) --no-print-directory --jobs=2 types tests
+test: lint types tests
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -222,6 +222,12 @@ def context(browser: Browser, running: Running) -> Iterator[BrowserContext]:
     context.close()
 
 
+def reload(page: Page) -> None:
+    """Load a page again, and wait until it answers: it is shown before, and loses what is clicked."""
+    page.reload()
+    page.wait_for_function("window.did_handshake")
+
+
 @pytest.fixture
 def page(context: BrowserContext, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A page of the console; the test fails if the browser logs an error or a warning."""

@@ -5,7 +5,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from flows.console.auth import generated_password
-from tests.console.conftest import SHOTS, Running, sign_in
+from tests.console.conftest import SHOTS, Running, reload, sign_in
 from tests.support.signed_in import link_to
 
 
@@ -49,7 +49,7 @@ def test_the_theme_that_was_chosen_stays(page: Page):
     expect(page.locator("body.body--dark")).to_be_attached()
     page.wait_for_function("document.cookie.includes('theme=dark')")
 
-    page.reload()
+    reload(page)
 
     expect(page.locator("body.body--dark")).to_be_attached()
 
@@ -75,7 +75,7 @@ def test_the_link_opens_it_for_its_user_and_nobody_else_sees_more_than_the_form(
     page.goto(link_to(running.url, running.home))
     expect(page).to_have_url(f"{running.url}/")
     expect(page.get_by_text("Last 30 days")).to_be_visible()
-    page.reload()
+    reload(page)
     expect(page.get_by_text("Last 30 days")).to_be_visible()
     assert generated_password(running.home) not in (running.folder / "console.log").read_text()
     page.close()

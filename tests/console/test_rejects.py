@@ -11,7 +11,7 @@ from flows.service.pool import Backend
 from storage.postgres import runs
 from storage.postgres.rejects import Reject, open_rejects
 from storage.postgres.runs import Run
-from tests.console.conftest import PATIENCE_S, SHOTS, Running, sign_in
+from tests.console.conftest import PATIENCE_S, SHOTS, Running, reload, sign_in
 from tests.support.builders import a_folder, png
 from tests.support.processes import wait_until
 
@@ -62,7 +62,7 @@ def test_filters_narrow_the_list_and_are_in_the_address(page: Page):
 
     expect(page.get_by_role("listitem")).to_have_count(2)
     expect(page.get_by_text("There is no image where the record says.")).to_be_visible()
-    page.reload()
+    reload(page)
     expect(page.get_by_role("listitem")).to_have_count(2)
     expect(page.get_by_role("link", name="missing_file · 2")).to_have_attribute("aria-current", "true")
     assert page.url.endswith("/rejects?reason=missing_file&source=stock")

@@ -30,7 +30,7 @@ from flows.tracking.run_log import tracked_run
 from storage.embedded.postgres.server import postgres_url
 from storage.postgres.locks import flow_lock
 from storage.postgres.runs import Run, failed_runs, recent_runs
-from tests.console.conftest import SHOTS, Running, sign_in
+from tests.console.conftest import SHOTS, Running, reload, sign_in
 
 pytestmark = pytest.mark.usefixtures("compared_afterwards")
 
@@ -229,7 +229,7 @@ def test_history_is_narrowed_and_a_reload_shows_the_same(page: Page):
     expect(history(page)).to_have_count(1)
     expect(page).to_have_url(re.compile(r"/runs\?flow=ingest&source=words$"))
 
-    page.reload()
+    reload(page)
 
     expect(history(page)).to_have_count(1)
     expect(history(page)).to_contain_text(re.compile(r"ingest\s*words\s*completed"))
@@ -249,7 +249,7 @@ def test_history_goes_on_page_by_page(page: Page, postgres: Engine):
             reads += [row.split("\t")[6].strip() for row in history(page).all_inner_texts()]
         expect(page.get_by_role("button", name="Older")).to_be_disabled()
 
-        page.reload()
+        reload(page)
 
         expect(history(page)).to_have_count(1)
         page.get_by_role("button", name="Newer").click()

@@ -15,7 +15,7 @@ from flows.maintenance.delete import delete_items
 from flows.resources.connections import open_deps
 from storage.postgres.catalog import Selection
 from storage.records import item_id
-from tests.console.conftest import PATIENCE_S, SHOTS, Running, sign_in
+from tests.console.conftest import PATIENCE_S, SHOTS, Running, reload, sign_in
 from tests.support.builders import a_folder, encoded, noise, png
 
 RED, GREEN, BLUE = (item_id("shop", f"{colour}.png") for colour in ("red", "green", "blue"))
@@ -167,7 +167,7 @@ def test_words_and_an_image_are_searched_together(page: Page):
     expect(page).to_have_url(re.compile(r"/search\?q=a\+green\+square&picture=[0-9a-f]{64}$"))
     loaded(page)
     shown = cards(page).locator(".sl-card-score").all_inner_texts()
-    page.reload()
+    reload(page)
     expect(page.get_by_role("searchbox")).to_have_value("a green square")
     expect(page.get_by_text("your image")).to_be_visible()
     expect(cards(page)).to_have_count(3)
@@ -256,7 +256,7 @@ def test_more_hits_come_below_those_that_are_shown_and_a_deleted_record_vanishes
             expect(page.get_by_role("button", name="Show more")).to_be_hidden()
             loaded(page)
             delete_items(deps, Selection((first[0],), source="many"), running.folder, for_s=60)
-            page.reload()
+            reload(page)
             expect(cards(page)).to_have_count(25)
             assert first[0] not in keys(page)
             loaded(page)
