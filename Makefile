@@ -5,7 +5,7 @@ export PYTHONDONTWRITEBYTECODE :=
 BIN := .venv/bin
 SOURCE ?=
 # Each worker has a Postgres and an index of its own, and one thread to compute in: more would wait for each other.
-# One more than there are cores: a third of the time a test waits for a process that starts or ends.
+# One more than there are cores, because tests wait; a second one more makes them slower.
 # Tests that share a console or another server are a group and stay on one worker.
 WORKERS := $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
