@@ -265,7 +265,7 @@ def settings_of(backend: Backend) -> dict[str, Any]:
         pytest.param("storage.postgres.request_queue:begin", "after", marks=pytest.mark.full),
         pytest.param("storage.postgres.catalog:save_items", "before", marks=pytest.mark.full),
         ("storage.postgres.catalog:mark_embedded", "before"),
-        ("storage.postgres.request_queue:finish", "before"),
+        pytest.param("storage.postgres.request_queue:finish", "before", marks=pytest.mark.full),
     ],
 )
 def test_a_request_whose_process_is_killed_is_taken_up_again(

@@ -348,7 +348,13 @@ def test_a_candidate_is_on_record_with_its_parent_and_how_it_was_made(stores: St
     assert run.counts["candidate"] == candidate.name
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "loss",  # tests/embedding/test_losses.py has each of them
+    [
+        pytest.param(loss, marks=() if loss in ("infonce", "multi-similarity") else pytest.mark.full)
+        for loss in LOSSES
+    ],
+)
 def test_every_loss_trains(stores: Stores, trainable: Settings, loss: LossName):
     order = TrainingSpec(options_of("head", {loss: 1.0, "infonce": 0.5}, epochs=2, batch_size=16))
 
