@@ -76,43 +76,33 @@ def claim() -> bytes:
     return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header
 
 
-MAKERS: dict[str, Callable[[], bytes]] = {
-    "flat.webp": lambda: flat_webp((10_000, 7_990)),
-    "large.webp": lambda: tall("WEBP", lossless=True, method=0),
-    "scans.jpg": many_scans,
-    "more-scans.jpg": lambda: many_scans(1024, 5000),
-    "large.png": lambda: large_png((8000, 7500)),
-    "large.gif": lambda: tall("GIF"),
-    "film.gif": lambda: film("GIF"),
-    "film.webp": lambda: film("WEBP", lossless=True, method=0),
-    "large.tiff": lambda: tall("TIFF", compression="tiff_deflate"),
-    "tile.tiff": tiled_tiff,
-    "large.avif": lambda: tall("AVIF", speed=10),
-    "claim.bmp": claim,
+BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
+    "flat.webp": (lambda: flat_webp((10_000, 7_990)), "too_many_pixels"),
+    "large.webp": (lambda: tall("WEBP", lossless=True, method=0), "too_costly"),
+    "scans.jpg": (many_scans, None),
+    "more-scans.jpg": (lambda: many_scans(1024, 5000), "too_costly"),
+    "large.png": (lambda: large_png((8000, 7500)), None),
+    "large.gif": (lambda: tall("GIF"), None),
+    "film.gif": (lambda: film("GIF"), None),
+    "film.webp": (lambda: film("WEBP", lossless=True, method=0), None),
+    "large.tiff": (lambda: tall("TIFF", compression="tiff_deflate"), None),
+    "tile.tiff": (tiled_tiff, "too_costly"),
+    "large.avif": (lambda: tall("AVIF", speed=10), None),
+    "claim.bmp": (claim, "too_costly"),
 }
+"""How each image is made, one or more of every format, and why it is rejected.
+
+None for those that are just within the limits, and decoded.
+"""
+
+OUTCOMES = {name: reason for name, (_, reason) in BOMBS.items()}
 
 
 @cache
 def image(name: str) -> bytes:
-    """One of the bombs, of which there is one or more of every format."""
-    return MAKERS[name]()
-
-
-OUTCOMES = {
-    "flat.webp": "too_many_pixels",
-    "large.webp": "too_costly",
-    "scans.jpg": None,
-    "more-scans.jpg": "too_costly",
-    "large.png": None,
-    "large.gif": None,
-    "film.gif": None,
-    "film.webp": None,
-    "large.tiff": None,
-    "tile.tiff": "too_costly",
-    "large.avif": None,
-    "claim.bmp": "too_costly",
-}
-"""Why each image is rejected; None for those that are just within the limits, and decoded."""
+    """Return one of the bombs."""
+    make, _ = BOMBS[name]
+    return make()
 
 
 def nested_parquet(path: Path) -> Path:
