@@ -1,5 +1,6 @@
 """A job without a Prefect server runs in the command's own process, and on record all the same."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -17,8 +18,10 @@ import flows.ingestion.pipeline
 from flows.cli.options import PrefectUnavailable, run_under_prefect
 from flows.config.prefect_env import has_prefect_settings
 from flows.config.settings import Settings, load_settings
+from flows.orchestration import flows as prefect_flows
 from flows.orchestration.jobs import ingest as jobs
 from flows.tracking.signals import Terminated, raising_on_sigterm
+from flows.training.spec import training_spec
 from storage.embedded.qdrant.process.client import find_index, index_client
 from storage.postgres.schema import RunRow
 from tests.support.builders import a_folder, png
@@ -190,3 +193,10 @@ def test_prefect_is_consulted_wherever_a_server_may_be_configured(
         (tmp_path / name).write_text(content)
 
     assert has_prefect_settings()
+
+
+def test_the_flow_takes_the_options_of_a_training_with_their_defaults():
+    def defaults(function: Callable[..., Any]) -> dict[str, object]:
+        return {name: one.default for name, one in inspect.signature(function).parameters.items()}
+
+    assert defaults(prefect_flows.finetune.fn) == defaults(training_spec) | {"promote": True}

@@ -82,7 +82,6 @@ def everything_below(folder: Path) -> dict[str, int]:
     ("records", "way"),
     [
         pytest.param(300, "18 to 15"),
-        pytest.param(300, "15 to 18", marks=pytest.mark.full),
         pytest.param(20_000, "18 to 15", marks=pytest.mark.full),
         pytest.param(20_000, "15 to 18", marks=pytest.mark.full),
         pytest.param(20_000, "18 to 18", marks=pytest.mark.full),
