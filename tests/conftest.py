@@ -37,7 +37,7 @@ SERVED = ["embedded", "server"] if SERVER else ["embedded"]
 SERVERS = {"postgres_home", "index_home", "home_at", "server", "postgres_15_server"}
 """Fixtures that start servers."""
 
-BROWSERS = {"browser", "running", "workshop"}
+BROWSERS = {"browser", "filled"}
 """Fixtures that start a browser, or a console and its flows as processes."""
 
 # The same examples everywhere, and no clock: a busy machine must not decide whether a test passes.

@@ -124,6 +124,11 @@ def fill_workshop(running: Running) -> None:
         promote(deps, settings, models[1])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests of the workshop last: it changes what others count."""
+    items.sort(key=lambda item: "workshop" in getattr(item, "fixturenames", ()))
+
+
 @contextmanager
 def process(running: Running, *command: str) -> Iterator[Callable[[str], None]]:
     """Run a command until this ends; yield a function that waits for words in its output.
@@ -173,25 +178,29 @@ def at_work(running: Running) -> Iterator[Running]:
         yield running
 
 
-def filled_and_at_work(folder: Path, fill: Callable[[Running], None], tables: Path) -> Iterator[Running]:
+@pytest.fixture(scope="package")
+def filled(tmp_path_factory: pytest.TempPathFactory, prefect_tables: Path) -> Iterator[Running]:
+    """A filled data directory, its console, and the flows that the console starts."""
+    folder = tmp_path_factory.mktemp("console")
     with homes() as home_at:
         running = Running(home_at(folder / "home"), folder, write_tiny_clip(folder / "tiny"))
-        prefect_database.give(running.home, tables)
+        prefect_database.give(running.home, prefect_tables)
         fill(running)
         with at_work(running):
             yield running
 
 
 @pytest.fixture(scope="package")
-def running(tmp_path_factory: pytest.TempPathFactory, prefect_tables: Path) -> Iterator[Running]:
-    """A filled data directory, its console, and the flows that the console starts."""
-    yield from filled_and_at_work(tmp_path_factory.mktemp("console"), fill, prefect_tables)
+def running(filled: Running) -> Running:
+    """The console with few records, of which tests know the counts."""
+    return filled
 
 
 @pytest.fixture(scope="package")
-def workshop(tmp_path_factory: pytest.TempPathFactory, prefect_tables: Path) -> Iterator[Running]:
-    """Another data directory, for tests that change it."""
-    yield from filled_and_at_work(tmp_path_factory.mktemp("workshop"), fill_workshop, prefect_tables)
+def workshop(filled: Running) -> Running:
+    """The same console once all others are done with it, with much to train on and many rejects."""
+    fill_workshop(filled)
+    return filled
 
 
 @pytest.fixture(scope="package")

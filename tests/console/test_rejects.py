@@ -18,17 +18,21 @@ from tests.support.processes import wait_until
 
 @pytest.fixture(scope="module")
 def running(workshop: Running) -> Running:
-    """A data directory of its own: rejects are resolved here."""
+    """Rejects are resolved here, after all others are done with them."""
     return workshop
 
 
-def rejects(running: Running, **wanted: str) -> dict[str, Reject]:
-    """Open rejects, by place."""
+def all_rejects(running: Running, **wanted: str) -> list[Reject]:
     backend = Backend(running.settings)
     with backend.sessions() as sessions, sessions() as session:
         found = open_rejects(session, **wanted)
     backend.close()
-    return {reject.place: reject for reject in found}
+    return found
+
+
+def rejects(running: Running, source: str) -> dict[str, Reject]:
+    """Open rejects of a source, by place."""
+    return {reject.place: reject for reject in all_rejects(running, source=source)}
 
 
 def retries(running: Running) -> list[Run]:
@@ -53,9 +57,9 @@ def eventually(holds: Callable[[], bool]) -> None:
     wait_until(holds, patience_s=PATIENCE_S)
 
 
-def test_filters_narrow_the_list_and_are_in_the_address(page: Page):
+def test_filters_narrow_the_list_and_are_in_the_address(page: Page, running: Running):
     page.goto("/rejects")
-    expect(page.get_by_text("34 rejects open")).to_be_visible()
+    expect(page.get_by_text(f"{len(all_rejects(running))} rejects open")).to_be_visible()
 
     page.get_by_role("link", name="stock · 4").click()
     page.get_by_role("link", name="missing_file · 2").click()

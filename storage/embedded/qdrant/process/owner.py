@@ -20,7 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storage.embedded.qdrant.engine.state import DamagedState
 from storage.embedded.qdrant.process.discovery import (
     ALREADY_OWNED,
     HOST,
@@ -35,6 +34,7 @@ from storage.embedded.qdrant.process.discovery import (
     socket_path,
     withdraw,
 )
+from storage.errors import SightlineError
 
 if TYPE_CHECKING:
     import uvicorn
@@ -59,16 +59,18 @@ def serve_index(home: Path, *, idle_s: float | None = IDLE_S) -> None:
 
     Raises:
         AlreadyOwned: another process does so already.
-        Damaged: the list of collections cannot be read.
+        DamagedState: the list of collections cannot be read.
     """
     path = folder_of(home)
     with ownership(home) as folder:
         # Imported under the lock: of several that start at once, the losers exit before this second of work.
+        gc.disable()  # what is imported stays: looking for garbage in it takes a fifth of that time
         from storage.embedded.qdrant.protocol.routes import IndexApp
 
         # A batch of points is thousands of objects and no cycle: garbage collection took a third of it.
         gc.freeze()
         gc.set_threshold(GARBAGE_AFTER_OBJECTS)
+        gc.enable()
         private, public = _private_listener(folder, path), _public_listener()
         try:
             with private, public, IndexApp.open(path, new_key()) as app:
@@ -165,7 +167,7 @@ def main() -> None:
     except AlreadyOwned as error:
         log.info("%s", error)
         sys.exit(ALREADY_OWNED)
-    except DamagedState as error:
+    except SightlineError as error:
         sys.exit(str(error))
 
 
