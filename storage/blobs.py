@@ -10,8 +10,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from storage.files import PART, atomic_write
 
-PREFIXES = tuple(f"{number:02x}" for number in range(256))
-"""First two digits of every possible SHA-256."""
+PREFIX_DIGITS = 2
+PREFIXES = tuple(f"{number:02x}" for number in range(16**PREFIX_DIGITS))
+"""First digits of every possible SHA-256."""
 
 NAME = re.compile(r"[0-9a-f]{64}")
 

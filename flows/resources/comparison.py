@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from flows.resources.connections import Stores
 from flows.tracking.progress import Progress, Steps, no_progress, stage_steps
 from flows.tracking.run_log import tracked_run
 from storage import qdrant
-from storage.blobs import PREFIXES
+from storage.blobs import PREFIX_DIGITS
 from storage.consistency.differences import (
     DAMAGE,
     CatalogEntry,
@@ -187,15 +187,32 @@ def confirm(stores: Stores, collection: str, complete: bool, ids: Collection[Poi
 
 
 def missing_images(stores: Stores, report: ComparisonReport) -> Iterator[ImageInfo]:
-    """Yield the lost images of living items, by SHA-256."""
+    """Yield the lost images of living items, by SHA-256.
+
+    An image whose items are deleted meanwhile is left out.
+    """
     if stores.blobs is None:
         return
-    for prefix in PREFIXES:
-        with stores.sessions() as session:
-            wanted = catalog.images_by_prefix(session, prefix)
+    for prefix, images in groupby(_images(stores), key=lambda image: image.sha256[:PREFIX_DIGITS]):
+        wanted = list(images)  # read before the names are: an image is stored before its item
         report.pictures += len(wanted)
-        lost = wanted.keys() - stores.blobs.names(prefix) if wanted else ()
-        yield from (wanted[sha256] for sha256 in sorted(lost))
+        there = stores.blobs.names(prefix)
+        if lost := [image for image in wanted if image.sha256 not in there]:
+            with stores.sessions() as session:
+                living = catalog.referenced_images(session, [image.sha256 for image in lost])
+            yield from (image for image in lost if image.sha256 in living)
+
+
+def _images(stores: Stores) -> Iterator[ImageInfo]:
+    """Yield the images of living items by SHA-256, each page in a short transaction."""
+    after = ""
+    while True:
+        with stores.sessions() as session:
+            page = catalog.image_page(session, after=after, limit=PAGE)
+        if not page:
+            return
+        yield from page
+        after = page[-1].sha256
 
 
 def item_pages(stores: Stores, collection: str) -> Iterator[list[CatalogEntry]]:

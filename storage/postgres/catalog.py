@@ -427,17 +427,20 @@ def items_with_digests(session: Session, ids: Sequence[UUID]) -> dict[UUID, tupl
     }
 
 
-def images_by_prefix(session: Session, prefix: str) -> dict[str, ImageInfo]:
-    """Return the images of living items by SHA-256, with this prefix."""
-    after = prefix + "g"  # the digits end with f
+def image_page(session: Session, *, after: str, limit: int) -> list[ImageInfo]:
+    """Return images of living items, by SHA-256.
+
+    Args:
+        after: only images with a greater SHA-256; "" for the first page.
+    """
     statement = (
         select(ItemRow)
-        .where(ItemRow.image_sha256 >= prefix, ItemRow.image_sha256 < after, ItemRow.deleted.is_(None))
+        .where(ItemRow.image_sha256 > after, ItemRow.deleted.is_(None))
         .order_by(ItemRow.image_sha256, ItemRow.from_strangers, ItemRow.id)
         .distinct(ItemRow.image_sha256)
+        .limit(limit)
     )
-    images = (_image(row) for row in session.scalars(statement))
-    return {image.sha256: image for image in images if image}
+    return [image for image in map(_image, session.scalars(statement)) if image]
 
 
 def living_images(session: Session) -> Iterator[str]:

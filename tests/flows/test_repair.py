@@ -1,5 +1,6 @@
 """Postgres and Qdrant brought apart in every way that happened to others, found, and mended."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,12 +16,15 @@ from flows.config.settings import Settings
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.request import Request
 from flows.maintenance import repair as repairing
+from flows.maintenance.delete import delete_items
 from flows.maintenance.repair import RepairResult, TooManyDeletes
 from flows.resources import comparison
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps
 from storage import qdrant
+from storage.blobs import PREFIX_DIGITS
 from storage.postgres import catalog
+from storage.postgres.catalog import Selection
 from storage.postgres.locks import Busy, source_lock
 from storage.records import item_id
 from tests.support.builders import a_folder, png
@@ -61,6 +65,10 @@ def run(deps: Deps, statement: str) -> None:
 
 def id_of(name: str) -> str:
     return str(item_id("shop", name))
+
+
+def sha_of(name: str) -> str:
+    return hashlib.sha256(FILES[name]).hexdigest()
 
 
 @pytest.fixture
@@ -298,3 +306,24 @@ def test_more_records_than_a_page_are_compared_in_order(
 
     assert differences(deps) == {"missing": 2}
     assert repair(deps, settings).after.work == 0
+
+    deps.blobs.delete(sha_of("grey.png"))
+    report = reconcile(deps)
+    assert (report.pictures, report.counts["missing_picture"]) == (4, 1)
+
+
+@pytest.mark.usefixtures("shop")
+def test_an_image_that_is_deleted_during_a_comparison_is_not_lost(
+    deps: Deps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    names, sha256 = deps.blobs.names, sha_of("red.png")
+
+    def deleted_meanwhile(prefix: str) -> set[str]:
+        if prefix == sha256[:PREFIX_DIGITS]:
+            delete_items(deps, Selection(keys=("red.png",)), tmp_path / "receipts", for_s=1)
+            assert sha256 not in names(prefix)
+        return names(prefix)
+
+    monkeypatch.setattr(deps.blobs, "names", deleted_meanwhile)
+
+    assert differences(deps) == {}
