@@ -204,7 +204,7 @@ def missing_images(stores: Stores, report: ComparisonReport) -> Iterator[ImageIn
 
 
 def _images(stores: Stores) -> Iterator[ImageInfo]:
-    """Yield the images of living items by SHA-256, each page in a short transaction."""
+    """Yield the images of living items by SHA-256, page by page."""
     after = ""
     while True:
         with stores.sessions() as session:

@@ -34,6 +34,7 @@ from flows.search.query import Query, search
 from flows.service.metrics import metrics_route
 from flows.service.observer import Observer
 from flows.service.pool import Backend
+from storage import qdrant
 from storage.blobs import Blobs
 from tests.conftest import emptied
 from tests.support import tools
@@ -236,7 +237,7 @@ def test_a_flow_that_fails_and_stores_that_differ_are_told(watched: Watched):
     (watched.shop / "leaf.png").write_bytes(b"nor this")
     with pytest.raises(TooManyRejects):
         watched.ingest()
-    collection = watched.ask("sightline_index_info")[0]["metric"]["collection"]
+    [collection] = qdrant.list_collections(watched.deps.vectors)
     watched.deps.vectors.delete_collection(collection)
     record_comparison(watched.deps, watched.backend.settings)
     watched.observer.refresh()
