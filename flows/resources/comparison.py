@@ -13,7 +13,7 @@ from flows.resources.connections import Stores
 from flows.tracking.progress import Progress, Steps, no_progress, stage_steps
 from flows.tracking.run_log import tracked_run
 from storage import qdrant
-from storage.blobs import PREFIX_DIGITS
+from storage.blobs import PREFIX_DIGITS, PREFIXES
 from storage.consistency.differences import (
     DAMAGE,
     CatalogEntry,
@@ -193,8 +193,7 @@ def missing_images(stores: Stores, report: ComparisonReport) -> Iterator[ImageIn
     """
     if stores.blobs is None:
         return
-    for prefix, images in groupby(_images(stores), key=lambda image: image.sha256[:PREFIX_DIGITS]):
-        wanted = list(images)  # read before the names are: an image is stored before its item
+    for prefix, wanted in _images_by_prefix(stores):
         report.pictures += len(wanted)
         there = stores.blobs.names(prefix)
         if lost := [image for image in wanted if image.sha256 not in there]:
@@ -203,16 +202,19 @@ def missing_images(stores: Stores, report: ComparisonReport) -> Iterator[ImageIn
             yield from (image for image in lost if image.sha256 in living)
 
 
-def _images(stores: Stores) -> Iterator[ImageInfo]:
-    """Yield the images of living items by SHA-256, page by page."""
-    after = ""
-    while True:
+def _images_by_prefix(stores: Stores) -> Iterator[tuple[str, list[ImageInfo]]]:
+    """Yield the images of living items by prefix; few by one query."""
+    with stores.sessions() as session:
+        few = catalog.images_by_prefix(session, "", limit=PAGE)
+    if len(few) < PAGE:
+        for prefix, some in groupby(few, key=lambda image: image.sha256[:PREFIX_DIGITS]):
+            yield prefix, list(some)
+        return
+    for prefix in PREFIXES:
         with stores.sessions() as session:
-            page = catalog.image_page(session, after=after, limit=PAGE)
-        if not page:
-            return
-        yield from page
-        after = page[-1].sha256
+            wanted = catalog.images_by_prefix(session, prefix)
+        if wanted:
+            yield prefix, wanted
 
 
 def item_pages(stores: Stores, collection: str) -> Iterator[list[CatalogEntry]]:

@@ -427,15 +427,12 @@ def items_with_digests(session: Session, ids: Sequence[UUID]) -> dict[UUID, tupl
     }
 
 
-def image_page(session: Session, *, after: str, limit: int) -> list[ImageInfo]:
-    """Return images of living items, by SHA-256.
-
-    Args:
-        after: only images with a greater SHA-256; "" for the first page.
-    """
+def images_by_prefix(session: Session, prefix: str, *, limit: int | None = None) -> list[ImageInfo]:
+    """Return the images of living items whose SHA-256 has this prefix, in order."""
+    after = prefix + "g"  # the digits end with f
     statement = (
         select(ItemRow)
-        .where(ItemRow.image_sha256 > after, ItemRow.deleted.is_(None))
+        .where(ItemRow.image_sha256 >= prefix, ItemRow.image_sha256 < after, ItemRow.deleted.is_(None))
         .order_by(ItemRow.image_sha256, ItemRow.from_strangers, ItemRow.id)
         .distinct(ItemRow.image_sha256)
         .limit(limit)
