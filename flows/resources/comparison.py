@@ -205,16 +205,12 @@ def missing_images(stores: Stores, report: ComparisonReport) -> Iterator[ImageIn
 def _images_by_prefix(stores: Stores) -> Iterator[tuple[str, list[ImageInfo]]]:
     """Yield the images of living items by prefix; few by one query."""
     with stores.sessions() as session:
-        few = catalog.images_by_prefix(session, "", limit=PAGE)
-    if len(few) < PAGE:
-        for prefix, some in groupby(few, key=lambda image: image.sha256[:PREFIX_DIGITS]):
-            yield prefix, list(some)
-        return
-    for prefix in PREFIXES:
+        few = catalog.count_images(session, at_most=PAGE) < PAGE
+    for start in ("",) if few else PREFIXES:
         with stores.sessions() as session:
-            wanted = catalog.images_by_prefix(session, prefix)
-        if wanted:
-            yield prefix, wanted
+            images = catalog.images_by_prefix(session, start)
+        for prefix, wanted in groupby(images, key=lambda image: image.sha256[:PREFIX_DIGITS]):
+            yield prefix, list(wanted)
 
 
 def item_pages(stores: Stores, collection: str) -> Iterator[list[CatalogEntry]]:

@@ -427,15 +427,20 @@ def items_with_digests(session: Session, ids: Sequence[UUID]) -> dict[UUID, tupl
     }
 
 
-def images_by_prefix(session: Session, prefix: str, *, limit: int | None = None) -> list[ImageInfo]:
-    """Return the images of living items whose SHA-256 has this prefix, in order."""
+def count_images(session: Session, *, at_most: int) -> int:
+    """Count the living items with an image, and stop at a number."""
+    some = select(ItemRow.id).where(ItemRow.image_sha256.is_not(None), ItemRow.deleted.is_(None))
+    return session.scalars(select(func.count()).select_from(some.limit(at_most).subquery())).one()
+
+
+def images_by_prefix(session: Session, prefix: str) -> list[ImageInfo]:
+    """Return living items' images by a prefix of their SHA-256, in order."""
     after = prefix + "g"  # the digits end with f
     statement = (
         select(ItemRow)
         .where(ItemRow.image_sha256 >= prefix, ItemRow.image_sha256 < after, ItemRow.deleted.is_(None))
         .order_by(ItemRow.image_sha256, ItemRow.from_strangers, ItemRow.id)
         .distinct(ItemRow.image_sha256)
-        .limit(limit)
     )
     return [image for image in map(_image, session.scalars(statement)) if image]
 
