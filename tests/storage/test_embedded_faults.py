@@ -120,7 +120,7 @@ def some(of: Iterable[str], *often: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("shape", [payload, pytest.param(lists, marks=pytest.mark.full)])
-@pytest.mark.parametrize("name", some(PAYLOAD_WRITES, "upsert", "set by filter"))
+@pytest.mark.parametrize("name", some(PAYLOAD_WRITES, "upsert"))
 def test_a_payload_as_deep_as_the_limit_survives_a_kill_and_a_deeper_one_is_refused(
     client: QdrantClient, home: Path, name: str, shape: Callable[[int], Any]
 ):
