@@ -10,11 +10,15 @@ from fsspec.implementations.local import LocalFileSystem
 
 from storage.files import PART, atomic_write
 
-PREFIX_DIGITS = 2
-PREFIXES = tuple(f"{number:02x}" for number in range(16**PREFIX_DIGITS))
-"""First digits of every possible SHA-256."""
+PREFIXES = tuple(f"{number:02x}" for number in range(256))
+"""First two digits of every possible SHA-256."""
 
 NAME = re.compile(r"[0-9a-f]{64}")
+
+
+def prefix_of(sha256: str) -> str:
+    """Return the first two digits, which name the folder of a blob."""
+    return sha256[:2]
 
 
 class Blobs:
@@ -77,7 +81,7 @@ class Blobs:
             self._files.rm_file(path)
 
     def _path(self, sha256: str) -> str:
-        return f"{self._root}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
+        return f"{self._root}/{prefix_of(sha256)}/{sha256[2:4]}/{sha256}"
 
 
 def copy_new(source: Blobs, target: Blobs) -> Iterator[str]:

@@ -34,7 +34,7 @@ from flows.resources.connections import Stores
 from flows.tracking.progress import Progress, no_progress, stage_steps
 from flows.tracking.retry_policy import HeldLock
 from flows.tracking.run_log import tracked_run
-from storage.blobs import Blobs, copy_new
+from storage.blobs import Blobs, copy_new, prefix_of
 from storage.data_directory import SCRATCH, make_data_directory
 from storage.postgres import catalog, dump, model_registry
 from storage.postgres.locks import exclusive_lock
@@ -129,7 +129,7 @@ def _write(
         known = model_registry.known_collections(session)
         active = model_registry.active_collection(session)
         needed = model_registry.models_of_collections(session)
-        for prefix, shas in groupby(catalog.living_images(session), key=lambda sha256: sha256[:2]):
+        for prefix, shas in groupby(catalog.living_images(session), key=prefix_of):
             there = None if stores.blobs is None else stores.blobs.names(prefix)
             for sha256 in shas:
                 if there is None or sha256 in there:

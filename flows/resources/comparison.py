@@ -13,7 +13,7 @@ from flows.resources.connections import Stores
 from flows.tracking.progress import Progress, Steps, no_progress, stage_steps
 from flows.tracking.run_log import tracked_run
 from storage import qdrant
-from storage.blobs import PREFIX_DIGITS, PREFIXES
+from storage.blobs import PREFIXES, prefix_of
 from storage.consistency.differences import (
     DAMAGE,
     CatalogEntry,
@@ -209,7 +209,7 @@ def _images_by_prefix(stores: Stores) -> Iterator[tuple[str, list[ImageInfo]]]:
     for start in ("",) if few else PREFIXES:
         with stores.sessions() as session:
             images = catalog.images_by_prefix(session, start)
-        for prefix, wanted in groupby(images, key=lambda image: image.sha256[:PREFIX_DIGITS]):
+        for prefix, wanted in groupby(images, key=lambda image: prefix_of(image.sha256)):
             yield prefix, list(wanted)
 
 

@@ -22,7 +22,7 @@ from flows.resources import comparison
 from flows.resources.comparison import reconcile
 from flows.resources.connections import Deps
 from storage import qdrant
-from storage.blobs import PREFIX_DIGITS
+from storage.blobs import prefix_of
 from storage.postgres import catalog
 from storage.postgres.catalog import Selection
 from storage.postgres.locks import Busy, source_lock
@@ -319,7 +319,7 @@ def test_an_image_that_is_deleted_during_a_comparison_is_not_lost(
     names, sha256 = deps.blobs.names, sha_of("red.png")
 
     def deleted_meanwhile(prefix: str) -> set[str]:
-        if prefix == sha256[:PREFIX_DIGITS]:
+        if prefix == prefix_of(sha256):
             delete_items(deps, Selection(keys=("red.png",)), tmp_path / "receipts", for_s=1)
             assert sha256 not in names(prefix)
         return names(prefix)

@@ -63,8 +63,8 @@ def serve_index(home: Path, *, idle_s: float | None = IDLE_S) -> None:
     """
     path = folder_of(home)
     with ownership(home) as folder:
+        gc.disable()  # what is imported stays: looking for garbage in it takes a fifth of the time
         # Imported under the lock: of several that start at once, the losers exit before this second of work.
-        gc.disable()  # what is imported stays: looking for garbage in it takes a fifth of that time
         from storage.embedded.qdrant.protocol.routes import IndexApp
 
         # A batch of points is thousands of objects and no cycle: garbage collection took a third of it.
