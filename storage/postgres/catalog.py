@@ -463,8 +463,8 @@ def drop_marks(session: Session, collection: str, ids: Sequence[UUID]) -> None:
 
 def referenced_images(session: Session, shas: Sequence[str]) -> set[str]:
     """Return those of `shas` that a living item has as its image."""
-    statement = select(ItemRow.image_sha256).where(ItemRow.image_sha256.in_(shas), ItemRow.deleted.is_(None))
-    return {sha for sha in session.scalars(statement) if sha}
+    living = select(ItemRow.image_sha256).where(among(ItemRow.image_sha256, shas), ItemRow.deleted.is_(None))
+    return {sha for sha in session.scalars(living) if sha}
 
 
 def counts(session: Session) -> dict[str, int]:

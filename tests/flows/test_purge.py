@@ -1,5 +1,6 @@
 """A purge removes what nobody needs, and nothing else."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from flows.maintenance.backup import backup, scratch_folder
 from flows.maintenance.backup_files import read_manifest
 from flows.maintenance.purge import PurgeResult, TooManyOrphans, purge
 from flows.resources.connections import Deps
+from storage.postgres import catalog
 from tests.support.builders import a_folder, png
 
 ORPHAN = "0" * 64
@@ -38,6 +40,15 @@ def test_what_no_item_needs_goes_and_the_rest_stays(deps: Deps, settings: Settin
 
     assert kept(blobs) == 2
     assert purge(deps, settings, max_delete=0, yes=False, dry_run=False) == PurgeResult(2, 0, 0, ())
+
+
+@pytest.mark.usefixtures("blobs")
+def test_more_images_than_a_statement_has_parameters_are_looked_up(deps: Deps):
+    needed = hashlib.sha256(png("red")).hexdigest()
+    many = [f"{number:064x}" for number in range(70_000)]
+
+    with deps.sessions() as session:
+        assert catalog.referenced_images(session, [*many, needed]) == {needed}
 
 
 def test_a_purge_of_most_pictures_is_refused(deps: Deps, settings: Settings, blobs: Path):
