@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qdrant_client import models
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from storage.embedded.qdrant.protocol.errors import RequestError
 from storage.embedded.qdrant.protocol.filters import OUTER_LEVEL, to_filter
 from storage.embedded.qdrant.protocol.json_depth import MAX_LEVELS
+from storage.embedded.qdrant.protocol.named_vectors import Fields
 from storage.embedded.qdrant.protocol.reads import count, scroll
 from tests.support.embedded_points import POINTS, SECOND, SOME, Both, Id, field_is, ids, opened, value_is
 
@@ -31,7 +33,6 @@ def match(key: str, **kind: Any) -> models.FieldCondition:
         "text_any": models.MatchTextAny,
         "phrase": models.MatchPhrase,
         "prefix": models.MatchPrefix,
-        "substring": models.MatchSubstring,
     }
     return field_is(key, match=kinds[name](**kind))
 
@@ -63,7 +64,8 @@ def is_null(key: str) -> models.IsNullCondition:
 SQUARE = line((-15, -15), (15, -15), (15, 15), (-15, 15), (-15, -15))
 HOLE = line((-5, -5), (5, -5), (5, 5), (-5, 5), (-5, -5))
 BOX = models.GeoBoundingBox(top_left=corner(-10, 10), bottom_right=corner(10, -10))
-KEYS = ("tag", "mixed", "rows", "rows[].x", "deep.er", "deep.er.value", '"a.b"."c d"', "mixed[0]", "nowhere")
+PLAIN_KEYS = ("tag", "rows", "rows[].x", "deep.er", "deep.er.value", '"a.b"."c d"', "mixed[0]", "nowhere")
+KEYS = (*PLAIN_KEYS, "mixed")
 
 CONDITIONS: dict[str, models.Condition] = {
     **{
@@ -84,11 +86,7 @@ CONDITIONS: dict[str, models.Condition] = {
     "except texts": match("tag", **{"except": ["a", "c"]}),
     "except numbers": match("mixed", **{"except": [1]}),
     "except none": match("mixed", **{"except": []}),
-    "text": match("words", text="red house"),
-    "any word": match("words", text_any="red house"),
-    "phrase": match("words", phrase="red"),
     "prefix": match("tag", prefix="a"),
-    "substring": match("words", substring="ed"),
     "range": between("n", gte=3, lt=7),
     "range, open": between("f", gt=0.5, lte=1.0),
     "range of a mixed field": between("mixed", gte=1),
@@ -103,9 +101,9 @@ CONDITIONS: dict[str, models.Condition] = {
     "count of values": field_is("tag", values_count=models.ValuesCount(gte=2)),
     "count of none": field_is("mixed", values_count=models.ValuesCount(lt=1)),
     **{f"{key} is empty": is_empty(key) for key in KEYS},
-    **{f"{key} is null": is_null(key) for key in KEYS},
+    **{f"{key} is null": is_null(key) for key in PLAIN_KEYS},
     **{f"{key} is empty: {yes}": field_is(key, is_empty=yes) for key in KEYS for yes in (True, False)},
-    **{f"{key} is null: {yes}": field_is(key, is_null=yes) for key in KEYS for yes in (True, False)},
+    **{f"{key} is null: {yes}": field_is(key, is_null=yes) for key in PLAIN_KEYS for yes in (True, False)},
     "ids": models.HasIdCondition(has_id=[1, 2, SECOND, 10**9]),
     "no ids": models.HasIdCondition(has_id=[]),
     "a vector": models.HasVectorCondition(has_vector="multi"),
@@ -116,6 +114,13 @@ CONDITIONS: dict[str, models.Condition] = {
     "a filter": SOME,
     "an empty filter": models.Filter(),
     "a slice": models.SliceCondition(slice=models.Slice(total=3, index=1)),
+}
+
+
+OF_A_TEXT_INDEX: dict[str, models.Condition] = {
+    "text": match("words", text="red house"),
+    "any word": match("words", text_any="red house"),
+    "phrase": match("words", phrase="red"),
 }
 
 
@@ -131,6 +136,14 @@ def expected(both: Both, filter: models.Filter) -> set[Id]:
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_a_condition_matches_the_same_points(both: Both, name: str, clause: str):
     filter = models.Filter(**{clause: CONDITIONS[name]})
+
+    assert found(both, filter) == expected(both, filter)
+
+
+@pytest.mark.parametrize("both", ["indexed"], indirect=True)
+@pytest.mark.parametrize("name", OF_A_TEXT_INDEX)
+def test_with_a_text_index_words_match(both: Both, name: str):
+    filter = models.Filter(must=OF_A_TEXT_INDEX[name])
 
     assert found(both, filter) == expected(both, filter)
 
@@ -205,9 +218,13 @@ REFUSED: dict[str, tuple[models.Condition, str]] = {
         "polygon",
     ),
     "negative count": (field_is("tag", values_count=models.ValuesCount(gte=-1)), "from 0 up"),
-    "negative minimum": (
-        models.Filter(min_should=models.MinShould(conditions=[SOME], min_count=-1)),
-        "min_count must be a number from 0 up",
+    "minimum of none": (
+        models.Filter(min_should=models.MinShould(conditions=[SOME], min_count=0)),
+        "min_count must be a number from 1 up",
+    ),
+    "substring": (
+        field_is("t", match=models.MatchSubstring(substring="ed")),
+        "has no MatchSubstring, as Qdrant 1.19 has none",
     ),
     "slice": (models.SliceCondition(slice=models.Slice(total=2, index=2)), "slice 2 of 2"),
     "deep": (deep(DEEPEST), "has 128 levels of JSON, the limit is 127"),
@@ -219,6 +236,91 @@ def test_a_condition_that_means_nothing_is_refused_with_a_sentence(name: str):
     condition, sentence = REFUSED[name]
 
     with pytest.raises(RequestError) as refusal:
-        to_filter(models.Filter(must=[condition]))
+        to_filter(models.Filter(must=[condition]), Fields({}))
 
     assert sentence in str(refusal.value)
+
+
+TEXTS = ["Red apple", "red apples on a table", "Pineapple", "apple red"]
+BY_CHARACTERS: dict[str, tuple[models.Match, list[int]]] = {
+    "a word": (models.MatchText(text="apple"), [0, 1, 2, 3]),
+    "two words, in their order": (models.MatchText(text="red apple"), [1]),
+    "case counts": (models.MatchText(text="Red"), [0]),
+    "a part of a word": (models.MatchText(text="app"), [0, 1, 2, 3]),
+    "a phrase across words": (models.MatchPhrase(phrase="ed app"), [0, 1]),
+    "any of the words": (models.MatchTextAny(text_any="pine Pine"), [2]),
+    "any of no words": (models.MatchTextAny(text_any=" "), []),
+}
+"""Answers of a Qdrant server 1.19.0 on a field without a text index."""
+
+
+@pytest.mark.parametrize("place", ["t", "in.t", "list[].t"])
+@pytest.mark.parametrize("name", BY_CHARACTERS)
+def test_without_a_text_index_characters_match_as_on_a_server(served: QdrantClient, name: str, place: str):
+    match, expected = BY_CHARACTERS[name]
+    make(served, [{"t": text, "in": {"t": text}, "list": [{"t": "-"}, {"t": text}]} for text in TEXTS])
+    condition = models.FieldCondition(key=place, match=match)
+
+    assert answered(served, condition) == expected
+
+    served.delete("c", models.Filter(must=[condition]))
+    assert sorted(point.id for point in served.scroll("c")[0]) == sorted({0, 1, 2, 3} - set(expected))
+
+
+def test_a_text_index_changes_what_a_text_filter_means_at_once(served: QdrantClient):
+    make(served, [{"t": text} for text in TEXTS])
+    condition = models.FieldCondition(key="t", match=models.MatchText(text="RED"))
+
+    assert answered(served, condition) == []
+    served.create_payload_index("c", "t", models.TextIndexParams(type="text"))
+    assert answered(served, condition) == [0, 1, 3]
+    served.delete_payload_index("c", "t")
+    assert answered(served, condition) == []
+
+
+def test_a_text_filter_in_a_nested_one_knows_its_index(served: QdrantClient):
+    make(served, [{"list": [{"t": text}]} for text in TEXTS])
+    condition = nested("list", must=[models.FieldCondition(key="t", match=models.MatchText(text="RED"))])
+
+    assert answered(served, condition) == []
+    served.create_payload_index("c", "list[].t", models.TextIndexParams(type="text"))
+    assert answered(served, condition) == [0, 1, 3]
+
+
+def test_other_parts_of_a_condition_hold_beside_a_text(served: QdrantClient):
+    make(served, [{"t": ["red", "red"]}, {"t": "red"}])
+    two = models.ValuesCount(gte=2)
+
+    assert answered(served, field_is("t", match=models.MatchText(text="red"), values_count=two)) == [0]
+
+
+@pytest.mark.parametrize("kind", ["condition", "attribute"])
+def test_an_array_with_a_null_is_null_where_its_field_has_an_index(served: QdrantClient, kind: str):
+    make(served, [{"k": value} for value in (None, [None], ["a", None], [], "a")])
+    null = is_null("k") if kind == "condition" else field_is("k", is_null=True)
+
+    assert answered(served, null) == [0]
+    served.create_payload_index("c", "k", "keyword")
+    assert answered(served, null) == [0, 1, 2]  # as on a server, which does not agree with itself
+
+
+def test_a_delete_by_a_minimum_of_no_conditions_deletes_nothing(served: QdrantClient):
+    make(served, [{"n": 1}])
+    everything = models.Filter(min_should=models.MinShould(conditions=[value_is("n", 9)], min_count=0))
+
+    with pytest.raises(UnexpectedResponse) as refusal:
+        served.delete("c", everything)
+
+    assert refusal.value.status_code == 422
+    assert served.count("c").count == 1
+
+
+def make(client: QdrantClient, payloads: list[dict[str, Any]]) -> None:
+    client.create_collection("c", vectors_config=models.VectorParams(size=1, distance="Dot"))
+    client.upsert(
+        "c", [models.PointStruct(id=i, vector=[1.0], payload=payload) for i, payload in enumerate(payloads)]
+    )
+
+
+def answered(client: QdrantClient, condition: models.Condition) -> list[Any]:
+    return [point.id for point in client.scroll("c", scroll_filter=models.Filter(must=[condition]))[0]]

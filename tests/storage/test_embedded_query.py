@@ -9,7 +9,7 @@ import qdrant_edge as edge
 from qdrant_client import QdrantClient, models
 
 from storage.embedded.qdrant.engine.target import Target
-from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported, RequestError, TooLarge
+from storage.embedded.qdrant.protocol.errors import Invalid, NotFound, NotSupported, RequestError, TooLarge
 from storage.embedded.qdrant.protocol.named_vectors import Spaces
 from storage.embedded.qdrant.protocol.query import query_points
 from storage.embedded.qdrant.protocol.responses import MAX_RESULTS
@@ -99,8 +99,11 @@ def decay(kind: type, name: str) -> Any:
 NAIVE = models.NaiveFeedbackStrategy(naive=models.NaiveFeedbackStrategyParams(a=0.8, b=0.5, c=0.3))
 
 
-def feedback(score: float) -> models.RelevanceFeedbackQuery:
-    items = [models.FeedbackItem(example=FIRST, score=score), models.FeedbackItem(example=SECOND, score=0.2)]
+def feedback(*scores: float) -> models.RelevanceFeedbackQuery:
+    items = [
+        models.FeedbackItem(example=id, score=score)
+        for id, score in zip((FIRST, SECOND), scores, strict=False)
+    ]
     given = models.RelevanceFeedbackInput(target=V, feedback=items, strategy=NAIVE)
     return models.RelevanceFeedbackQuery(relevance_feedback=given)
 
@@ -167,12 +170,21 @@ QUERIES: dict[str, dict[str, Any]] = {
     "context": {"query": models.ContextQuery(context=PAIRS), "using": "cos"},
     "context, one pair": {"query": models.ContextQuery(context=A_PAIR), "using": "l2"},
     "feedback": {
-        "query": feedback(0.9),
+        "query": feedback(0.9, 0.2),
         "using": "dot",
     },
     "mmr": {
         "query": models.NearestQuery(nearest=V, mmr=models.Mmr(diversity=0.3, candidates_limit=40)),
         "using": "cos",
+    },
+    "mmr of sparse vectors": {
+        "query": models.NearestQuery(nearest=SPARSE, mmr=models.Mmr(diversity=0.6, candidates_limit=60)),
+        "using": "sparse",
+    },
+    "mmr of a stored sparse vector": {
+        "query": models.NearestQuery(nearest=FIRST, mmr=models.Mmr(candidates_limit=50)),
+        "using": "sparse",
+        "filter": SOME,
     },
     "mmr by default": {"query": models.NearestQuery(nearest=FIRST, mmr=models.Mmr()), "using": "cos"},
     "rrf": {
@@ -467,6 +479,43 @@ def deep_sum(levels: int) -> Any:
 
 
 DOCUMENT = models.Document(text="a red house", model="any")
+
+
+@pytest.mark.parametrize("using", ["cos", "sparse"])
+@pytest.mark.parametrize("selected", [False, True, ["l2"]])
+def test_diversity_returns_the_vectors_of_the_request_alone(both: Both, using: str, selected: Any):
+    diverse = models.NearestQuery(nearest=FIRST, mmr=models.Mmr())
+    request = {"query": diverse, "using": using, "limit": 3, "with_vector": selected}
+
+    found = query_points(models.QueryRequest(**request), both.target, both.find)
+
+    names = set(POINTS[0].vector) if selected is True else set(selected or [])
+    assert len(found) == 3
+    assert all(
+        set(hit.vector or {}) <= names and set(hit.vector or {}) >= names - {"multi", "sparse"}
+        for hit in found
+    )
+
+
+@pytest.mark.parametrize("using", ["cos", "sparse"])
+@pytest.mark.parametrize("fusion", list(models.Fusion))
+def test_a_fusion_gets_as_many_points_as_a_diverse_prefetch_may_give(
+    both: Both, fusion: models.Fusion, using: str
+):
+    given = W if using == "cos" else SPARSE
+    diverse = models.NearestQuery(nearest=given, mmr=models.Mmr(diversity=0.7, candidates_limit=40))
+    prefetch = models.Prefetch(query=diverse, using=using, limit=5)
+    alone = models.QueryRequest(query=diverse, using=using, limit=5, filter=SOME)
+    fused = models.QueryRequest(
+        prefetch=[prefetch], query=models.FusionQuery(fusion=fusion), limit=100, filter=SOME
+    )
+
+    found = query_points(fused, both.target, both.find)
+
+    assert set(ids(found)) == set(ids(query_points(alone, both.target, both.find)))
+    assert len(found) == 5
+
+
 RRF = models.FusionQuery(fusion=models.Fusion.RRF)
 ORDER = models.OrderByQuery(order_by="n")
 MIXED = recommend([FIRST], [SPARSE])
@@ -569,11 +618,15 @@ REFUSED: dict[str, tuple[dict[str, Any], type[RequestError], str]] = {
         RequestError,
         "diversity",
     ),
-    "mmr of sparse vectors": (
-        {"query": models.NearestQuery(nearest=SPARSE, mmr=models.Mmr()), "using": "sparse"},
-        NotSupported,
-        "sparse",
+    "mmr candidates": (
+        {
+            "query": models.NearestQuery(nearest=SPARSE, mmr=models.Mmr(candidates_limit=20_000)),
+            "using": "sparse",
+        },
+        RequestError,
+        "candidates_limit",
     ),
+    "feedback of nothing": ({"query": feedback(), "using": "dot"}, Invalid, "at least one item"),
     "feedback of nan": ({"query": feedback(float("nan")), "using": "dot"}, RequestError, "finite"),
     "weights of infinity": (
         {"prefetch": prefetched("cos"), "query": models.RrfQuery(rrf=models.Rrf(weights=[float("inf")]))},
@@ -597,8 +650,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[RequestError], str]] = {
         "nested deeper",
     ),
     "hnsw_ef": (
-        {"query": V, "using": "cos", "params": models.SearchParams(hnsw_ef=-1)},
-        RequestError,
+        {"query": V, "using": "cos", "params": models.SearchParams(hnsw_ef=0)},
+        Invalid,
         "hnsw_ef",
     ),
     "unknown vector to return": ({"query": V, "using": "cos", "with_vector": ["no"]}, RequestError, "'no'"),

@@ -10,7 +10,7 @@ import pytest
 import qdrant_edge as edge
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qdrant_client import models
+from qdrant_client import QdrantClient, models
 
 from storage.embedded.qdrant.engine.bindings import EnginePanic, engine_errors
 from storage.embedded.qdrant.engine.target import Target
@@ -41,6 +41,7 @@ from tests.support.embedded_points import (
     opened,
 )
 
+RRF = models.FusionQuery(fusion=models.Fusion.RRF)
 NUMBERS_FIRST = sorted((point.id for point in POINTS), key=lambda id: (isinstance(id, str), id))
 
 
@@ -492,3 +493,36 @@ def test_a_panic_of_the_engine_is_not_taken_for_a_bad_request(tmp_path: Path):
 
     with pytest.raises(EnginePanic, match="panicked: chunk size must be non-zero"), engine_errors():
         shard.update(ragged)
+
+
+SERVER_GROUPS = {
+    "vector, one group": (1, 10, 5, [1.0, 0.5], {"b": [*range(99, 80, -2)]}),
+    "vector, two groups": (
+        2,
+        10,
+        5,
+        [1.0, 0.5],
+        {"b": [*range(99, 80, -2)], "a": [*range(98, 79, -2)]},
+    ),
+    "vector, small groups": (2, 3, 2, [1.0, 0.5], {"b": [99, 97, 95], "a": [98, 96, 94]}),
+    "fusion, one group": (1, 10, 5, RRF, {"b": [99, 89, 97, 87, 95, 85, 93, 83, 91, 81]}),
+    "fusion, many candidates": (1, 5, 10, RRF, {"b": [99, 93, 97, 91, 95]}),
+}
+"""Number of groups, their size, limit of the prefetch, query, and the answer by the requests of a server."""
+
+
+@pytest.mark.parametrize("name", SERVER_GROUPS)
+def test_groups_over_a_prefetch_are_those_of_a_server(served: QdrantClient, name: str):
+    limit, size, candidates, query, expected = SERVER_GROUPS[name]
+    served.create_collection("c", vectors_config=models.VectorParams(size=2, distance="Dot"))
+    points = [
+        models.PointStruct(id=i, vector=[1.0, float(i)], payload={"g": "ab"[i % 2]}) for i in range(100)
+    ]
+    served.upsert("c", points)
+    prefetch = models.Prefetch(query=[0.0, 1.0], limit=candidates)
+
+    groups = served.query_points_groups(
+        "c", group_by="g", limit=limit, group_size=size, prefetch=prefetch, query=query
+    ).groups
+
+    assert {group.id: [hit.id for hit in group.hits] for group in groups} == expected

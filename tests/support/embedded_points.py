@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from qdrant_client import QdrantClient, models
 from storage.embedded.qdrant.engine import bindings
 from storage.embedded.qdrant.engine.target import Target
 from storage.embedded.qdrant.protocol.errors import NotFound
-from storage.embedded.qdrant.protocol.named_vectors import Spaces
+from storage.embedded.qdrant.protocol.named_vectors import Fields, Spaces
 from storage.embedded.qdrant.protocol.vectors import to_engine
 
 N = 240
@@ -148,7 +148,8 @@ def opened(folder: Path, *, indexed: bool) -> Iterator[Both]:
     local = QdrantClient(":memory:")
     fill(local)
     shards = [a_shard(folder / name, points, indexed=indexed) for name, points in COLLECTIONS.items()]
-    yield Both(Target(shards[0], SPACES), Target(shards[1], SPACES), local)
+    spaces = replace(SPACES, fields=Fields(INDEXES if indexed else {}))
+    yield Both(Target(shards[0], spaces), Target(shards[1], spaces), local)
     for shard in shards:
         shard.close()
     local.close()

@@ -55,7 +55,7 @@ class Collection:
         self.name = name
         self.stored = stored
         self._save = save
-        self.spaces: Spaces = spaces_of(stored.config)
+        self.spaces: Spaces = spaces_of(stored.config, stored.payload_schema)
         self.path = shards / stored.folder
         self.changed: set[PointId] | None = None
         """Points written since a graph build started; None while none runs."""
@@ -173,7 +173,7 @@ class Collection:
         """Switch to the folder in `stored`, which holds the same points."""
         self.close()
         self.stored = stored
-        self.spaces = spaces_of(stored.config)
+        self.spaces = spaces_of(stored.config, stored.payload_schema)
         self.path = shards / stored.folder
         self.changed = None
         _ = self.shard

@@ -221,7 +221,7 @@ class Store:
         changed = collection.stored.model_copy(update=changes)
         self._replace(collection.name, changed)
         collection.stored = changed
-        collection.spaces = config.spaces_of(changed.config)
+        collection.spaces = config.spaces_of(changed.config, changed.payload_schema)
         collection.changed = None  # a graph that is being built has the old schema: it is started again
 
     def _replace(self, name: str, stored: CollectionState) -> None:

@@ -10,8 +10,9 @@ from qdrant_client import models
 
 from storage.embedded.qdrant.engine.bindings import engine_errors, to_engine
 from storage.embedded.qdrant.protocol.errors import Conflict, NotFound, NotSupported, RequestError
-from storage.embedded.qdrant.protocol.named_vectors import UNNAMED, Spaces
+from storage.embedded.qdrant.protocol.named_vectors import UNNAMED, Fields, Spaces
 
+NO_INDEXES: Mapping[str, models.PayloadFieldSchema] = {}
 HNSW = models.HnswConfig(m=16, ef_construct=100, full_scan_threshold=10_000, max_indexing_threads=0)
 OPTIMIZERS = models.OptimizersConfig(
     deleted_threshold=0.2,
@@ -77,11 +78,13 @@ def _require_size(name: str, size: int) -> None:
         raise RequestError(f"vector {name!r}: size must be 1 to {MAX_DIMENSIONS}, not {size}")
 
 
-def spaces_of(config: models.CreateCollection) -> Spaces:
-    """Return the named vectors of a collection."""
+def spaces_of(
+    config: models.CreateCollection, indexes: Mapping[str, models.PayloadFieldSchema] = NO_INDEXES
+) -> Spaces:
+    """Return the named vectors and payload indexes of a collection."""
     dense = config.vectors or {}
     named = {UNNAMED: dense} if isinstance(dense, models.VectorParams) else dense
-    return Spaces(named, config.sparse_vectors or {})
+    return Spaces(named, config.sparse_vectors or {}, Fields(indexes))
 
 
 def bytes_per_point(spaces: Spaces) -> int:

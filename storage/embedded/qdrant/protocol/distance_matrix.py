@@ -57,7 +57,7 @@ def _neighbours(request: models.SearchMatrixRequest, target: Target) -> list[Nei
     if using not in target.spaces.dense and using not in target.spaces.sparse:
         raise RequestError(f"Not existing vector name error: {using!r}")
     with engine_errors():
-        sample = _sample(to_filter(request.filter), size, using, target)
+        sample = _sample(to_filter(request.filter, target.spaces.fields), size, using, target)
         if len(sample) < 2:
             return []
         among = edge.Filter(must=[edge.HasIdCondition({point.id for point in sample})])

@@ -9,6 +9,12 @@ class RequestError(SightlineError):
     http_status = 400
 
 
+class Invalid(RequestError):
+    """Reject a parameter outside its range, as the validation of a server does."""
+
+    http_status = 422
+
+
 class Unauthorized(RequestError):
     """Reject a request without the right key."""
 

@@ -1,4 +1,9 @@
-"""Convert filters from the REST API's models to the engine's."""
+"""Convert filters from the REST API's models to the engine's.
+
+Where a field has no index, the engine compares texts and nulls otherwise than a server does (1.19.0): it
+matches whole words in lower case where a server matches characters, and calls an array null that holds one. A
+filter means here what it means on a server, so that a delete by it deletes the same points.
+"""
 
 from collections.abc import Iterable
 from datetime import date
@@ -10,8 +15,9 @@ import qdrant_edge as edge
 from qdrant_client import models
 
 from storage.embedded.qdrant.engine.bindings import engine_errors
-from storage.embedded.qdrant.protocol.errors import RequestError
+from storage.embedded.qdrant.protocol.errors import Invalid, RequestError
 from storage.embedded.qdrant.protocol.json_depth import MAX_LEVELS, levels
+from storage.embedded.qdrant.protocol.named_vectors import Fields
 from storage.embedded.qdrant.protocol.vectors import point_id
 
 OUTER_LEVEL = 2
@@ -20,16 +26,18 @@ OUTER_LEVEL = 2
 LEAF_LEVELS = 6
 """Most levels of a condition without nested conditions: the holes of a polygon."""
 
+Words = models.MatchText | models.MatchTextAny | models.MatchPhrase
 INT64 = range(-(2**63), 2**63)
 
 EngineCondition = Any  # the engine's stubs lack SliceCondition, so no union of theirs can name them all
 
 
-def to_filter(filter: models.Filter | None, level: int = OUTER_LEVEL) -> edge.Filter | None:
+def to_filter(filter: models.Filter | None, fields: Fields, level: int = OUTER_LEVEL) -> edge.Filter | None:
     """Convert a filter to the engine's form; None stays None.
 
     Args:
         filter: as the request gives it.
+        fields: the collection's payload indexes.
         level: the level of the filter in the engine's record.
 
     Raises:
@@ -37,53 +45,57 @@ def to_filter(filter: models.Filter | None, level: int = OUTER_LEVEL) -> edge.Fi
             condition is empty, or has a bad path, id or number.
     """
     with engine_errors():
-        return None if filter is None else _filter(filter, level)
+        return None if filter is None else _filter(filter, fields, level)
 
 
-def to_condition(condition: models.Condition) -> EngineCondition:
+def to_condition(condition: models.Condition, fields: Fields) -> EngineCondition:
     """Convert a condition to the engine's form; raises as `to_filter`."""
     with engine_errors():
-        return _condition(condition, OUTER_LEVEL)
+        return _condition(condition, fields, OUTER_LEVEL)
 
 
-def _filter(filter: models.Filter, level: int) -> edge.Filter:
+def _filter(filter: models.Filter, fields: Fields, level: int) -> edge.Filter:
     """Convert a filter that lies at `level` of the engine's record.
 
     Its conditions are objects in arrays in it.
     """
     return edge.Filter(
-        must=_conditions(filter.must, level + 2),
-        should=_conditions(filter.should, level + 2),
-        must_not=_conditions(filter.must_not, level + 2),
-        min_should=_min_should(filter.min_should, level + 3),
+        must=_conditions(filter.must, fields, level + 2),
+        should=_conditions(filter.should, fields, level + 2),
+        must_not=_conditions(filter.must_not, fields, level + 2),
+        min_should=_min_should(filter.min_should, fields, level + 3),
     )
 
 
 def _conditions(
-    given: list[models.Condition] | models.Condition | None, level: int
+    given: list[models.Condition] | models.Condition | None, fields: Fields, level: int
 ) -> list[EngineCondition] | None:
     if given is None:
         return None
-    return [_condition(one, level) for one in (given if isinstance(given, list) else [given])]
+    return [_condition(one, fields, level) for one in (given if isinstance(given, list) else [given])]
 
 
-def _min_should(given: models.MinShould | None, level: int) -> edge.MinShould | None:
+def _min_should(given: models.MinShould | None, fields: Fields, level: int) -> edge.MinShould | None:
     if given is None:
         return None
-    _check_natural("min_count", given.min_count)
-    return edge.MinShould([_condition(one, level) for one in given.conditions], given.min_count)
+    if not 1 <= given.min_count < 2**63:
+        # A server carries out a delete by 0, which empties the collection; all else it refuses.
+        raise Invalid(f"min_count must be a number from 1 up, got {given.min_count}")
+    return edge.MinShould([_condition(one, fields, level) for one in given.conditions], given.min_count)
 
 
-def _condition(condition: models.Condition, level: int) -> EngineCondition:
+def _condition(condition: models.Condition, fields: Fields, level: int) -> EngineCondition:
     if level + LEAF_LEVELS > MAX_LEVELS:
         _require_room(condition, level)
     match condition:
         case models.Filter():
-            return _filter(condition, level)
+            return _filter(condition, fields, level)
         case models.FieldCondition():
-            return _field(condition)
+            return _field(condition, fields)
         case models.NestedCondition(nested=nested):
-            return edge.NestedCondition(nested.key, _filter(nested.filter, level + 2))
+            return edge.NestedCondition(
+                nested.key, _filter(nested.filter, fields.below(nested.key), level + 2)
+            )
         case models.HasIdCondition(has_id=ids):
             return edge.HasIdCondition({point_id(id) for id in ids})
         case models.HasVectorCondition(has_vector=name):
@@ -91,7 +103,7 @@ def _condition(condition: models.Condition, level: int) -> EngineCondition:
         case models.IsEmptyCondition(is_empty=field):
             return edge.IsEmptyCondition(field.key)
         case models.IsNullCondition(is_null=field):
-            return edge.IsNullCondition(field.key)
+            return _is_null(field.key, fields)
         case models.SliceCondition(slice=part):
             return _slice(part)
 
@@ -112,11 +124,16 @@ def _slice(part: models.Slice) -> EngineCondition:
     return slice_condition(part.total, part.index)
 
 
-def _field(given: models.FieldCondition) -> edge.FieldCondition:
-    if all(value is None for name, value in given if name != "key"):
+def _field(given: models.FieldCondition, fields: Fields) -> EngineCondition:
+    stated = [name for name, value in given if name != "key" and value is not None]
+    if not stated:
         raise RequestError(
             f"the condition on {given.key!r} is empty: at least one field condition must be specified"
         )
+    if isinstance(given.match, Words) and not fields.has_text_index(given.key):
+        return _all_of(given, "match", _characters(given.key, given.match), fields)
+    if given.is_null and not fields.is_indexed(given.key):
+        return _all_of(given, "is_null", _is_null(given.key, fields), fields)
     return edge.FieldCondition(
         given.key,
         match=None if given.match is None else _match(given.match),
@@ -128,6 +145,39 @@ def _field(given: models.FieldCondition) -> edge.FieldCondition:
         is_empty=given.is_empty,
         is_null=given.is_null,
     )
+
+
+def _all_of(
+    given: models.FieldCondition, name: str, part: EngineCondition, fields: Fields
+) -> EngineCondition:
+    """Return `part`, which stands for the attribute `name`, with the other attributes of a condition."""
+    others = given.model_copy(update={name: None})
+    if all(value is None for other, value in others if other != "key"):
+        return part
+    return edge.Filter(must=[part, _field(others, fields)])
+
+
+def _characters(key: str, match: Words) -> EngineCondition:
+    """Match the characters of a text, as a server does on a field without a text index."""
+    if isinstance(match, models.MatchText):
+        return _substring(key, match.text)
+    if isinstance(match, models.MatchPhrase):
+        return _substring(key, match.phrase)
+    words = match.text_any.split()
+    if not words:
+        return edge.HasIdCondition(set())
+    return edge.Filter(should=[_substring(key, word) for word in words])
+
+
+def _substring(key: str, text: str) -> edge.FieldCondition:
+    return edge.FieldCondition(key, match=edge.MatchSubstring(text))
+
+
+def _is_null(key: str, fields: Fields) -> EngineCondition:
+    if fields.is_indexed(key):
+        return edge.IsNullCondition(key)
+    has_values = edge.FieldCondition(key, values_count=edge.ValuesCount(gte=1))
+    return edge.Filter(must=[edge.IsNullCondition(key)], must_not=[has_values])
 
 
 def _match(match: models.Match) -> Any:
@@ -148,8 +198,7 @@ def _match(match: models.Match) -> Any:
             return edge.MatchPhrase(phrase)
         case models.MatchPrefix(prefix=prefix):
             return edge.MatchPrefix(prefix)
-        case models.MatchSubstring(substring=substring):
-            return edge.MatchSubstring(substring)
+    raise RequestError(f"the embedded index has no {type(match).__name__}, as Qdrant 1.19 has none")
 
 
 def _match_value(value: models.ValueVariants) -> edge.MatchValue:

@@ -1,8 +1,8 @@
 """Find the best groups of a query, and their best hits.
 
 A group ranks by its best hit. Where a filter keeps the ranking of the remaining points, the first `limit`
-distinct values met along the ranking are the groups: they are found by excluding those already known, and each
-is filled by a query of its own; the cost depends on the result, not on the collection.
+distinct values met along the ranking are the groups: they are found by excluding those already known, and
+each is filled by a query of its own; the cost depends on the result, not on the collection.
 
 Elsewhere (over prefetches, in a sample, by diversity) a filter changes the ranking. There the result is by
 definition what a server finds with its requests, so the same requests are sent: up to five for the groups and
@@ -18,7 +18,7 @@ from qdrant_client.local.payload_value_extractor import value_by_key
 
 from storage.embedded.qdrant.engine.target import Find, Target
 from storage.embedded.qdrant.protocol.examples import prefetches, typed_query
-from storage.embedded.qdrant.protocol.filters import INT64
+from storage.embedded.qdrant.protocol.filters import INT64, to_filter
 from storage.embedded.qdrant.protocol.named_vectors import UNNAMED
 from storage.embedded.qdrant.protocol.query import run
 from storage.embedded.qdrant.protocol.responses import MAX_RESULTS, checked_limit
@@ -59,7 +59,9 @@ class Grouping:
             self.find,
             limit=limit,
             with_payload=[path.removesuffix("[]")],
-            also=models.Filter(must=list(conditions), must_not=excluded),
+            also=to_filter(
+                models.Filter(must=list(conditions), must_not=excluded), self.target.spaces.fields
+            ),
         )
 
     def keys(self, hit: models.ScoredPoint) -> list[Key]:

@@ -2,16 +2,26 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import qdrant_edge as edge
 from qdrant_client import models
 
 from storage.embedded.qdrant.engine.bindings import engine_errors
 from storage.embedded.qdrant.engine.target import Find, Target
+from storage.embedded.qdrant.protocol.diversity import (
+    Diversity,
+    diversity,
+    mmr_of,
+    select_diverse,
+    without_mmr,
+)
 from storage.embedded.qdrant.protocol.errors import RequestError
 from storage.embedded.qdrant.protocol.examples import Stage, example_ids, examples, prefetches, typed_query
 from storage.embedded.qdrant.protocol.filters import check_finite, to_filter
+from storage.embedded.qdrant.protocol.named_vectors import UNNAMED
 from storage.embedded.qdrant.protocol.responses import (
     EnginePayloadSelector,
     EngineVectorSelector,
@@ -54,7 +64,7 @@ def query_points(request: models.QueryRequest, target: Target, find: Find) -> li
 
 
 def run(
-    stage: models.QueryRequest | models.QueryGroupsRequest,
+    stage: Stage,
     target: Target,
     find: Find,
     *,
@@ -62,7 +72,7 @@ def run(
     offset: int = 0,
     with_payload: EnginePayloadSelector = False,
     with_vector: EngineVectorSelector = False,
-    also: models.Filter | None = None,
+    also: edge.Filter | None = None,
 ) -> list[models.ScoredPoint]:
     """Return the first `limit` results of a query's ranking.
 
@@ -71,15 +81,67 @@ def run(
     Args:
         also: a filter that the points must match besides the request's own.
     """
+    mmr, using = mmr_of(stage), stage.using or UNNAMED
+    if mmr is None:
+        return _run(stage, target, find, limit, offset, with_payload, with_vector, also)
+    if using not in target.spaces.sparse:
+        found = _run(stage, target, find, limit, offset, with_payload, with_vector, also)
+    else:
+        wanted = diversity(mmr, limit + offset)
+        plain = stage.model_copy(update={"query": without_mmr(stage)})
+        vectors = _with(using, with_vector)
+        near = _run(plain, target, find, max(wanted.candidates, 1), 0, with_payload, vectors, also)
+        chosen = select_diverse(near, [_sparse(hit, using) for hit in near], limit + offset, wanted.relevance)
+        found = chosen[offset:]
+    return [_selected(hit, with_vector) for hit in found]
+
+
+def _with(name: str, selector: EngineVectorSelector) -> EngineVectorSelector:
+    if isinstance(selector, bool):
+        return selector or [name]
+    return [*selector, name]
+
+
+def _sparse(hit: models.ScoredPoint, name: str) -> models.SparseVector:
+    vector = hit.vector[name] if isinstance(hit.vector, dict) else None
+    if not isinstance(vector, models.SparseVector):
+        raise TypeError(f"point {hit.id} has no sparse vector {name!r}")
+    return vector
+
+
+def _selected(hit: models.ScoredPoint, selector: EngineVectorSelector) -> models.ScoredPoint:
+    """Return a result without the vectors that only its selection needed."""
+    if selector is True:
+        return hit
+    names = selector or []
+    if isinstance(hit.vector, dict):
+        vector: Any = {name: one for name, one in hit.vector.items() if name in names} or None
+    else:
+        vector = hit.vector if UNNAMED in names else None
+    return hit.model_copy(update={"vector": vector})
+
+
+def _run(
+    stage: Stage,
+    target: Target,
+    find: Find,
+    limit: int,
+    offset: int,
+    with_payload: EnginePayloadSelector,
+    with_vector: EngineVectorSelector,
+    also: edge.Filter | None,
+) -> list[models.ScoredPoint]:
     with engine_errors():
+        where = _filter(stage, target, find, also)
+        within = Outer(target, find, where, _is_fusion(stage), 1)
         request = edge.QueryRequest(
             limit=limit,
             offset=offset,
             query=_scoring(stage, target, find, limit),
-            prefetches=[_prefetch(earlier, target, find, 1) for earlier in prefetches(stage)],
-            filter=_filter(stage, target, find, also),
+            prefetches=[_prefetch(earlier, within) for earlier in prefetches(stage)],
+            filter=where,
             score_threshold=_threshold(stage),
-            params=search_params(stage.params),
+            params=search_params(stage.params, target.spaces.fields),
             with_payload=with_payload,
             with_vector=with_vector,
         )
@@ -110,18 +172,52 @@ def _formula_errors() -> Iterator[None]:
         ) from error
 
 
-def _prefetch(stage: models.Prefetch, target: Target, find: Find, depth: int) -> edge.Prefetch:
-    if depth > MAX_DEPTH:
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """Represent the stages that a prefetch belongs to."""
+
+    target: Target
+    find: Find
+    where: edge.Filter | None
+    """Filter that their results must match."""
+
+    is_fusion: bool
+    """Whether the stage above merges by rank or score."""
+
+    depth: int
+
+
+def _prefetch(stage: models.Prefetch, outer: Outer) -> edge.Prefetch:
+    if outer.depth > MAX_DEPTH:
         raise RequestError(f"prefetches are nested deeper than {MAX_DEPTH} levels")
     limit = checked_limit(stage.limit, DEFAULT_LIMIT)
+    mmr, target = mmr_of(stage), outer.target
+    if mmr is not None and (outer.is_fusion or stage.using in target.spaces.sparse):
+        return _diverse_prefetch(stage, diversity(mmr, limit), limit, outer)
+    own = to_filter(stage.filter, target.spaces.fields)
+    within = Outer(target, outer.find, _all_of(own, outer.where), _is_fusion(stage), outer.depth + 1)
     return edge.Prefetch(
         limit=limit,
-        query=_scoring(stage, target, find, limit),
-        prefetches=[_prefetch(earlier, target, find, depth + 1) for earlier in prefetches(stage)],
-        filter=to_filter(stage.filter),
+        query=_scoring(stage, target, outer.find, limit),
+        prefetches=[_prefetch(earlier, within) for earlier in prefetches(stage)],
+        filter=own,
         score_threshold=_threshold(stage),
-        params=search_params(stage.params),
+        params=search_params(stage.params, target.spaces.fields),
     )
+
+
+def _diverse_prefetch(stage: models.Prefetch, wanted: Diversity, limit: int, outer: Outer) -> edge.Prefetch:
+    """Convert a prefetch by diversity; below a fusion the engine would pass on all of its candidates."""
+    plain = stage.model_copy(update={"query": without_mmr(stage)})
+    if not outer.is_fusion:
+        return _prefetch(plain.model_copy(update={"limit": max(wanted.candidates, 1)}), outer)
+    chosen = run(stage, outer.target, outer.find, limit=limit, also=outer.where)
+    best = models.Filter(must=[models.HasIdCondition(has_id=[hit.id for hit in chosen])])
+    return _prefetch(plain.model_copy(update={"filter": best, "prefetch": None}), outer)
+
+
+def _is_fusion(stage: Stage) -> bool:
+    return isinstance(typed_query(stage.query), models.FusionQuery | models.RrfQuery)
 
 
 def _scoring(stage: Stage, target: Target, find: Find, limit: int) -> ScoringQuery | None:
@@ -130,12 +226,15 @@ def _scoring(stage: Stage, target: Target, find: Find, limit: int) -> ScoringQue
     return None if query is None else scoring_query(query, examples(stage, target, find), limit)
 
 
-def _filter(stage: Stage, target: Target, find: Find, also: models.Filter | None) -> edge.Filter | None:
-    given = [part for part in (to_filter(stage.filter), to_filter(also)) if part is not None]
+def _filter(stage: Stage, target: Target, find: Find, also: edge.Filter | None) -> edge.Filter | None:
     named: set[edge.PointId] = set(example_ids(stage, target, find))
-    if not named and len(given) < 2:
-        return given[0] if given else None
-    return edge.Filter(must=[*given], must_not=[edge.HasIdCondition(named)] if named else None)
+    without = edge.Filter(must_not=[edge.HasIdCondition(named)]) if named else None
+    return _all_of(to_filter(stage.filter, target.spaces.fields), also, without)
+
+
+def _all_of(*filters: edge.Filter | None) -> edge.Filter | None:
+    given = [one for one in filters if one is not None]
+    return given[0] if len(given) == 1 else edge.Filter(must=[*given]) if given else None
 
 
 def _threshold(stage: Stage) -> float | None:

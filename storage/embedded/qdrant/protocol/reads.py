@@ -56,7 +56,7 @@ def scroll(request: models.ScrollRequest, target: Target) -> models.ScrollResult
         query = edge.ScrollRequest(
             offset=None if request.offset is None else point_id(request.offset),
             limit=limit,
-            filter=to_filter(request.filter),
+            filter=to_filter(request.filter, target.spaces.fields),
             with_payload=payload_selector(request.with_payload, default=True),
             with_vector=vector_selector(request.with_vector, target, limit),
             order_by=None if request.order_by is None else order_by(request.order_by),
@@ -74,7 +74,9 @@ def count(request: models.CountRequest, target: Target) -> models.CountResult:
             number = target.shard.info().points_count  # to count, the engine would go through all of them
         else:
             exact = True if request.exact is None else request.exact
-            number = target.shard.count(edge.CountRequest(exact=exact, filter=to_filter(request.filter)))
+            number = target.shard.count(
+                edge.CountRequest(exact=exact, filter=to_filter(request.filter, target.spaces.fields))
+            )
     return models.CountResult(count=number)
 
 
@@ -87,6 +89,7 @@ def facet(request: models.FacetRequest, target: Target) -> models.FacetResponse:
     refuse_shard_key(request.shard_key)
     limit = checked_limit(request.limit, DEFAULT_LIMIT)
     with engine_errors():
-        query = edge.FacetRequest(request.key, limit, request.exact or False, to_filter(request.filter))
+        where = to_filter(request.filter, target.spaces.fields)
+        query = edge.FacetRequest(request.key, limit, request.exact or False, where)
         hits = target.shard.facet(query).hits
     return models.FacetResponse(hits=[models.FacetValueHit(value=hit.value, count=hit.count) for hit in hits])

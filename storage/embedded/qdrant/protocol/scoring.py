@@ -6,14 +6,15 @@ import qdrant_edge as edge
 from qdrant_client import models
 
 from storage.embedded.qdrant.protocol.average_vector import average
-from storage.embedded.qdrant.protocol.errors import NotSupported, RequestError
+from storage.embedded.qdrant.protocol.diversity import diversity
+from storage.embedded.qdrant.protocol.errors import Invalid, RequestError
 from storage.embedded.qdrant.protocol.examples import Examples, pairs, prefetches, typed_query
 from storage.embedded.qdrant.protocol.filters import check_finite, to_filter
 from storage.embedded.qdrant.protocol.formulas import to_formula
+from storage.embedded.qdrant.protocol.named_vectors import Fields
 
 DEFAULT_RRF_K = 2
-DEFAULT_DIVERSITY = 0.5
-MAX_CANDIDATES = 16_384
+MAX_EF = 2**32 - 1
 
 ScoringQuery = (
     edge.Query | edge.Fusion | edge.OrderBy | edge.Formula | edge.Sample | edge.Mmr | edge.TextQuery
@@ -38,7 +39,7 @@ def scoring_query(query: models.Query, examples: Examples, limit: int) -> Scorin
         case models.OrderByQuery(order_by=order):
             return order_by(order)
         case models.FormulaQuery():
-            return to_formula(query)
+            return to_formula(query, examples.target.spaces.fields)
         case models.SampleQuery():
             return edge.Sample.Random
         case models.TextQuery(text=text):
@@ -68,32 +69,25 @@ def order_by(given: models.OrderByInterface) -> edge.OrderBy:
     return edge.OrderBy(given.key, direction, start.isoformat() if isinstance(start, date) else start)
 
 
-def search_params(given: models.SearchParams | None) -> edge.SearchParams | None:
+def search_params(given: models.SearchParams | None, fields: Fields) -> edge.SearchParams | None:
     """Convert search parameters to the engine's form."""
     if given is None:
         return None
-    if given.hnsw_ef is not None and not 0 <= given.hnsw_ef < 2**32:
-        raise RequestError(f"hnsw_ef must be 0 or larger, got {given.hnsw_ef}")
+    if given.hnsw_ef is not None and given.hnsw_ef < 1:
+        raise Invalid(f"hnsw_ef must be 1 or larger, got {given.hnsw_ef}")
     return edge.SearchParams(
-        hnsw_ef=given.hnsw_ef,
+        hnsw_ef=None if given.hnsw_ef is None else min(given.hnsw_ef, MAX_EF),
         exact=given.exact or False,
         quantization=_quantization(given.quantization),
         indexed_only=given.indexed_only or False,
         acorn=_acorn(given.acorn),
-        idf=_idf(given.idf),
+        idf=_idf(given.idf, fields),
     )
 
 
 def _mmr(mmr: models.Mmr, given: models.VectorInput, examples: Examples, limit: int) -> edge.Mmr:
-    diversity = DEFAULT_DIVERSITY if mmr.diversity is None else mmr.diversity
-    candidates = limit if mmr.candidates_limit is None else mmr.candidates_limit
-    if not 0 <= diversity <= 1:
-        raise RequestError(f"mmr diversity must be from 0 to 1, got {diversity}")
-    if examples.using in examples.target.spaces.sparse:
-        raise NotSupported("the embedded index has no mmr for sparse vectors")
-    if not 0 <= candidates <= MAX_CANDIDATES:
-        raise RequestError(f"mmr candidates_limit must be from 0 to {MAX_CANDIDATES}, got {candidates}")
-    return edge.Mmr(examples.vector(given), 1 - diversity, candidates, examples.using)
+    wanted = diversity(mmr, limit)
+    return edge.Mmr(examples.vector(given), wanted.relevance, wanted.candidates, examples.using)
 
 
 def _rrf(rrf: models.Rrf) -> edge.Fusion:
@@ -159,6 +153,8 @@ def _pairs(
 
 
 def _feedback(given: models.RelevanceFeedbackInput, examples: Examples) -> edge.FeedbackNaiveQuery:
+    if not given.feedback:
+        raise Invalid("relevance feedback needs at least one item of feedback")
     naive = given.strategy.naive
     for number in (naive.a, naive.b, naive.c, *(item.score for item in given.feedback)):
         check_finite("a number of the feedback", number)
@@ -187,7 +183,8 @@ def _acorn(given: models.AcornSearchParams | None) -> edge.AcornSearchParams | N
     return edge.AcornSearchParams(given.enable or False, given.max_selectivity)
 
 
-def _idf(given: models.IdfParams | None) -> edge.IdfParams | None:
+def _idf(given: models.IdfParams | None, fields: Fields) -> edge.IdfParams | None:
     if given is None:
         return None
-    return edge.IdfParams(to_filter(given.corpus) if isinstance(given, models.IdfCorpusParams) else None)
+    corpus = given.corpus if isinstance(given, models.IdfCorpusParams) else None
+    return edge.IdfParams(to_filter(corpus, fields))

@@ -74,7 +74,7 @@ def upsert(request: models.PointInsertOperations, spaces: Spaces) -> list[Write]
     """Convert a `PUT /points`, of a list or of columns."""
     _refuse_shards(request.shard_key)
     points = request.points if isinstance(request, models.PointsList) else list(_rows(request.batch))
-    condition = to_filter(request.update_filter, FILTER_LEVEL)
+    condition = to_filter(request.update_filter, spaces.fields, FILTER_LEVEL)
     mode = MODES[request.update_mode] if request.update_mode else None
     with engine_errors():
         made = [_point(point, spaces) for point in points]
@@ -83,37 +83,39 @@ def upsert(request: models.PointInsertOperations, spaces: Spaces) -> list[Write]
     return [Write(operation, ids, creates=True)]
 
 
-def delete(selector: models.PointsSelector, _: Spaces) -> list[Write]:
+def delete(selector: models.PointsSelector, spaces: Spaces) -> list[Write]:
     """Convert a `POST /points/delete`."""
-    return _by_selector(selector, Operation.delete_points, Operation.delete_points_by_filter, deletes=True)
-
-
-def clear_payload(selector: models.PointsSelector, _: Spaces) -> list[Write]:
-    """Convert a `POST /points/payload/clear`."""
-    return _by_selector(selector, Operation.clear_payload, Operation.clear_payload_by_filter)
-
-
-def set_payload(request: models.SetPayload, _: Spaces) -> list[Write]:
-    """Convert a `POST /points/payload`, which keeps the other keys."""
-    require_payload(request.payload, request.key)
-    more = (request.payload, request.key)
-    return _by_ids_and_filter(request, Operation.set_payload, Operation.set_payload_by_filter, *more)
-
-
-def overwrite_payload(request: models.SetPayload, _: Spaces) -> list[Write]:
-    """Convert a `PUT /points/payload`, which removes the other keys."""
-    if request.key is not None:
-        return set_payload(request, _)  # as a server does: below a key, it merges
-    require_payload(request.payload)
-    return _by_ids_and_filter(
-        request, Operation.overwrite_payload, Operation.overwrite_payload_by_filter, request.payload
+    return _by_selector(
+        selector, spaces, Operation.delete_points, Operation.delete_points_by_filter, deletes=True
     )
 
 
-def delete_payload(request: models.DeletePayload, _: Spaces) -> list[Write]:
+def clear_payload(selector: models.PointsSelector, spaces: Spaces) -> list[Write]:
+    """Convert a `POST /points/payload/clear`."""
+    return _by_selector(selector, spaces, Operation.clear_payload, Operation.clear_payload_by_filter)
+
+
+def set_payload(request: models.SetPayload, spaces: Spaces) -> list[Write]:
+    """Convert a `POST /points/payload`, which keeps the other keys."""
+    require_payload(request.payload, request.key)
+    more = (request.payload, request.key)
+    return _by_ids_and_filter(request, spaces, Operation.set_payload, Operation.set_payload_by_filter, *more)
+
+
+def overwrite_payload(request: models.SetPayload, spaces: Spaces) -> list[Write]:
+    """Convert a `PUT /points/payload`, which removes the other keys."""
+    if request.key is not None:
+        return set_payload(request, spaces)  # as a server does: below a key, it merges
+    require_payload(request.payload)
+    return _by_ids_and_filter(
+        request, spaces, Operation.overwrite_payload, Operation.overwrite_payload_by_filter, request.payload
+    )
+
+
+def delete_payload(request: models.DeletePayload, spaces: Spaces) -> list[Write]:
     """Convert a `POST /points/payload/delete`."""
     return _by_ids_and_filter(
-        request, Operation.delete_payload, Operation.delete_payload_by_filter, request.keys
+        request, spaces, Operation.delete_payload, Operation.delete_payload_by_filter, request.keys
     )
 
 
@@ -123,14 +125,14 @@ def delete_vectors(request: models.DeleteVectors, spaces: Spaces) -> list[Write]
         if name not in spaces.dense and name not in spaces.sparse:
             raise RequestError(f"the collection has no vector named {name!r}")
     return _by_ids_and_filter(
-        request, Operation.delete_vectors, Operation.delete_vectors_by_filter, request.vector
+        request, spaces, Operation.delete_vectors, Operation.delete_vectors_by_filter, request.vector
     )
 
 
 def update_vectors(request: models.UpdateVectors, spaces: Spaces) -> list[Write]:
     """Convert a `PUT /points/vectors`."""
     _refuse_shards(request.shard_key)
-    condition = to_filter(request.update_filter, FILTER_LEVEL)
+    condition = to_filter(request.update_filter, spaces.fields, FILTER_LEVEL)
     with engine_errors():
         points = [
             edge.PointVectors(point_id(point.id), to_engine(point.vector, spaces)) for point in request.points
@@ -180,17 +182,17 @@ def _rows(batch: models.Batch) -> Iterator[models.PointStruct]:
 
 
 def _by_selector(
-    selector: models.PointsSelector, by_ids: Any, by_filter: Any, *, deletes: bool = False
+    selector: models.PointsSelector, spaces: Spaces, by_ids: Any, by_filter: Any, *, deletes: bool = False
 ) -> list[Write]:
     _refuse_shards(selector.shard_key)
     if isinstance(selector, models.PointIdsList):
         ids = tuple(point_id(id) for id in selector.points)
         return [Write(by_ids(list(ids)), ids, deletes=deletes)]
-    where = to_filter(selector.filter) or edge.Filter()
+    where = to_filter(selector.filter, spaces.fields) or edge.Filter()
     return [Write(by_filter(where), where=where, deletes=deletes)]
 
 
-def _by_ids_and_filter(request: Any, by_ids: Any, by_filter: Any, *more: Any) -> list[Write]:
+def _by_ids_and_filter(request: Any, spaces: Spaces, by_ids: Any, by_filter: Any, *more: Any) -> list[Write]:
     """Return one write by ids and one by filter, as requested."""
     _refuse_shards(request.shard_key)
     if request.points is None and request.filter is None:
@@ -201,7 +203,7 @@ def _by_ids_and_filter(request: Any, by_ids: Any, by_filter: Any, *more: Any) ->
             ids = tuple(point_id(id) for id in request.points)
             writes.append(Write(by_ids(list(ids), *more), ids))
         if request.filter is not None:
-            where = to_filter(request.filter, FILTER_LEVEL) or edge.Filter()
+            where = to_filter(request.filter, spaces.fields, FILTER_LEVEL) or edge.Filter()
             writes.append(Write(by_filter(where, *more), where=where))
     return writes
 
