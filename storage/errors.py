@@ -9,6 +9,9 @@ class SightlineError(Exception):
 
     http_status: int = 500
 
+    refusal: bool = False
+    """Whether the request cannot be met and nothing was done: a run that ends so has not failed."""
+
 
 class StoreUnavailable(SightlineError):
     """Report an unavailable store; no partial write counts as done."""

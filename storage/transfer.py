@@ -34,6 +34,8 @@ class AlreadyMoved(Conflict):
     They may have changed since.
     """
 
+    refusal = True
+
 
 def system_identifier(source: Engine) -> str:
     """Return the identifier of a Postgres, independent of its folder."""

@@ -178,4 +178,6 @@ def _running(run: Run, now: datetime) -> RunningAnswer:
 
 def _failed(run: Run) -> FailedAnswer:
     why = (run.error or "its process ended without an error message").strip().splitlines()[0]
-    return FailedAnswer(flow=run.flow, source=run.source, outcome=run.outcome, ended=run.ended, why=why)
+    return FailedAnswer(
+        id=run.id, flow=run.flow, source=run.source, outcome=run.outcome, ended=run.ended, why=why
+    )

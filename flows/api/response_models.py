@@ -142,6 +142,7 @@ class RunningAnswer(BaseModel):
 class FailedAnswer(BaseModel):
     """Represent the failed last run of a flow or source."""
 
+    id: UUID
     flow: str
     source: str | None
     outcome: str
@@ -170,7 +171,7 @@ class StatusAnswer(BaseModel):
     """Represent the last observation of the stores and of the queue."""
 
     state: Literal["ok", "degraded"] = Field(
-        description="degraded: a store is unavailable, or a flow's last run failed."
+        description="degraded: a store is unavailable, or a flow's last run failed and is not acknowledged."
     )
     at: datetime
     postgres: StoreAnswer

@@ -17,6 +17,7 @@ OUTCOMES = {
     "completed": "sl-good",
     "running": "sl-faint",
     "cancelled": "sl-faint",
+    "refused": "sl-warn",
     "failed": "sl-bad",
     "crashed": "sl-bad",
 }

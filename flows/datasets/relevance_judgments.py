@@ -12,6 +12,8 @@ from storage.errors import InvalidInput
 class BadJudgments(InvalidInput):
     """Report a line of a judgment file that cannot be used."""
 
+    refusal = True
+
 
 @dataclass(frozen=True, slots=True)
 class Judgment:

@@ -39,6 +39,8 @@ Languages = Sequence[str] | None
 class NothingToEvaluate(InvalidInput):
     """Report a test set without a query that has a right answer."""
 
+    refusal = True
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationImage:

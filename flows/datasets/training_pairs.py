@@ -45,6 +45,8 @@ OF_ITEM, OF_QUERY = "item", "query"
 class TooFewPairs(InvalidInput):
     """Report too few pairs to train on or to validate with."""
 
+    refusal = True
+
 
 def pairs_of_records(stores: Stores, split: ImageSplit) -> Iterator[tuple[SplitName, PairRow]]:
     """Yield a pair for each embedded text of an image's item.

@@ -37,6 +37,8 @@ MEASURE = "recall@10"
 class AlreadyActive(Conflict):
     """The candidate is the active model already."""
 
+    refusal = True
+
 
 @dataclass(frozen=True, slots=True)
 class Check:

@@ -29,9 +29,13 @@ Add = Callable[[list[DeletedItem], int], None]
 class NoSuchItem(NotFound):
     """A key is in no source, or in several; nothing was deleted."""
 
+    refusal = True
+
 
 class TooManyItems(InvalidInput):
     """A request selects more items than it may delete; nothing was deleted."""
+
+    refusal = True
 
 
 @dataclass(slots=True)

@@ -27,6 +27,8 @@ SERVERS = (f"{PREFIX}DATABASE_URL", f"{PREFIX}QDRANT__URL")
 class NothingToMove(InvalidInput):
     """There are no embedded stores, or no servers to move them to."""
 
+    refusal = True
+
 
 class MoveFailed(SightlineError):
     """The servers differ from the embedded stores after a move."""

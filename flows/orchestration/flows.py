@@ -22,10 +22,14 @@ from flows.config.settings import load_settings
 from flows.ingestion.missing_items import DEFAULT_MAX_SHARE
 from flows.orchestration import hooks
 from flows.tracking.progress import Progress, stage_bars
+from storage.errors import SightlineError
 from storage.postgres.locks import Busy
 
 SKIPPED = "Skipped"
 """State of a run that found another process at the same work."""
+
+REFUSED = "Refused"
+"""State of a run whose request cannot be met; the reason is on record."""
 
 SUBJECTS = ("name", "location", "model", "source")
 """Parameters that name a run, the first that is set."""
@@ -88,8 +92,8 @@ def run_job(
         summarize: writes the artifact of the result; default: a table of its counts.
 
     Returns:
-        The result, or the state Skipped where another run of the same work holds its lock. A command gets
-        `Busy` instead.
+        The result; or the state Skipped where another run of the same work holds its lock, and Refused where
+        the request cannot be met. A command gets the error instead.
     """
     title = str(current.name or job.__name__)
     try:
@@ -100,6 +104,10 @@ def run_job(
         if current_deployment.id is None:
             raise
         return Completed(name=SKIPPED, message=str(error))
+    except SightlineError as error:
+        if current_deployment.id is None or not error.refusal:
+            raise
+        return Completed(name=REFUSED, message=str(error))
     publish(Summary(job.__name__, as_table(title, result)) if summarize is None else summarize(result))
     return result
 

@@ -45,6 +45,8 @@ PAYLOAD_BYTES = 2048
 class NotPromoted(Conflict):
     """The promotion gate has not passed the model."""
 
+    refusal = True
+
 
 class NotEnoughDisk(SightlineError):
     """The new collection does not fit beside the old one."""
@@ -56,6 +58,8 @@ class MissingImages(Conflict):
 
 class NoPreviousCollection(NotFound):
     """No earlier collection is kept."""
+
+    refusal = True
 
 
 @dataclass(frozen=True, slots=True)

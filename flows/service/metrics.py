@@ -21,7 +21,7 @@ from storage.consistency.differences import DAMAGE
 from storage.postgres.run_totals import Totals
 from storage.postgres.statistics import EvaluationFigure
 
-ENDINGS = ("completed", "failed", "crashed")
+ENDINGS = ("completed", "failed", "crashed", "cancelled", "refused")
 RECALL = re.compile(r"recall@(\d+)")
 
 Samples = Mapping[tuple[str, ...], float]

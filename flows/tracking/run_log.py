@@ -15,7 +15,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from flows.tracking.progress import Progress, no_progress
 from flows.tracking.retry_policy import HeldLock, hold, is_transient
+from flows.tracking.signals import StopRequested, Terminated
 from flows.tracking.tracing import begin_stage, run_span
+from storage.errors import SightlineError
 from storage.postgres import runs
 from storage.postgres.locks import Lock
 from storage.redaction import redacted
@@ -90,6 +92,24 @@ class TrackedRun:
             )
 
 
+def outcome_of(error: BaseException) -> str:
+    """Return the outcome of a run that an exception ends.
+
+    >>> outcome_of(KeyboardInterrupt()), outcome_of(RuntimeError())
+    ('cancelled', 'failed')
+    """
+    if isinstance(error, KeyboardInterrupt | StopRequested | Terminated):
+        return "cancelled"
+    return "refused" if isinstance(error, SightlineError) and error.refusal else "failed"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a run ended, for its record."""
+    if isinstance(error, Terminated):
+        return "Terminated: a signal ended its process"
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
 @contextmanager
 def tracked_run(
     sessions: sessionmaker[Session],
@@ -148,8 +168,7 @@ def tracked_run(
                 yield run
             except BaseException as error:
                 try:
-                    why = redacted(f"{type(error).__name__}: {error}".removesuffix(": "))
-                    end(run.totals(), "failed", why)
+                    end(run.totals(), outcome_of(error), redacted(reason_of(error)))
                 except DBAPIError as second:
                     if not is_transient(second):
                         raise

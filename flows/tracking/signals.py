@@ -32,7 +32,7 @@ class Terminated(SystemExit):
 
 @contextmanager
 def raising_on_sigterm() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM, so that runs are recorded as failed."""
+    """Raise `Terminated` on SIGTERM, so that runs are recorded as cancelled."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield

@@ -40,6 +40,8 @@ class DumpFailed(SightlineError):
 class NotEmpty(Conflict):
     """The stores to restore into hold something."""
 
+    refusal = True
+
 
 @dataclass(frozen=True, slots=True)
 class Dump:

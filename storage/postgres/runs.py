@@ -6,16 +6,26 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import and_, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Text, and_, cast, delete, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
-from storage.errors import Conflict
+from storage.errors import Conflict, NotFound
 from storage.postgres.bulk import among
 from storage.postgres.schema import ItemRow, RejectRow, RunRow, SeenRow
 
 SENT = "api"
 """The flow of a run whose records came with an API request: they cannot be read again."""
+
+FAILURES = ("failed", "crashed")
+NO_VERDICT = ("cancelled", "refused")
+"""Outcomes that say nothing about the flow: a person stopped the run, or its request could not be met."""
+
+
+class NoSuchFailure(NotFound):
+    """Report that no failed run has the given id."""
+
+    refusal = True
 
 
 class RunClosed(Conflict):
@@ -79,6 +89,7 @@ class Run:
     prefect_run_id: UUID | None = None
     progress: StageProgress | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    acknowledged: datetime | None = None
 
     @property
     def took_s(self) -> float | None:
@@ -154,7 +165,7 @@ def close_failed(session: Session, flow: str, prefect_run_id: UUID, outcome: str
     closed = update(RunRow).where(own, RunRow.outcome == "running").values(ended).returning(RunRow.id)
     ids = list(session.scalars(closed))
     session.execute(delete(SeenRow).where(SeenRow.run_id.in_(ids)))
-    if session.scalar(select(exists().where(own, RunRow.outcome.in_(("failed", "crashed"))))):
+    if session.scalar(select(exists().where(own, RunRow.outcome.in_(FAILURES)))):
         return
     about = {"id": uuid4(), "flow": flow, "prefect_run_id": prefect_run_id, "counts": {}, "seconds": {}}
     session.execute(insert(RunRow).values(about | ended))
@@ -249,22 +260,46 @@ def known_sources(session: Session) -> list[SourceRead]:
 
 
 def failed_runs(session: Session) -> list[Run]:
-    """Return failed runs that are the last of flow and source.
+    """Return unacknowledged failures that are the last of flow and source.
 
-    The newest comes first.
-
-    Cancelled runs do not count.
+    The newest comes first. Cancelled and refused runs do not count.
     """
     ended = (
         select(RunRow)
         .distinct(RunRow.flow, RunRow.source)
-        .where(RunRow.ended.is_not(None), RunRow.outcome != "cancelled")
+        .where(RunRow.ended.is_not(None), RunRow.outcome.not_in(NO_VERDICT))
         .order_by(RunRow.flow, RunRow.source, RunRow.started.desc())
         .subquery()
     )
     last = aliased(RunRow, ended)
-    failed = select(last).where(last.outcome != "completed").order_by(last.started.desc(), last.id)
+    unseen = last.outcome.in_(FAILURES), last.acknowledged.is_(None)
+    failed = select(last).where(*unseen).order_by(last.started.desc(), last.id)
     return [_run(row) for row in session.scalars(failed)]
+
+
+def acknowledge(session: Session, beginning: str | None = None) -> list[UUID]:
+    """Acknowledge failed runs; return the ids of those that were not yet.
+
+    Args:
+        beginning: first characters of the id of one run; None acknowledges all.
+
+    Raises:
+        NoSuchFailure: no failed run has such an id, or several have.
+    """
+    failures = RunRow.outcome.in_(FAILURES), _begins(beginning or "")
+    if beginning is not None:
+        found = list(session.scalars(select(RunRow.id).where(*failures).limit(2)))
+        if len(found) != 1:
+            several = "several failed runs have" if found else "no failed run has"
+            raise NoSuchFailure(
+                f"{several} an id that begins with {beginning!r}; `sightline status` lists failures"
+            )
+    noted = update(RunRow).where(*failures, RunRow.acknowledged.is_(None)).values(acknowledged=func.now())
+    return list(session.scalars(noted.returning(RunRow.id)))
+
+
+def _begins(beginning: str) -> ColumnElement[bool]:
+    return cast(RunRow.id, Text).startswith(beginning.lower(), autoescape=True)
 
 
 def recent_runs(
@@ -361,4 +396,5 @@ def _run(row: RunRow) -> Run:
         row.prefect_run_id,
         None if row.progress is None else StageProgress.of_json(row.progress),
         row.options,
+        row.acknowledged,
     )

@@ -135,7 +135,8 @@ class RunRow(Base):
     __tablename__ = "runs"
     __table_args__ = (
         CheckConstraint(
-            "outcome in ('running', 'completed', 'failed', 'crashed', 'cancelled')", name="outcome_is_known"
+            "outcome in ('running', 'completed', 'failed', 'crashed', 'cancelled', 'refused')",
+            name="outcome_is_known",
         ),
         Index(None, "source", "started"),
         Index(None, "started"),
@@ -158,6 +159,9 @@ class RunRow(Base):
     seconds: Mapped[dict[str, Any]]
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     """Progress of a running run: `storage.postgres.runs.StageProgress`."""
+
+    acknowledged: Mapped[datetime | None]
+    """When a person took note of its failure; it is not reported as one since."""
 
 
 class RejectRow(Base):

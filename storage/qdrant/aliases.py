@@ -17,6 +17,8 @@ PUT_BACK = "all lead where they led before; see its log, and run the command aga
 class NoCollection(Conflict):
     """Signal a search before the first ingest."""
 
+    refusal = True
+
     def __init__(self) -> None:
         super().__init__(
             "nothing has been ingested yet; run: sightline ingest SOURCE, or after a restore without vectors "

@@ -188,7 +188,7 @@ def test_a_delete_that_was_interrupted_is_finished_by_the_next(
         with pytest.raises(KeyboardInterrupt):
             delete(deps, tmp_path, "a.png")
     assert points(deps) == {"a.png", "b.png", "c.png"}
-    assert last_run(deps) == ("delete", "failed", {"deleted": 0})
+    assert last_run(deps) == ("delete", "cancelled", {"deleted": 0})
 
     receipt = delete(deps, tmp_path, "a.png")
 

@@ -156,7 +156,7 @@ def test_sigterm_ends_a_run_on_record(
     with pytest.raises(Terminated), raising_on_sigterm():
         jobs.ingest(settings, location=folder)
 
-    assert last_run(engine)[:2] == ("ingest", "failed")
+    assert last_run(engine)[:2] == ("ingest", "cancelled")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

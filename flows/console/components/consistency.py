@@ -15,7 +15,7 @@ from storage.consistency.differences import DAMAGE
 from storage.errors import StoreUnavailable
 from storage.postgres import model_registry, runs
 from storage.postgres.run_totals import COMPARISON, STILL
-from storage.postgres.runs import Run
+from storage.postgres.runs import NO_VERDICT, Run
 
 COMPARISONS = 10
 MEANINGS = {
@@ -70,7 +70,7 @@ def verdict_of(comparisons: Sequence[Run]) -> Verdict:
 
     Running and cancelled ones do not count.
     """
-    ended = [run for run in comparisons if run.outcome not in ("running", "cancelled")]
+    ended = [run for run in comparisons if run.outcome not in ("running", *NO_VERDICT)]
     last = next((run for run in ended if run.outcome == "completed" or run.counts), None)
     problem = problem_of(ended[0]) if ended else None
     return Verdict(last, {} if last is None else remaining_differences(last), problem)

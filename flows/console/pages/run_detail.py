@@ -30,7 +30,7 @@ from flows.ingestion.report import COUNTS
 from flows.tracking.text import count_of
 from storage.errors import StoreUnavailable
 from storage.postgres import runs
-from storage.postgres.runs import Run
+from storage.postgres.runs import FAILURES, Run
 
 REFRESH_S = 3.0
 SPEED = "speed"
@@ -109,9 +109,7 @@ def show(run: Run) -> None:
     """Show the record of a run that has ended."""
     now = datetime.now(UTC)
     if run.error is not None:
-        with ui.element("section").classes(
-            "sl-sheet " + ("" if run.outcome == "cancelled" else "sl-problem")
-        ):
+        with ui.element("section").classes("sl-sheet " + ("sl-problem" if run.outcome in FAILURES else "")):
             heading("Why it ended")
             ui.label(run.error).classes("sl-code")
     with ui.element("div").classes("sl-two"):
