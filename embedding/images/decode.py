@@ -1,59 +1,52 @@
 """Decode untrusted bytes to an upright RGB image, or raise `BadImage`."""
 
 import re
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass
 from io import BytesIO
 
-import numpy as np
-from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-from embedding.errors import UnusableInput
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-MEDIA_TYPES = {format: f"image/{format.lower()}" for format in FORMATS}
-MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow begins to warn
-DECODE_BYTES = 800 * 2**20
-"""Memory limit of decoding one image: enough for a JPEG of `MAX_PIXELS`, four channels and many scans."""
-
-BYTES_PER_PIXEL = {"PNG": 13, "WEBP": 24, "GIF": 13, "BMP": 9, "TIFF": 13, "AVIF": 18}
-"""Peak memory of decoding formats that are always read at full size, as measured."""
-
-MAX_PIXELS_OF_FORMAT = {
-    format: min(MAX_PIXELS, DECODE_BYTES // size // 1_000_000 * 1_000_000)
-    for format, size in BYTES_PER_PIXEL.items()
-}
-"""A JPEG is read at a part of its size, so that it may have `MAX_PIXELS`."""
-
-MAX_PIXELS_PER_BYTE = 100_000
-"""More than a blank page has in any format. Applies above `BLANK_PIXELS`."""
-
-BLANK_PIXELS = 4_000_000
-MAX_SCANS = 100
-"""Encoders write about ten; each scan of a progressive JPEG costs as much as a whole image."""
-
-MIN_SIDE = 4
-MAX_ASPECT = 100  # a model scales the shorter side to a few hundred pixels, and the longer one with it
-KEEP_SIDE = 640  # more than any model reads
-
-SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
-EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB")
-
-SIGNATURE = re.compile(
-    rb"(?s)\xff\xd8\xff|\x89PNG|RIFF....WEBP|GIF8[79]a|BM....\0{4}|II[*+]\0|MM\0[*+]|....ftypavi[fs]"
+from embedding.images.formats import (
+    FORMATS,
+    MEDIA_TYPES,
+    NAMED,
+    SIGNATURE,
+    UNSUPPORTED,
+    foreign_format,
+    formats_of,
 )
+from embedding.images.frames import choose_page, representative
+from embedding.images.leaks import LEAKS
+from embedding.images.limits import (
+    DECODE_BYTES,
+    MAX_PIXELS,
+    MAX_SCANS,
+    BadImage,
+    check_cost,
+    check_size,
+    pixels_in,
+    too_large,
+    webp_size,
+)
+from embedding.images.pixels import KEEP_SIDE, check_pixels, to_rgb
+from embedding.images.wholeness import endings_of_jpeg, essential_png
+
+__all__ = (
+    "DECODE_BYTES",
+    "FORMATS",
+    "MAX_PIXELS",
+    "MAX_SCANS",
+    "MEDIA_TYPES",
+    "BadImage",
+    "DecodedImage",
+    "decode_image",
+)
+
 OUT_OF_MEMORY = re.compile(r"(?i)out of memory|decoder error -9")
 """Messages of Pillow and its libraries."""
 
-MARKER = re.compile(rb"(?s)\xff([\x01-\xcf\xd8-\xfe])")
-"""Of a JPEG, except restarts and stuffed bytes, of which compressed data are full."""
-
-START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
-WITHOUT_LENGTH = (0x01, 0xD8)
-FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC = 0x0112, 258, 262
+ORIENTATION = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -63,29 +56,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Exceptions of Pillow on corrupt bytes: found by fuzzing; raised in its source; under `-W error`.
-FUZZED = (OSError, SyntaxError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError)
-LEAKS = (*FUZZED, LookupError, EOFError, struct.error, zlib.error, Warning)
-
-
-class BadImage(UnusableInput):
-    """Report bytes that cannot be decoded or encoded.
-
-    Attributes:
-        reason: a code to count by: `empty_file`, `not_a_picture`, `damaged_picture`, `too_many_pixels`,
-            `too_small`, `extreme_shape`, `unsupported_pixels`, `too_costly` or `crashed_decoder`.
-    """
-
-    def __init__(self, reason: str, name: str, problem: str) -> None:
-        super().__init__(reason, name, problem)  # all, or it could not be pickled back from a worker process
-        self.reason = reason
-
-    def of(self, name: str) -> "BadImage":
-        """Return the same problem for another record with these bytes."""
-        return BadImage(self.reason, name, self.args[2])
-
-    def __str__(self) -> str:
-        return f"{self.args[1]}: {self.args[2]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +63,7 @@ class DecodedImage:
     """Store a decoded image, and the size and format of its file."""
 
     image: Image.Image
-    """RGB, upright, over white; reduced where the file is very large."""
+    """sRGB, upright, over white or black; reduced where the file is very large."""
 
     width: int
     height: int
@@ -102,11 +72,11 @@ class DecodedImage:
 
 
 def decode_image(data: bytes, *, name: str) -> DecodedImage:
-    """Decode the first frame of `data`; safe in threads and worker processes.
+    """Decode one image of `data`; safe in threads and worker processes.
 
-    Missing pixels are rejected. Damage that leaves every pixel in place, such as a flipped bit in a
-    JPEG, is not detected by its decoder. Untrusted bytes are decoded by a worker process
-    (`embedding.images.worker_pool`), which limits their memory and time.
+    Missing pixels are rejected; damage beside the pixels is not. Damage that leaves every pixel in place,
+    such as a flipped bit in a JPEG, is not detected by its decoder. Untrusted bytes are decoded by a worker
+    process (`embedding.images.worker_pool`), which limits their memory and time.
 
     Args:
         data: the bytes of a file, from any source.
@@ -118,24 +88,38 @@ def decode_image(data: bytes, *, name: str) -> DecodedImage:
     """
     if not data:
         raise BadImage("empty_file", name, "the file is empty; fetch or export it again")
+    if (foreign := foreign_format(data)) is not None:
+        raise _unsupported(f"its format, {foreign}, is not read", name)
     _silence_pillow()
     try:
-        if (size := _webp_size(data)) is not None:
-            _check_size(size, "WEBP", name)  # Pillow allocates its canvas before the size can be read
-        with Image.open(BytesIO(data), formats=FORMATS) as opened:
-            format = _format_of(opened)
-            _check_size(opened.size, format, name)
-            _check_cost(opened.size, data, format, name)
-            _check_pixels(opened, name)
-            return _decode_frame(opened, format)
+        return _decode(data, name)
     except BadImage:
         raise
-    except Image.DecompressionBombError as error:
-        raise _too_large(_pixels_in(error), MAX_PIXELS, name) from error
     except LEAKS as error:
-        if OUT_OF_MEMORY.search(str(error)):
-            raise MemoryError from error
+        _raise_if_out_of_memory(error)
+        if (whole := _decode_whole(data, name)) is not None:
+            return whole
         raise _unreadable(data, name, error) from error
+
+
+def _decode_whole(data: bytes, name: str) -> DecodedImage | None:
+    """Decode an image damaged beside its pixels; None where some are missing."""
+    try:
+        if (png := essential_png(data)) is not None:
+            return _decode(png, name)
+        decoded = [_decode(jpeg, name) for jpeg in endings_of_jpeg(data)]
+        if len({one.image.tobytes() for one in decoded}) == 1:
+            return decoded[0]
+    except BadImage:
+        raise
+    except LEAKS as error:
+        _raise_if_out_of_memory(error)
+    return None
+
+
+def _raise_if_out_of_memory(error: BaseException) -> None:
+    if OUT_OF_MEMORY.search(str(error)):
+        raise MemoryError from error
 
 
 def _silence_pillow() -> None:
@@ -150,94 +134,20 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _check_size(size: tuple[int, int], format: str, name: str) -> None:
-    """Reject an image by its header's size, before decoding pixels."""
-    (short, long), shape = sorted(size), f"{size[0]}x{size[1]} pixels"
-    most = MAX_PIXELS_OF_FORMAT.get(format, MAX_PIXELS)
-    if short * long > most:
-        raise _too_large(shape, most, name, "" if most == MAX_PIXELS else f", the most for {format}")
-    if short < MIN_SIDE:
-        raise BadImage("too_small", name, f"{shape} show nothing; supply {MIN_SIDE} or more a side")
-    if long > MAX_ASPECT * short:
-        raise BadImage("extreme_shape", name, f"{shape}, a side over {MAX_ASPECT} times the other; crop it")
-
-
-def _too_large(size: str, most: int, name: str, limit_of: str = "") -> BadImage:
-    return BadImage("too_many_pixels", name, f"{size} is over {most:,}{limit_of}; resize it at the source")
-
-
-def _check_cost(size: tuple[int, int], data: bytes, format: str, name: str) -> None:
-    """Reject a small file of high decoding cost, before decoding pixels."""
-    pixels = size[0] * size[1]
-    if pixels > max(BLANK_PIXELS, MAX_PIXELS_PER_BYTE * len(data)):
-        why = f"{len(data):,} bytes that say {pixels:,} pixels show nothing; leave it out"
-        raise BadImage("too_costly", name, why)
-    if format == "JPEG" and _has_more_scans(data, MAX_SCANS):
-        why = f"a JPEG of more than {MAX_SCANS} scans, each of which costs a whole decoding; export it again"
-        raise BadImage("too_costly", name, why)
-
-
-def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Return the size in a WebP's header; None for other bytes."""
-    if len(data) < 30 or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
-        return None
-    match data[12:16]:
-        case b"VP8X":
-            width, height = (int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
-            return width + 1, height + 1
-        case b"VP8L":
-            bits = int.from_bytes(data[21:25], "little")
-            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-        case b"VP8 ":
-            width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
-            return width, height
-    return None
-
-
-def _has_more_scans(data: bytes, most: int) -> bool:
-    """Return whether a JPEG's first image has more than `most` scans.
-
-    Reads the markers as libjpeg does. Where the first scan of a sequential JPEG holds all of its
-    components, as nearly all photographs have it, libjpeg reads no other, and neither does this.
-    """
-    at, scans, components, is_progressive = 2, 0, 0, False
-    while scans <= most and (found := MARKER.search(data, at)) is not None:
-        marker, at = found[1][0], found.end()
-        if marker == END_OF_IMAGE:
-            return False
-        if marker in WITHOUT_LENGTH:
-            continue
-        if marker in FRAMES and len(data) > at + 7:
-            components, is_progressive = data[at + 7], marker & 3 == 2
-        if marker == START_OF_SCAN and len(data) > at + 2:
-            scans += 1
-            if data[at + 2] >= components and not is_progressive:
-                return False
-        at += int.from_bytes(data[at : at + 2], "big")
-    return scans > most
-
-
-def _pixels_in(error: Image.DecompressionBombError) -> str:
-    found = re.search(r"\d+", str(error))  # Pillow reports only the product
-    return f"{int(found[0]):,} pixels" if found else "its size"
-
-
-def _check_pixels(opened: ImageFile.ImageFile, name: str) -> None:
-    """Reject pixel formats without a defined brightness."""
-    if opened.mode in EIGHT_BIT or (opened.mode in SIXTEEN_BIT and _fills_sixteen_bits(opened)):
-        return
-    what = f"the brightness of its pixels (mode {opened.mode}) is not defined"
-    raise BadImage("unsupported_pixels", name, f"{what}; export it with 8 bits a channel")
-
-
-def _fills_sixteen_bits(opened: ImageFile.ImageFile) -> bool:
-    """Return whether 0 is black and 65,535 white.
-
-    Pillow does not convert 12-bit and inverted TIFFs.
-    """
-    if not isinstance(opened, TiffImagePlugin.TiffImageFile):
-        return True
-    return (opened.tag_v2.get(BITS_PER_SAMPLE), opened.tag_v2.get(PHOTOMETRIC)) == ((16,), 1)
+def _decode(data: bytes, name: str) -> DecodedImage:
+    """Decode `data`, or raise one of `LEAKS`."""
+    try:
+        if (size := webp_size(data)) is not None:
+            check_size(size, "WEBP", name)  # Pillow allocates its canvas before the size can be read
+        with Image.open(BytesIO(data), formats=formats_of(data)) as opened:
+            choose_page(opened, name)
+            format = _format_of(opened)
+            check_size(opened.size, format, name)
+            check_cost(opened.size, data, format, name)
+            check_pixels(opened, name)
+            return _decode_frame(opened, format)
+    except Image.DecompressionBombError as error:
+        raise too_large(pixels_in(error), MAX_PIXELS, name) from error
 
 
 def _format_of(opened: ImageFile.ImageFile) -> str:
@@ -249,9 +159,8 @@ def _decode_frame(opened: ImageFile.ImageFile, format: str) -> DecodedImage:
     size = opened.size
     opened.draft(None, (KEEP_SIDE, KEEP_SIDE))  # a JPEG of twice these sides or more comes at half its size
     opened.load()  # this frame only, and all of it, or it raises
-    whole = _eight_bit(opened)
-    image = _over_white(whole.reduce(max(1, min(whole.size) // KEEP_SIDE)))  # or a batch fills the memory
-    orientation = _orientation(opened)
+    image, orientation = to_rgb(opened), _orientation(opened)
+    image = representative(opened, image, to_rgb)
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     image.info.clear()  # profiles and tags, which would only travel between processes
@@ -268,35 +177,30 @@ def _orientation(opened: ImageFile.ImageFile) -> int:
     return orientation if orientation in UPRIGHT else 1
 
 
-def _eight_bit(opened: Image.Image) -> Image.Image:
-    """Return RGB, or RGBA for an image with transparency."""
-    image = _scale_to_eight_bits(opened) if opened.mode in SIXTEEN_BIT else opened
-    image = image.convert("LA") if image.mode == "La" else image
-    mode = "RGBA" if image.has_transparency_data else "RGB"
-    return image if image.mode == mode else image.convert(mode)  # which would copy it
-
-
-def _scale_to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits; Pillow's own conversion clips at 255."""
-    values = np.asarray(image)
-    grey = Image.fromarray((values >> 8).astype(np.uint8))
-    if "transparency" in image.info:
-        grey.putalpha(Image.fromarray((values != image.info["transparency"]).astype(np.uint8) * 255))
-    return grey
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    canvas = Image.new("RGB", image.size, "white")
-    canvas.paste(image, mask=image)
-    return canvas
+def _unsupported(problem: str, name: str) -> BadImage:
+    return BadImage("unsupported_format", name, f"{problem}; export it as {NAMED}")
 
 
 def _unreadable(data: bytes, name: str, error: BaseException) -> BadImage:
     if not SIGNATURE.match(data):
         found = f"not an image, it starts with {data[:16]!r}"
         return BadImage("not_a_picture", name, f"{found}; supply one of {', '.join(FORMATS)}")
-    # Pillow's message for an unreadable header holds an address in memory, new every time.
-    cause = "header" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+    cause = _cause_of(data, error)
+    if UNSUPPORTED.search(cause):
+        return _unsupported(f"an unusual variant of its format, which is not read ({cause})", name)
     return BadImage("damaged_picture", name, f"damaged or cut short ({cause}); fetch or export it again")
+
+
+def _cause_of(data: bytes, error: BaseException) -> str:
+    """Return the message of the decoder that knows the file."""
+    if not isinstance(error, UnidentifiedImageError):
+        return str(error) or type(error).__name__
+    # Image.open keeps the reason to itself, and its message holds an address in memory, new every time
+    for format in formats_of(data):
+        make, accept = Image.OPEN[format]
+        try:
+            if accept is None or accept(data[:16]):
+                make(BytesIO(data), "").close()
+        except LEAKS as reason:
+            return str(reason) or "header"
+    return "header"

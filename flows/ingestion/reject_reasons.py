@@ -83,11 +83,18 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         "empty_file": Reason("The file has no content.", "Fetch or export it again.", of_image=True),
         "not_a_picture": Reason(
             "The file is no image in a known format.",
-            "Supply a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.",
+            "Supply a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC.",
+            of_image=True,
+        ),
+        "unsupported_format": Reason(
+            "The file is an image or a film in a format, or a variant of one, that is not read.",
+            "Export it as JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC.",
             of_image=True,
         ),
         "damaged_picture": Reason(
-            "The file is an image, but damaged or cut short.", "Fetch or export it again.", of_image=True
+            "Pixels of the image are missing: it is damaged or cut short.",
+            "Fetch or export it again.",
+            of_image=True,
         ),
         "too_many_pixels": Reason(
             "The image is larger than is safe to decode.", "Resize it at the source.", of_image=True

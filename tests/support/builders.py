@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from embedding.images.formats import formats_of
 from storage.records import ImageInfo, Item, Record, Text
 from tests.support.fakes import PALETTE
 
@@ -19,6 +20,7 @@ def png(colour: str = "red", size: tuple[int, int] = (16, 16)) -> bytes:
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    formats_of(b"\0\0\0\x18ftyp")  # as the decoder, Pillow knows HEIF from the first such file on
     buffer = BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
