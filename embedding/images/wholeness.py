@@ -27,7 +27,8 @@ TAILS = tuple(bits + END_OF_JPEG for bits in (b"", PATTERN, bytes(255 - byte for
 def essential_png(data: bytes) -> bytes | None:
     """Return a PNG without the chunks that its pixels do not need.
 
-    None for other bytes. A missing end is added. Chunks of pixels stay as they are, so that damage to them is still found.
+    None for other bytes. A missing end is added. Chunks of pixels stay as they are, so that damage to them
+    is still found.
     """
     if not data.startswith(PNG_SIGNATURE):
         return None
@@ -40,8 +41,8 @@ def essential_png(data: bytes) -> bytes | None:
 def endings_of_jpeg(data: bytes) -> Iterator[bytes]:
     """Yield a JPEG that lacks its end with different ends.
 
-    None for other bytes. Its decoder fills missing pixels from the bytes that follow. Several ends give the same pixels only
-    where none is missing.
+    None for other bytes. Its decoder fills missing pixels from the bytes that follow. Several ends give the
+    same pixels only where none is missing.
     """
     begun = data.rstrip(b"\xff")  # half a marker, which would make one of the next byte
     if data.startswith(JPEG_SIGNATURE) and has_all_coefficients(begun):
