@@ -27,7 +27,9 @@ class Diversity:
 
 
 def diversity(mmr: models.Mmr, limit: int) -> Diversity:
-    """Check the parameters of a query; as many candidates as results are the default.
+    """Check the parameters of a query.
+
+    As many candidates as results are the default.
 
     Raises:
         RequestError: one is outside its range.

@@ -10,7 +10,7 @@ class RequestError(SightlineError):
 
 
 class Invalid(RequestError):
-    """Reject a parameter outside its range, as the validation of a server does."""
+    """Reject a parameter outside its range."""
 
     http_status = 422
 

@@ -150,7 +150,7 @@ def _field(given: models.FieldCondition, fields: Fields) -> EngineCondition:
 def _all_of(
     given: models.FieldCondition, name: str, part: EngineCondition, fields: Fields
 ) -> EngineCondition:
-    """Return `part`, which stands for the attribute `name`, with the other attributes of a condition."""
+    """Return `part`, which replaces one attribute, with the other attributes."""
     others = given.model_copy(update={name: None})
     if all(value is None for other, value in others if other != "key"):
         return part
@@ -158,7 +158,7 @@ def _all_of(
 
 
 def _characters(key: str, match: Words) -> EngineCondition:
-    """Match the characters of a text, as a server does on a field without a text index."""
+    """Match the characters of a text on a field without index."""
     if isinstance(match, models.MatchText):
         return _substring(key, match.text)
     if isinstance(match, models.MatchPhrase):

@@ -119,7 +119,7 @@ def _fill_group(key: Key, hits: list[models.ScoredPoint], grouping: Grouping) ->
 
 
 def _widen(request: models.QueryGroupsRequest, size: int) -> models.QueryGroupsRequest:
-    """Multiply the limit of every prefetch by the size of a group, as a server does."""
+    """Multiply the limit of every prefetch by the size of a group."""
     wider = [_widen_prefetch(prefetch, size) for prefetch in prefetches(request)]
     return request.model_copy(update={"prefetch": wider or None})
 
@@ -131,7 +131,7 @@ def _widen_prefetch(stage: models.Prefetch, size: int) -> models.Prefetch:
 
 
 def _group_in_rounds(grouping: Grouping) -> Groups:
-    """Request groups, then hits of the unfilled ones, until the best groups are full."""
+    """Request groups, then hits of unfilled ones, as a server does."""
     found: Groups = {}
     seen: list[models.ExtendedPointId] = []
     path = grouping.request.group_by
@@ -153,7 +153,10 @@ def _group_in_rounds(grouping: Grouping) -> Groups:
 
 
 def _ranked(groups: Groups, grouping: Grouping) -> Groups:
-    """Return the groups and hits by score; equal ones stay in the order of their requests."""
+    """Return the groups and hits by score.
+
+    Equal ones stay in the order of their requests.
+    """
     sign = 1 if _smaller_is_better(grouping) else -1
     ranked = {key: sorted(hits, key=lambda hit: sign * hit.score) for key, hits in groups.items()}
     best = sorted(ranked.items(), key=lambda group: sign * group[1][0].score)[: grouping.limit]

@@ -10,7 +10,10 @@ UNNAMED = ""
 
 @dataclass(frozen=True, slots=True)
 class Spaces:
-    """Map vector names to their parameters, and fields to their indexes; "" is the unnamed vector."""
+    """Map vector names to parameters, and fields to indexes.
+
+    The name "" is that of the unnamed vector.
+    """
 
     dense: Mapping[str, models.VectorParams]
     sparse: Mapping[str, models.SparseVectorParams]
@@ -19,7 +22,7 @@ class Spaces:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Map payload fields to their indexes, seen from an object of the payload."""
+    """Map payload fields to indexes, seen from an inner object."""
 
     indexes: Mapping[str, models.PayloadFieldSchema]
     prefix: str = ""

@@ -207,7 +207,10 @@ def _prefetch(stage: models.Prefetch, outer: Outer) -> edge.Prefetch:
 
 
 def _diverse_prefetch(stage: models.Prefetch, wanted: Diversity, limit: int, outer: Outer) -> edge.Prefetch:
-    """Convert a prefetch by diversity; below a fusion the engine would pass on all of its candidates."""
+    """Convert a prefetch by diversity.
+
+    Below a fusion the engine would pass on all of its candidates.
+    """
     plain = stage.model_copy(update={"query": without_mmr(stage)})
     if not outer.is_fusion:
         return _prefetch(plain.model_copy(update={"limit": max(wanted.candidates, 1)}), outer)
