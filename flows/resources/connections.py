@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn
 
 from qdrant_client import QdrantClient
-from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+from qdrant_client.common.client_exceptions import QdrantException
+from qdrant_client.http.exceptions import ApiException
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
@@ -16,15 +18,17 @@ from embedding.encoders.sentence_encoder import Encoder
 from embedding.process_tuning import keep_freed_memory, shorten_spinning
 from flows.config.settings import Qdrant, Settings
 from flows.resources.model_loader import active_model, open_model
-from flows.tracking.retry_policy import first_line, is_transient, persist
+from flows.tracking.retry_policy import persist
 from storage import qdrant
 from storage.blobs import Blobs
 from storage.embedded.postgres.server import find_postgres, postgres_url
 from storage.embedded.qdrant.process.client import find_index, index_client
 from storage.embedded.server_info import Server
 from storage.errors import StoreUnavailable
+from storage.faults import find_fault, message_of
 from storage.postgres import migrate
 from storage.postgres.engine import address_of, open_engine
+from storage.redaction import redacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,19 +137,11 @@ def postgres_named(settings: Settings, engine: Engine) -> Iterator[None]:
     Raises:
         StoreUnavailable: it does not answer.
     """
+    own = None if settings.database_url else "see its log with --debug"
     try:
         yield
     except DBAPIError as error:
-        if not is_transient(error):
-            raise
-        remedy = (
-            "is the server of SIGHTLINE_DATABASE_URL running?"
-            if settings.database_url
-            else "see its log with --debug"
-        )
-        raise StoreUnavailable(
-            f"Postgres at {address_of(engine)} does not answer ({first_line(error)}); {remedy}"
-        ) from error
+        _raise_named(error, address_of(engine), own)
 
 
 @contextmanager
@@ -173,16 +169,24 @@ def index_named(settings: Settings) -> Iterator[None]:
     url = settings.qdrant.url
     try:
         yield
-    except (ResponseHandlingException, UnexpectedResponse) as error:
-        if not is_transient(error):
-            raise
-        where = url or f"{settings.home} (embedded)"
-        remedy = (
-            "is the server of SIGHTLINE_QDRANT__URL running?" if url else "the next command starts it again"
-        )
-        raise StoreUnavailable(
-            f"Qdrant at {where} does not answer ({first_line(error)}); {remedy}"
-        ) from error
+    except (ApiException, QdrantException) as error:
+        where = redacted(url) if url else f"{settings.home} (embedded)"
+        _raise_named(error, where, None if url else "the next command starts it again")
+
+
+def _raise_named(error: Exception, where: str, own_remedy: str | None) -> NoReturn:
+    """Raise a store's fault with its address, other errors unchanged.
+
+    Args:
+        own_remedy: that of an embedded store without an answer.
+    """
+    fault = find_fault(error)
+    if fault is None or fault.of_request:
+        raise error
+    remedy = own_remedy if own_remedy and fault.unanswered else fault.remedy
+    raise StoreUnavailable(
+        f"{fault.store} at {where} {fault.cause} ({message_of(error)}); {remedy}"
+    ) from error
 
 
 @contextmanager

@@ -2,15 +2,12 @@
 
 from typing import TypeGuard
 
-from qdrant_client.http.exceptions import UnexpectedResponse
-
 from embedding.errors import EmbeddingError
 from flows.tracking.retry_policy import first_line
 from flows.tracking.text import visible
 from storage.errors import SightlineError
+from storage.faults import find_fault, message_of
 from storage.redaction import redacted
-
-MAX_ANSWER_BYTES = 200
 
 
 def is_own(error: BaseException) -> TypeGuard[SightlineError | EmbeddingError]:
@@ -30,19 +27,10 @@ def explain(error: Exception) -> str:
 def _explained(error: Exception) -> str:
     if is_own(error):
         return first_line(error)
+    if fault := find_fault(error):
+        subject = fault.store[0].upper() + fault.store[1:]
+        return f"{subject} {fault.cause} ({message_of(error)}); {fault.remedy}"
     match error:
-        case UnexpectedResponse():
-            return (
-                f"Qdrant rejected a request ({first_line(error)}): {_message_of(error)}; "
-                "are its version and key right?"
-            )
         case OSError(filename=str() as name, strerror=str() as why):
             return f"{name}: {why}"
     return f"{type(error).__name__}: {first_line(error)}; run `sightline --debug …` for the traceback"
-
-
-def _message_of(error: UnexpectedResponse) -> str:
-    try:
-        return str(error.structured()["status"]["error"])
-    except (ValueError, KeyError, TypeError):  # the server is no Qdrant
-        return error.content[:MAX_ANSWER_BYTES].decode(errors="replace")

@@ -7,15 +7,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
-from sqlalchemy.exc import DBAPIError, OperationalError
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential_jitter
+from sqlalchemy.exc import DBAPIError
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
 
+from storage.faults import demanded_wait_s, find_fault
 from storage.postgres.locks import Lock
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15
-OVERLOADED = (429, 502, 503, 504)
+LONGEST_DEMANDED_S = 300
+"""A server that demands a longer pause is not waited for."""
+
+DEMANDS = 2
+"""Pauses that a server may demand of one piece of work, even beyond the retry time."""
+
+BACKOFF = wait_exponential_jitter(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S, jitter=FIRST_PAUSE_S)
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -27,11 +33,12 @@ def persist(work: Callable[[], Result], *, for_s: float) -> Result:
     Args:
         work: safe to repeat.
         for_s: no attempt begins later than so many seconds after the first; the last error is raised then.
+            Where the server names a time itself, that time is waited, at least twice; 0 never waits.
     """
     attempts = Retrying(
         retry=retry_if_exception(is_transient),
-        stop=stop_before_delay(for_s),
-        wait=wait_exponential_jitter(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S, jitter=FIRST_PAUSE_S),
+        stop=partial(_is_over, for_s),
+        wait=_pause,
         before_sleep=_log_retry,
         reraise=True,
     )
@@ -76,15 +83,30 @@ class HeldLock:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether a store was unreachable or overloaded."""
-    match error:
-        case OperationalError() | ResponseHandlingException():
+    """Return whether a failure passes; `storage.faults` lists which do."""
+    fault = find_fault(error)
+    return fault is not None and fault.passes
+
+
+def _pause(state: RetryCallState) -> float:
+    """Return the pause that the server demands, or that of the backoff."""
+    demanded = _demanded_s(state)
+    return BACKOFF(state) if demanded is None else demanded + FIRST_PAUSE_S / 2
+
+
+def _is_over(for_s: float, state: RetryCallState) -> bool:
+    demanded = _demanded_s(state)
+    allowed = for_s
+    if demanded is not None and for_s > 0:
+        if demanded > LONGEST_DEMANDED_S:
             return True
-        case DBAPIError():
-            return error.connection_invalidated
-        case UnexpectedResponse():
-            return error.status_code in OVERLOADED
-    return False
+        allowed = max(for_s, DEMANDS * (demanded + FIRST_PAUSE_S) + FIRST_PAUSE_S)
+    return (state.seconds_since_start or 0) + state.upcoming_sleep >= allowed
+
+
+def _demanded_s(state: RetryCallState) -> float | None:
+    error = state.outcome.exception() if state.outcome else None
+    return None if error is None else demanded_wait_s(error)
 
 
 def _log_retry(state: RetryCallState) -> None:
