@@ -8,6 +8,9 @@ from storage.data_directory import make_private_folder
 LEASE_STORAGE = "prefect.server.concurrency.lease_storage.filesystem"
 """Where Prefect keeps its concurrency slots; its default, in memory, loses them when the server restarts."""
 
+UI_API_URLS = ("PREFECT_SERVER_UI_API_URL", "PREFECT_UI_API_URL")
+"""Both names of one setting: the address to which Prefect's pages send their requests."""
+
 ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 
 
@@ -45,16 +48,15 @@ def has_prefect_settings() -> bool:
 def server_environment(home: Path, port: int, password: str) -> dict[str, str]:
     """Return the environment of an embedded Prefect server that requires a password.
 
-    Only its own pages may use it, unless the user allows other origins.
+    Only its own pages may use it, unless the user allows other origins. They use its own address, as that
+    of a user's configuration is another server's.
     """
     origins = [f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")]
-    usual = {
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASE_STORAGE,
-        "PREFECT_UI_API_URL": f"{origins[0]}/api",
-    }
+    usual = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASE_STORAGE}
     needed = {
         "PREFECT_HOME": str(home.absolute() / "prefect"),
         "PREFECT_SERVER_API_AUTH_STRING": password,
+        **dict.fromkeys(UI_API_URLS, f"{origins[0]}/api"),
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
@@ -64,8 +66,18 @@ def server_environment(home: Path, port: int, password: str) -> dict[str, str]:
 
 
 def use_prefect_server(url: str) -> None:
-    """Set the API address for Prefect in this process and its children."""
+    """Set the API and UI addresses for Prefect in this process and its children."""
     os.environ["PREFECT_API_URL"] = url
+    os.environ["PREFECT_UI_URL"] = ui_url(url)
+
+
+def ui_url(url: str) -> str:
+    """Return the address of the pages of an embedded server.
+
+    >>> ui_url("http://127.0.0.1:4321/api")
+    'http://127.0.0.1:4321'
+    """
+    return url.removesuffix("/api")
 
 
 def use_prefect_password(password: str) -> None:

@@ -32,6 +32,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from prefect.states import Cancelling
 
+from flows.config.prefect_env import ui_url
 from flows.orchestration.deployments import ON_REQUEST_NAME, OWN_SCHEDULE, SCHEDULED_NAME, TAG
 from flows.orchestration.flows import ON_REQUEST, SCHEDULED, SKIPPED
 from flows.orchestration.server_access import find_server, password_file
@@ -281,7 +282,7 @@ def open_prefect(home: Path) -> Iterator[PrefectServer]:
     url, ours = found.url, PREFECT_API_URL.value() is None
     try:
         with SyncPrefectClient(url, auth_string=found.password) as client:
-            pages = PREFECT_UI_URL.value() or url.removesuffix("/api")
+            pages = ui_url(url) if ours else PREFECT_UI_URL.value() or ui_url(url)
             yield PrefectServer(client, pages, password_file(home).absolute() if ours else None)
     except HTTPStatusError as error:
         if error.response.status_code not in (401, 403):

@@ -16,10 +16,12 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.context import refresh_global_settings_context
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_UI_URL, temporary_settings
 from sqlalchemy import Engine
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from flows.config.prefect_env import use_prefect_server
 from flows.orchestration.flows import ingest
 from flows.orchestration.prefect_client import open_prefect
 from flows.orchestration.server import EmbeddedServer, embedded_server
@@ -43,6 +45,10 @@ pytestmark = pytest.mark.system
 
 REPOSITORY = Path(__file__).parents[2]
 EVIL = "http://evil.example"
+ELSEWHERE = "http://127.0.0.1:4200/api"
+OTHER_ADDRESSES = ("PREFECT_UI_API_URL", "PREFECT_SERVER_UI_API_URL")
+"""Settings that a user may have made for another project's server."""
+
 PATCHED = DeploymentUpdate(path="/tmp", entrypoint="evil:run")
 
 
@@ -62,8 +68,11 @@ def home(folder: Path) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def server(home: Path, prefect_tables: Path) -> Iterator[EmbeddedServer]:
     prefect_database.give(home, prefect_tables)
-    with embedded_server(home, a_free_port()) as server:
-        yield server
+    with pytest.MonkeyPatch.context() as configured:
+        for name in OTHER_ADDRESSES:
+            configured.setenv(name, ELSEWHERE)
+        with embedded_server(home, a_free_port()) as server:
+            yield server
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +89,21 @@ def origin_of(server: EmbeddedServer) -> str:
 
 def basic(password: str) -> dict[str, str]:
     return {"Authorization": f"Basic {b64encode(password.encode()).decode()}"}
+
+
+def test_its_pages_and_the_links_to_them_are_at_its_own_port(
+    server: EmbeddedServer, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pages = httpx.get(f"{origin_of(server)}/ui-settings", headers=basic(server.password)).json()
+    assert pages["api_url"] == server.url
+
+    with temporary_settings({PREFECT_UI_URL: "http://127.0.0.1:4200"}), open_prefect(home) as prefect:
+        assert prefect.page_of(UUID(int=1)).startswith(f"{origin_of(server)}/runs/")
+
+    for name in ("PREFECT_API_URL", "PREFECT_UI_URL"):
+        monkeypatch.setenv(name, "http://127.0.0.1:4200")
+    use_prefect_server(server.url)
+    assert os.environ["PREFECT_UI_URL"] == origin_of(server)
 
 
 @pytest.mark.parametrize("password", [None, "", ":", "sightline:", "sightline:wrong"])
