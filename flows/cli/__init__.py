@@ -1,6 +1,6 @@
 """Define the command line: read arguments, run one function, print its result."""
 
-from flows.cli import keys, models, query, records, servers, stores, training
+from flows.cli import keys, models, query, records, runs, servers, stores, training
 from flows.cli.group import main
 
 __all__ = ["main"]
@@ -13,5 +13,6 @@ main.add_section(
     *(models.models, models.promote, models.reindex, models.rollback),
 )
 main.add_section("Stores", stores.reconcile, stores.purge, stores.backup, stores.restore, stores.move)
+main.add_section("Runs", runs.runs)
 main.add_section("Servers", servers.up, servers.console, servers.serve, servers.start, servers.stop)
 main.add_section("Other programs", keys.keys, servers.mcp)

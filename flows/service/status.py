@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 from flows.config.settings import Settings
 from flows.resources.connections import embedded_servers, open_catalog, open_index
 from storage import qdrant
-from storage.embedded.qdrant.process.client import IndexUnavailable
 from storage.embedded.server_info import Server
+from storage.errors import StoreUnavailable
 from storage.postgres import catalog, model_registry, perceptual_hashes, runs
 from storage.postgres.rejects import count_rejects
 from storage.postgres.runs import Run
@@ -84,7 +84,7 @@ def _read_index(settings: Settings) -> tuple[qdrant.Collection | None, int, str 
         with open_index(settings) as client:
             active = qdrant.active_collection(client)
             return active, 0 if active is None else qdrant.count(client, active.name), None
-    except IndexUnavailable as error:
+    except StoreUnavailable as error:
         return None, 0, str(error)
     except ResponseHandlingException as error:
         return None, 0, f"Qdrant at {settings.qdrant.url} did not answer ({error}); is it running?"

@@ -1,11 +1,15 @@
 """How a run ended: what counts as a failure, and which failures are reported."""
 
+import json
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from flows.cli import main
 from flows.evaluation.promotion_gate import AlreadyActive
 from flows.maintenance.purge import TooManyOrphans
 from flows.reindexing.reindex import NoPreviousCollection
@@ -103,3 +107,24 @@ def test_an_id_that_several_failures_share_is_refused(engine: Engine):
 
     with Session(engine) as session, pytest.raises(NoSuchFailure, match="several"):
         runs.acknowledge(session, "")
+
+
+def test_a_failure_in_the_status_is_acknowledged_by_the_id_that_stands_there(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SIGHTLINE_HOME", str(tmp_path))
+    monkeypatch.setenv("SIGHTLINE_DATABASE_URL", engine.url.render_as_string(hide_password=False))
+    monkeypatch.setenv("SIGHTLINE_QDRANT__URL", "http://127.0.0.1:9")  # the ledger needs no index
+    failed = record(engine, RuntimeError("the disk is full"))
+    sightline = CliRunner()
+
+    seen = sightline.invoke(main, ["status"])
+    assert str(failed.id)[:8] in seen.stdout, seen.output
+    for wrong in ([], ["--all", str(failed.id)]):
+        assert sightline.invoke(main, ["runs", "acknowledge", *wrong]).exit_code == 2
+    done = sightline.invoke(main, ["runs", "acknowledge", str(failed.id)[:8]])
+
+    assert (done.exit_code, done.stdout) == (0, "1 failed run acknowledged.\n")
+    assert json.loads(sightline.invoke(main, ["status", "--json"]).stdout)["failed"] == []
+    again = sightline.invoke(main, ["runs", "acknowledge", "--all", "--json"])
+    assert json.loads(again.stdout) == {"acknowledged": []}

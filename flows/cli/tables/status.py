@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # a command need not wait for what it does not use
     from flows.service.status import Status
 
 
+SHORT_ID = 8
+"""Digits of an id that tell the runs of a data directory apart."""
+
 RUN_COUNTS = ("read", "embedded", "rejected", "deleted")
 
 
@@ -82,14 +85,14 @@ def _of_speed(run: Run) -> RenderableType:
     return Group(*(Text(line) for line in (f"last ingest: {rates}", busy_line(speed.busy), advice)))
 
 
-def _of_failed(failed: Sequence[Run]) -> Table:
+def _of_failed(failed: Sequence[Run]) -> RenderableType:
     """Return the failed runs, each with its reason on one line."""
-    table = table_of("failed", "flow", "source", "outcome", "why")
+    table = table_of("run", "failed", "flow", "source", "outcome", "why")
     for run in failed:
         ended = "" if run.ended is None else f"{run.ended.astimezone():%Y-%m-%d %H:%M:%S}"
         why = (run.error or "its process ended without a message").strip().splitlines()[0]
-        table.add_row(ended, run.flow, Text(run.source or ""), run.outcome, Text(why))
-    return table
+        table.add_row(str(run.id)[:SHORT_ID], ended, run.flow, Text(run.source or ""), run.outcome, Text(why))
+    return Group(table, Text("noted? run: sightline runs acknowledge RUN, or --all"))
 
 
 def _of_servers(servers: Sequence[Server]) -> Table:
