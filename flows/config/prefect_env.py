@@ -66,7 +66,7 @@ def server_environment(home: Path, port: int, password: str) -> dict[str, str]:
 
 
 def use_prefect_server(url: str) -> None:
-    """Set the API and UI addresses for Prefect in this process and its children."""
+    """Set the addresses of Prefect for this process and its children."""
     os.environ["PREFECT_API_URL"] = url
     os.environ["PREFECT_UI_URL"] = ui_url(url)
 
