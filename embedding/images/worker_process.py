@@ -30,6 +30,7 @@ Layout = list[tuple[str, str, tuple[int, ...], int]]
 READY = "ready"
 USE, PREPARE = "use", "prepare"
 ALIGNMENT = 64
+STANDARD_ERROR = 2
 CPU_S = 10
 """Processor time limit of one image; the slowest accepted one takes about half of it."""
 
@@ -73,7 +74,9 @@ def _serve(connection: Connection, memory: mmap, limits: "Limits") -> None:
         begun = limits.begin()
         answer: BadImage | tuple[PreparedImage, Layout]
         try:
-            answer = _write_arrays(memory, prepare(preparation, data, name=name))
+            with _libraries_silenced():
+                prepared = prepare(preparation, data, name=name)
+            answer = _write_arrays(memory, prepared)
         except BadImage as error:
             answer = error
         connection.send((answer, time.process_time() - begun))
@@ -119,6 +122,22 @@ class Limits:
     def _limit_memory(self, most: int | None) -> None:
         if sys.platform == "linux":  # no other system counts what a process allocates against this
             _set_soft(resource.RLIMIT_DATA, most)
+
+
+@contextmanager
+def _libraries_silenced() -> Iterator[None]:
+    """Drop the words of libraries about an image.
+
+    Its reject names the cause. C libraries write to the terminal of the command, around Python. An exception is printed as ever.
+    """
+    kept, nowhere = os.dup(STANDARD_ERROR), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, STANDARD_ERROR)
+        yield
+    finally:
+        os.dup2(kept, STANDARD_ERROR)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _set_soft(kind: int, value: int | None) -> None:

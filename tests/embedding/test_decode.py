@@ -516,9 +516,10 @@ def webp_header(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def avif_header(width: int, height: int) -> bytes:
-    data, sized = encoded(noise(), "AVIF"), b"ispe\0\0\0\0"
-    return data.replace(sized + struct.pack(">II", *SIZE), sized + struct.pack(">II", width, height))
+def iso_header(format: str, width: int, height: int) -> bytes:
+    side = 64  # which no encoder pads
+    data, sized = encoded(noise((side, side)), format), b"ispe\0\0\0\0"
+    return data.replace(sized + struct.pack(">II", side, side), sized + struct.pack(">II", width, height))
 
 
 def jpeg_header(width: int, height: int) -> bytes:
@@ -542,7 +543,8 @@ HUGE = {
     + bytes(99),
     "TIFF": tiff((30_000, 20_000), 8, 1, bytes(99)),
     "WebP": webp_header(30_000, 20_000),
-    "AVIF": avif_header(15_000, 6_000),
+    "AVIF": iso_header("AVIF", 15_000, 6_000),
+    "HEIF": iso_header("HEIF", 15_000, 5_000),
     "JPEG": jpeg_header(30_000, 20_000),
 }
 
@@ -653,7 +655,9 @@ def seeds() -> tuple[bytes, ...]:
     exif = Image.Exif()
     exif[0x0112] = 6
     small = noise((16, 12))
-    described = [encoded(small, format, exif=exif) for format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")]
+    described = [
+        encoded(small, format, exif=exif) for format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")
+    ]
     packed = [encoded(small, "TIFF", compression=name) for name in ("tiff_adobe_deflate", "packbits")]
     pixels = [data for kind, (data, _) in PIXELS.items() if "BMP" in kind or "animated" in kind]
     return (*described, *packed, *pixels)

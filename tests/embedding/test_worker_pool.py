@@ -103,6 +103,15 @@ def test_a_bad_image_is_its_own_error_and_the_next_one_is_fine(processes: int):
         assert good.result().format == "PNG"
 
 
+def test_what_a_library_writes_about_an_image_does_not_reach_the_terminal(capfd: pytest.CaptureFixture[str]):
+    packed = encoded(noise(), "TIFF", compression="tiff_lzw")
+    packed = packed[:9] + b"\xff" * 900 + packed[909:]
+    with Workers(PREPARATION, 1) as pool, pytest.raises(BadImage, match="damaged or cut short"):
+        pool.submit(packed, name="fax.tiff").result()
+
+    assert capfd.readouterr().err == ""
+
+
 def test_no_process_starts_before_there_is_an_image_and_none_is_left_afterwards():
     with Workers(PREPARATION, 2) as pool:
         assert pids(pool) == []

@@ -88,6 +88,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "large.tiff": (lambda: tall("TIFF", compression="tiff_deflate"), None),
     "tile.tiff": (tiled_tiff, "too_costly"),
     "large.avif": (lambda: tall("AVIF", speed=10), None),
+    "large.heic": (lambda: tall("HEIF", quality=20), None),
     "claim.bmp": (claim, "too_costly"),
 }
 """How each image is made, one or more of every format, and why it is rejected.

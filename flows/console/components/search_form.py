@@ -8,7 +8,7 @@ from nicegui import ui
 from embedding.images.decode import MEDIA_TYPES
 from flows.console.components.search_params import LONGEST_TEXT, SearchParams, parse_filters
 
-IMAGE_TYPES = ",".join(MEDIA_TYPES.values())
+IMAGE_TYPES = ",".join((*MEDIA_TYPES.values(), ".heic", ".heif"))  # systems differ in the type of these
 OPEN_CHOOSER = '() => document.getElementById("sl-chooser").click()'
 
 
