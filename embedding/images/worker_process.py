@@ -128,7 +128,8 @@ class Limits:
 def _libraries_silenced() -> Iterator[None]:
     """Drop the words of libraries about an image.
 
-    Its reject names the cause. C libraries write to the terminal of the command, around Python. An exception is printed as ever.
+    Its reject names the cause. C libraries write to the terminal of the command, around Python. An
+    exception is printed as ever.
     """
     kept, nowhere = os.dup(STANDARD_ERROR), os.open(os.devnull, os.O_WRONLY)
     try:
