@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,30 @@ def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def parse_conditions(entries: Iterable[str]) -> dict[str, str | tuple[str, ...]]:
+    """Parse `field=value` conditions; several values of one field mean any of them.
+
+    >>> parse_conditions(["kind=fruit", "year=1", "year=2"])
+    {'kind': 'fruit', 'year': ('1', '2')}
+
+    Raises:
+        ValueError: one is malformed; its argument is that condition.
+    """
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        field, equals, value = entry.partition("=")
+        if not equals or not field.strip():
+            raise ValueError(entry)
+        found.setdefault(field.strip(), []).append(value)
+    unique = {field: tuple(dict.fromkeys(values)) for field, values in found.items()}
+    return {field: values[0] if len(values) == 1 else values for field, values in unique.items()}
+
+
+def any_reading(values: str | Sequence[str]) -> list[str | int | float | bool]:
+    """Return the metadata values that one or several values match."""
+    return [one for value in ([values] if isinstance(values, str) else values) for one in readings(value)]
+
+
 def readings(value: str) -> list[str | int | float | bool]:
     """Return the metadata values that a typed string may stand for.
 
@@ -218,6 +242,10 @@ def readings(value: str) -> list[str | int | float | bool]:
         number = float(value)
         return [value, number] if math.isfinite(number) else [value]
     return [value]
+
+
+Where = Mapping[str, str | Sequence[str]]
+"""Conditions by field: its value, or several of which any matches; all fields must match."""
 
 
 @dataclass(frozen=True, slots=True)

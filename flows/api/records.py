@@ -19,6 +19,7 @@ from flows.service.pool import Backend
 from storage.postgres import catalog, request_queue
 from storage.postgres.api_keys import Key
 from storage.postgres.request_queue import Capacity, Kind
+from storage.records import parse_conditions
 
 MAX_IDEMPOTENCY_CHARS = 255
 
@@ -108,7 +109,10 @@ def record_routes(backend: Backend, authenticator: KeyAuthenticator) -> APIRoute
         source: Annotated[
             str | None, Query(description="Given alone, it deletes the whole source: that needs `admin`.")
         ] = None,
-        where: Annotated[list[str], Query(description="Metadata condition as K=V; may be repeated.")] = [],  # noqa: B006
+        where: Annotated[
+            list[str],
+            Query(description="Metadata as K=V; several values of a field mean any."),
+        ] = [],  # noqa: B006
         idempotency_key: IdempotencyKey = None,
     ) -> ReceiptAnswer:
         """Delete records for good, in their turn: points, images, texts.
@@ -153,14 +157,13 @@ def _require_feasible(backend: Backend, payload: IngestRequest) -> None:
 
 
 def _deletion(keys: list[str], source: str | None, where: list[str]) -> DeleteRequest:
-    pairs = {}
-    for one in where:
-        name, equals, value = one.partition("=")
-        if not equals or not name:
-            raise unprocessable([Flaw(where="query.where", why="write K=V, such as kind=fruit")])
-        pairs[name] = value
     try:
-        return DeleteRequest.model_validate({"keys": keys, "source": source, "where": pairs})
+        found = parse_conditions(where)
+    except ValueError:
+        raise unprocessable([Flaw(where="query.where", why="write K=V, such as kind=fruit")]) from None
+    conditions = {name: values if isinstance(values, str) else [*values] for name, values in found.items()}
+    try:
+        return DeleteRequest.model_validate({"keys": keys, "source": source, "where": conditions})
     except ValidationError as error:
         raise unprocessable(flaws(error.errors(), "query")) from error
 

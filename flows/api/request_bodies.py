@@ -128,6 +128,6 @@ SEARCH_FORM = {
         "find": {"enum": ["images", "texts"]},
         "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
         "min_score": {"type": "number", "minimum": -1, "maximum": 1},
-        "where": {"type": "string", "description": 'Conditions as JSON: {"kind": "fruit"}'},
+        "where": {"type": "string", "description": 'Conditions as JSON: {"kind": ["fruit", "nut"]}'},
     },
 }

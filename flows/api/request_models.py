@@ -100,10 +100,10 @@ Number = Annotated[int, Field(ge=INT64.start, lt=INT64.stop)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Value = Annotated[str, StringConstraints(max_length=MAX_KEY_CHARS), Storable] | bool | Number | Real
 Where = Annotated[
-    dict[Line, Value],
+    dict[Line, Value | Annotated[list[Value], Field(min_length=1, max_length=MOST_CONDITIONS)]],
     Field(
         max_length=MOST_CONDITIONS,
-        description="Metadata fields, `source` or `key`, each with its required value.",
+        description="Metadata fields, `source` or `key`, each with its value, or a list: any matches.",
         examples=[{"kind": "fruit", "year": 2026}],
     ),
 ]
@@ -160,13 +160,20 @@ class SearchRequest(RequestModel):
         )
 
 
-def as_typed(where: Mapping[str, Any]) -> dict[str, str]:
-    """Return conditions as `field=value` text, the input of searches and deletes.
+def as_typed(where: Mapping[str, Any]) -> dict[str, str | tuple[str, ...]]:
+    """Return conditions as text, the input of searches and deletes.
 
-    >>> as_typed({"year": 2026, "sold": False, "kind": "fruit"})
-    {'year': '2026', 'sold': 'false', 'kind': 'fruit'}
+    >>> as_typed({"year": [2025, 2026], "sold": False, "kind": "fruit"})
+    {'year': ('2025', '2026'), 'sold': 'false', 'kind': 'fruit'}
     """
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in where.items()}
+    return {
+        name: tuple(map(_as_text, value)) if isinstance(value, list) else _as_text(value)
+        for name, value in where.items()
+    }
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 class SentText(RequestModel):

@@ -12,6 +12,7 @@ from flows.config.prefect_env import prepare_prefect
 from flows.config.settings import Settings
 from flows.tracking.text import UNSEEN
 from storage.errors import SightlineError
+from storage.records import Where, parse_conditions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -85,19 +86,17 @@ def run_under_prefect() -> Iterator[None]:
         ) from error
 
 
-def pairs(where: tuple[str, ...]) -> dict[str, str]:
+def pairs(where: tuple[str, ...]) -> Where:
     """Parse the values of `--where`.
 
     Raises:
         UsageError: one is not K=V.
     """
-    pairs = {}
-    for entry in where:
-        field, equals, value = entry.partition("=")
-        if not equals or not field:
-            raise click.UsageError(f"--where takes K=V, not {entry!r}; for example --where category=fruit")
-        pairs[field] = value
-    return pairs
+    try:
+        return parse_conditions(where)
+    except ValueError as error:
+        problem = f"--where takes K=V, not {error.args[0]!r}; for example --where category=fruit"
+        raise click.UsageError(problem) from None
 
 
 def as_json_text(document: dict[str, Any]) -> str:

@@ -22,7 +22,12 @@ from flows.tracking.file_modes import usual_files
     "--limit", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Number of hits."
 )
 @click.option("--min-score", type=click.FloatRange(-1, 1), help="Leave out hits that score lower.")
-@click.option("--where", multiple=True, metavar="K=V", help="Only items with this metadata; may be repeated.")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="K=V",
+    help="Only items with this metadata; several values of a field mean any.",
+)
 @as_json_option
 @click.option(
     "--gallery", type=click.Path(dir_okay=False, path_type=Path), help="Write the hits as an HTML page."

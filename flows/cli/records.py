@@ -100,7 +100,12 @@ def ingest(
 @click.command(short_help="Delete items for good, with a receipt.")
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--source", help="Only items of this source; without a KEY, all of them.")
-@click.option("--where", multiple=True, metavar="K=V", help="Only items with this metadata; may be repeated.")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="K=V",
+    help="Only items with this metadata; several values of a field mean any.",
+)
 @click.option("--dry-run", is_flag=True, help="Count the items without deleting them.")
 @as_json_option
 def delete(

@@ -1,6 +1,6 @@
 """Search items by text, image or record."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from flows.tracking.tracing import span
 from storage import qdrant
 from storage.errors import InvalidInput, NotFound
 from storage.postgres import catalog
-from storage.records import Digest, Hit, Item
+from storage.records import Digest, Hit, Item, Where
 from storage.redaction import redacted
 from storage.sources.unicode_marks import MAX_MARKS, has_many_marks
 from storage.sources.validation import MAX_TEXT_CHARS
@@ -50,7 +50,7 @@ class Query:
     find: Find = "images"
     limit: int = 10
     min_score: float | None = None
-    where: Mapping[str, str] | None = None
+    where: Where | None = None
     oversampling: float = OVERSAMPLING
     """Candidates per hit that are rescored, where the collection quantizes or shortens vectors."""
 

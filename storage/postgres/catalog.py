@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from storage.consistency.differences import CatalogEntry
 from storage.postgres.bulk import among, from_rows
 from storage.postgres.schema import ItemRow, MarkRow, SeenRow
-from storage.records import Digest, ImageInfo, Item, Origin, Text, readings
+from storage.records import Digest, ImageInfo, Item, Origin, Text, Where, any_reading
 
 EMBEDDED = text("'$[*] ? (@.embedded == true)'")
 
@@ -180,7 +180,7 @@ class Selection:
 
     keys: tuple[str, ...] = ()
     source: str | None = None
-    where: Mapping[str, str] = field(default_factory=dict)
+    where: Where = field(default_factory=dict)
     """Metadata, as `search --where` takes it."""
 
 
@@ -220,9 +220,9 @@ def _selected(selection: Selection) -> list[ColumnElement[bool]]:
         conditions.append(ItemRow.key.in_(selection.keys))
     if selection.source is not None:
         conditions.append(ItemRow.source == selection.source)
-    for name, value in selection.where.items():
-        ways = [ItemRow.meta.contains({name: one}) for one in readings(value)]
-        ways += [ItemRow.meta.contains({name: [one]}) for one in readings(value)]
+    for name, values in selection.where.items():
+        ways = [ItemRow.meta.contains({name: one}) for one in any_reading(values)]
+        ways += [ItemRow.meta.contains({name: [one]}) for one in any_reading(values)]
         conditions.append(or_(*ways))
     if not conditions:
         raise ValueError("an empty selection would be everything")

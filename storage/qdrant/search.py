@@ -1,6 +1,6 @@
 """Search a collection by vectors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import ceil
 from typing import Any
 from uuid import UUID
@@ -11,7 +11,7 @@ from qdrant_client import QdrantClient, models
 
 from storage.qdrant.collections import PAYLOAD_FIELDS, SHORT, Collection, metadata_path
 from storage.qdrant.points import Space, payload_digest
-from storage.records import Hit, Item, Text, readings
+from storage.records import Hit, Item, Text, Where, any_reading
 
 
 def search_points(
@@ -22,7 +22,7 @@ def search_points(
     using: Space,
     limit: int,
     min_score: float | None = None,
-    where: Mapping[str, str] | None = None,
+    where: Where | None = None,
     without: Sequence[UUID] = (),
     oversampling: float = 1.0,
 ) -> list[Hit]:
@@ -37,7 +37,7 @@ def search_points(
             to another model's collection meanwhile.
         using: `image` finds images, `text` finds texts; items without one are not found by it.
         min_score: the least score of a hit, a cosine in [-1, 1].
-        where: metadata (or `source`, or `key`) that a hit must have.
+        where: metadata (or `source`, or `key`) that a hit must have; of several values of a field, any.
         without: items to leave out.
         oversampling: candidates to rescore per hit, where vectors are quantized or shortened.
     """
@@ -151,21 +151,21 @@ def _best_text(vectors: object, query: NDArray[np.float32]) -> int | None:
     return int(np.argmax(np.asarray(rows, np.float32) @ query)) if rows else None
 
 
-def _filter(where: Mapping[str, str], without: Sequence[UUID]) -> models.Filter | None:
+def _filter(where: Where, without: Sequence[UUID]) -> models.Filter | None:
     if not where and not without:
         return None
     others = models.HasIdCondition(has_id=[str(id) for id in without])
     return models.Filter(
-        must=[_condition(field, value) for field, value in where.items()] or None,
+        must=[_condition(field, values) for field, values in where.items()] or None,
         must_not=[others] if without else None,
     )
 
 
-def _condition(field: str, value: str) -> models.Filter:
-    """Match `value` as a string, and where possible as number or boolean."""
+def _condition(field: str, values: str | Sequence[str]) -> models.Filter:
+    """Match any of the values, as a string, number or boolean."""
     path = field if field in PAYLOAD_FIELDS or field.startswith("metadata.") else metadata_path(field)
     ways: list[models.Condition] = []
-    for one in readings(value):
+    for one in any_reading(values):
         if not isinstance(one, float):
             ways.append(models.FieldCondition(key=path, match=models.MatchValue(value=one)))
         if isinstance(one, int | float) and not isinstance(one, bool):

@@ -148,6 +148,8 @@ def test_conditions_narrow_a_search_in_a_document_as_in_a_form(backend: Backend,
     assert keys_of(json={"text": "green", "find": "texts", "where": {"year": 2020}}) == ["rose"]
     assert keys_of(files={"image": png("green")}, data={"where": '{"kind": "flower"}'}) == ["rose"]
     assert keys_of(json={"text": "green", "find": "texts", "min_score": 0.9}) == ["leaf"]
+    both = {"text": "green", "find": "texts", "where": {"key": ["rose", "leaf", 7]}}
+    assert set(keys_of(json=both)) == {"rose", "leaf"}
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_conditions_narrow_a_search_in_a_document_as_in_a_form(backend: Backend,
         ({"text": "red", "oversampling": 3}, "body.oversampling"),
         ({"text": "a\0b"}, "NUL"),
         ({"text": "red", "where": {"a\0": 1}}, "NUL"),
-        ({"text": "red", "where": {"a": [1]}}, "body.where"),
+        ({"text": "red", "where": {"a": [[1]]}}, "body.where"),
         ({"image_base64": "!"}, "not base64"),
         ({"image_base64": in_base64(b"no picture")}, "not an image"),
     ],

@@ -58,7 +58,7 @@ def test_what_was_not_asked_for_the_longest_makes_room(monkeypatch: pytest.Monke
     "asked",
     [
         SearchParams(),
-        SearchParams("a & b = c?", find="texts", where=(("source", "a=b"), ("kind", "ü"))),
+        SearchParams("a & b = c?", find="texts", where=(("source", "a=b"), ("kind", "ü"), ("kind", "v"))),
         SearchParams(image="0" * 64, like=item_id("shop", "a"), min_score=-0.25, limit=48),
         SearchParams("all", min_score=0.0),
     ],

@@ -143,6 +143,7 @@ def test_a_source_or_some_metadata_select_as_well(deps: Deps, settings: Settings
 
     assert count_selected(deps, Selection(where={"year": "1999"})) == {"notes": 1}
     assert count_selected(deps, Selection(where={"tags": "red"})) == {"notes": 1}
+    assert count_selected(deps, Selection(where={"year": ("1999", "2024")})) == {"notes": 2}
     assert count_selected(deps, Selection(where={"year": "7"})) == {}
     assert count_selected(deps, Selection(source="shop")) == {"shop": 3}
     delete(deps, tmp_path, source="shop")

@@ -119,10 +119,12 @@ def test_metadata_narrows_a_search(vectors: QdrantClient, field: str, value: obj
     assert found(vectors, X, where=where) == [an_item("hit").id]
 
 
-def test_conditions_must_all_hold(vectors: QdrantClient):
+def test_conditions_must_all_hold_and_several_values_of_a_field_mean_either(vectors: QdrantClient):
     a_collection(vectors, [pictured("a", X, kind="fruit", year=1), pictured("b", X, kind="fruit", year=2)])
 
     assert found(vectors, X, where={"kind": "fruit", "year": "2"}) == [an_item("b").id]
+    assert len(found(vectors, X, where={"kind": ("fruit", "nut"), "year": ("1", "2")})) == 2
+    assert found(vectors, X, where={"kind": ("fruit", "nut"), "year": ("2", "3")}) == [an_item("b").id]
 
 
 def test_hits_below_the_least_score_are_left_out(vectors: QdrantClient):

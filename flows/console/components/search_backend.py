@@ -14,7 +14,7 @@ from flows.service.pool import Backend
 from storage.errors import StoreUnavailable
 from storage.postgres import catalog, facets
 from storage.qdrant import ModelMismatch
-from storage.records import Item
+from storage.records import Item, parse_conditions
 
 UNUSABLE_QUERY = BadText, BadImage, WorkersFailed
 SEARCH_ERRORS = (
@@ -67,7 +67,7 @@ def run_search(backend: Backend, uploads: Uploads, params: SearchParams) -> tupl
         find=params.find,
         limit=params.limit,
         min_score=params.min_score,
-        where=dict(params.where),
+        where=parse_conditions(f"{field}={value}" for field, value in params.where),
         oversampling=backend.settings.qdrant.oversampling,
         image_bytes=None if params.image is None else uploads.get(params.image),
         like=params.like,

@@ -12,6 +12,7 @@ from uuid import UUID
 from starlette.datastructures import QueryParams
 
 from flows.search.query import Find
+from storage.records import parse_conditions
 
 PAGE = 24
 """Hits of the first page, and of each further one."""
@@ -83,18 +84,21 @@ def parse_params(params: QueryParams) -> SearchParams:
 
 
 def parse_filters(filters: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Parse `field=value` filters; of those with the same field the last counts.
+    """Parse `field=value` filters; several values of one field mean any of them.
 
     Raises:
         ValueError: one is malformed.
     """
-    found = {}
-    for one in filters:
-        field, equals, value = one.partition("=")
-        if not field.strip() or not equals:
-            raise ValueError(f"{one!r} is not a filter; write it as field=value, such as source=shop")
-        found[field.strip()] = value
-    return tuple(found.items())
+    try:
+        found = parse_conditions(filters)
+    except ValueError as error:
+        problem = f"{error.args[0]!r} is not a filter; write it as field=value, such as source=shop"
+        raise ValueError(problem) from None
+    return tuple(
+        (field, value)
+        for field, values in found.items()
+        for value in ((values,) if isinstance(values, str) else values)
+    )
 
 
 def _like(given: str | None) -> UUID | None:
