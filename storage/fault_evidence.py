@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 Store = Literal["Qdrant", "Postgres", "the object store"]
 MAX_ANSWER_CHARS = 200
@@ -48,12 +48,27 @@ def evidence_of(error: BaseException) -> Evidence | None:
     return _object_store(error)
 
 
+def demanded_wait_s(error: BaseException) -> float | None:
+    """Return the seconds to wait that the server names (Retry-After)."""
+    found = evidence_of(error)
+    return found.wait_s if found else None
+
+
+def message_of(error: BaseException) -> str:
+    """Return the message of a store or its driver in one line."""
+    found = evidence_of(error)
+    text = found.text if found else str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0]
+
+
 def _sql_codes(error: DBAPIError) -> Iterator[str]:
     state = getattr(error.orig, "sqlstate", None)
     if state:
         yield state
     elif isinstance(error, OperationalError):
         yield "no session"
+    elif isinstance(error, ProgrammingError):
+        yield "no statement"
     if error.connection_invalidated:
         yield "connection lost"
     if isinstance(error, OperationalError):

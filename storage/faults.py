@@ -90,13 +90,18 @@ FAULTS = (
         ("429",),
         passes=True,
     ),
-    Fault("Qdrant", "has no disk space left", DISK, ("507",)),
     Fault(
         "Qdrant",
         "has no disk space left",
         DISK,
-        ("500", "503"),
-        texts=("no space left", "available disk space", "insufficient disk", "disk full"),
+        ("500", "503", "507"),
+        texts=(
+            "no space left",
+            "available disk space",
+            "insufficient disk",
+            "disk full",
+            "insufficient storage",
+        ),
     ),
     Fault(
         "Qdrant",
@@ -105,14 +110,7 @@ FAULTS = (
         ("408",),
         passes=True,
     ),
-    Fault(
-        "Qdrant",
-        "does not answer",
-        QDRANT_RUNNING,
-        ("502", "503", "504"),
-        passes=True,
-        unanswered=True,
-    ),
+    Fault("Qdrant", "does not answer", QDRANT_RUNNING, ("502", "503", "504"), passes=True, unanswered=True),
     Fault(
         "Qdrant",
         "has a node that is unavailable",
@@ -153,6 +151,13 @@ FAULTS = (
     Fault("Postgres", "has no such database", f"create it, or correct {DATABASE}", ("3D000",)),
     Fault("Postgres", "is read-only", f"connect {DATABASE} to the primary, or end its recovery", ("25006",)),
     Fault("Postgres", "denies a privilege", f"grant it to the user of {DATABASE}", ("42501",)),
+    Fault(
+        "Postgres",
+        "is given an unknown option",
+        f"remove it from {DATABASE}",
+        ("no statement",),
+        texts=("invalid connection option", "invalid uri query parameter"),
+    ),
     # Postgres before a session, of which the driver passes no code on
     Fault(
         "Postgres",
@@ -280,19 +285,6 @@ def find_fault(error: BaseException) -> Fault | None:
     """Return the row of the table that an error matches."""
     found = evidence_of(error)
     return next((row for row in FAULTS if found is not None and _matches(row, found)), None)
-
-
-def demanded_wait_s(error: BaseException) -> float | None:
-    """Return the seconds to wait that the server names (Retry-After)."""
-    found = evidence_of(error)
-    return found.wait_s if found else None
-
-
-def message_of(error: BaseException) -> str:
-    """Return the message of a store or its driver in one line."""
-    found = evidence_of(error)
-    text = found.text if found else str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
 def _matches(row: Fault, found: Evidence) -> bool:

@@ -17,6 +17,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from flows.config.addresses import postgres_url
 from flows.config.cron import checked_cron
 from storage.data_directory import restrict
 from storage.errors import InvalidInput
@@ -199,11 +200,15 @@ class Api(BaseModel, frozen=True, extra="forbid"):
 class Settings(BaseSettings):
     """Define all settings, read once and then frozen.
 
-    SIGHTLINE_DATABASE_URL=postgresql+psycopg://… SIGHTLINE_QDRANT__URL=http://…
+    SIGHTLINE_DATABASE_URL=postgresql://… SIGHTLINE_QDRANT__URL=http://…
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,  # a rejected URL may hold a password
     )
 
     home: Path = Field(
@@ -211,8 +216,8 @@ class Settings(BaseSettings):
     )
     database_url: SecretStr | None = Field(
         None,
-        description="URL of a Postgres server; unset: an embedded one. TLS as in libpq: "
-        "?sslmode=verify-full&sslrootcert=ca.pem",
+        description="URL of a Postgres database, postgresql://user:password@host/database; unset: an "
+        "embedded one. TLS as in libpq: ?sslmode=verify-full&sslrootcert=ca.pem",
     )
     database_timeout_s: int = Field(60, gt=0, description="Seconds that one SQL statement may take.")
     qdrant: Qdrant = Qdrant()
@@ -303,6 +308,11 @@ class Settings(BaseSettings):
         """Return these settings with another console address."""
         given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
         return self.model_copy(update={"console": self.console.model_copy(update=given)})
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database(cls, value: SecretStr | None) -> SecretStr | None:
+        return value and SecretStr(postgres_url(value.get_secret_value()))
 
     @field_validator("langs", mode="before")
     @classmethod

@@ -8,7 +8,6 @@ their requests pass.
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import os
 import secrets
 from base64 import b64decode
@@ -27,6 +26,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from flows.config.addresses import is_loopback
 from flows.config.settings import Console, Settings
 from flows.console.login_guesses import Guesses
 from storage.data_directory import SecretUnusable, load_or_create_secret, make_data_directory
@@ -55,18 +55,6 @@ LOGIN = (Path(__file__).parent / "login.html").read_text("utf-8")
 
 class NotProtected(InvalidInput):
     """Report a console without protection at a public address."""
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address.
-
-    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("localhost"), is_loopback("0.0.0.0")
-    (True, True, True, False)
-    """
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def require_protection(console: Console) -> None:

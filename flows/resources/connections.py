@@ -1,11 +1,13 @@
 """Open models, pools and clients; no other module does."""
 
+import logging
 import ssl
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import QdrantException
@@ -16,6 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from embedding.encoders.sentence_encoder import Encoder
 from embedding.process_tuning import keep_freed_memory, shorten_spinning
+from flows.config.addresses import is_loopback
 from flows.config.settings import Qdrant, Settings
 from flows.resources.model_loader import active_model, open_model
 from flows.tracking.retry_policy import persist
@@ -25,10 +28,13 @@ from storage.embedded.postgres.server import find_postgres, postgres_url
 from storage.embedded.qdrant.process.client import find_index, index_client
 from storage.embedded.server_info import Server
 from storage.errors import StoreUnavailable
-from storage.faults import find_fault, message_of
+from storage.fault_evidence import message_of
+from storage.faults import find_fault
 from storage.postgres import migrate
 from storage.postgres.engine import address_of, open_engine
 from storage.redaction import redacted
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +200,28 @@ def _server(url: str, settings: Qdrant) -> Iterator[QdrantClient]:
     key = settings.api_key.get_secret_value() if settings.api_key else None
     trusted = _certificates(settings) if url.startswith("https:") else True
     # the check would run in a thread without a join, and warn where the first request fails
+    # as a header: the client warns of a key by http at every start, even on loopback
+    headers = {} if key is None else {"api-key": key}
+    if key is not None:
+        _warn_of_plain_key(url)
     client = QdrantClient(
-        url, api_key=key, timeout=settings.timeout_s, verify=trusted, check_compatibility=False
+        url, headers=headers, timeout=settings.timeout_s, verify=trusted, check_compatibility=False
     )
     try:
         yield client
     finally:
         client.close()
+
+
+@cache
+def _warn_of_plain_key(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        log.warning(
+            "the key of Qdrant crosses the network to %s without encryption; write https:// in "
+            "SIGHTLINE_QDRANT__URL if the server has TLS",
+            parts.hostname,
+        )
 
 
 def _certificates(settings: Qdrant) -> ssl.SSLContext:

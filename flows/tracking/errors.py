@@ -6,7 +6,8 @@ from embedding.errors import EmbeddingError
 from flows.tracking.retry_policy import first_line
 from flows.tracking.text import visible
 from storage.errors import SightlineError
-from storage.faults import find_fault, message_of
+from storage.fault_evidence import message_of
+from storage.faults import find_fault
 from storage.redaction import redacted
 
 

@@ -10,7 +10,8 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
 
-from storage.faults import demanded_wait_s, find_fault
+from storage.fault_evidence import demanded_wait_s
+from storage.faults import find_fault
 from storage.postgres.locks import Lock
 
 FIRST_PAUSE_S = 0.5

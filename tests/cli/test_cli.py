@@ -25,10 +25,7 @@ from tests.support import forks
 from tests.support.builders import a_folder, png
 from tests.support.processes import HomeAt, environment_of
 
-pytestmark = [
-    pytest.mark.services,
-    pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection"),
-]
+pytestmark = pytest.mark.services
 
 COMMANDS = Path(__file__).parents[2] / "flows" / "cli" / "COMMANDS.md"
 

@@ -20,8 +20,6 @@ from tests.support.builders import a_folder, encoded, noise, png
 from tests.support.processes import environment_of
 from tests.support.tiny_clip import write_tiny_clip
 
-pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -91,7 +91,6 @@ def break_somewhere(proxies: dict[str, Proxy], store: str, seed: int, how: How, 
     return proxy
 
 
-@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
 class TestAStoreThatIsAwayForAWhile:
     @pytest.mark.parametrize("seed", range(SEEDS))
     @pytest.mark.parametrize(
@@ -123,7 +122,6 @@ class TestAStoreThatIsAwayForAWhile:
         self.test_is_waited_for(proxies, through, shop, store, how, seed)
 
 
-@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
 class TestAStoreThatStaysAway:
     @pytest.mark.parametrize(
         ("store", "how"),

@@ -136,7 +136,6 @@ def test_searches_move_to_another_model(settings: Settings, tmp_path: Path, reco
         assert reconcile(stores).work == 0
 
 
-@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
 def test_its_backup_comes_back_whole(
     settings: Settings,
     unpacked: Path,

@@ -63,10 +63,7 @@ from tests.support.processes import (
 )
 from tests.support.tiny_clip import write_tiny_clip
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection"),
-]
+pytestmark = pytest.mark.system
 
 README = (Path(__file__).parents[2] / "flows" / "README.md").read_text()
 PATIENCE_S = 90

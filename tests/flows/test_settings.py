@@ -1,8 +1,9 @@
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from flows.config.settings import BadSettings, load_settings
+from flows.config.settings import BadSettings, Settings, load_settings
 
 
 def test_with_nothing_set_everything_lives_in_the_current_folder():
@@ -137,3 +138,46 @@ def test_a_folder_of_secrets_that_is_not_there_is_an_error(tmp_path: Path, monke
 
     with pytest.raises(BadSettings, match=r"SIGHTLINE_SECRETS_DIR: .*does not exist"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("postgresql://me:pw@db/shop", "postgresql+psycopg://me:pw@db/shop"),
+        (
+            "postgres://me:pw@db:5433/shop?sslmode=require",
+            "postgresql+psycopg://me:pw@db:5433/shop?sslmode=require",
+        ),
+        ("postgresql+psycopg://db/shop", "postgresql+psycopg://db/shop"),
+        ("postgresql://me:a?b/c@[::1]:5432/shop", "postgresql+psycopg://me:a?b/c@[::1]:5432/shop"),
+        ("postgresql:///shop?host=/run/postgres", "postgresql+psycopg:///shop?host=/run/postgres"),
+        ("postgresql://db?dbname=shop", "postgresql+psycopg://db?dbname=shop"),
+    ],
+)
+def test_a_url_of_postgres_as_providers_print_it_means_the_driver_that_is_here(given: str, read: str):
+    assert Settings(database_url=SecretStr(given)).database_url.get_secret_value() == read
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("mysql://me:hunter2@db/shop", "mysql:// is no Postgres"),
+        ("sqlite:///shop.db", "sqlite:// is no Postgres"),
+        ("postgresql+psycopg2://me:hunter2@db/shop", r"postgresql\+psycopg2:// is no Postgres"),
+        ("db.example/shop", "this is no URL; write postgresql://"),
+        ("postgresql://me:hunter2@db", "names no database"),
+        ("postgresql://me:hunter2@db/", "names no database"),
+        ("postgresql://me:hunter2@db/?sslmode=require", "names no database"),
+        ("postgresql://me:hunter2@one:1,two:2/shop", "several hosts as"),
+        ("postgresql://me:hunter2@db:port/shop", "port cannot be read"),
+    ],
+)
+def test_a_url_of_no_postgres_database_is_refused_with_the_form_and_without_the_password(
+    monkeypatch: pytest.MonkeyPatch, url: str, says: str
+):
+    monkeypatch.setenv("SIGHTLINE_DATABASE_URL", url)
+
+    with pytest.raises(BadSettings, match=f"SIGHTLINE_DATABASE_URL: .*{says}") as refused:
+        load_settings()
+
+    assert "hunter2" not in f"{refused.value} {refused.value.__cause__}"

@@ -8,11 +8,12 @@ import psycopg
 import pytest
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from flows.tracking.errors import explain
 from flows.tracking.retry_policy import is_transient
-from storage.faults import FAULTS, demanded_wait_s, find_fault
+from storage.fault_evidence import demanded_wait_s
+from storage.faults import FAULTS, find_fault
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,11 @@ CASES = {
     ),
     "pgbouncer parameter": Case(
         no_session("FATAL: unsupported startup parameter: x"), False, "start-up parameter"
+    ),
+    "postgres option": Case(
+        sql(psycopg.ProgrammingError('invalid connection option "schema"'), ProgrammingError),
+        False,
+        "remove it from SIGHTLINE_DATABASE_URL",
     ),
     "s3 away": Case(of_objects("EndpointConnectionError"), True, "SIGHTLINE_PICTURES_URL"),
     "s3 silent": Case(of_objects("ReadTimeoutError"), True, "SIGHTLINE_BACKUP_URL"),

@@ -1,6 +1,7 @@
 """Encrypted connections to Qdrant and to Postgres."""
 
 import asyncio
+import socket
 import ssl
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Iterator
@@ -112,7 +113,7 @@ def test_qdrant_with_a_certificate_of_an_unknown_authority_is_told_nothing(
 ):
     own = certificate_of(OURS, tmp_path / "own.pem")
     with (
-        pytest.raises(StoreUnavailable, match="certificate verify failed"),
+        pytest.raises(StoreUnavailable, match=r"certificate verify failed.*set SIGHTLINE_QDRANT__CA_FILE"),
         open_index(settings_for(https, index_home, client_certificate=own)) as client,
     ):
         client.get_collections()
@@ -128,3 +129,59 @@ def test_postgres_that_offers_no_tls_is_refused_where_the_url_asks_for_it(engine
             postgres.connect(),
         ):
             pass
+
+
+@pytest.mark.parametrize(
+    ("url", "warns"),
+    [
+        ("http://qdrant.example:6333", True),
+        ("https://qdrant.example:6333", False),
+        ("http://127.0.0.1:6333", False),
+        ("http://[::1]:6333", False),
+        ("http://localhost:6333", False),
+    ],
+)
+def test_a_key_that_crosses_a_network_in_the_clear_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture, url: str, warns: bool
+):
+    settings = Settings(qdrant=Qdrant(url=url, api_key=SecretStr("hunter2")))
+    for _ in range(2):
+        with open_index(settings):
+            pass
+
+    said = [one.getMessage() for one in caplog.records if "without encryption" in one.getMessage()]
+    assert len(said) == warns
+    assert "hunter2" not in caplog.text
+
+
+@contextmanager
+def answering(data: bytes) -> Iterator[int]:
+    """Yield the port of a server that answers its first bytes with `data`."""
+
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(data)
+
+    with ThreadPoolExecutor(1) as pool, socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+        pool.submit(serve, listener)
+        yield listener.getsockname()[1]
+
+
+TLS_ALERT = bytes.fromhex("15 03 03 00 02 02 46")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answer", "says"),
+    [("http", TLS_ALERT, "write https://"), ("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", "write http://")],
+)
+def test_http_and_https_confused_are_named(index_home: Path, scheme: str, answer: bytes, says: str):
+    with (
+        answering(answer) as port,
+        pytest.raises(StoreUnavailable, match=says),
+        open_index(settings_for(f"{scheme}://127.0.0.1:{port}", index_home)) as client,
+    ):
+        client.get_collections()
