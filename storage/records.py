@@ -61,6 +61,9 @@ class Record:
     from_strangers: bool = False
     """Whether it came over the API: its URL may then lead to public hosts only, at every read."""
 
+    dropped: tuple[tuple[str, str], ...] = field(default=(), repr=False, compare=False)
+    """Metadata fields that no store can keep, each with the reason; the record is kept without them."""
+
     def select_languages(self, langs: Sequence[str]) -> "Record":
         """Mark texts without a language, or in one of `langs`, as embedded.
 
@@ -105,12 +108,20 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """Represent a file that is not a record, such as `.ogg`.
+    """Represent an ignored file or field of a source.
 
-    It is counted, and never read.
+    It is counted and named.
     """
 
     place: str
+    reason: str = "not_an_image"
+    """A code of `storage.sources.ignored_reasons`."""
+
+    detail: str = ""
+    """Cause and remedy where they differ from file to file."""
+
+    key: str | None = field(default=None, compare=False)
+    """Key of the item that the file would be; an earlier run may have ingested it."""
 
 
 @dataclass(frozen=True, slots=True)

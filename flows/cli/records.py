@@ -12,6 +12,7 @@ from flows.cli.options import (
     run_job,
 )
 from flows.config.settings import load_settings, split_list
+from storage.sources.columns import CONTENT_COLUMNS
 
 
 @click.command(short_help="Ingest a folder of images, or a manifest.")
@@ -35,6 +36,18 @@ from flows.config.settings import load_settings, split_list
     help="Refuse to delete a larger share of SOURCE's items; 5 items may always go.",
 )
 @click.option("--yes", is_flag=True, help="Delete any number of missing items.")
+@click.option(
+    "--exclude",
+    metavar="PATTERN",
+    multiple=True,
+    help="Leave out files and folders, as in .gitignore; may be repeated.",
+)
+@click.option(
+    "--map",
+    "mapped",
+    metavar="NAME=COLUMN,…",
+    help="Columns of a manifest that hold key, image, text or texts: image=URL,text=TEXT.",
+)
 @click.option("--revive", is_flag=True, help="Ingest again what `sightline delete` has deleted.")
 @as_json_option
 @click.pass_obj
@@ -49,6 +62,8 @@ def ingest(
     max_delete: float,
     yes: bool,
     revive: bool,
+    exclude: tuple[str, ...],
+    mapped: str | None,
     as_json: bool,
 ) -> None:
     """Ingest SOURCE: a folder of images, or a manifest (.jsonl, .csv, .parquet).
@@ -69,9 +84,21 @@ def ingest(
     from flows.orchestration.jobs import ingest as jobs
     from flows.resources.connections import open_catalog
 
+    columns = mapped_columns(mapped)
     if dry_run:
         chosen = None if langs is None else split_list(langs)
-        request = Request(source, name, chosen, limit, delete_missing, revive, max_delete=max_delete, yes=yes)
+        reading = settings.reading({"exclude": exclude, "columns": columns})
+        request = Request(
+            source,
+            name,
+            chosen,
+            limit,
+            delete_missing,
+            revive,
+            max_delete=max_delete,
+            yes=yes,
+            reading=reading,
+        )
         with open_catalog(settings) as engine:
             report = count_changes(engine, settings, request)
         print_out(report.as_json(), as_json, lambda: of_ingest(report))
@@ -89,12 +116,30 @@ def ingest(
             revive=revive,
             max_delete=max_delete,
             yes=yes,
+            exclude=list(exclude),
+            columns=columns,
         )
     except LimitExceeded as error:
         failed = error.report
         print_out(failed.as_json(), as_json, lambda: of_ingest(failed))
         raise
     print_out(report.as_json(), as_json, lambda: of_ingest(report))
+
+
+def mapped_columns(given: str | None) -> dict[str, str]:
+    """Parse a mapping of columns such as `image=URL,text=TEXT`.
+
+    Raises:
+        UsageError: a part has another form, or maps no content column.
+    """
+    columns = {}
+    for part in split_list(given or ""):
+        content, equals, column = part.partition("=")
+        if not equals or not column or content not in CONTENT_COLUMNS or content in columns:
+            allowed = ", ".join(CONTENT_COLUMNS)
+            raise click.UsageError(f"--map {part}: write NAME=COLUMN, each NAME once, one of {allowed}")
+        columns[content] = column
+    return columns
 
 
 @click.command(short_help="Delete items for good, with a receipt.")
@@ -146,24 +191,31 @@ of_source_option = click.option("--source", metavar="NAME", help="Only rejects o
 @click.group(short_help="List rejected records with their reasons.", invoke_without_command=True)
 @reason_option
 @of_source_option
+@click.option("--ignored", is_flag=True, help="List the ignored files of each source's last ingest instead.")
 @as_json_option
 @click.pass_context
-def rejects(ctx: click.Context, reason: str | None, source: str | None, as_json: bool) -> None:
+def rejects(ctx: click.Context, reason: str | None, source: str | None, ignored: bool, as_json: bool) -> None:
     """List rejected records, each with its reason and the remedy.
 
     Once they are corrected at their source, `sightline rejects retry` retries them alone.
     """
     if ctx.invoked_subcommand is not None:
-        if reason or source or as_json:
+        if reason or source or ignored or as_json:
             raise click.UsageError(f"put the options after {ctx.invoked_subcommand!r}")
         return
     settings = load_settings()
     from sqlalchemy.orm import Session
 
-    from flows.cli.tables.records import of_rejects
+    from flows.cli.tables.records import of_ignored, of_rejects
     from flows.resources.connections import open_catalog
     from storage.postgres.rejects import open_rejects
+    from storage.postgres.runs import last_left_out
 
+    if ignored:
+        with open_catalog(settings) as engine, Session(engine) as session:
+            left_out = last_left_out(session, reason=reason, source=source)
+        print_out({"ignored": left_out}, as_json, lambda: of_ignored(left_out))
+        return
     with open_catalog(settings) as engine, Session(engine) as session:
         found = open_rejects(session, reason=reason, source=source)
     print_out({"rejects": [reject.as_json() for reject in found]}, as_json, lambda: of_rejects(found))

@@ -1,7 +1,7 @@
 """Read the settings from the environment."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +21,8 @@ from flows.config.addresses import postgres_url
 from flows.config.cron import checked_cron
 from storage.data_directory import restrict
 from storage.errors import InvalidInput
+from storage.sources.host_rules import NO_RULES, HostRules
+from storage.sources.read_options import ReadOptions
 
 PREFIX = "SIGHTLINE_"
 SECRETS_DIR = f"{PREFIX}SECRETS_DIR"
@@ -49,6 +51,11 @@ class Limits:
     private_redirects: bool = False
     private_images: bool = False
     """Whether image URLs in API requests may lead into private networks."""
+
+    links_within: Path | None = None
+    """Folder that links of a source may lead into, resolved."""
+
+    hosts: HostRules = NO_RULES
 
 
 class BadSettings(InvalidInput):
@@ -255,6 +262,28 @@ class Settings(BaseSettings):
     private_redirects: bool = Field(
         False, description="Whether a redirect to another host may lead to this machine or a private network."
     )
+    fetch_contact: str | None = Field(
+        None,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
+        description="URL or e-mail address in the User-Agent of image requests, for hosts that demand one.",
+    )
+    fetch_headers: dict[str, dict[str, SecretStr]] = Field(
+        {},
+        description="Headers of image requests by host, such as "
+        '{"images.example.org": {"Authorization": "Bearer …"}}; `*` is every host.',
+    )
+    fetch_rate: float = Field(
+        20, gt=0, description="Most image requests a second to one host; this machine has no limit."
+    )
+    fetch_wait_s: float = Field(
+        60, ge=0, description="Seconds to wait in all where a host answers 429 or 503 with Retry-After."
+    )
+    links_within: Path | None = Field(
+        None,
+        description="Folder that links of a source below it may lead into; links to folders are then "
+        "followed. Unset: links stay in the source.",
+    )
     keep_retired_days: float = Field(
         7,
         ge=0,
@@ -289,9 +318,27 @@ class Settings(BaseSettings):
 
     @property
     def limits(self) -> Limits:
+        headers = {
+            host: {name: value.get_secret_value() for name, value in given.items()}
+            for host, given in self.fetch_headers.items()
+        }
+        rules = HostRules(self.fetch_contact, headers, self.fetch_rate, self.fetch_wait_s)
         return Limits(
-            self.max_picture_bytes, self.fetch_timeout_s, self.private_redirects, self.api.private_images
+            self.max_picture_bytes,
+            self.fetch_timeout_s,
+            self.private_redirects,
+            self.api.private_images,
+            self._links_within,
+            rules,
         )
+
+    @property
+    def _links_within(self) -> Path | None:
+        return None if self.links_within is None else self.links_within.resolve()
+
+    def reading(self, options: Mapping[str, Any]) -> ReadOptions:
+        """Return the options of reading a source, of which some are settings."""
+        return ReadOptions.of_json(options, self._links_within)
 
     def with_time(self) -> "Settings":
         """Return these settings with timeouts for long requests, such as a COPY."""

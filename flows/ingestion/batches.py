@@ -40,6 +40,9 @@ class FetchedBatch:
     rejects: tuple[Rejected, ...]
     """Rows that are no records, and records whose images could not be read."""
 
+    kept: tuple[str, ...] = ()
+    """Keys of excluded files, whose items are not missing."""
+
     stored: Mapping[UUID, ItemState] = field(default_factory=dict)
     """State of each record's item in the stores, as `look_up` reads it."""
 
@@ -71,6 +74,9 @@ class PlannedBatch:
     rejects: tuple[Rejected, ...]
     still_deleted: int
     """Records whose items stay deleted, because a user deleted them."""
+
+    excluded: int = 0
+    """Items of files that are excluded now, and that stay."""
 
     fresh: Mapping[UUID, Item] = field(default_factory=dict)
     """Items to embed, once `store_records` has written them to Postgres."""
@@ -106,6 +112,7 @@ class PlannedBatch:
             updated=len(self.plan.update),
             rejected=sum(reject.rows for reject in self.rejects),
             still_deleted=self.still_deleted,
+            not_deleted=self.excluded,
         )
         reasons = Counter[str]()
         for reject in self.rejects:

@@ -36,7 +36,7 @@ def simulate(session: Session, settings: Settings, request: Request) -> RunState
     name = model_registry.active_collection(session) or "none yet"
     collection = qdrant.Collection(name, settings.model, "", dim=0)
     run = request.new_run(request.source(session), collection, settings)
-    state = RunState(run)
+    state = RunState(run, keeps_excluded=request.delete_missing and not request.yes)
     wanted = islice(state.count_rows(rows), request.limit)
     for batch in read_batches(run, wanted, BatchSize(settings.batch_size, settings.batch_size)):
         state.done += plan_rows(session, run, look_up(session, run, batch)).as_report()

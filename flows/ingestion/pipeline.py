@@ -31,6 +31,7 @@ from flows.tracking.tracing import stepping
 from storage.postgres import catalog, runs
 from storage.postgres.locks import source_lock
 from storage.postgres.rejects import resolve_api_rejects, resolve_rejects
+from storage.records import Ignored
 from storage.sources.row_estimate import RowEstimate
 
 Step = Callable[[Callable[[], int]], int]
@@ -82,7 +83,9 @@ def ingest_source(
     with hold(source_lock(deps.engine, source), for_s=settings.retry_for_s) as lock:
         collection = lock.persist(partial(open_collection, deps, settings))
         run = request.new_run(source, collection, settings)
-        state = RunState(run, workers=settings.decode_workers)
+        state = RunState(
+            run, workers=settings.decode_workers, keeps_excluded=request.delete_missing and not request.yes
+        )
         with tracked_run(
             deps.sessions,
             lock,
@@ -123,7 +126,7 @@ def ingest_source(
 def run_batches(
     job: Job,
     lock: HeldLock,
-    rows: Iterable[Row],
+    rows: Iterable[Row | Ignored],
     size: BatchSize,
     step: Step,
     add: Callable[[BatchReport], None],

@@ -17,6 +17,7 @@ from storage.postgres import runs
 from storage.postgres.rejects import open_rejects
 from storage.records import Origin, Rejected
 from storage.sources import BadSource, FetchError, find_row
+from storage.sources.read_options import ReadOptions
 
 SIDE = 480
 JPEG_QUALITY = 82
@@ -41,12 +42,13 @@ def preview_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID) ->
     """
     with sessions() as session:
         found = open_rejects(session, ids=[id])
-        location = runs.last_location(session, found[0].source) if found else None
-    if not found or location is None:
+        read = runs.last_read(session, found[0].source) if found else None
+    if not found or read is None:
         raise NoPreview("this reject is not open any more")
-    [reject] = found
+    [reject], (location, options) = found, read
     try:
-        row = find_row(Path(location), reject.place, reject.key)
+        reading = ReadOptions.of_json(options, limits.links_within)
+        row = find_row(Path(location), reject.place, reject.key, reading)
     except (BadSource, OSError) as error:
         raise NoPreview(f"its source cannot be read: {error}") from error
     if row is None or (row.place != reject.place and reject.reason == SAME_KEY):
@@ -56,7 +58,8 @@ def preview_reject(sessions: sessionmaker[Session], limits: Limits, id: UUID) ->
     if row.image is None:
         raise NoPreview("the record names no image")
     try:
-        return as_small_jpeg(fetch_image(Origin(row.image, folder=row.folder), limits), name=row.place)
+        data = row.data or fetch_image(Origin(row.image, folder=row.folder), limits)
+        return as_small_jpeg(data, name=row.place)
     except (FetchError, BadImage, WorkersFailed) as error:
         raise NoPreview(str(error)) from error
 

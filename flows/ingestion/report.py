@@ -80,6 +80,9 @@ class IngestReport:
     not_deleted_because: str | None = None
     """Sentence that says why missing items stay."""
 
+    left_out: dict[str, Any] = field(default_factory=dict)
+    """Ignored files and lost fields: counts by reason and suffix, and the first by name."""
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"run": str(self.run)}
 
@@ -94,6 +97,7 @@ def as_report(
     stages: Mapping[str, float],
     speed: Throughput,
     not_deleted_because: str | None = None,
+    left_out: dict[str, Any] | None = None,
 ) -> IngestReport:
     """Return the report of a run from its counts."""
     return IngestReport(
@@ -105,6 +109,7 @@ def as_report(
         stages={name: round(busy, 3) for name, busy in stages.items()},
         speed=speed,
         not_deleted_because=not_deleted_because,
+        left_out=left_out or {},
         **{name: done.counts[name] for name in COUNTS},
     )
 
@@ -113,6 +118,8 @@ def as_markdown(report: IngestReport) -> str:
     """Return a report as Markdown, for the artifact in Prefect."""
     counts = [(name, f"{getattr(report, name):,}") for name in COUNTS]
     reasons = [(f"rejected: {reason}", f"{many:,}") for reason, many in report.reasons.items()]
+    for reason, kinds in report.left_out.get("kinds", {}).items():
+        reasons += [(f"{reason}: {kind}", f"{many:,}") for kind, many in kinds.items()]
     stages = [(f"seconds: {name}", f"{seconds:.1f}") for name, seconds in report.stages.items()]
     busy = [(f"busy: {name}", f"{share:.0%}") for name, share in report.speed.busy.items()]
     rows = "\n".join(f"| {name} | {value} |" for name, value in [*counts, *reasons, *stages, *busy])

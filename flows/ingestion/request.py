@@ -16,6 +16,7 @@ from storage.errors import Conflict, InvalidInput
 from storage.postgres import runs
 from storage.records import Ignored
 from storage.sources import read_source, source_name
+from storage.sources.read_options import DEFAULTS, ReadOptions
 from storage.sources.row_estimate import RowEstimate
 
 
@@ -64,6 +65,9 @@ class Request:
     yes: bool = False
     """Whether any number of missing items may be deleted."""
 
+    reading: ReadOptions = DEFAULTS
+    """Exclusions, columns and links of the source."""
+
     def __post_init__(self) -> None:
         """Reject deletes of items that the run cannot know to be missing.
 
@@ -97,7 +101,9 @@ class Request:
         Raises:
             BadSource: the location is no folder of images and no manifest.
         """
-        return iter(self.sent) if self.location is None else read_source(self.location, estimate)
+        if self.location is None:
+            return iter(self.sent)
+        return read_source(self.location, estimate, self.reading)
 
     def source(self, session: Session) -> str:
         """Return the given name, or that of the folder or file.
@@ -125,7 +131,8 @@ class Request:
 
     def options(self, run: IngestRun) -> dict[str, Any]:
         """Return the options that a scheduled run of the same source repeats."""
-        given = {"limit": self.limit, "delete_missing": self.delete_missing}
+        given: dict[str, Any] = {"limit": self.limit, "delete_missing": self.delete_missing}
+        given |= self.reading.as_json()
         return {"langs": list(run.langs)} | {name: value for name, value in given.items() if value}
 
     def expected_rows(self, session: Session, source: str) -> int:

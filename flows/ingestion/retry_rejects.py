@@ -89,8 +89,11 @@ def _read_again(
     location, options = found
     langs = options.get("langs")
     keys = frozenset(reject.key for reject in rejects if reject.key is not None)
+    reading = settings.reading(options)
     only = RowSelection(frozenset(reject.place for reject in rejects), keys)
-    request = Request(Path(location), source, None if langs is None else tuple(langs), None, only=only)
+    request = Request(
+        Path(location), source, None if langs is None else tuple(langs), None, only=only, reading=reading
+    )
     try:
         ingest_source(deps, settings, request, prefect_run_id=prefect_run_id)
     except (BadSource, EmptySource) as error:

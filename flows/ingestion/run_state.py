@@ -6,14 +6,16 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from embedding.pipeline import Clock
+from flows.ingestion.left_out import LeftOut
 from flows.ingestion.missing_items import DeleteDecision, SourceCoverage
 from flows.ingestion.report import COUNTS, BatchReport, IngestReport, as_report
 from flows.ingestion.request import EmptySource, Request, RowSelection
 from flows.ingestion.source_batches import IngestRun, Row
 from flows.ingestion.throughput import throughput_of
 from flows.tracking.run_log import Totals
+from flows.tracking.text import count_of
 from storage.errors import SightlineError
-from storage.records import Ignored
+from storage.records import Ignored, Record
 
 
 class LimitExceeded(SightlineError):
@@ -45,6 +47,10 @@ class RunState:
     extra: Counter[str] = field(default_factory=Counter)
     """Counts outside of batches: ignored files, deleted items."""
 
+    keeps_excluded: bool = False
+    """Whether items of files that are excluded now are not deleted as missing."""
+
+    left_out: LeftOut = field(default_factory=LeftOut)
     coverage: SourceCoverage = field(default_factory=SourceCoverage)
     decision: DeleteDecision = field(default_factory=DeleteDecision)
     """Decision about missing items."""
@@ -57,12 +63,19 @@ class RunState:
 
     def count_rows(
         self, rows: Iterator[Row | Ignored], selection: RowSelection | None = None
-    ) -> Iterator[Row]:
-        """Yield the selected records and rejects, and count all rows."""
+    ) -> Iterator[Row | Ignored]:
+        """Yield the selected records and rejects, and count all rows.
+
+        An excluded file is yielded where its item must not be deleted as missing.
+        """
         for row in rows:
             if isinstance(row, Ignored):
-                self.extra["ignored"] += 1
+                self.extra["ignored"] += self.left_out.add(row)
+                if row.key is not None and self.keeps_excluded:
+                    yield row
                 continue
+            if isinstance(row, Record):
+                self.left_out.add_fields(row)
             self.coverage.add(row)
             if selection is None or selection.has(row):
                 yield row
@@ -87,14 +100,21 @@ class RunState:
             seconds=seconds,
             stages=self.clock.seconds,
             speed=speed,
-            not_deleted_because=self.decision.why,
+            not_deleted_because=self.decision.why or self._kept_excluded(done),
+            left_out=self.left_out.as_json(),
         )
+
+    def _kept_excluded(self, done: BatchReport) -> str | None:
+        count = done.counts["not_deleted"]
+        if not count:
+            return None
+        return f"{count_of(count, 'item')} of files that are excluded now stay; --yes deletes them"
 
     def totals(self) -> Totals:
         """Return the counts and durations for the table `runs`."""
         report = self.report("running")
         counts = report.as_json()
-        shown = {name: counts[name] for name in (*COUNTS, "reasons", "speed")}
+        shown = {name: counts[name] for name in (*COUNTS, "reasons", "speed", "left_out")}
         if self.decision.why is not None:
             shown["not_deleted_because"] = self.decision.why
         return Totals(shown, dict(report.stages))

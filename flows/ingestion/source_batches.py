@@ -18,7 +18,7 @@ from flows.resources.images import fetch_image
 from storage.consistency.change_plan import plan_batch
 from storage.postgres import catalog
 from storage.qdrant import Collection
-from storage.records import Origin, Record, Rejected, digest_of, item_id
+from storage.records import Ignored, Origin, Record, Rejected, digest_of, item_id
 from storage.sources import FetchError, printable
 
 Row = Record | Rejected
@@ -54,12 +54,15 @@ class IngestRun:
     """Whether items that were deleted on request are ingested again."""
 
 
-def read_batches(run: IngestRun, rows: Iterable[Row], size: BatchSize) -> Iterator[FetchedBatch]:
+def read_batches(run: IngestRun, rows: Iterable[Row | Ignored], size: BatchSize) -> Iterator[FetchedBatch]:
     """Yield the rows of a source in batches, with fetched images."""
     rows_read, records, rejects = 0, list[FetchedRecord](), list[Rejected]()
+    kept = list[str]()
     images = total_bytes = 0
     for one in map_in_order(partial(fetch_row, run), rows, threads=FETCHES_AT_ONCE, slow=needs_fetch):
-        if isinstance(one, Rejected):
+        if isinstance(one, Ignored):
+            kept.append(one.key or one.place)
+        elif isinstance(one, Rejected):
             rows_read += one.rows
             rejects.append(one)
         else:
@@ -67,25 +70,25 @@ def read_batches(run: IngestRun, rows: Iterable[Row], size: BatchSize) -> Iterat
             records.append(one)
             images += one.data is not None
             total_bytes += len(one.data or b"")
-        if rows_read >= size.rows or images == size.images or total_bytes >= MOST_BYTES:
-            yield FetchedBatch(rows_read, tuple(records), tuple(rejects))
-            rows_read, records, rejects = 0, [], []
+        if rows_read + len(kept) >= size.rows or images == size.images or total_bytes >= MOST_BYTES:
+            yield FetchedBatch(rows_read, tuple(records), tuple(rejects), kept=tuple(kept))
+            rows_read, records, rejects, kept = 0, [], [], []
             images = total_bytes = 0
-    if rows_read:
-        yield FetchedBatch(rows_read, tuple(records), tuple(rejects))
+    if rows_read or kept:
+        yield FetchedBatch(rows_read, tuple(records), tuple(rejects), kept=tuple(kept))
 
 
-def needs_fetch(row: Row) -> bool:
+def needs_fetch(row: Row | Ignored) -> bool:
     """Return whether the image of `row` must be fetched."""
     return isinstance(row, Record) and row.image is not None and row.data is None
 
 
-def fetch_row(run: IngestRun, row: Row) -> FetchedRecord | Rejected:
+def fetch_row(run: IngestRun, row: Row | Ignored) -> FetchedRecord | Rejected | Ignored:
     """Return a record with its image bytes, or a reject.
 
     A record without anything to embed is a reject.
     """
-    if isinstance(row, Rejected):
+    if not isinstance(row, Record):
         return row
     record = row.select_languages(run.langs)
     if record.image is None and not any(text.embedded for text in record.texts):
@@ -128,6 +131,9 @@ def plan_rows(
             rejects.append(_duplicate(one.record, unique[id].record.place))
         else:
             unique[id] = one
+    kept = [item_id(run.source, key) for key in batch.kept]
+    catalog.record_rejected(session, run.id, kept)
+    excluded = catalog.item_states(session, run.collection.name, kept)
     met = batch.hidden_keys() | {one.key for one in rejects if one.key is not None}
     catalog.record_rejected(session, run.id, {item_id(run.source, key) for key in met})
     places = {id: one.record.place for id, one in unique.items()}
@@ -136,7 +142,9 @@ def plan_rows(
     wanted = {id: one for id, one in unique.items() if id not in batch.excluded}
     embedded = {id: entry.mark for id, entry in batch.stored.items() if entry.mark}
     plan = plan_batch({id: one.digest for id, one in wanted.items()}, embedded)
-    return PlannedBatch(batch.rows, wanted, batch.stored, plan, tuple(rejects), len(unique) - len(wanted))
+    return PlannedBatch(
+        batch.rows, wanted, batch.stored, plan, tuple(rejects), len(unique) - len(wanted), len(excluded)
+    )
 
 
 def image_bytes(record: Record, limits: Limits) -> bytes | None:

@@ -150,6 +150,8 @@ def ingest(
     revive: bool = False,
     max_delete: float = DEFAULT_MAX_SHARE,
     yes: bool = False,
+    exclude: list[str] | None = None,
+    columns: dict[str, str] | None = None,
 ) -> Outcome:
     """Ingest a folder or manifest, or all known sources.
 
@@ -177,6 +179,8 @@ def ingest(
             revive=revive,
             max_delete=max_delete,
             yes=yes,
+            exclude=exclude or [],
+            columns=columns,
             step=job_task("ingest batches"),
         )
     except LimitExceeded as error:

@@ -70,6 +70,7 @@ def fetch_image(origin: Origin, limits: Limits) -> bytes:
         private_redirects=limits.private_redirects,
         from_strangers=origin.from_strangers and not limits.private_images,
         folder=origin.folder,
+        hosts=limits.hosts,
     )
 
 

@@ -367,6 +367,30 @@ def last_read_count(session: Session, source: str) -> int:
     return session.scalar(read) or 0
 
 
+def last_left_out(
+    session: Session, *, reason: str | None = None, source: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the ignored files of the last ingest of each source.
+
+    Each has counts by reason and suffix (`kinds`), and the first files by name (`first`).
+    """
+    wanted = [RunRow.flow == "ingest", RunRow.source.is_not(None), RunRow.counts.has_key("left_out")]
+    wanted += [RunRow.source == source] if source is not None else []
+    latest = (
+        select(RunRow.source, RunRow.counts["left_out"])
+        .distinct(RunRow.source)
+        .where(*wanted)
+        .order_by(RunRow.source, RunRow.started.desc())
+    )
+    return {
+        name: {
+            "kinds": {code: kinds for code, kinds in found["kinds"].items() if reason in (None, code)},
+            "first": [one for one in found["first"] if reason in (None, one["reason"])],
+        }
+        for name, found in session.execute(latest)
+    }
+
+
 def last_completed(session: Session, source: str) -> datetime | None:
     """Return the end of the last completed ingest of `source`, or None."""
     complete = RunRow.source == source, RunRow.flow == "ingest", RunRow.outcome == "completed"

@@ -6,15 +6,22 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from storage.errors import SightlineError
-from storage.records import Record, Rejected
+from storage.records import Ignored, Record, Rejected
 from storage.sources.bounded_lines import MAX_LINE_BYTES, TOO_LONG, Line, numbered_lines
+from storage.sources.columns import Columns
+from storage.sources.csv_dialect import Dialect, dialect_of, open_as_utf8
 from storage.sources.manifest_rows import BadSource, check_columns, key_of, record_of
+from storage.sources.read_options import DEFAULTS, ReadOptions
 from storage.sources.row_estimate import RowEstimate
 from storage.sources.validation import MAX_RAW_CHARS, BadRow, rejected
+
+if TYPE_CHECKING:  # the type of `csv.reader` has no name at run time
+    from _csv import Reader
 
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
 """Characters that `surrogateescape` returns for bytes that are not UTF-8."""
@@ -47,13 +54,20 @@ class _CsvLines:
         taken: the lines that were read since `taken` was last emptied.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, dialect: Dialect) -> None:
         self._lines = numbered_lines(file)
+        self.separator = dialect.separator
         self._ahead: deque[Line] = deque()
         self.number = 0
         self.taken: list[str] = []
         self._taken_bytes = 0
         self._reread = self._reread_bytes = 0
+        if dialect.names_separator:
+            self.number = next(self._lines).number
+
+    def rows(self) -> "Reader":
+        """Return a reader of the rows from the next line on."""
+        return csv.reader(self, delimiter=self.separator, strict=True)
 
     def begin_row(self) -> None:
         """Start a new row with the next line."""
@@ -141,7 +155,7 @@ class _Span:
         A quote too many makes one cell of the rows up to the next quote. A row that is whole begins on a
         line of its own, so that it is found by reading from there.
         """
-        at = columns.index("key")
+        at = columns.index("key" if "key" in columns else "image")
         keys = (key_of({"key": cells[at]}) for cells in self.inner if len(cells) > at)
         return tuple(dict.fromkeys(key for key in keys if key is not None))
 
@@ -150,41 +164,52 @@ class _Span:
         return sum(len(cells) == len(columns) for cells in self.inner)
 
 
-def read_csv(path: Path, estimate: RowEstimate) -> Iterator[Record | Rejected]:
-    """Read comma-separated rows under a header; empty cells are absent values.
+def read_csv(
+    path: Path, estimate: RowEstimate, options: ReadOptions = DEFAULTS
+) -> Iterator[Record | Rejected | Ignored]:
+    """Read separated rows under a header; empty cells are absent values.
+
+    Rows without any value do not count.
 
     Args:
         path: in a resolved folder, which is where relative paths start.
 
     Raises:
-        BadSource: no readable header with a `key` column; raised at once.
+        BadSource: no readable header with a column for keys or images; raised at once.
     """
-    with path.open("rb") as file:
-        columns = _header(path, _CsvLines(file))
-    return _csv_rows(path, columns, estimate)
+    dialect = dialect_of(path, options.columns)
+    with open_as_utf8(path, dialect.encoding) as (_, text):
+        names = _header(path, _CsvLines(text, dialect))
+    columns = check_columns(path, names, options)
+    return chain(_notes(path, dialect), _csv_rows(path, names, columns, dialect, estimate))
+
+
+def _notes(path: Path, dialect: Dialect) -> Iterator[Ignored]:
+    if dialect.was_detected:
+        yield Ignored(path.name, "encoding", f"read as {dialect.encoding}; save it as UTF-8 to be certain")
 
 
 def _header(path: Path, lines: _CsvLines) -> list[str]:
     try:
-        columns = [name.strip() for name in next(csv.reader(lines, strict=True), [])]
+        return [name.strip() for name in next(lines.rows(), [])]
     except csv.Error as error:
         raise BadSource(
             f"{path}: no CSV header in its first line ({error}); name the columns there"
         ) from error
-    check_columns(path, columns)
-    return columns
 
 
-def _csv_rows(path: Path, columns: Sequence[str], estimate: RowEstimate) -> Iterator[Record | Rejected]:
-    with path.open("rb") as file:
+def _csv_rows(
+    path: Path, names: Sequence[str], columns: Columns, dialect: Dialect, estimate: RowEstimate
+) -> Iterator[Record | Rejected]:
+    with open_as_utf8(path, dialect.encoding) as (file, text):
         estimate.follow(file)
-        lines = _CsvLines(file)
-        reader = csv.reader(lines, strict=True)
+        lines = _CsvLines(text, dialect)
+        reader = lines.rows()
         next(reader, None)
-        header = _span(lines, 1)
+        header = _span(lines, lines.number)
         if not header.is_clear:
             raise BadSource(f"{path}: a header of {len(header.lines):,} lines; is a quote missing?")
-        in_header = header.hidden_keys(columns)
+        in_header = header.hidden_keys(columns.named(names))
         while True:
             first = lines.number + 1
             lines.begin_row()
@@ -195,8 +220,8 @@ def _csv_rows(path: Path, columns: Sequence[str], estimate: RowEstimate) -> Iter
             except csv.Error as error:
                 yield _bad_csv(error, _Span(first, lines.number, lines.taken))
                 continue
-            if cells:
-                row = _csv_row(columns, cells, _span(lines, first), path.parent)
+            if any(cell.strip() for cell in cells):
+                row = _csv_row(names, columns, cells, _span(lines, first), path.parent)
                 yield replace(row, hides=in_header + row.hides) if in_header else row
                 in_header = ()
 
@@ -215,7 +240,7 @@ def _row_from(lines: _CsvLines, index: int) -> Sequence[str]:
     Empty if no row does.
     """
     try:
-        return next(csv.reader(lines.again_from(index), strict=True), [])
+        return next(csv.reader(lines.again_from(index), delimiter=lines.separator, strict=True), [])
     except csv.Error:
         return []
 
@@ -230,19 +255,21 @@ def _bad_csv(error: csv.Error, span: _Span) -> Rejected:
     return replace(rejected(span.place, bad, span.raw), rows=max(1, span.filled))
 
 
-def _csv_row(columns: Sequence[str], cells: Sequence[str], span: _Span, folder: Path) -> Record | Rejected:
-    named = zip(columns, cells, strict=False)
-    row: dict[str, Any] = {name: cell for name, cell in named if cell.strip()}
-    hides = span.hidden_keys(columns)
+def _csv_row(
+    names: Sequence[str], columns: Columns, cells: Sequence[str], span: _Span, folder: Path
+) -> Record | Rejected:
+    filled = {name: cell for name, cell in zip(names, cells, strict=False) if cell.strip()}
+    row, contents = columns.row(filled), columns.named(names)
+    hides = span.hidden_keys(contents)
     try:
-        _check_cells(columns, cells, span, key=key_of(row))
+        _check_cells(names, cells, span, key=key_of(row))
         if "texts" in row:
             row["texts"] = _json_or_same(row["texts"])
         record = record_of(row, place=span.place, folder=folder)
         return replace(record, hides=hides) if hides else record
     except BadRow as bad:
         bad.in_doubt |= "\0" in "".join(cells)  # a page that a crash left empty: rows may have stood there
-        rows = span.filled if bad.in_doubt else 1 + span.hidden_rows(columns)
+        rows = span.filled if bad.in_doubt else 1 + span.hidden_rows(names)
         return replace(rejected(span.place, bad, span.raw), rows=rows, hides=hides)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import aiohttp
@@ -13,6 +14,7 @@ from yarl import URL
 
 from storage.errors import SightlineError
 from storage.sources.addresses import PrivateAddress, parse_address, require_no_metadata, require_public
+from storage.sources.host_rules import NO_RULES, PACE, HostRules, retry_after_s
 
 CHUNK_BYTES = 1 << 16
 MAX_REDIRECTS = 10
@@ -23,12 +25,26 @@ Judge = Callable[[str, str], None]
 """Raises `PrivateAddress` for a forbidden address of a host."""
 
 
+class HostBusy(aiohttp.ClientResponseError):
+    """Signal a host that names the time of a later try."""
+
+    def __init__(self, request: Any, history: Any, status: int, reason: str | None, after_s: float) -> None:
+        super().__init__(request, history, status=status, message=f"{reason}, later in {after_s:g} s")
+        self.after_s = after_s
+
+
 class TooManyRedirects(SightlineError, OSError):
     """Signal a chain of redirects that is too long."""
 
 
 def read_url(
-    url: str, *, limit: int, timeout_s: float, private_redirects: bool, from_strangers: bool = False
+    url: str,
+    *,
+    limit: int,
+    timeout_s: float,
+    private_redirects: bool,
+    from_strangers: bool = False,
+    hosts: HostRules = NO_RULES,
 ) -> bytes:
     """Read at most `limit` bytes of the response to `url`.
 
@@ -37,6 +53,7 @@ def read_url(
         private_redirects: whether a redirect to another host may lead to a loopback or private address. The
             URL itself may: its author knows that host; a redirect is not trusted.
         from_strangers: treat the URL itself like a redirect.
+        hosts: headers, rate and waits; a host that names a time is asked again then.
 
     Raises:
         FileNotFoundError: HTTP 404 or 410.
@@ -46,8 +63,18 @@ def read_url(
     known = filesystem("http", get_client=_client_of_known_hosts)
     public = filesystem("http", get_client=_client_of_public_hosts)
     trusts = (not from_strangers, private_redirects and not from_strangers)
-    content: bytes = sync(known.loop, _within, timeout_s, _follow(known, public, url, limit, trusts))
-    return content
+    host, waits_until = URL(url).host or "", monotonic() + hosts.wait_s
+    while True:
+        PACE.wait(host, hosts.rate)
+        try:
+            work = _follow(known, public, url, limit, trusts, hosts)
+            content: bytes = sync(known.loop, _within, timeout_s, work)
+        except HostBusy as busy:
+            if monotonic() + busy.after_s > waits_until:
+                raise
+            PACE.pause(host, busy.after_s)
+        else:
+            return content
 
 
 async def _within(timeout_s: float, work: Any) -> bytes:
@@ -56,7 +83,9 @@ async def _within(timeout_s: float, work: Any) -> bytes:
         return content
 
 
-async def _follow(known: Any, public: Any, url: str, limit: int, trusts: tuple[bool, bool]) -> bytes:
+async def _follow(
+    known: Any, public: Any, url: str, limit: int, trusts: tuple[bool, bool], hosts: HostRules
+) -> bytes:
     """Read the response that `url` leads to.
 
     Args:
@@ -68,7 +97,7 @@ async def _follow(known: Any, public: Any, url: str, limit: int, trusts: tuple[b
         _check_literal(at, require_no_metadata if trusted else require_public)
         session: aiohttp.ClientSession = await (known if trusted else public).set_session()
         # `identity`: a compressed answer could unfold to any size
-        headers = {"Accept-Encoding": "identity"}
+        headers = hosts.headers_for(at.host or "") | {"Accept-Encoding": "identity"}
         async with session.get(at, headers=headers, allow_redirects=False) as answer:
             if answer.status in REDIRECTS and "Location" in answer.headers:
                 at = at.join(URL(answer.headers["Location"]))
@@ -77,6 +106,8 @@ async def _follow(known: Any, public: Any, url: str, limit: int, trusts: tuple[b
                 continue
             if answer.status in GONE:
                 raise FileNotFoundError(f"HTTP {answer.status} {answer.reason}")
+            if (after_s := retry_after_s(answer.status, answer.headers.get("Retry-After"))) is not None:
+                raise HostBusy(answer.request_info, answer.history, answer.status, answer.reason, after_s)
             answer.raise_for_status()
             content = bytearray()
             async for chunk in answer.content.iter_chunked(CHUNK_BYTES):

@@ -10,6 +10,7 @@ from fsspec.core import url_to_fs
 
 from storage.errors import InvalidInput
 from storage.sources.addresses import PrivateAddress
+from storage.sources.host_rules import NO_RULES, HostRules
 from storage.sources.http_fetch import read_url
 from storage.sources.open_files import OutsideFolder, open_file
 from storage.sources.validation import printable
@@ -41,6 +42,7 @@ def fetch(
     private_redirects: bool = False,
     from_strangers: bool = False,
     folder: Path | None = None,
+    hosts: HostRules = NO_RULES,
 ) -> bytes:
     """Return the bytes at `uri`.
 
@@ -54,12 +56,13 @@ def fetch(
         from_strangers: whether the URL comes from an untrusted client: it must then be an http URL of a
             public host.
         folder: the resolved folder that must contain a path; None to allow any file.
+        hosts: headers, rate and waits of http requests; the waits are not counted in `timeout_s`.
 
     Raises:
         FetchError: the bytes cannot be read.
     """
     if uri.lower().startswith(WEB):
-        content = _from_web(uri, max_bytes + 1, timeout_s, private_redirects, from_strangers)
+        content = _from_web(uri, max_bytes + 1, timeout_s, private_redirects, from_strangers, hosts)
     elif from_strangers:
         raise FetchError("missing_file", f"{uri}: no http URL, and its bytes are not kept; send it again")
     elif "://" in uri and not uri.startswith("/"):
@@ -88,7 +91,9 @@ def _from_disk(path: str, limit: int, folder: Path | None) -> bytes:
         raise FetchError("unreachable", why) from error
 
 
-def _from_web(url: str, limit: int, timeout_s: float, private_redirects: bool, from_strangers: bool) -> bytes:
+def _from_web(
+    url: str, limit: int, timeout_s: float, private_redirects: bool, from_strangers: bool, hosts: HostRules
+) -> bytes:
     try:
         return read_url(
             url,
@@ -96,6 +101,7 @@ def _from_web(url: str, limit: int, timeout_s: float, private_redirects: bool, f
             timeout_s=timeout_s,
             private_redirects=private_redirects,
             from_strangers=from_strangers,
+            hosts=NO_RULES if from_strangers else hosts,
         )
     except FileNotFoundError as error:
         raise FetchError("missing_file", f"{url}: {error}; correct the URL or remove the row") from error

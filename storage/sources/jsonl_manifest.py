@@ -7,7 +7,9 @@ from typing import Any
 
 from storage.records import Record, Rejected
 from storage.sources.bounded_lines import TOO_LONG, numbered_lines
+from storage.sources.columns import columns_of
 from storage.sources.manifest_rows import record_of
+from storage.sources.read_options import DEFAULTS, ReadOptions
 from storage.sources.row_estimate import RowEstimate
 from storage.sources.validation import BadRow, rejected
 
@@ -15,7 +17,9 @@ MAX_BRACKETS = 100_000
 """Of a line: Python holds an empty list of two characters in 64 bytes. Metadata may have 64 KiB."""
 
 
-def read_jsonl(path: Path, estimate: RowEstimate) -> Iterator[Record | Rejected]:
+def read_jsonl(
+    path: Path, estimate: RowEstimate, options: ReadOptions = DEFAULTS
+) -> Iterator[Record | Rejected]:
     """Read one JSON object per line; blank lines do not count.
 
     Args:
@@ -28,14 +32,25 @@ def read_jsonl(path: Path, estimate: RowEstimate) -> Iterator[Record | Rejected]
             if not line.whole:
                 yield rejected(place, BadRow("line_too_long", TOO_LONG), raw=_shown(line.content))
             elif line.content.strip():
-                yield _json_row(line.content, place, path.parent)
+                yield _json_row(line.content, place, path.parent, options)
 
 
-def _json_row(line: bytes, place: str, folder: Path) -> Record | Rejected:
+def _json_row(line: bytes, place: str, folder: Path, options: ReadOptions) -> Record | Rejected:
     try:
-        return record_of(_json_object(line), place=place, folder=folder)
+        return record_of(_in_columns(_json_object(line), options), place=place, folder=folder)
     except BadRow as bad:
         return rejected(place, bad, raw=_shown(line))
+
+
+def _in_columns(row: dict[str, Any], options: ReadOptions) -> dict[str, Any]:
+    """Return a row under the names of the content columns.
+
+    A row with an image and no key is a mistake, unless it has the columns of a known layout.
+    """
+    if "key" in row and not options.columns:
+        return row
+    columns = columns_of(list(row), options.columns)
+    return row if columns.key_is_image and not columns.contents else columns.row(row)
 
 
 def _shown(line: bytes) -> str:

@@ -8,26 +8,33 @@ from pathlib import Path
 from storage.records import Ignored, Record, Rejected
 from storage.sources.csv_manifest import read_csv
 from storage.sources.image_folder import read_folder
+from storage.sources.image_kinds import ARCHIVES
 from storage.sources.jsonl_manifest import read_jsonl
 from storage.sources.manifest_rows import BadSource
+from storage.sources.merged_rows import merged
 from storage.sources.parquet_manifest import read_parquet
+from storage.sources.read_options import DEFAULTS, ReadOptions
 from storage.sources.row_estimate import RowEstimate
 from storage.sources.validation import is_storable, printable
 
-ACCEPTED = "a folder of images, or a manifest that ends in .jsonl, .ndjson, .csv or .parquet"
+ACCEPTED = "a folder of images, or a manifest that ends in .jsonl, .ndjson, .csv, .tsv or .parquet"
 MANY_REJECTS = 100_000
 """The read ends when rejects exceed this and the records: few bytes may form a row."""
 
-Reader = Callable[[Path, RowEstimate], Iterator[Record | Rejected]]
+Row = Record | Rejected | Ignored
+Reader = Callable[[Path, RowEstimate, ReadOptions], Iterator[Row]]
 READERS: dict[str, Reader] = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".csv": read_csv,
+    ".tsv": read_csv,
     ".parquet": read_parquet,
 }
 
 
-def read_source(location: Path, estimate: RowEstimate | None = None) -> Iterator[Record | Rejected | Ignored]:
+def read_source(
+    location: Path, estimate: RowEstimate | None = None, options: ReadOptions = DEFAULTS
+) -> Iterator[Row]:
     """Read `location` row by row, in a stable order.
 
     It is never in memory as a whole.
@@ -38,6 +45,7 @@ def read_source(location: Path, estimate: RowEstimate | None = None) -> Iterator
     Args:
         location: a folder, or a manifest whose paths are relative to its own folder.
         estimate: is kept current while the rows are read.
+        options: the columns of a manifest; the exclusions and links of a folder.
 
     Raises:
         BadSource: neither of these, or not readable; raised here, before the first row is requested. Or,
@@ -47,20 +55,16 @@ def read_source(location: Path, estimate: RowEstimate | None = None) -> Iterator
     with _readable(location):
         found = _resolved(location)
         read = read_folder if found.is_dir() else READERS[found.suffix.lower()]
-        rows = read(found, estimate or RowEstimate())
-    return _to_the_end(location, rows)
+        rows = read(found, estimate or RowEstimate(), options)
+    return _to_the_end(location, rows if read is read_folder else merged(rows))
 
 
-def _to_the_end(
-    location: Path, rows: Iterator[Record | Rejected | Ignored]
-) -> Iterator[Record | Rejected | Ignored]:
+def _to_the_end(location: Path, rows: Iterator[Row]) -> Iterator[Row]:
     with _readable(location):
         yield from _mostly_records(location, rows)
 
 
-def _mostly_records(
-    location: Path, rows: Iterator[Record | Rejected | Ignored]
-) -> Iterator[Record | Rejected | Ignored]:
+def _mostly_records(location: Path, rows: Iterator[Row]) -> Iterator[Row]:
     """Yield `rows` until rejects are many, and outnumber the records.
 
     Raises:
@@ -93,7 +97,9 @@ def _readable(location: Path) -> Iterator[None]:
         ) from error
 
 
-def find_row(location: Path, place: str, key: str | None) -> Record | Rejected | None:
+def find_row(
+    location: Path, place: str, key: str | None, options: ReadOptions = DEFAULTS
+) -> Record | Rejected | None:
     """Return the current row of an earlier reject.
 
     Reads the source up to `place`, or to its end if the row has moved; it is then recognised by its key if
@@ -107,7 +113,7 @@ def find_row(location: Path, place: str, key: str | None) -> Record | Rejected |
     """
     moved: list[Record | Rejected] = []
     unclear: Rejected | None = None
-    for row in read_source(location):
+    for row in read_source(location, options=options):
         if isinstance(row, Ignored):
             continue
         if row.place == place and row.key == key:
@@ -140,6 +146,8 @@ def _resolved(location: Path) -> Path:
     if found.is_dir():
         return found
     if found.suffix.lower() not in READERS:
+        if found.suffix.lower() in ARCHIVES:
+            raise BadSource(f"{found}: an archive, not a source; unpack it, and ingest the folder")
         raise BadSource(f"{found}: not a source; name {ACCEPTED}")
     if found.is_file():
         _check_readable(found)

@@ -1,5 +1,6 @@
 """Convert manifest rows of any format into records."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,20 +10,21 @@ from fsspec import available_protocols
 
 from storage.errors import InvalidInput
 from storage.records import Record
+from storage.sources.columns import CONTENT_COLUMNS, Columns, columns_of, missing_columns
+from storage.sources.local_paths import local_path
+from storage.sources.read_options import ReadOptions
 from storage.sources.validation import (
     BadRow,
     checked_key,
-    checked_metadata,
     checked_texts,
-    inside,
+    fitting_metadata,
     is_storable,
     printable,
 )
 
-CONTENT_COLUMNS = {"key", "text", "texts", "image"}
 MAX_URI_CHARS = 4_096
 
-LOCAL = re.compile(r"(?:file|local):(?://)?", re.IGNORECASE)
+LOCAL = re.compile(r"(?:file|local):", re.IGNORECASE)
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+._-]*)://")
 
 INDIRECT = {
@@ -39,19 +41,26 @@ class BadSource(InvalidInput):
     """Signal a location without a source that can be read completely."""
 
 
-def check_columns(path: Path, columns: Sequence[str]) -> None:
-    """Require a key column, and distinct column names.
+def check_columns(path: Path, names: Sequence[str], options: ReadOptions) -> Columns:
+    """Return the content columns; names are distinct, one is a key.
 
     Raises:
         BadSource: names the columns found.
     """
-    found = printable(", ".join(columns)) or "none"
-    if not all(map(is_storable, columns)):
+    found = printable(", ".join(names)) or "none"
+    if not all(map(is_storable, names)):
         raise BadSource(f"{path}: its column names are not UTF-8 ({found}); re-save it as UTF-8")
-    if "key" not in columns:
-        raise BadSource(f"{path}: no column 'key' among its columns ({found}); name one so")
-    if len(set(columns)) < len(columns):
-        raise BadSource(f"{path}: two columns have the same name ({found}); rename one")
+    if missing := missing_columns(names, options.columns):
+        raise BadSource(f"{path}: no column {missing[0]!r} to map among its columns ({found}); correct --map")
+    columns = columns_of(names, options.columns)
+    if "key" not in columns.named(names) and not columns.key_is_image:
+        raise BadSource(
+            f"{path}: no column 'key' among its columns ({found}); name one so, or map one: --map key=COLUMN"
+        )
+    contents = columns.named(names)
+    if len(set(contents)) < len(contents):
+        raise BadSource(f"{path}: two columns have the same name ({found}); rename one, or see --map")
+    return columns
 
 
 def record_of(row: Mapping[str, Any], *, place: str, folder: Path) -> Record:
@@ -65,17 +74,41 @@ def record_of(row: Mapping[str, Any], *, place: str, folder: Path) -> Record:
     Raises:
         BadRow: with the key of the row, unless the key is invalid.
     """
-    key = checked_key(row.get("key"))
+    image, data = _embedded(row.get("image"))
+    key = checked_key(
+        row.get("key") if row.get("key") is not row.get("image") else _key_of_image(image, data)
+    )
     try:
         texts = checked_texts(_texts(row))
-        image = _image(row.get("image"), folder)
-        if not texts and image is None:
+        uri = f"{place}: {image or key}" if data is not None else _image(image, folder)
+        if not texts and uri is None:
             raise BadRow("empty_record", "neither text nor image; fill in one of them or remove the row")
         metadata = {name: value for name, value in row.items() if name not in CONTENT_COLUMNS}
-        return Record(key, place, texts, image, checked_metadata(metadata), folder=folder)
+        kept, dropped = fitting_metadata(metadata)
+        return Record(key, place, texts, uri, kept, data=data, folder=folder, dropped=dropped)
     except BadRow as bad:
         bad.key = key
         raise
+
+
+def _embedded(value: object) -> tuple[Any, bytes | None]:
+    """Return the path and the bytes of an image in a cell.
+
+    A dataset of Hugging Face stores a struct of both; other values are returned as they are.
+    """
+    if isinstance(value, bytes):
+        return None, value
+    if isinstance(value, Mapping) and set(value) <= {"bytes", "path"}:
+        data = value.get("bytes")
+        return value.get("path"), data if isinstance(data, bytes) else None
+    return value, None
+
+
+def _key_of_image(image: object, data: bytes | None) -> object:
+    """Return the key of a record that only its image identifies."""
+    if data is not None and not image:
+        return f"sha256:{hashlib.sha256(data).hexdigest()}"
+    return image
 
 
 def key_of(row: Mapping[str, Any]) -> str | None:
@@ -111,12 +144,13 @@ def _image(value: object, folder: Path) -> str | None:
         raise BadRow("bad_uri", f"{why}; rename the file")
     if value.startswith("data:"):
         raise BadRow("bad_uri", "image is a data: URL; write the image to a file and name that")
-    if local := LOCAL.match(value):
-        return inside(value[local.end() :], folder)
+    value = value.strip() if SCHEME.match(value.strip()) else value
+    if LOCAL.match(value) or value.startswith(("//", "\\\\")):
+        return local_path(value, folder)
     _check_unchained(value)
     scheme = SCHEME.match(value)
     if scheme is None:
-        return inside(value, folder)
+        return local_path(value, folder)
     if scheme[1].lower() in INDIRECT | UNGUARDED or scheme[1].lower() not in available_protocols():
         raise BadRow(
             "bad_uri", f"image {value[:300]!r}: {scheme[1]}:// is not taken; use a path or an http URL"

@@ -3,6 +3,7 @@
 No byte of the file is parsed in this process, its footer included.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -11,18 +12,24 @@ from contextlib import closing
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from signal import Signals
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 from weakref import finalize
 
 from storage.records import Record, Rejected
 from storage.sources.manifest_rows import BadSource
 from storage.sources.parquet_limits import CPU_S, MEMORY_BYTES, OUT_OF_MEMORY
+from storage.sources.read_options import DEFAULTS, ReadOptions
 from storage.sources.row_estimate import RowEstimate
+from storage.sources.validation import printable
 
 MODULE = "storage.sources.parquet_process"
+MAX_WORDS = 65_536
 
 
-def read_parquet(path: Path, estimate: RowEstimate) -> Iterator[Record | Rejected]:
+def read_parquet(
+    path: Path, estimate: RowEstimate, options: ReadOptions = DEFAULTS
+) -> Iterator[Record | Rejected]:
     """Read the rows of a Parquet file in batches.
 
     Args:
@@ -32,7 +39,7 @@ def read_parquet(path: Path, estimate: RowEstimate) -> Iterator[Record | Rejecte
         BadSource: not Parquet or without a column `key`, raised at once; or, while iterating: damaged, or
             some of its rows take more memory or time to decode than rows may.
     """
-    decoder = _Decoder(path)
+    decoder = _Decoder(path, options)
     count = decoder.receive_count()
     estimate.set_rows(count)
     return _rows(decoder, count)
@@ -55,14 +62,18 @@ class _Decoder:
     It ends with this object, or when its results are no longer read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, options: ReadOptions) -> None:
         self.path = path
+        self._words = TemporaryFile()  # noqa: SIM115 (closed with this object)
         self._connection: Connection[Any, Any]
         self._connection, theirs = Pipe(duplex=False)
-        command = [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), str(path)]
+        columns = json.dumps(options.columns)
+        command = [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), str(path), columns]
         with theirs:
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=_environment())
-        self.close = finalize(self, _end, self._connection, self._process)
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env=_environment(), stderr=self._words
+            )
+        self.close = finalize(self, _end, self._connection, self._process, self._words)
 
     def receive_count(self) -> int:
         """Receive the row count of the footer, before any rows.
@@ -103,14 +114,23 @@ class _Decoder:
             why = f"decoding {part} takes over {MEMORY_BYTES // 2**20} MiB of memory"
         elif status == -Signals.SIGXCPU:
             why = f"decoding {part} takes over {CPU_S} s"
+        elif words := self._last_words():
+            why = f"{why} ({words})"
         return BadSource(f"{self.path}: {why}; write it again with smaller rows or fewer columns")
 
+    def _last_words(self) -> str:
+        """Return the last line that the libraries wrote to standard error."""
+        self._words.seek(0)
+        lines = self._words.read(MAX_WORDS).decode("utf-8", "replace").strip().splitlines()
+        return printable(lines[-1], 300) if lines else ""
 
-def _end(connection: "Connection[Any, Any]", process: "subprocess.Popen[bytes]") -> None:
+
+def _end(connection: "Connection[Any, Any]", process: "subprocess.Popen[bytes]", words: IO[bytes]) -> None:
     """End the process of a decoder."""
     connection.close()
     process.kill()
     process.wait()
+    words.close()
 
 
 def _environment() -> dict[str, str]:

@@ -3,6 +3,7 @@
 A few hundred bytes of Parquet can expand to gigabytes, and the sizes that a file declares can be wrong.
 """
 
+import json
 import os
 import resource
 import signal
@@ -16,16 +17,18 @@ from pyarrow.parquet import ParquetFile
 
 from storage.errors import InvalidInput
 from storage.records import Record, Rejected
+from storage.sources.columns import Columns
 from storage.sources.manifest_rows import BadSource, check_columns
 from storage.sources.parquet_limits import CPU_S, MAX_COLUMNS, MEMORY_BYTES, OUT_OF_MEMORY
 from storage.sources.parquet_rows import row_of, values_of
+from storage.sources.read_options import ReadOptions
 
 BATCH_ROWS = 256
 FRAME_CHARS = 2**20
 """Rows are sent when their texts have this many characters."""
 
 
-def main(connection_fd: int, path: Path) -> None:
+def main(connection_fd: int, path: Path, options: ReadOptions) -> None:
     """Send the row count of the file, its rows, and their count.
 
     An error is sent as its message.
@@ -35,8 +38,9 @@ def main(connection_fd: int, path: Path) -> None:
     _limit_memory()
     with Connection(connection_fd) as connection:
         try:
-            connection.send(_count(path))
-            _send_rows(connection, path)
+            count, columns = _footer(path, options)
+            connection.send(count)
+            _send_rows(connection, path, columns)
         except MemoryError:  # of Arrow too, whose errors are of several kinds
             os._exit(OUT_OF_MEMORY)  # there may be none left for a traceback
         except BrokenPipeError:
@@ -51,8 +55,8 @@ class _Unfit(InvalidInput):
     """Signal columns that a manifest must not have."""
 
 
-def _count(path: Path) -> int:
-    """Return the row count of the footer.
+def _footer(path: Path, options: ReadOptions) -> tuple[int, Columns]:
+    """Return the row count and the content columns.
 
     Raises:
         _Unfit: no column is `key`, two have one name, or there are too many.
@@ -62,18 +66,18 @@ def _count(path: Path) -> int:
         if columns > MAX_COLUMNS:
             raise _Unfit(f"{columns:,} columns, and a manifest may have {MAX_COLUMNS:,}; leave some out")
         try:
-            check_columns(path, file.schema_arrow.names)
+            contents = check_columns(path, file.schema_arrow.names, options)
         except BadSource as error:
             raise _Unfit(str(error).removeprefix(f"{path}: ")) from error
-        return int(file.metadata.num_rows)
+        return int(file.metadata.num_rows), contents
 
 
-def _send_rows(connection: Connection, path: Path) -> None:
+def _send_rows(connection: Connection, path: Path, columns: Columns) -> None:
     number, frame, chars = 0, list[Record | Rejected](), 0
-    for row in _rows(path):
+    for row in _rows(path, columns):
         number += 1
         frame.append(row)
-        chars += sum(len(text.text) for text in row.texts) if isinstance(row, Record) else len(row.raw)
+        chars += _size(row)
         if len(frame) == BATCH_ROWS or chars >= FRAME_CHARS:
             connection.send(frame)
             frame, chars = [], 0
@@ -81,14 +85,20 @@ def _send_rows(connection: Connection, path: Path) -> None:
     connection.send(number)
 
 
-def _rows(path: Path) -> Iterator[Record | Rejected]:
+def _size(row: Record | Rejected) -> int:
+    if isinstance(row, Rejected):
+        return len(row.raw)
+    return sum(len(text.text) for text in row.texts) + len(row.data or b"")
+
+
+def _rows(path: Path, columns: Columns) -> Iterator[Record | Rejected]:
     number = 0
     for size in (BATCH_ROWS, 1):  # a batch may take too much memory where each of its rows does not
         try:
             for batch in _batches(path, size, skip=number):
                 for row in values_of(batch):
                     number += 1
-                    yield row_of(row, f"row {number}", path.parent)
+                    yield row_of(columns.row(row), f"row {number}", path.parent)
             return
         except MemoryError:
             if size == 1:
@@ -128,4 +138,5 @@ def _set_soft(kind: int, value: int) -> None:
 
 if __name__ == "__main__":
     _limit_time()
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    mapped = tuple((content, column) for content, column in json.loads(sys.argv[3]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), ReadOptions(columns=mapped))

@@ -166,6 +166,36 @@ def checked_metadata(found: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def fitting_metadata(found: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
+    """Return the metadata that can be stored, and the other fields.
+
+    A field costs itself alone; where all of them are too large, the largest are left out.
+
+    Returns:
+        The metadata, and the name and the reason of each field left out.
+    """
+    kept: dict[str, Any] = {}
+    sizes: dict[str, int] = {}
+    dropped: list[tuple[str, str]] = []
+    for name, value in found.items():
+        try:
+            checked = checked_metadata({name: value})
+        except BadRow as bad:
+            dropped.append((printable(name, 100), str(bad)))
+            continue
+        kept |= checked
+        sizes |= {one: len(json.dumps(checked, ensure_ascii=False).encode()) for one in checked}
+    excess = sum(sizes.values()) - MAX_METADATA_BYTES
+    for name in sorted(sizes, key=lambda one: -sizes[one]):
+        if excess <= 0:
+            break
+        excess -= sizes[name]
+        del kept[name]
+        why = f"metadata {name[:100]!r} has {sizes[name]:,} bytes; shorten it"
+        dropped.append((printable(name, 100), why))
+    return kept, tuple(dropped)
+
+
 def _plain(name: str, value: object, depth: int = 1) -> Any:
     if depth > MAX_METADATA_DEPTH:
         raise _bad_metadata(name, f"is nested more than {MAX_METADATA_DEPTH} deep; flatten it")

@@ -28,6 +28,7 @@ from flows.resources.connections import Deps, open_deps
 from storage.postgres import rejects, runs
 from storage.records import Rejected
 from storage.sources import BadSource, find_row, read_source
+from storage.sources.read_options import ReadOptions
 from tests.support import forks
 from tests.support.builders import a_folder, a_manifest, a_record, png
 
@@ -555,3 +556,23 @@ def test_a_row_that_is_still_bad_is_no_problem_of_a_retry(deps: Deps, settings: 
     ingest(deps, settings, source)
 
     assert retry_rejects(deps, settings) == [RetryReport("s", tried=1, open=1)]
+
+
+def test_items_of_files_that_are_excluded_now_stay_until_a_yes(
+    deps: Deps, settings: Settings, tmp_path: Path
+):
+    folder = a_folder(tmp_path / "shop", {"a.png": png("red"), "small/a.png": png("blue")})
+    reading = ReadOptions(exclude=("small/",))
+    ingest(deps, settings, folder)
+
+    kept = ingest(deps, settings, folder, delete_missing=True, reading=reading)
+    agreed = ingest(deps, settings, folder, delete_missing=True, reading=reading, yes=True)
+
+    assert (kept.deleted, kept.not_deleted, kept.ignored) == (0, 1, 1)
+    assert kept.not_deleted_because == "1 item of files that are excluded now stay; --yes deletes them"
+    assert kept.left_out["kinds"] == {"excluded": {".png": 1}}
+    assert kept.left_out["first"] == [{"place": "small/a.png", "reason": "excluded"}]
+    assert (agreed.deleted, agreed.not_deleted) == (1, 0)
+    with deps.sessions() as session:
+        assert runs.last_left_out(session)["shop"]["kinds"] == {"excluded": {".png": 1}}
+        assert runs.last_read(session, "shop")[1]["exclude"] == ["small/"]  # type: ignore[index]

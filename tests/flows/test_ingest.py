@@ -29,7 +29,6 @@ from storage.postgres.locks import Busy, source_lock
 from storage.postgres.rejects import open_rejects
 from storage.records import Text, item_id
 from storage.sources import read_source
-from storage.sources.row_estimate import RowEstimate
 from tests.support.builders import a_folder, a_manifest, a_record, png
 from tests.support.fakes import ColourEncoder
 
@@ -682,9 +681,9 @@ def test_a_source_is_read_once_and_its_length_is_known_from_that(
     reads: list[Path] = []
     totals: list[int] = []
 
-    def counted(location: Path, estimate: RowEstimate | None = None) -> Iterator[Any]:
+    def counted(location: Path, *given: Any) -> Iterator[Any]:
         reads.append(location)
-        return read_source(location, estimate)
+        return read_source(location, *given)
 
     monkeypatch.setattr(request, "read_source", counted)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -12,12 +12,16 @@ from flows.cli.tables.format import busy_line, table_of
 from flows.ingestion.report import COUNTS, IngestReport, as_sentences
 from flows.tracking.text import count_of
 from storage.postgres.rejects import Reject
+from storage.sources.ignored_reasons import IGNORED_REASONS
 
 if TYPE_CHECKING:  # a command need not wait for what it does not use
     from flows.datasets.near_duplicates import DuplicateGroups
     from flows.ingestion.retry_rejects import RetryReport
     from flows.maintenance.delete import Receipt
     from flows.search.query import Results
+
+
+MAX_SUFFIXES = 8
 
 
 def of_ingest(report: IngestReport) -> RenderableType:
@@ -27,7 +31,7 @@ def of_ingest(report: IngestReport) -> RenderableType:
         "read": f"from source {report.source}",
         "updated": "metadata changed, vectors stay",
         "not_deleted": "missing from the source, but kept",
-        "ignored": "files that are neither images nor beside one",
+        "ignored": "files left out; see: sightline rejects --ignored",
         "truncated": "texts longer than the model reads",
         "still_deleted": "deleted by request; --revive ingests them again",
         "reused": "images with a stored vector, not encoded again",
@@ -38,13 +42,34 @@ def of_ingest(report: IngestReport) -> RenderableType:
             table.add_row(name.replace("_", " "), f"{count:,}", notes.get(name, ""))
     for reason, count in report.reasons.items():
         table.add_row(f"  {reason}", f"{count:,}", "")
-    kept = () if report.not_deleted_because is None else (report.not_deleted_because,)
+    kept = [] if report.not_deleted_because is None else [report.not_deleted_because]
+    kept += lines_of_ignored(report.left_out)
     if report.outcome == "dry run":
         done = f"a dry run in {report.seconds:.1f} s: nothing was written"
         return Group(table, *(Text(line) for line in (*kept, done)))
     rates, advice = as_sentences(report.speed)
     done = f"{report.outcome} in {report.seconds:.1f} s: {rates}"
     return Group(table, *(Text(line) for line in (*kept, done, busy_line(report.speed.busy), advice)))
+
+
+def lines_of_ignored(left_out: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each reason, with counts by suffix."""
+    for reason, kinds in left_out.get("kinds", {}).items():
+        shown = ", ".join(f"{count:,} {kind}" for kind, count in list(kinds.items())[:MAX_SUFFIXES])
+        more = sum(list(kinds.values())[MAX_SUFFIXES:])
+        rest = f", {more:,} others" if more else ""
+        yield f"{reason}: {shown}{rest} ({IGNORED_REASONS.get(reason, reason)})"
+
+
+def of_ignored(sources: Mapping[str, Mapping[str, Any]]) -> RenderableType:
+    """Return the ignored files of each source."""
+    table = table_of("source", "reason", "place", "detail")
+    lines: list[Text] = []
+    for source, left_out in sources.items():
+        for one in left_out["first"]:
+            table.add_row(Text(source), one["reason"], Text(one["place"]), Text(one.get("detail", "")))
+        lines += [Text(f"{source}: {line}") for line in lines_of_ignored(left_out)]
+    return Group(table, *lines) if lines else Text("Nothing is ignored.")
 
 
 def of_results(results: Results) -> RenderableType:

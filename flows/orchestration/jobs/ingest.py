@@ -1,7 +1,7 @@
 """Ingest one source or all of them, and retry rejects."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -44,6 +44,8 @@ def ingest(
     revive: bool = False,
     max_delete: float = DEFAULT_MAX_SHARE,
     yes: bool = False,
+    exclude: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
     step: Step = run_here,
     progress: Progress = no_progress,
 ) -> IngestReport | dict[str, Any]:
@@ -51,6 +53,8 @@ def ingest(
 
     Args:
         langs: comma-separated languages, or `all`.
+        exclude: patterns of files and folders to leave out.
+        columns: names in the manifest of the columns `key`, `image`, `text` and `texts`.
         step: encodes some batches; a Prefect task does so under Prefect.
 
     Raises:
@@ -59,7 +63,10 @@ def ingest(
     if location is None:
         return ingest_all(settings, prefect_run_id, step=step, progress=progress)
     chosen = None if langs is None else split_list(langs)
-    request = Request(location, name, chosen, limit, delete_missing, revive, max_delete=max_delete, yes=yes)
+    reading = settings.reading({"exclude": exclude, "columns": columns or {}})
+    request = Request(
+        location, name, chosen, limit, delete_missing, revive, max_delete=max_delete, yes=yes, reading=reading
+    )
     with open_deps(settings, wait_s=settings.retry_for_s) as deps:
         return ingest_source(
             deps, settings, request, step=step, prefect_run_id=prefect_run_id, progress=progress
@@ -129,6 +136,7 @@ def ingest_again(
             None if langs is None else tuple(langs),
             read.options.get("limit"),
             read.options.get("delete_missing", False),
+            reading=settings.reading(read.options),
         )
         report = ingest_source(deps, settings, request, step=step, prefect_run_id=prefect_run_id)
     except Busy:
