@@ -324,3 +324,20 @@ def make(client: QdrantClient, payloads: list[dict[str, Any]]) -> None:
 
 def answered(client: QdrantClient, condition: models.Condition) -> list[Any]:
     return [point.id for point in client.scroll("c", scroll_filter=models.Filter(must=[condition]))[0]]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        models.IsNullCondition(is_null=models.PayloadField(key="a")),
+        models.FieldCondition(key="a", is_null=True, match=models.MatchTextAny(text_any="a b")),
+    ],
+)
+def test_a_condition_that_is_replaced_counts_with_the_levels_of_its_replacement(condition: models.Condition):
+    deep = models.Filter(must=[condition])
+    for _ in range(60):
+        deep = models.Filter(must=[deep])
+
+    assert to_filter(deep, Fields({"a": models.PayloadSchemaType.TEXT})) is not None
+    with pytest.raises(RequestError, match="limit is 127"):
+        to_filter(deep.model_copy(deep=True), Fields({}))

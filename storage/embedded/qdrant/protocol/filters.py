@@ -26,6 +26,9 @@ OUTER_LEVEL = 2
 LEAF_LEVELS = 6
 """Most levels of a condition without nested conditions: the holes of a polygon."""
 
+REPLACED_LEVELS = 4
+"""Most levels that the replacement of a condition on a field without an index has more than the condition."""
+
 Words = models.MatchText | models.MatchTextAny | models.MatchPhrase
 INT64 = range(-(2**63), 2**63)
 
@@ -85,8 +88,8 @@ def _min_should(given: models.MinShould | None, fields: Fields, level: int) -> e
 
 
 def _condition(condition: models.Condition, fields: Fields, level: int) -> EngineCondition:
-    if level + LEAF_LEVELS > MAX_LEVELS:
-        _require_room(condition, level)
+    if level + LEAF_LEVELS + REPLACED_LEVELS > MAX_LEVELS:
+        _require_room(condition, fields, level)
     match condition:
         case models.Filter():
             return _filter(condition, fields, level)
@@ -108,8 +111,13 @@ def _condition(condition: models.Condition, fields: Fields, level: int) -> Engin
             return _slice(part)
 
 
-def _require_room(condition: models.Condition, level: int) -> None:
+def _require_room(condition: models.Condition, fields: Fields, level: int) -> None:
     own = levels(condition.model_dump(mode="json", exclude_none=True))
+    if isinstance(condition, models.IsNullCondition):
+        own += 0 if fields.is_indexed(condition.is_null.key) else REPLACED_LEVELS
+    elif isinstance(condition, models.FieldCondition):
+        is_replaced = _compares_characters(condition, fields) or _compares_null(condition, fields)
+        own += REPLACED_LEVELS if is_replaced else 0
     if level - 1 + own > MAX_LEVELS:
         raise RequestError(
             f"the filter is nested too deep: the request with it has {level - 1 + own} levels of JSON, "
@@ -130,9 +138,9 @@ def _field(given: models.FieldCondition, fields: Fields) -> EngineCondition:
         raise RequestError(
             f"the condition on {given.key!r} is empty: at least one field condition must be specified"
         )
-    if isinstance(given.match, Words) and not fields.has_text_index(given.key):
+    if isinstance(given.match, Words) and _compares_characters(given, fields):
         return _all_of(given, "match", _characters(given.key, given.match), fields)
-    if given.is_null and not fields.is_indexed(given.key):
+    if _compares_null(given, fields):
         return _all_of(given, "is_null", _is_null(given.key, fields), fields)
     return edge.FieldCondition(
         given.key,
@@ -145,6 +153,14 @@ def _field(given: models.FieldCondition, fields: Fields) -> EngineCondition:
         is_empty=given.is_empty,
         is_null=given.is_null,
     )
+
+
+def _compares_characters(given: models.FieldCondition, fields: Fields) -> bool:
+    return isinstance(given.match, Words) and not fields.has_text_index(given.key)
+
+
+def _compares_null(given: models.FieldCondition, fields: Fields) -> bool:
+    return bool(given.is_null) and not fields.is_indexed(given.key)
 
 
 def _all_of(
