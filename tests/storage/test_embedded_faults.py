@@ -229,7 +229,7 @@ def test_a_vector_that_the_engine_cannot_keep_is_refused_and_the_next_write_work
     kinds = [dense, sparse] if size == 2 else [dense]
 
     for config in kinds:
-        with pytest.raises(UnexpectedResponse, match=r"Unexpected Response: (400|404|422|501)"):
+        with pytest.raises(UnexpectedResponse, match=r"Unexpected Response: (404|422)"):
             served.create_vector_name(NAME, name, config)
 
     assert served.upsert(NAME, [a_point(1)]).status == "completed"
@@ -370,7 +370,7 @@ def test_a_log_that_cannot_be_replayed_costs_only_what_comes_after_its_bad_recor
     assert f"record {number} ({kind})" in sentence
     assert "sightline reconcile --repair" in sentence
     [kept] = (home / "qdrant" / "aside").iterdir()
-    assert str(kept) in sentence
+    assert str(kept.relative_to(home)) in sentence
     assert kind.encode() in kept.read_bytes()
 
     client.upsert(NAME, [a_point(4, after=1)])

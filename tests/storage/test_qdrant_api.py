@@ -466,7 +466,8 @@ def test_a_payload_index_is_described_with_the_points_it_holds(pictures: QdrantC
 
     schema = pictures.get_collection(NAME).payload_schema
     assert (schema["n"].data_type, schema["n"].points) == ("integer", 3)
-    assert (schema["kind"].data_type, schema["kind"].params) == ("text", words)
+    described = words.model_copy(update={"tokenizer": models.TokenizerType.WORD})
+    assert (schema["kind"].data_type, schema["kind"].params) == ("text", described)
 
     pictures.delete_payload_index(NAME, "n")
     assert pictures.get_collection(NAME).payload_schema.keys() == {"kind"}
@@ -643,7 +644,6 @@ def test_what_it_does_not_speak_it_says_so(http: httpx.Client, method: str, path
 @pytest.mark.parametrize(
     ("wanted", "says"),
     [
-        ({"vectors_config": {}}, "a collection without vectors"),
         ({"vectors_config": COSINE, "shard_number": 2}, "shard_number"),
         ({"vectors_config": COSINE, "replication_factor": 2}, "replication_factor"),
         ({"vectors_config": COSINE, "sharding_method": models.ShardingMethod.CUSTOM}, "sharding_method"),

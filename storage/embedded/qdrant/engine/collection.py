@@ -14,7 +14,13 @@ from qdrant_client import models
 from storage.embedded.qdrant.engine import log_salvage
 from storage.embedded.qdrant.engine.bindings import EngineFault, engine_errors, to_engine
 from storage.embedded.qdrant.engine.state import CollectionState
-from storage.embedded.qdrant.protocol.config import bytes_per_point, collection_info, engine_config, spaces_of
+from storage.embedded.qdrant.protocol.config import (
+    PLACEHOLDER,
+    bytes_per_point,
+    collection_info,
+    engine_config,
+    spaces_of,
+)
 from storage.embedded.qdrant.protocol.errors import RequestError
 from storage.embedded.qdrant.protocol.named_vectors import Spaces
 from storage.embedded.qdrant.protocol.writes import PointId, Write, require_points
@@ -74,6 +80,8 @@ class Collection:
         path.mkdir(parents=True)
         with engine_errors():
             shard = edge.EdgeShard.create(str(path), engine_config(stored.config))
+            if not stored.config.vectors and not stored.config.sparse_vectors:
+                shard.update(edge.UpdateOperation.delete_vector_name(PLACEHOLDER))
             for field, schema in stored.payload_schema.items():
                 shard.update(edge.UpdateOperation.create_field_index(field, to_engine(schema)))
             shard.flush()
@@ -112,14 +120,13 @@ class Collection:
         """Return the number of points written since the graph was built."""
         return self._ungraphed
 
-    def apply(self, writes: Sequence[Write]) -> None:
+    def apply(self, writes: Sequence[Write], *, wait: bool = True) -> None:
         """Apply checked writes; each is in the write-ahead log on return.
 
         Raises:
-            NotFound: a point that must be there is not; nothing was written.
+            NotFound: the client waits, and a point that must be there is not; nothing was written.
         """
-        require_points(self.shard, writes)
-        for write in writes:
+        for write in require_points(self.shard, writes, wait=wait):
             touched = self._touched(write)
             with self._reopen_on_fault(), engine_errors():
                 self.shard.update(write.operation)
@@ -246,9 +253,10 @@ class Collection:
 
     def _cut_log(self, has_failed: bool) -> None:
         cut = log_salvage.cut_log(self.path, self.path.parents[1] / ASIDE)
+        file = cut.file.relative_to(self.path.parents[2])
         sentence = (
             f"record {cut.number} ({cut.kind}) of the write-ahead log could not be replayed. It and the "
-            f"{cut.following} after it are kept in {cut.file}, and the collection goes on without: "
+            f"{cut.following} after it are kept in {file}, and the collection goes on without: "
             f"`sightline reconcile --repair` restores their points. The engine says: {cut.reason}"
         )
         if has_failed and not cut.following:

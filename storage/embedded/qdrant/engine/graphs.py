@@ -12,13 +12,15 @@ import pickle
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import qdrant_edge as edge
+from qdrant_client import models
 
 from storage.embedded.qdrant.engine.bindings import EngineFault, engine_errors
 from storage.embedded.qdrant.engine.collection import Collection
@@ -26,7 +28,8 @@ from storage.embedded.qdrant.engine.state import CollectionState
 from storage.embedded.qdrant.engine.store import Store
 from storage.embedded.qdrant.process.graph_builder import DONE, LENGTH, Row, copy
 from storage.embedded.qdrant.protocol.config import OPTIMIZERS, with_defaults
-from storage.embedded.qdrant.protocol.errors import RequestError
+from storage.embedded.qdrant.protocol.config_changes import changes_modifier
+from storage.embedded.qdrant.protocol.errors import Conflict, RequestError
 from storage.embedded.qdrant.protocol.vectors import rest_id
 from storage.embedded.qdrant.protocol.writes import PointId
 from storage.errors import SightlineError
@@ -38,6 +41,7 @@ RETRY_S = 300.0
 NOT_WAITING_FOR_QUIET = 3
 REBUILD_SHARE = 0.2
 LAST_CHANGES = 1000
+NO_CHANGES: Mapping[str, Any] = {}
 log = logging.getLogger("sightline.qdrant")
 
 
@@ -89,6 +93,34 @@ def is_due(collection: Collection) -> bool:
     return is_much and (quiet_s > QUIET_S or open_bytes >= NOT_WAITING_FOR_QUIET * threshold * 1024)
 
 
+async def update_collection(store: Store, name: str, change: models.UpdateCollection) -> bool:
+    """Change the configuration of a collection.
+
+    The engine fixes the modifier of a sparse vector when it creates a shard: where that changes, the points
+    are copied to another one.
+
+    Raises:
+        Conflict: the collection was deleted or altered meanwhile.
+    """
+    collection = store.get(name)
+    fields = store.updated_fields(collection, change)
+    if not changes_modifier(collection.stored.config, fields["config"]):
+        store.update(name, change)
+        return True
+    has_graph = collection.stored.graph_points > 0
+    try:
+        async with (
+            collection.replicating,
+            replica(
+                store, collection, has_graph=has_graph, fields=store.updated_fields(collection, change)
+            ) as stored,
+        ):
+            store.adopt(collection.name, stored)
+    except (CollectionChanged, BuildFailed) as error:
+        raise Conflict(f"not updated: {error or 'the collection changed meanwhile'}; try again") from error
+    return True
+
+
 async def build(store: Store, collection: Collection) -> int:
     """Build a collection's graph and switch to it; return its points.
 
@@ -102,11 +134,19 @@ async def build(store: Store, collection: Collection) -> int:
 
 
 @asynccontextmanager
-async def replica(store: Store, collection: Collection, *, has_graph: bool) -> AsyncIterator[CollectionState]:
+async def replica(
+    store: Store, collection: Collection, *, has_graph: bool, fields: Mapping[str, Any] = NO_CHANGES
+) -> AsyncIterator[CollectionState]:
     """Copy a collection to new files that are consistent when yielded.
 
     They are removed on the way out, unless the store has adopted them. The caller holds
     `collection.replicating`.
+
+    Args:
+        store: the collections.
+        collection: the source of the points.
+        has_graph: whether a graph is built over them.
+        fields: changes of the state that the new files are created by.
 
     Raises:
         CollectionChanged: the collection was deleted or its schema was changed meanwhile.
@@ -114,7 +154,7 @@ async def replica(store: Store, collection: Collection, *, has_graph: bool) -> A
     """
     if not store.holds(collection):
         raise CollectionChanged
-    stored = collection.stored.model_copy(update={"folder": uuid4().hex, "graph_points": 0})
+    stored = collection.stored.model_copy(update={**fields, "folder": uuid4().hex, "graph_points": 0})
     path = store.shards / stored.folder
     changed: set[PointId] = set()
     collection.changed = changed

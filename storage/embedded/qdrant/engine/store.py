@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import qdrant_edge as edge
@@ -15,12 +16,14 @@ from storage.embedded.qdrant.engine import state
 from storage.embedded.qdrant.engine.bindings import EngineFault, engine_errors, to_engine
 from storage.embedded.qdrant.engine.collection import ASIDE, Collection
 from storage.embedded.qdrant.engine.state import SHARDS, CollectionState
-from storage.embedded.qdrant.protocol import config
+from storage.embedded.qdrant.protocol import config_changes
+from storage.embedded.qdrant.protocol.config import spaces_of
+from storage.embedded.qdrant.protocol.config_limits import require_index_use, require_supported
 from storage.embedded.qdrant.protocol.errors import Conflict, NotFound, NotSupported, RequestError
 from storage.files import unfinished_files
 
 MAX_NAME_CHARS = 255
-FORBIDDEN_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+FORBIDDEN_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00\x1f]')
 log = logging.getLogger("sightline.qdrant")
 
 
@@ -93,7 +96,7 @@ class Store:
         _require_name(name)
         if self.exists(name):
             raise Conflict(f"collection {name!r} already exists")
-        config.require_supported(wanted)
+        require_supported(wanted)
         stored = CollectionState(folder=uuid4().hex, config=wanted)
         state.require_readable(stored)
         self.adopt(name, self.new_files(stored))
@@ -140,7 +143,12 @@ class Store:
         This acknowledges the damage of its log.
         """
         collection = self.get(name)
-        self._save(collection, config=config.apply_update(collection.stored.config, change), damage=None)
+        self._save(collection, **self.updated_fields(collection, change))
+
+    @staticmethod
+    def updated_fields(collection: Collection, change: models.UpdateCollection) -> dict[str, Any]:
+        """Return the fields of a collection's state that an update changes."""
+        return {"config": config_changes.apply_update(collection.stored.config, change), "damage": None}
 
     def change_aliases(self, wanted: models.ChangeAliasesOperation) -> None:
         """Apply all alias actions in order, or none.
@@ -159,10 +167,12 @@ class Store:
 
         Raises:
             NotSupported: the field's type is left to be guessed.
+            Invalid: the index would answer no condition.
         """
         field, schema = wanted.field_name, wanted.field_schema
         if schema is None:
             raise NotSupported(f"say which type {field!r} has: field_schema is not guessed here")
+        require_index_use(schema)
         collection = self.get(name)
         with engine_errors():
             operation = edge.UpdateOperation.create_field_index(field, to_engine(schema))
@@ -184,15 +194,20 @@ class Store:
         Nothing changes where it has that vector already.
         """
         collection = self.get(name)
-        more = config.with_vector(collection.stored.config, vector, wanted)
+        more = config_changes.with_vector(collection.stored.config, vector, wanted)
         if more is not collection.stored.config:
-            collection.alter(_new_vector(vector, wanted))
+            collection.alter(config_changes.new_vector(vector, wanted))
             self._save(collection, config=more)
 
     def delete_vector(self, name: str, vector: str) -> None:
-        """Delete a named vector from the collection and its points."""
+        """Delete a named vector from the collection and its points.
+
+        Nothing changes where it has none of that name.
+        """
         collection = self.get(name)
-        fewer = config.without_vector(collection.stored.config, vector)
+        fewer = config_changes.without_vector(collection.stored.config, vector)
+        if fewer is collection.stored.config:
+            return
         with engine_errors():
             operation = edge.UpdateOperation.delete_vector_name(vector)
         collection.alter(operation)
@@ -221,7 +236,7 @@ class Store:
         changed = collection.stored.model_copy(update=changes)
         self._replace(collection.name, changed)
         collection.stored = changed
-        collection.spaces = config.spaces_of(changed.config, changed.payload_schema)
+        collection.spaces = spaces_of(changed.config, changed.payload_schema)
         collection.changed = None  # a graph that is being built has the old schema: it is started again
 
     def _replace(self, name: str, stored: CollectionState) -> None:
@@ -254,6 +269,11 @@ def _require_name(name: str) -> None:
         )
 
 
+def _require_alias(name: str) -> None:
+    if "/" in name or name in ("", ".", ".."):
+        raise RequestError(f"{name!r} cannot be an alias: it could not be a part of a request's path")
+
+
 def _change(
     aliases: dict[str, str], action: models.AliasOperations, collections: dict[str, CollectionState]
 ) -> None:
@@ -261,7 +281,7 @@ def _change(
         case models.CreateAliasOperation(create_alias=wanted):
             if wanted.collection_name not in collections:
                 raise NotFound(f"collection {wanted.collection_name!r} does not exist")
-            _require_name(wanted.alias_name)
+            _require_alias(wanted.alias_name)
             if wanted.alias_name in collections:
                 raise Conflict(f"a collection is called {wanted.alias_name!r}")
             aliases[wanted.alias_name] = wanted.collection_name
@@ -270,23 +290,7 @@ def _change(
         case models.RenameAliasOperation(rename_alias=wanted):
             if wanted.old_alias_name not in aliases:
                 raise NotFound(f"alias {wanted.old_alias_name!r} does not exist")
+            _require_alias(wanted.new_alias_name)
             if wanted.new_alias_name in collections:
                 raise Conflict(f"a collection is called {wanted.new_alias_name!r}")
             aliases[wanted.new_alias_name] = aliases.pop(wanted.old_alias_name)
-
-
-def _new_vector(name: str, wanted: models.VectorNameConfig) -> edge.UpdateOperation:
-    with engine_errors():
-        if isinstance(wanted, models.SparseVectorNameConfig):
-            sparse = wanted.sparse
-            return edge.UpdateOperation.create_sparse_vector(
-                name, to_engine(sparse.modifier), to_engine(sparse.datatype)
-            )
-        dense = wanted.dense
-        return edge.UpdateOperation.create_dense_vector(
-            name,
-            dense.size,
-            to_engine(dense.distance),
-            to_engine(dense.multivector_config),
-            to_engine(dense.datatype),
-        )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -23,6 +24,7 @@ from storage.embedded.qdrant.protocol.json_depth import require_shallow
 MAX_BODY_BYTES = 64 * 1024**2
 PUBLIC_PATHS = ("/healthz", "/livez", "/readyz")
 FIRST_ERRORS = 3
+SEE_LOG = "the log of the index in the data directory has more"
 log = logging.getLogger("sightline.qdrant")
 
 Handler = Callable[[Request, Any], Any]
@@ -61,6 +63,9 @@ class Gateway:
     after_panic: Callable[[str | None], None]
     """Called after a panic of the engine, with the name in the path or None."""
 
+    home: Path
+    """Data directory, which messages to clients do not show."""
+
     def route(self, method: str, path: str, handler: Handler, body: Any = None) -> Route:
         """Create a route that responds with the result of a handler.
 
@@ -88,14 +93,24 @@ class Gateway:
                 result = await result
             response = result if isinstance(result, Response) else _success(result, begun)
         except RequestError as error:
-            response = _failure(error.http_status, str(error), begun)
+            response = self._failure(error.http_status, str(error), begun)
         except (EngineFault, OSError) as error:
             if isinstance(error, EnginePanic):
                 self.after_panic(request.path_params.get("name"))
             log.exception("%s %s failed", request.method, path)
-            response = _failure(500, f"{error}; the log of the index in the data directory has more", begun)
+            response = self._failure(500, f"{error}; {SEE_LOG}", begun)
+        except Exception:
+            # Whatever it is, the client gets an answer of its kind, and its connection stays usable.
+            log.exception("%s %s failed", request.method, path)
+            response = self._failure(500, f"the index failed at this request; {SEE_LOG}", begun)
         self.activity.record(request.method, path, response.status_code, time.perf_counter() - begun)
         return response
+
+    def _failure(self, status: int, message: str, begun: float) -> Response:
+        """Return an error with paths relative to the data directory."""
+        text = message.replace(f"{self.home}/", "")
+        document = {"result": None, "status": {"error": text}, "time": time.perf_counter() - begun}
+        return Response(to_json(document), status, media_type="application/json")
 
     def _authenticate(self, request: Request) -> None:
         if request.scope["path"] in PUBLIC_PATHS:  # a URL would be made up of the Host header as well
@@ -136,11 +151,6 @@ async def _read(request: Request) -> bytearray:
 def _success(result: Any, begun: float) -> Response:
     document = {"result": result, "status": "ok", "time": time.perf_counter() - begun}
     return Response(to_json(document), media_type="application/json")
-
-
-def _failure(status: int, message: str, begun: float) -> Response:
-    document = {"result": None, "status": {"error": message}, "time": time.perf_counter() - begun}
-    return Response(to_json(document), status, media_type="application/json")
 
 
 def _summary(error: ValidationError) -> str:

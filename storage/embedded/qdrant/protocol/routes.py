@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from starlette.routing import Route
 
 from storage.embedded.qdrant.engine import snapshots
 from storage.embedded.qdrant.engine.bindings import EngineFault
-from storage.embedded.qdrant.engine.graphs import Graphs
+from storage.embedded.qdrant.engine.graphs import Graphs, update_collection
 from storage.embedded.qdrant.engine.store import Store
 from storage.embedded.qdrant.engine.target import Target
 from storage.embedded.qdrant.protocol import reads, writes
@@ -33,7 +34,8 @@ COLLECTION = "/collections/{name}"
 POINTS = f"{COLLECTION}/points"
 EVERY_METHOD = ("GET", "PUT", "POST", "PATCH", "DELETE")
 DONE = models.UpdateResult(status=models.UpdateStatus.COMPLETED)
-"""Response to every write, for any `wait`: it is applied, and in the write-ahead log."""
+ACKNOWLEDGED = models.UpdateResult(status=models.UpdateStatus.ACKNOWLEDGED)
+"""Response to a write without `wait`, which is applied and in the write-ahead log all the same."""
 
 log = logging.getLogger("sightline.qdrant")
 
@@ -58,7 +60,7 @@ class IndexApp:
         Clients authenticate with `key`.
         """
         store, activity = Store(folder), Activity()
-        app = Starlette(routes=list(_routes(store, Gateway(key, activity, store.reopen))))
+        app = Starlette(routes=list(_routes(store, Gateway(key, activity, store.reopen, folder.parent))))
         try:
             yield cls(store, Graphs(store), activity, app, key)
         finally:
@@ -99,7 +101,7 @@ def _collection_routes(store: Store, gateway: Gateway) -> Iterator[Route]:
     yield act("GET", COLLECTION, lambda name: store.get(name).info())
     yield act("GET", f"{COLLECTION}/exists", lambda name: {"exists": store.exists(name)})
     yield act("PUT", COLLECTION, _returning(store.create, True), models.CreateCollection)
-    yield act("PATCH", COLLECTION, _returning(store.update, True), models.UpdateCollection)
+    yield act("PATCH", COLLECTION, partial(update_collection, store), models.UpdateCollection)
     yield act("DELETE", COLLECTION, store.delete)
     yield act("GET", f"{COLLECTION}/aliases", lambda name: _aliases(store, name))
     yield act("GET", "/aliases", lambda: _aliases(store))
@@ -125,16 +127,18 @@ def _write_routes(store: Store, gateway: Gateway) -> Iterator[Route]:
     def act(method: str, path: str, body: Any, check: Translate) -> Route:
         def write(request: Request, body: Any) -> models.UpdateResult:
             collection = store.get(request.path_params["name"])
-            collection.apply(check(body, collection.spaces))
-            return DONE
+            wait = _waits(request)
+            collection.apply(check(body, collection.spaces), wait=wait)
+            return DONE if wait else ACKNOWLEDGED
 
         return gateway.route(method, path, write, body)
 
     def batch(request: Request, body: models.UpdateOperations) -> list[models.UpdateResult]:
         collection = store.get(request.path_params["name"])
         steps = writes.batch(body, collection.spaces)
-        collection.apply(writes.flatten(steps))
-        return [DONE for _ in steps]
+        wait = _waits(request)
+        collection.apply(writes.flatten(steps), wait=wait)
+        return [DONE if wait else ACKNOWLEDGED for _ in steps]
 
     yield act("PUT", POINTS, models.PointInsertOperations, writes.upsert)
     yield act("POST", f"{POINTS}/delete", models.PointsSelector, writes.delete)
@@ -145,6 +149,10 @@ def _write_routes(store: Store, gateway: Gateway) -> Iterator[Route]:
     yield act("PUT", f"{POINTS}/vectors", models.UpdateVectors, writes.update_vectors)
     yield act("POST", f"{POINTS}/vectors/delete", models.DeleteVectors, writes.delete_vectors)
     yield gateway.route("POST", f"{POINTS}/batch", batch, models.UpdateOperations)
+
+
+def _waits(request: Request) -> bool:
+    return request.query_params.get("wait", "").lower() == "true"
 
 
 def _read_routes(store: Store, gateway: Gateway) -> Iterator[Route]:

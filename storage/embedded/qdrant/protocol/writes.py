@@ -5,7 +5,7 @@ numbers are checked here, and only then is anything written.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -13,11 +13,11 @@ import qdrant_edge as edge
 from qdrant_client import models
 
 from storage.embedded.qdrant.engine.bindings import engine_errors
-from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported, RequestError
+from storage.embedded.qdrant.protocol.errors import Invalid, NotFound, NotSupported, RequestError
 from storage.embedded.qdrant.protocol.filters import to_filter
 from storage.embedded.qdrant.protocol.json_depth import require_payload
 from storage.embedded.qdrant.protocol.named_vectors import Spaces
-from storage.embedded.qdrant.protocol.vectors import point_id, to_engine
+from storage.embedded.qdrant.protocol.vectors import point_id, rest_id, to_engine
 
 PointId = int | str
 FILTER_LEVEL = 3
@@ -29,6 +29,9 @@ MODES = {
     models.UpdateMode.INSERT_ONLY: edge.UpdateMode.InsertOnly,
     models.UpdateMode.UPDATE_ONLY: edge.UpdateMode.UpdateOnly,
 }
+
+
+EMPTY = "the update is empty: it names no points"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,24 @@ class Write:
     deletes: bool = False
     """Whether it deletes its points, which then need not exist."""
 
+    of: Callable[[Sequence[PointId]], edge.UpdateOperation] | None = None
+    """Returns the operation of some of `ids`, of which the others do not exist."""
 
-def require_points(shard: edge.EdgeShard, writes: Sequence[Write]) -> None:
-    """Check that all points that the writes change exist.
+
+def require_points(shard: edge.EdgeShard, writes: Sequence[Write], *, wait: bool) -> Sequence[Write]:
+    """Return the writes, limited to existing points.
 
     Raises:
-        NotFound: one is missing, and no write before creates it.
+        NotFound: the client waits, and a point that must be there is not.
     """
+    missing = _missing_points(shard, writes)
+    if missing and wait:
+        raise NotFound(f"no point with id {min(missing, key=str)}; nothing was written")
+    return _without_points(writes, missing) if missing else writes
+
+
+def _missing_points(shard: edge.EdgeShard, writes: Sequence[Write]) -> set[PointId]:
+    """Return changed points that neither exist nor are created before."""
     made: set[PointId] = set()
     needed: set[PointId] = set()
     for write in writes:
@@ -62,18 +76,32 @@ def require_points(shard: edge.EdgeShard, writes: Sequence[Write]) -> None:
         elif not write.deletes:
             needed.update(id for id in write.ids if id not in made)
     if not needed:
-        return
+        return set()
     with engine_errors():
         found = shard.retrieve(list(needed), with_payload=False, with_vector=False)
-    missing = needed - {point.id if isinstance(point.id, int) else str(point.id) for point in found}
-    if missing:
-        raise NotFound(f"no point with id {min(missing, key=str)}; nothing was written")
+    return needed - {rest_id(point.id) for point in found}
+
+
+def _without_points(writes: Sequence[Write], missing: set[PointId]) -> list[Write]:
+    """Return the writes without points missing in their turn."""
+    absent, kept = set(missing), []
+    for write in writes:
+        ids = tuple(id for id in write.ids if id not in absent)
+        if write.creates:
+            absent.difference_update(write.ids)
+        if write.of is None or len(ids) == len(write.ids):
+            kept.append(write)
+        elif ids:
+            kept.append(replace(write, operation=write.of(ids), ids=ids))
+    return kept
 
 
 def upsert(request: models.PointInsertOperations, spaces: Spaces) -> list[Write]:
     """Convert a `PUT /points`, of a list or of columns."""
     _refuse_shards(request.shard_key)
     points = request.points if isinstance(request, models.PointsList) else list(_rows(request.batch))
+    if not points:
+        raise RequestError(EMPTY)
     condition = to_filter(request.update_filter, spaces.fields, FILTER_LEVEL)
     mode = MODES[request.update_mode] if request.update_mode else None
     with engine_errors():
@@ -103,9 +131,10 @@ def set_payload(request: models.SetPayload, spaces: Spaces) -> list[Write]:
 
 
 def overwrite_payload(request: models.SetPayload, spaces: Spaces) -> list[Write]:
-    """Convert a `PUT /points/payload`, which removes the other keys."""
-    if request.key is not None:
-        return set_payload(request, spaces)  # as a server does: below a key, it merges
+    """Convert a `PUT /points/payload`, which removes the other keys.
+
+    It ignores `key`, as a server does.
+    """
     require_payload(request.payload)
     return _by_ids_and_filter(
         request, spaces, Operation.overwrite_payload, Operation.overwrite_payload_by_filter, request.payload
@@ -121,6 +150,8 @@ def delete_payload(request: models.DeletePayload, spaces: Spaces) -> list[Write]
 
 def delete_vectors(request: models.DeleteVectors, spaces: Spaces) -> list[Write]:
     """Convert a `POST /points/vectors/delete`."""
+    if not request.vector:
+        raise Invalid("vector: name at least one vector to delete")
     for name in request.vector:
         if name not in spaces.dense and name not in spaces.sparse:
             raise RequestError(f"the collection has no vector named {name!r}")
@@ -132,13 +163,23 @@ def delete_vectors(request: models.DeleteVectors, spaces: Spaces) -> list[Write]
 def update_vectors(request: models.UpdateVectors, spaces: Spaces) -> list[Write]:
     """Convert a `PUT /points/vectors`."""
     _refuse_shards(request.shard_key)
+    if not request.points:
+        raise Invalid("points: name at least one point to update")
     condition = to_filter(request.update_filter, spaces.fields, FILTER_LEVEL)
+    ids = tuple(point_id(point.id) for point in request.points)
     with engine_errors():
         points = [
-            edge.PointVectors(point_id(point.id), to_engine(point.vector, spaces)) for point in request.points
+            edge.PointVectors(id, to_engine(point.vector, spaces))
+            for id, point in zip(ids, request.points, strict=True)
         ]
         operation = Operation.update_vectors(points, condition)
-    return [Write(operation, tuple(point_id(point.id) for point in request.points))]
+
+    def of(kept: Sequence[PointId]) -> edge.UpdateOperation:
+        chosen = set(kept)
+        rows = [point for id, point in zip(ids, points, strict=True) if id in chosen]
+        return Operation.update_vectors(rows, condition)
+
+    return [Write(operation, ids, of=of)]
 
 
 def batch(request: models.UpdateOperations, spaces: Spaces) -> list[list[Write]]:
@@ -186,26 +227,36 @@ def _by_selector(
 ) -> list[Write]:
     _refuse_shards(selector.shard_key)
     if isinstance(selector, models.PointIdsList):
-        ids = tuple(point_id(id) for id in selector.points)
-        return [Write(by_ids(list(ids)), ids, deletes=deletes)]
+        return [_by_ids(selector.points, by_ids, deletes=deletes)]
     where = to_filter(selector.filter, spaces.fields) or edge.Filter()
     return [Write(by_filter(where), where=where, deletes=deletes)]
 
 
 def _by_ids_and_filter(request: Any, spaces: Spaces, by_ids: Any, by_filter: Any, *more: Any) -> list[Write]:
-    """Return one write by ids and one by filter, as requested."""
+    """Return one write, by ids where given, else by filter."""
     _refuse_shards(request.shard_key)
     if request.points is None and request.filter is None:
         raise RequestError("say which points: neither `points` nor `filter` is given")
-    writes = []
+    if request.points is not None:
+        return [_by_ids(request.points, by_ids, *more)]
+    where = to_filter(request.filter, spaces.fields, FILTER_LEVEL) or edge.Filter()
     with engine_errors():
-        if request.points is not None:
-            ids = tuple(point_id(id) for id in request.points)
-            writes.append(Write(by_ids(list(ids), *more), ids))
-        if request.filter is not None:
-            where = to_filter(request.filter, spaces.fields, FILTER_LEVEL) or edge.Filter()
-            writes.append(Write(by_filter(where, *more), where=where))
-    return writes
+        return [Write(by_filter(where, *more), where=where)]
+
+
+def _by_ids(
+    points: Sequence[models.ExtendedPointId], by_ids: Any, *more: Any, deletes: bool = False
+) -> Write:
+    if not points:
+        raise RequestError(EMPTY)
+    ids = tuple(point_id(id) for id in points)
+
+    def of(kept: Sequence[PointId]) -> edge.UpdateOperation:
+        with engine_errors():
+            operation: edge.UpdateOperation = by_ids(list(kept), *more)
+        return operation
+
+    return Write(of(ids), ids, deletes=deletes, of=None if deletes else of)
 
 
 def _refuse_shards(shard_key: models.ShardKeySelector | None) -> None:
