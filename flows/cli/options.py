@@ -1,6 +1,7 @@
 """Share options, value types, job runs and output between the commands."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 
 
+UNREACHED = "Failed to reach API at "
+
+
 class Percent(click.ParamType[float]):
     """Parse a share such as `5%`; the sign may be left out."""
 
@@ -37,7 +41,7 @@ class Percent(click.ParamType[float]):
 
 
 class PrefectUnavailable(SightlineError):
-    """Report that Prefect's server stopped answering while a job ran under it."""
+    """Report that Prefect's server does not answer, or stopped answering."""
 
     retryable = True
     http_status = 503
@@ -60,6 +64,7 @@ def run_job(settings: Settings, job: Callable[..., Any], *, debug: bool, **param
     if join_server(settings.home):
         from flows.orchestration import flows
 
+        logging.raiseExceptions = debug  # Prefect would print over the progress bar that no log can be sent
         with run_under_prefect():
             result = getattr(flows, job.__name__)(**parameters)
     else:
@@ -71,15 +76,22 @@ def run_job(settings: Settings, job: Callable[..., Any], *, debug: bool, **param
 
 @contextmanager
 def run_under_prefect() -> Iterator[None]:
-    """Name a Prefect server that stops answering.
+    """Name a Prefect server that does not answer, or stops answering.
 
     Raises:
-        PrefectUnavailable: it has.
+        PrefectUnavailable: it does not.
     """
     import httpx
 
     try:
         yield
+    except RuntimeError as error:  # Prefect has no class for a run that it could not begin
+        if not str(error).startswith(UNREACHED):
+            raise
+        url = str(error).removeprefix(UNREACHED).rstrip("/")
+        raise PrefectUnavailable(
+            f"Prefect's server at {url} does not answer; start it, or unset PREFECT_API_URL to run without it"
+        ) from error
     except httpx.TransportError as error:
         raise PrefectUnavailable(
             "Prefect's server does not answer any more; its run is on record: run `sightline status`"

@@ -9,6 +9,8 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterName,
+    FlowFilter,
+    FlowFilterId,
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateType,
@@ -17,6 +19,7 @@ from prefect.client.schemas.objects import (
     ConcurrencyLimitConfig,
     ConcurrencyLimitStrategy,
     DeploymentSchedule,
+    FlowRun,
     State,
     StateType,
 )
@@ -25,10 +28,12 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 from prefect.types.entrypoint import EntrypointType
+from sqlalchemy import Engine
 
 from flows.config.settings import Settings
 from flows.orchestration.flows import ON_REQUEST, SCHEDULED
 from flows.orchestration.hooks import crashed
+from flows.resources.abandoned_runs import abandoned_prefect_runs
 
 SCHEDULED_NAME = "scheduled"
 ON_REQUEST_NAME = "asked"
@@ -95,14 +100,37 @@ def close_left(client: SyncPrefectClient) -> None:
     Call it while none can be running. Should the process of one live on, it still has its lock, and the
     next run of its kind is skipped.
     """
-    left = client.read_flow_runs(
+    _close(client, _active(client), "its process ended together with the Prefect server")
+
+
+def close_dead(client: SyncPrefectClient, engine: Engine) -> None:
+    """Mark the runs as crashed that the record proves dead.
+
+    For a server that outlives this process: it reports them as running, and keeps the slots of their
+    deployments. Of a run that was killed before it began its record nothing is known; its slot is free again
+    when Prefect's lease ends.
+    """
+    if left := _active(client):
+        dead = abandoned_prefect_runs(engine, {run.id for run in left})
+        _close(client, [run for run in left if run.id in dead], "its process has ended without a report")
+
+
+def _active(client: SyncPrefectClient) -> list[FlowRun]:
+    return client.read_flow_runs(
         deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[SCHEDULED_NAME, ON_REQUEST_NAME])),
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*ACTIVE]))),
     )
+
+
+def _close(client: SyncPrefectClient, left: list[FlowRun], why: str) -> None:
+    """Mark runs as crashed, which gives back their slots; record it."""
     known = (*SCHEDULED, *ON_REQUEST)
-    flows = {client.read_flow_by_name(flow.name).id: flow for flow in known} if left else {}
+    served = {run.flow_id for run in left}
+    found = client.read_flows(flow_filter=FlowFilter(id=FlowFilterId(any_=[*served]))) if served else []
+    names = {flow.name: flow for flow in known}
+    flows = {one.id: names[one.name] for one in found if one.name in names}
     for run in left:
-        gone: State[Any] = Crashed(message="its process ended together with the Prefect server")
+        gone: State[Any] = Crashed(message=why)
         client.set_flow_run_state(run.id, gone, force=True)
         if run.flow_id in flows:
             crashed(flows[run.flow_id], run, gone)

@@ -22,7 +22,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_AUTH_STRING, PR
 
 from flows.config.prefect_env import server_environment, use_prefect_password, use_prefect_server
 from flows.config.settings import Settings
-from flows.orchestration.deployments import close_left, deployments
+from flows.orchestration.deployments import close_dead, close_left, deployments
 from flows.orchestration.schedule import ServedFlows, plan_flows
 from flows.orchestration.server_access import (
     address_file,
@@ -32,6 +32,7 @@ from flows.orchestration.server_access import (
     password_file,
     password_of,
 )
+from flows.resources.connections import open_catalog
 from flows.tracking.file_modes import PRIVATE
 from flows.tracking.signals import end_process, until_stopped
 from storage.errors import Conflict, SightlineError
@@ -155,6 +156,9 @@ def _serve(settings: Settings, report: Report, server: EmbeddedServer | None) ->
     with get_client(sync_client=True) as client:
         if server is not None:
             close_left(client)
+        else:
+            with open_catalog(settings, wait_s=settings.retry_for_s) as engine:
+                close_dead(client, engine)
         found = deployments(settings, client)
     for one in found:
         runner.add_deployment(one)

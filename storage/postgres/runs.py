@@ -332,6 +332,12 @@ def find_run(session: Session, run_id: UUID) -> Run | None:
     return None if row is None else _run(row)
 
 
+def runs_of_prefect(session: Session, prefect_run_ids: Collection[UUID]) -> list[Run]:
+    """Return the runs on record of these Prefect runs."""
+    own = select(RunRow).where(among(RunRow.prefect_run_id, prefect_run_ids))
+    return [_run(row) for row in session.scalars(own)]
+
+
 def recorded_prefect_runs(session: Session, prefect_run_ids: Collection[UUID]) -> set[UUID]:
     """Return those of the Prefect runs that have a run on record."""
     return set(

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from qdrant_client.http.exceptions import ResponseHandlingException
 from sqlalchemy import Engine, select
 
@@ -158,6 +159,21 @@ def test_sigterm_ends_a_run_on_record(
 
     assert last_run(engine)[:2] == ("ingest", "cancelled")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_prefect_server_that_is_not_there_is_named_with_the_remedy():
+    url = "http://127.0.0.1:9/api"
+    with (
+        temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}),
+        pytest.raises(PrefectUnavailable, match=f"at {url} does not answer.*unset PREFECT_API_URL"),
+        run_under_prefect(),
+    ):
+        prefect_flows.rollback()
+
+
+def test_a_bug_is_not_taken_for_an_unavailable_prefect_server():
+    with pytest.raises(RuntimeError, match="a bug"), run_under_prefect():
+        raise RuntimeError("a bug")
 
 
 def test_a_prefect_server_that_ends_meanwhile_is_named_with_where_the_run_is_on_record():

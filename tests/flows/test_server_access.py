@@ -7,21 +7,26 @@ import subprocess
 import sys
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.context import refresh_global_settings_context
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_UI_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
+from prefect.states import Pending, Running
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from flows.config.prefect_env import use_prefect_server
+from flows.orchestration.deployments import close_dead
 from flows.orchestration.flows import ingest
 from flows.orchestration.prefect_client import open_prefect
 from flows.orchestration.server import EmbeddedServer, embedded_server
@@ -35,6 +40,8 @@ from flows.orchestration.server_access import (
     password_of,
 )
 from storage.data_directory import SecretUnusable
+from storage.postgres import runs
+from storage.postgres.locks import flow_lock
 from tests.support import forks, prefect_database
 from tests.support.builders import a_folder, png
 from tests.support.other_user import as_another_user, has_another_user, open_folder, readable_by_another_user
@@ -351,3 +358,55 @@ def test_nothing_is_imported_from_the_current_folder(tmp_path: Path):
     subprocess.run([sys.executable, "-P", "-c", script], cwd=tmp_path, env=environment, check=True)
 
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_held", "closed"),
+    [
+        ("running", False, True),
+        ("running", True, False),
+        ("crashed", False, True),
+        ("completed", False, False),
+    ],
+)
+def test_a_run_that_the_record_proves_dead_is_crashed_and_gives_its_slot_back(
+    server: EmbeddedServer,
+    engine: Engine,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: str,
+    is_held: bool,
+    closed: bool,
+):
+    monkeypatch.setenv("SIGHTLINE_HOME", str(home))
+    monkeypatch.setenv("SIGHTLINE_DATABASE_URL", engine.url.render_as_string(hide_password=False))
+    reached = {PREFECT_API_URL: server.url, PREFECT_API_AUTH_STRING: server.password}
+    with (
+        temporary_settings(reached),  # the event of a crash goes there
+        SyncPrefectClient(server.url, auth_string=server.password) as client,
+    ):
+        deployment = client.create_deployment(
+            client.create_flow_from_name("evaluate"), "scheduled", concurrency_limit=1
+        )
+        first, second = (client.create_flow_run_from_deployment(deployment).id for _ in range(2))
+        assert client.set_flow_run_state(first, Pending()).status == SetStateStatus.ACCEPT
+        assert client.set_flow_run_state(first, Running()).status == SetStateStatus.ACCEPT
+        own = uuid4()
+        with Session(engine) as session, session.begin():
+            runs.start_run(session, own, "evaluate", prefect_run_id=first)
+            if outcome != "running":
+                runs.end_run(session, own, outcome, counts={}, seconds={})
+
+        with flow_lock(engine, "evaluate") if is_held else nullcontext():
+            close_dead(client, engine)
+
+        state = client.read_flow_run(first).state
+        assert state is not None
+        assert state.is_crashed() is closed
+        taken = client.set_flow_run_state(second, Pending()).status
+        assert (taken == SetStateStatus.ACCEPT) is closed
+        with Session(engine) as session:
+            found = runs.find_run(session, own)
+        assert found is not None
+        assert (found.outcome == "crashed") is closed
+        client.delete_deployment(deployment)
