@@ -1,4 +1,4 @@
-"""Find the runs on record whose process has ended without a report."""
+"""Find the runs on record that ended without a report."""
 
 from collections import defaultdict
 from collections.abc import Collection
