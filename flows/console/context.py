@@ -2,7 +2,7 @@
 
 from asyncio import to_thread
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flows.orchestration.prefect_client import PrefectServer, open_prefect
 from flows.service.observer import Observer
@@ -17,6 +17,9 @@ class ConsoleContext:
     observer: Observer
     protected: bool
     """Whether users sign in with a password, and can sign out."""
+
+    starting: set[str] = field(default_factory=set)
+    """Starts of flows that Prefect has not accepted yet, by flow and parameters."""
 
     async def first_observation(self) -> None:
         """Wait for the first observation, in a thread."""

@@ -7,9 +7,12 @@ from urllib.parse import urlencode
 
 from nicegui import ui
 from nicegui.events import KeyEventArguments
+from sqlalchemy.engine import make_url
 from starlette.requests import Request
 
+from flows.config.settings import Settings
 from flows.console.context import ConsoleContext
+from storage.redaction import redacted
 
 PAGES = (
     ("Overview", "/", "o"),
@@ -36,13 +39,15 @@ def frame(context: ConsoleContext, request: Request, title: str) -> Iterator[ui.
     ui.colors(primary="#2457c5", positive="#1b7f4b", warning="#9a6200", negative="#b3261e")
     ui.page_title(f"{title} · Sightline")
     theme = ui.dark_mode(THEMES.get(request.cookies.get("theme", "")))
-    with ui.header(elevated=False).classes("sl-header items-center justify-between no-wrap"):
+    with ui.header(elevated=False).classes("sl-header items-center"):
         with ui.element("nav").classes("sl-nav").props('aria-label="Pages"'):
             for name, path, _ in PAGES:
                 link = ui.link(name, path)
                 if name == title:
                     link.props('aria-current="page"')
-        with ui.row().classes("no-wrap gap-0"):
+        with ui.element("div").classes("sl-end"):
+            place = stores_of(context.backend.settings)
+            ui.label(place).classes("sl-home sl-faint").props["title"] = place
             ui.button(icon="contrast", on_click=lambda: _next_theme(theme)).props(
                 'flat round dense color=grey aria-label="Dark or light"'
             )
@@ -64,6 +69,17 @@ def with_query(path: str, params: Mapping[str, object]) -> str:
     """
     query = urlencode({name: value for name, value in params.items() if value is not None})
     return f"{path}?{query}" if query else path
+
+
+def stores_of(settings: Settings) -> str:
+    """Return the data directory of a console, and its servers."""
+    servers = []
+    if settings.database_url is not None:
+        url = make_url(settings.database_url.get_secret_value())
+        servers.append(f"Postgres {url.host or ''}/{url.database or ''}")
+    if settings.qdrant.url is not None:
+        servers.append(f"Qdrant {redacted(settings.qdrant.url)}")
+    return " · ".join([str(settings.home.resolve()), *servers])
 
 
 def _next_theme(theme: ui.dark_mode) -> None:

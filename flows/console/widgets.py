@@ -23,13 +23,15 @@ OUTCOMES = {
 }
 
 
-def tile(name: str, value: str, note: str = "", kind: str = "") -> None:
+def tile(name: str, value: str, note: str = "", kind: str = "", to: str | None = None) -> None:
     """Show a figure with its name and note.
 
     Args:
         kind: a class such as `sl-bad`.
+        to: path of the list behind the figure.
     """
-    with ui.element("div").classes("sl-tile").props(f'data-figure="{name}"'):
+    around = ui.element("div") if to is None else ui.link(target=to)
+    with around.classes("sl-tile").props(f'data-figure="{name}"'):
         ui.label(name).classes("sl-faint")
         ui.label(value).classes(f"sl-value {kind}")
         if note:
@@ -112,13 +114,27 @@ async def confirm(title: str, consequences: str, yes: str, no: str = "Cancel") -
 
 
 async def start_flow(context: ConsoleContext, flow: str, **parameters: Any) -> bool:
-    """Start a flow, and report success or failure."""
+    """Start a flow, and report success or failure.
+
+    Its acceptance is said at once: Prefect takes seconds. The same start is not accepted twice meanwhile.
+    """
+    start = f"{flow} {sorted(parameters.items())}"
+    if start in context.starting:
+        ui.notify(f"{flow} is being started already", type="warning")
+        return False
 
     def begin() -> None:
         with context.prefect() as prefect:
             prefect.start(flow, **parameters)
 
-    return await run_action(context, begin, f"{flow} starts within seconds; see Runs")
+    context.starting.add(start)
+    ui.notify(f"{flow} is accepted; Prefect is scheduling it", type="info")
+    try:
+        return await run_action(
+            context, begin, f"{flow} is scheduled; its process begins within half a minute; see Runs"
+        )
+    finally:
+        context.starting.discard(start)
 
 
 def show_error(error: Exception) -> None:

@@ -9,7 +9,8 @@ import pytest
 from playwright.sync_api import Page, expect
 from qdrant_client import QdrantClient
 
-from flows.console.components.consistency import findings_text, repair_text, verdict_of
+from flows.console.components.consistency import CollectionState, findings_text, repair_text, verdict_of
+from flows.console.pages.integrity import remarks_on, verdict_text
 from flows.resources.connections import open_stores
 from storage import qdrant
 from storage.postgres.runs import Run
@@ -80,6 +81,15 @@ def test_what_was_rejected_is_reported_in_plain_words():
     assert verdict.problem == (
         "The last comparison failed: a repair would delete 9 of 10 points, more than 5%; nothing was changed"
     )
+
+
+def test_stores_that_differ_now_do_not_agree():
+    now = CollectionState("sl_a", "active", 4, 2, is_searched=True)
+    verdict = verdict_of([a_comparison()])
+
+    assert verdict_text(verdict, NOON).startswith("Postgres and Qdrant agree.")
+    assert "agree" not in verdict_text(verdict, NOON, remarks_on([now]))
+    assert "sl_a: 2 fewer than Postgres says" in verdict_text(verdict, NOON, remarks_on([now]))
 
 
 def test_nothing_is_said_of_stores_that_were_never_compared():

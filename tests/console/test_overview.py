@@ -1,5 +1,7 @@
 """The overview says whether the index is fresh and consistent."""
 
+import re
+
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -13,7 +15,7 @@ def figure(page: Page, name: str) -> str:
     return page.locator(f'[data-figure="{name}"] .sl-value').inner_text()
 
 
-def test_it_shows_what_is_stored_and_what_is_wrong(page: Page):
+def test_it_shows_what_is_stored_and_what_is_wrong(page: Page, running: Running):
     page.goto("/")
 
     shown = {name: figure(page, name) for name in ("Records", "Searchable", "Pending", "Rejected", "Deleted")}
@@ -23,6 +25,11 @@ def test_it_shows_what_is_stored_and_what_is_wrong(page: Page):
         "up",
         "up",
     )
+    expect(page.get_by_role("status").first).to_have_text(
+        re.compile("^All is well, apart from.*2 records rejected")
+    )
+    assert page.locator('a[data-figure="Rejected"]').get_attribute("href") == "/rejects"
+    expect(page.locator(".sl-home")).to_have_text(str(running.home.resolve()))
     compared = page.get_by_role("row").filter(has_text="reconcile")
     expect(compared).to_have_count(1)  # another is there while the last comparison has failed
     expect(compared).to_contain_text("completed")
@@ -39,6 +46,9 @@ def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, sche
 
     expect(phone.get_by_text("Last 30 days")).to_be_visible()
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    for link in phone.get_by_role("navigation", name="Pages").get_by_role("link").all():
+        right = link.evaluate("one => one.getBoundingClientRect().right")
+        assert right <= 390, "a page that a phone cannot reach"
     assert ("body--dark" in str(phone.locator("body").get_attribute("class"))) == (scheme == "dark")
     phone.screenshot(path=SHOTS / f"phone_{scheme}.png", full_page=True)
     phone.close()

@@ -42,7 +42,7 @@ class ActiveRuns:
 
     def _lines_of(self, snapshot: RunSnapshot, *, is_idle: bool) -> list[Child[object]]:
         lines: list[tuple[object, str]] = [
-            (one.id, f"{one.flow} starts soon ({one.state.lower()})")
+            (one.id, f"{one.flow} starts soon: accepted, it waits for its process ({one.state.lower()})")
             for one in snapshot.soon
             if self._is_wanted(one.flow)
         ]

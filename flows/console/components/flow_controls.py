@@ -45,8 +45,8 @@ class FlowRow:
                 self._when = ui.label().classes("sl-faint")
             with ui.element("div").classes("sl-flow-acts"):
                 self._pause = ui.button("Pause", on_click=partial(pause, flow)).props("flat no-caps")
-                button = ui.button("Start", on_click=partial(start, flow)).props("outline no-caps")
-                button.props["aria-label"] = f"Start {flow}"
+                self._start = ui.button("Start", on_click=partial(start, flow)).props("outline no-caps")
+                self._start.props["aria-label"] = f"Start {flow}"
         self._cron = cron
         self.show_default()
 
@@ -60,6 +60,10 @@ class FlowRow:
     def show(self, deployed: DeployedFlow, now: datetime) -> None:
         """Show the deployment as Prefect reports it."""
         self._show(deployed.cron, deployed.next, now, paused=deployed.paused)
+
+    def allow_start(self, *, allowed: bool) -> None:
+        """Enable the start button, unless the flow is running or about to."""
+        self._start.set_enabled(allowed)
 
     def _show(self, cron: str | None, next: datetime | None, now: datetime, *, paused: bool) -> None:
         self.is_paused = paused and cron is not None
@@ -105,6 +109,8 @@ class FlowControls:
         for one in snapshot.deployed:
             if one.scheduled and one.flow in self._rows:
                 self._rows[one.flow].show(one, snapshot.at)
+        for flow, row in self._rows.items():
+            row.allow_start(allowed=not snapshot.is_active(flow))
         if snapshot.prefect_problem:
             for row in self._rows.values():
                 row.show_default()
@@ -114,7 +120,9 @@ class FlowControls:
     async def _begin(self, flow: str) -> None:
         with self._where:
             if await start_if_idle(self._context, self._watch, flow, await self._consequences(flow)):
-                self._live.show(await self._watch.refresh())
+                snapshot = await self._watch.refresh()
+                self._live.show(snapshot)
+                self.show(snapshot)
 
     async def _pause(self, flow: str) -> None:
         paused = not self._rows[flow].is_paused
@@ -157,7 +165,7 @@ async def start_if_idle(
     context: ConsoleContext, watch: RunWatcher, flow: str, consequences: str | None
 ) -> bool:
     """Start a flow after confirmation, unless it is already running."""
-    if (await watch.read()).is_active(flow):
+    if (await watch.refresh()).is_active(flow):
         ui.notify(f"{flow} is already running: see Now", type="warning")
         return False
     if consequences is not None and not await confirm(f"Start {flow} now?", consequences, f"Start {flow}"):

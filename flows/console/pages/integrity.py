@@ -24,7 +24,7 @@ from flows.console.components.consistency import (
     verdict_of,
 )
 from flows.console.components.flow_controls import start_if_idle
-from flows.console.components.run_snapshot import RunWatcher, name_of
+from flows.console.components.run_snapshot import RunSnapshot, RunWatcher, name_of
 from flows.console.components.stage_bar import duration_s
 from flows.console.context import ConsoleContext
 from flows.console.format import ago, duration
@@ -66,7 +66,8 @@ class Page:
             with ui.element("div").classes("sl-sheet") as self._sheet, ui.element("div").classes("sl-row"):
                 self._verdict = ui.label().props("role=status")
                 self._repair = ui.button("Repair…", on_click=self._confirm_repair).props("unelevated no-caps")
-                ui.button("Compare now", on_click=self._compare).props("outline no-caps")
+                self._compare_now = ui.button("Compare now", on_click=self._compare)
+                self._compare_now.props("outline no-caps")
             self._live = ActiveRuns(context, watch, OWN)
             self._findings = KeyedList[str](ui.element("div").classes("sl-column"))
             self._rest = KeyedList[str](ui.element("div").classes("sl-column"))
@@ -75,18 +76,25 @@ class Page:
 
     async def _refresh(self) -> None:
         snapshot = await self._watch.read()
-        self._live.show(snapshot)
+        self._show_live(snapshot)
         before, self._comparisons = self._comparisons, await to_thread(read_comparisons, self._context)
         if before != self._comparisons or self._collections.problem is not None:
             self._collections = await to_thread(read_collections, self._context)
         self._show(snapshot.at)
 
+    def _show_live(self, snapshot: RunSnapshot) -> None:
+        self._live.show(snapshot)
+        is_idle = not any(snapshot.is_active(flow) for flow in OWN)
+        self._compare_now.set_enabled(is_idle)
+        self._repair.set_enabled(is_idle)
+
     def _show(self, now: datetime) -> None:
         verdict = verdict_of(self._comparisons.runs)
         differ = tuple(verdict.differences.items())
-        agree = verdict.last is not None and not differ
-        self._verdict.text = verdict_text(verdict, now)
-        self._verdict.classes(replace="sl-strong sl-grow" + (" sl-good" if agree else ""))
+        remarks = remarks_on(self._collections.states)
+        self._verdict.text = verdict_text(verdict, now, remarks)
+        kind = "" if verdict.last is None or differ else " sl-warn" if remarks else " sl-good"
+        self._verdict.classes(replace=f"sl-strong sl-grow{kind}")
         self._sheet.classes(replace="sl-sheet" + (" sl-problem" if differ else ""))
         self._sheet.visible = self._comparisons.problem is None
         self._repair.visible = bool(differ)
@@ -114,18 +122,31 @@ class Page:
     async def _compare(self) -> None:
         with self._where:
             if await start_if_idle(self._context, self._watch, "reconcile", None):
-                self._live.show(await self._watch.refresh())
+                self._show_live(await self._watch.refresh())
 
     async def _confirm_repair(self) -> None:
         differences = verdict_of(self._comparisons.runs).differences
         points = sum(one.points or 0 for one in self._collections.states)
         with self._where:
             if await start_if_idle(self._context, self._watch, "repair", repair_text(differences, points)):
-                self._live.show(await self._watch.refresh())
+                self._show_live(await self._watch.refresh())
 
 
-def verdict_text(verdict: Verdict, now: datetime) -> str:
-    """Return whether the stores agree, as of the last comparison."""
+def remarks_on(collections: Sequence[CollectionState]) -> list[str]:
+    """Return the inconsistencies of the searched and the active collection."""
+    return [
+        f"{one.name}: {one.remark}"
+        for one in collections
+        if one.remark and (one.is_searched or one.state == "active")
+    ]
+
+
+def verdict_text(verdict: Verdict, now: datetime, remarks: Sequence[str] = ()) -> str:
+    """Return whether the stores agree, as of the last comparison.
+
+    Args:
+        remarks: inconsistencies seen now, which the last comparison may be too old to have.
+    """
     if verdict.last is None:
         return "Postgres and Qdrant have not been compared yet."
     when = ago(verdict.last.ended, now)
@@ -133,6 +154,8 @@ def verdict_text(verdict: Verdict, now: datetime) -> str:
         return (
             f"Postgres and Qdrant differ, as of {when}. Postgres is authoritative; a repair corrects Qdrant."
         )
+    if remarks:
+        return f"No differences {when}, but since then {'; '.join(remarks)}. Compare again to find out why."
     return f"Postgres and Qdrant agree. Compared {when}, in {duration(duration_s(verdict.last, now))}."
 
 

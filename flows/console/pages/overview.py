@@ -6,19 +6,21 @@ from functools import partial
 from nicegui import ui
 from starlette.requests import Request
 
+from flows.console.components.health import LITTLE_DISK, STALE_S, show_health
+from flows.console.components.run_card import title_of
 from flows.console.components.stage_bar import records_per_second
 from flows.console.context import ConsoleContext
 from flows.console.format import ago, duration, share
 from flows.console.layout import PATIENCE_S, frame
-from flows.console.widgets import Row, heading, hidden_title, outcome, problem, table, tile
+from flows.console.widgets import Row, heading, hidden_title, outcome, problem, run_action, table, tile
 from flows.service.observer import CatalogStatus, Observation
 from flows.tracking.text import count_of
+from storage.postgres import runs
 from storage.postgres.runs import Run
 from storage.postgres.statistics import HEADLINE, Day
 
 REFRESH_S = 5.0
-STALE_S = 3600
-LITTLE_DISK = 0.1
+INGESTS = "/runs?flow=ingest"
 
 
 def add_page(context: ConsoleContext) -> None:
@@ -29,13 +31,14 @@ def add_page(context: ConsoleContext) -> None:
         await context.first_observation()
         with frame(context, request, "Overview"):
             hidden_title("Overview")
-            shown = ui.refreshable(lambda: show(context.observer.latest, datetime.now(UTC)))
+            shown = ui.refreshable(lambda: show(context, context.observer.latest, datetime.now(UTC)))
             shown()
             ui.timer(REFRESH_S, shown.refresh)
 
 
-def show(seen: Observation, now: datetime) -> None:
+def show(context: ConsoleContext, seen: Observation, now: datetime) -> None:
     """Show an observation."""
+    show_health(seen, now)
     for sentence in (seen.postgres_problem, seen.qdrant_problem):
         if sentence is not None:
             problem(sentence)
@@ -45,7 +48,7 @@ def show(seen: Observation, now: datetime) -> None:
         _stores(seen)
     if seen.catalog is not None:
         if seen.catalog.failed:
-            _failed(seen.catalog.failed, now)
+            _failed(context, seen.catalog.failed, now)
         with ui.element("div").classes("sl-two"):
             _last_runs(seen.catalog.last_runs, now)
             _searches(seen, seen.catalog)
@@ -55,48 +58,70 @@ def show(seen: Observation, now: datetime) -> None:
 
 def _records(catalogued: CatalogStatus, at: datetime) -> None:
     figures = catalogued.figures
-    tile("Records", f"{figures.items:,}")
+    tile("Records", f"{figures.items:,}", to="/search")
     tile(
         "Searchable",
         f"{figures.searchable:,}",
         share(figures.searchable / figures.items if figures.items else 1),
+        to="/search",
     )
-    tile("Pending", f"{figures.pending:,}", kind="sl-warn" if figures.pending else "")
+    tile("Pending", f"{figures.pending:,}", kind="sl-warn" if figures.pending else "", to=INGESTS)
     if figures.waiting_since is None or figures.newest_waiting is None:
-        tile("Freshness", "fresh", "nothing pending", "sl-good")
+        tile("Freshness", "fresh", "nothing pending", "sl-good", INGESTS)
     else:
         newest = duration((at - figures.newest_waiting).total_seconds())
         kind = "sl-bad" if figures.age_s(at) > STALE_S else "sl-warn"
-        tile("Freshness", duration(figures.age_s(at)), f"oldest pending; newest {newest}", kind)
-    tile("Rejected", f"{catalogued.open_rejects:,}", kind="sl-warn" if catalogued.open_rejects else "")
-    tile("Deleted", f"{figures.deleted:,}")
+        tile("Freshness", duration(figures.age_s(at)), f"oldest pending; newest {newest}", kind, INGESTS)
+    tile(
+        "Rejected",
+        f"{catalogued.open_rejects:,}",
+        kind="sl-warn" if catalogued.open_rejects else "",
+        to="/rejects",
+    )
+    tile("Deleted", f"{figures.deleted:,}", to="/runs?flow=delete")
 
 
 def _stores(seen: Observation) -> None:
     for name, trouble in (("Postgres", seen.postgres_problem), ("Qdrant", seen.qdrant_problem)):
         points = "" if seen.index is None or name == "Postgres" else count_of(seen.index.points, "point")
-        tile(name, "down" if trouble else "up", points, "sl-bad" if trouble else "sl-good")
+        tile(name, "down" if trouble else "up", points, "sl-bad" if trouble else "sl-good", "/integrity")
     free = seen.disk_free_bytes / seen.disk_bytes
     tile(
         "Disk",
         f"{seen.disk_free_bytes / 2**30:,.0f} GiB",
         f"{share(free)} free",
         "sl-bad" if free < LITTLE_DISK else "",
+        "/runs?flow=purge",
     )
 
 
-def _failed(failed: tuple[Run, ...], now: datetime) -> None:
+def _failed(context: ConsoleContext, failed: tuple[Run, ...], now: datetime) -> None:
     with ui.element("section").classes("sl-sheet sl-problem"):
         heading("Failed")
-        rows = [
+        rows: list[Row] = [
             [
-                run.flow if run.source is None else f"{run.flow} of {run.source}",
+                partial(ui.link, title_of(run), f"/runs/{run.id}"),
                 ago(run.ended, now),
                 run.error or run.outcome,
+                partial(_acknowledge_button, context, run),
             ]
             for run in failed
         ]
-        table(("flow", "ended", "error"), rows)
+        table(("flow", "ended", "error", ""), rows)
+
+
+def _acknowledge_button(context: ConsoleContext, run: Run) -> None:
+    async def acknowledge() -> None:
+        if await run_action(context, partial(_acknowledge, context, run), f"{title_of(run)}: acknowledged"):
+            button.disable()
+
+    button = ui.button("Acknowledge", on_click=acknowledge).props("outline dense no-caps")
+    button.props["aria-label"] = f"Acknowledge the failure of {title_of(run)}"
+
+
+def _acknowledge(context: ConsoleContext, run: Run) -> None:
+    with context.backend.sessions() as sessions, sessions.begin() as session:
+        runs.acknowledge(session, str(run.id))
 
 
 def _last_runs(last_runs: tuple[Run, ...], now: datetime) -> None:
@@ -107,7 +132,7 @@ def _last_runs(last_runs: tuple[Run, ...], now: datetime) -> None:
             return
         rows: list[Row] = [
             [
-                run.flow,
+                partial(ui.link, run.flow, f"/runs/{run.id}"),
                 partial(outcome, run.outcome),
                 ago(run.started, now),
                 duration(run.took_s),
@@ -116,6 +141,7 @@ def _last_runs(last_runs: tuple[Run, ...], now: datetime) -> None:
             for run in last_runs
         ]
         table(("flow", "outcome", "started", "duration", "records/s"), rows, numbers=2)
+        ui.link("All runs", "/runs").classes("sl-faint")
 
 
 def _searches(seen: Observation, catalogued: CatalogStatus) -> None:
@@ -125,10 +151,10 @@ def _searches(seen: Observation, catalogued: CatalogStatus) -> None:
         if collection is None:
             ui.label("No collection is active yet; the first ingest creates one.").classes("sl-faint")
             return
-        rows = [
-            ["model", collection.model],
+        rows: list[Row] = [
+            ["model", partial(ui.link, collection.model, "/models")],
             ["fingerprint", collection.fingerprint[:12]],
-            ["collection", collection.name],
+            ["collection", partial(ui.link, collection.name, "/integrity")],
         ]
         for one in catalogued.evaluation:
             if one.metric == HEADLINE:

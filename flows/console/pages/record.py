@@ -100,7 +100,7 @@ def show(id: UUID, seen: RecordSnapshot, now: datetime) -> None:
     with ui.element("div").classes("sl-two"):
         with ui.element("div").classes("sl-column"):
             if item.image is not None:
-                with ui.element("div").classes("sl-sheet sl-picture"):
+                with ui.element("div").classes("sl-sheet sl-plate"):
                     image(f"/pictures/{id}?v={item.image.sha256[:12]}", item.short_text or item.key)
             _texts(item)
         with ui.element("div").classes("sl-column"):
