@@ -142,11 +142,12 @@ def copy_collection(
         The number of its points.
     """
     make_collection(source, target, name)
+    size = min(qdrant.limits_of(source, name).page, qdrant.limits_of(target, name).upsert)
     with ThreadPoolExecutor(qdrant.STREAMS) as streams:
         for page in _pages(qdrant.scroll_digests(source, name), PAGE):
             there = dict(qdrant.scroll_digests(target, name, [id for id, _ in page]))
             lacking = [id for id, digest in page if digest is None or there.get(id) != digest]
-            requests = _pages(lacking, qdrant.POINTS_A_REQUEST)
+            requests = _pages(lacking, size)
             list(streams.map(partial(copy_points, source, target, name), requests))
             advance(len(page))
     many = qdrant.count(source, name)

@@ -24,8 +24,8 @@ from storage.qdrant.collections import (
     require_model,
     restart_optimizer,
 )
+from storage.qdrant.limits import POINTS_A_REQUEST, Limits, limits_of
 from storage.qdrant.points import (
-    POINTS_A_REQUEST,
     STREAMS,
     DimensionMismatch,
     Point,
@@ -57,6 +57,7 @@ __all__ = [
     "AliasNotMoved",
     "Collection",
     "DimensionMismatch",
+    "Limits",
     "ModelMismatch",
     "NoCollection",
     "Point",
@@ -72,6 +73,7 @@ __all__ = [
     "describe",
     "image_vectors_of",
     "is_settled",
+    "limits_of",
     "list_collections",
     "nearest_images",
     "optimizer_error",

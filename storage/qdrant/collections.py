@@ -5,12 +5,13 @@ A collection is named after the fingerprint of its model.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from qdrant_client import QdrantClient, models
 
 from storage.errors import ModelError
+from storage.qdrant.limits import indexed_only
 
 ALIAS = "items"
 Quantization = Literal["none", "int8", "turbo", "product", "binary"]
@@ -46,6 +47,9 @@ class Collection:
 
     short_dim: int | None = None
     """Leading dimensions used by the first-stage search; None for whole vectors."""
+
+    indexed_only: Mapping[str, str] | None = field(default=None, compare=False)
+    """Types of payload indexes by field, where strict mode rejects filters without one."""
 
 
 class ModelMismatch(ModelError):
@@ -96,8 +100,8 @@ def create_collection(
             metadata={"model": model, "fingerprint": fingerprint, "dim": dim, "short_dim": short_dim},
         )
     own = {metadata_path(field): models.PayloadSchemaType(type) for field, type in filter_fields.items()}
-    for field, schema in (PAYLOAD_FIELDS | own).items():
-        client.create_payload_index(name, field, schema, wait=True)
+    for path, schema in (PAYLOAD_FIELDS | own).items():
+        client.create_payload_index(name, path, schema, wait=True)
     return name
 
 
@@ -112,6 +116,7 @@ def describe(client: QdrantClient, name: str) -> Collection:
         dim=int(made_by.get("dim", 0)),
         quantization=_quantization_of(info.config.quantization_config),
         short_dim=made_by.get("short_dim"),
+        indexed_only=indexed_only(info),
     )
 
 

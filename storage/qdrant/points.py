@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from heapq import merge
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 import numpy as np
@@ -15,13 +15,13 @@ from qdrant_client import QdrantClient, models
 from storage.consistency.differences import PointEntry, PointId, id_order
 from storage.errors import InvalidInput
 from storage.qdrant.collections import SHORT, Collection, list_collections
+from storage.qdrant.limits import Limits, limits_of
 from storage.records import Digest, Item
 
 Space = Literal["image", "text"]
-SCROLL_PAGE = 1000
-POINTS_A_REQUEST = 64
+Thing = TypeVar("Thing")
 STREAMS = 3
-"""Measured: more points in a request, or more requests at once, are slower, on two cores at least."""
+"""Measured: more requests at once are slower, on two cores at least."""
 
 
 class DimensionMismatch(InvalidInput):
@@ -60,7 +60,9 @@ def upsert(client: QdrantClient, collection: Collection, points: Sequence[Point]
     """
     for point in points:
         _check(point, collection.dim)
-    requests = [points[start : start + POINTS_A_REQUEST] for start in range(0, len(points), POINTS_A_REQUEST)]
+    if not points:
+        return
+    requests = chunks(points, limits_of(client, collection.name).upsert)
     with ThreadPoolExecutor(STREAMS) as streams:
         sent = [streams.submit(_send, client, collection, some) for some in requests]
     for one in sent:
@@ -83,7 +85,8 @@ def overwrite_payloads(
         for id, (item, digest) in sorted(items.items())
     ]
     if steps:
-        client.batch_update_points(collection, steps, wait=True)
+        for some in chunks(steps, limits_of(client, collection).upsert):
+            client.batch_update_points(collection, some, wait=True)
 
 
 def delete_everywhere(client: QdrantClient, ids: Sequence[UUID]) -> dict[UUID, list[str]]:
@@ -95,8 +98,9 @@ def delete_everywhere(client: QdrantClient, ids: Sequence[UUID]) -> dict[UUID, l
     wanted: list[Any] = [str(id) for id in ids]
     held: dict[UUID, list[str]] = {}
     for name in list_collections(client):
-        for point in client.retrieve(name, wanted, with_payload=False):
-            held.setdefault(UUID(str(point.id)), []).append(name)
+        for some in chunks(wanted, limits_of(client, name).page):
+            for point in client.retrieve(name, some, with_payload=False):
+                held.setdefault(UUID(str(point.id)), []).append(name)
         client.delete(name, wanted, wait=True)
     return held
 
@@ -154,12 +158,11 @@ def image_vectors_of(
     """
     if not content_hashes:
         return {}
-    found = client.retrieve(
-        collection, list(map(str, content_hashes)), with_payload=["content_hash"], with_vectors=["image"]
-    )
+    pages = chunks(list(map(str, content_hashes)), limits_of(client, collection).page)
     return {
         id: np.asarray(point.vector["image"], np.float32)
-        for point in found
+        for ids in pages
+        for point in client.retrieve(collection, ids, with_payload=["content_hash"], with_vectors=["image"])
         if isinstance(point.vector, dict) and "image" in point.vector
         if (point.payload or {}).get("content_hash") == content_hashes[id := UUID(str(point.id))]
     }
@@ -200,6 +203,11 @@ def payload_digest(payload: Mapping[str, Any]) -> Digest | None:
     return Digest(content, record) if isinstance(content, str) and isinstance(record, str) else None
 
 
+def chunks(things: Sequence[Thing], size: int) -> list[Sequence[Thing]]:
+    """Split a sequence into parts of at most `size`."""
+    return [things[start : start + size] for start in range(0, len(things), size)]
+
+
 def _scroll(
     client: QdrantClient,
     collection: str,
@@ -209,16 +217,35 @@ def _scroll(
     payload: list[str] | bool = False,
     vectors: list[str] | bool = False,
 ) -> Iterator[models.Record]:
-    must: list[models.Condition] = [] if ids is None else [models.HasIdCondition(has_id=wire_ids(ids))]
+    limits = limits_of(client, collection)
+    if ids is None or len(ids) <= limits.ids:
+        parts: list[Sequence[PointId] | None] = [ids]
+    else:
+        parts = [*chunks(sorted(ids, key=id_order), limits.ids)]
+    must: list[models.Condition] = []
     must_not: list[models.Condition] = []
     for space, has in (having or {}).items():
         (must if has else must_not).append(models.HasVectorCondition(has_vector=space))
+    for part in parts:
+        own: list[models.Condition] = [] if part is None else [models.HasIdCondition(has_id=wire_ids(part))]
+        wanted = models.Filter(must=own + must, must_not=must_not) if own or must or must_not else None
+        yield from _pages(client, collection, limits, wanted, payload, vectors)
+
+
+def _pages(
+    client: QdrantClient,
+    collection: str,
+    limits: Limits,
+    wanted: models.Filter | None,
+    payload: list[str] | bool,
+    vectors: list[str] | bool,
+) -> Iterator[models.Record]:
     offset: Any = None
     while True:
         points, offset = client.scroll(
             collection,
-            scroll_filter=models.Filter(must=must, must_not=must_not) if must or must_not else None,
-            limit=SCROLL_PAGE,
+            scroll_filter=wanted,
+            limit=limits.page,
             offset=offset,
             with_payload=payload,
             with_vectors=vectors,

@@ -1,6 +1,6 @@
 """Search a collection by vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
 from uuid import UUID
@@ -10,8 +10,13 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from storage.qdrant.collections import PAYLOAD_FIELDS, SHORT, Collection, metadata_path
-from storage.qdrant.points import Space, payload_digest
+from storage.qdrant.limits import limits_of
+from storage.qdrant.points import Space, chunks, payload_digest
 from storage.records import Hit, Item, Text, Where, any_reading
+
+STRINGS, NUMBERS = ("keyword", "uuid"), ("integer", "float")
+NOTHING = models.HasIdCondition(has_id=[])
+"""Matches no point; a filter without conditions would match all."""
 
 
 def search_points(
@@ -41,7 +46,7 @@ def search_points(
         without: items to leave out.
         oversampling: candidates to rescore per hit, where vectors are quantized or shortened.
     """
-    condition = _filter(where or {}, without)
+    condition = _filter(where or {}, without, collection.indexed_only)
     first_stage = None
     if collection.short_dim is not None:
         first_stage = models.Prefetch(
@@ -97,7 +102,7 @@ def nearest_images(
         )
         for query in queries.tolist()
     ]
-    answers = client.query_batch_points(collection.name, requests)
+    answers = _query_batch(client, collection.name, requests)
     return [[(UUID(str(point.id)), point.score) for point in answer.points] for answer in answers]
 
 
@@ -112,10 +117,11 @@ def sampled_recall(client: QdrantClient, collection: str, ids: Sequence[UUID], l
     Returns:
         None if there is no image among them.
     """
-    points = client.retrieve(collection, [str(id) for id in ids], with_payload=False, with_vectors=["image"])
+    pages = chunks([str(id) for id in ids], limits_of(client, collection).page)
     queries = [
         point.vector["image"]
-        for point in points
+        for page in pages
+        for point in client.retrieve(collection, page, with_payload=False, with_vectors=["image"])
         if isinstance(point.vector, dict) and "image" in point.vector
     ]
     if not queries:
@@ -125,7 +131,7 @@ def sampled_recall(client: QdrantClient, collection: str, ids: Sequence[UUID], l
         requests: list[Any] = [
             models.QueryRequest(query=query, using="image", limit=limit, params=params) for query in queries
         ]
-        answers.append(client.query_batch_points(collection, requests))
+        answers.append(_query_batch(client, collection, requests))
     shares = [
         len({point.id for point in found.points} & {point.id for point in right.points}) / len(right.points)
         for found, right in zip(*answers, strict=True)
@@ -151,23 +157,48 @@ def _best_text(vectors: object, query: NDArray[np.float32]) -> int | None:
     return int(np.argmax(np.asarray(rows, np.float32) @ query)) if rows else None
 
 
-def _filter(where: Where, without: Sequence[UUID]) -> models.Filter | None:
+def _query_batch(
+    client: QdrantClient, collection: str, requests: list[models.QueryRequest]
+) -> list[models.QueryResponse]:
+    size = limits_of(client, collection).searches
+    return [
+        answer for some in chunks(requests, size) for answer in client.query_batch_points(collection, some)
+    ]
+
+
+def _filter(
+    where: Where, without: Sequence[UUID], indexed: Mapping[str, str] | None = None
+) -> models.Filter | None:
     if not where and not without:
         return None
     others = models.HasIdCondition(has_id=[str(id) for id in without])
     return models.Filter(
-        must=[_condition(field, values) for field, values in where.items()] or None,
+        must=[_condition(field, values, indexed) for field, values in where.items()] or None,
         must_not=[others] if without else None,
     )
 
 
-def _condition(field: str, values: str | Sequence[str]) -> models.Filter:
-    """Match any of the values, as a string, number or boolean."""
+def _condition(
+    field: str, values: str | Sequence[str], indexed: Mapping[str, str] | None = None
+) -> models.Filter:
+    """Match any of the values, as a string, number or boolean.
+
+    Args:
+        indexed: the types of payload indexes, where strict mode rejects a reading without one.
+    """
     path = field if field in PAYLOAD_FIELDS or field.startswith("metadata.") else metadata_path(field)
+    kind = None if indexed is None else indexed.get(path)
     ways: list[models.Condition] = []
     for one in any_reading(values):
-        if not isinstance(one, float):
+        if not isinstance(one, float) and kind in (None, *_index_kinds(one)):
             ways.append(models.FieldCondition(key=path, match=models.MatchValue(value=one)))
-        if isinstance(one, int | float) and not isinstance(one, bool):
+        if isinstance(one, int | float) and not isinstance(one, bool) and kind in (None, *NUMBERS):
             ways.append(models.FieldCondition(key=path, range=models.Range(gte=one, lte=one)))
-    return models.Filter(should=ways)
+    return models.Filter(should=ways or [NOTHING])
+
+
+def _index_kinds(value: str | int) -> tuple[str, ...]:
+    """Return the types of payload indexes that can match a value."""
+    if isinstance(value, bool):
+        return ("bool",)
+    return ("integer",) if isinstance(value, int) else STRINGS

@@ -24,8 +24,9 @@ from qdrant_client import QdrantClient, models
 from storage.consistency.differences import PointId, id_order
 from storage.errors import InvalidInput, SightlineError
 from storage.qdrant import points
+from storage.qdrant.limits import POINTS_A_REQUEST, limits_of
 
-PAGE = 2 * points.POINTS_A_REQUEST
+PAGE = 2 * POINTS_A_REQUEST
 GROUP_ROWS = 1024
 GROUP_BYTES = 32 * 2**20
 """A row group ends at either limit; a reader holds one in memory."""
@@ -169,7 +170,7 @@ def load_points(client: QdrantClient, name: str, path: Path, *, advance: Advance
     """
     loaded = 0
     with ParquetFile(path) as file, ThreadPoolExecutor(points.STREAMS) as streams:
-        batches = file.iter_batches(batch_size=points.POINTS_A_REQUEST)
+        batches = file.iter_batches(batch_size=limits_of(client, name).upsert)
         while some := list(islice(batches, points.STREAMS)):
             many = sum(streams.map(partial(_send, client, name), some))
             loaded += many
@@ -194,8 +195,9 @@ def server_kind(client: QdrantClient) -> str:
 
 def _pages(client: QdrantClient, name: str, schema: pa.Schema) -> Iterator[pa.Table]:
     offset: Any = None
+    page = min(PAGE, limits_of(client, name).page)
     while True:
-        points, offset = client.scroll(name, limit=PAGE, offset=offset, with_payload=True, with_vectors=True)
+        points, offset = client.scroll(name, limit=page, offset=offset, with_payload=True, with_vectors=True)
         if points:
             columns: dict[str, list[Any]] = {
                 ID: [str(point.id) for point in points],

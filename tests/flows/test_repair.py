@@ -301,7 +301,7 @@ def test_more_records_than_a_page_are_compared_in_order(
 ):
     monkeypatch.setattr(comparison, "PAGE", 2)
     monkeypatch.setattr(comparison, "CONFIRM", 1)
-    monkeypatch.setattr("storage.qdrant.points.SCROLL_PAGE", 1)
+    monkeypatch.setattr("storage.qdrant.limits.SCROLL_PAGE", 1)
     deps.vectors.delete(NAME, [id_of("red.png"), id_of("grey.png")])
 
     assert differences(deps) == {"missing": 2}
