@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any
 from uuid import UUID
 
 from flows.api.problems import ApiError
@@ -126,8 +125,7 @@ def receipt_answer(receipt: Receipt) -> ReceiptAnswer:
 
 
 def _hit(one: FoundItem) -> Hit:
-    item: dict[str, Any] = one.as_json() | {"metadata": dict(one.item.metadata)}
-    return Hit(**item)
+    return Hit(**one.as_json())
 
 
 def _record(item: Item, *, searchable: bool, is_kept: bool) -> RecordAnswer:

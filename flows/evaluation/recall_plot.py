@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
+from embedding.evaluation.bootstrap import Estimate
 from flows.evaluation.evaluate import DirectionMetrics, Evaluation
 from flows.tracking.file_modes import usual_files
 
@@ -43,8 +44,7 @@ def _draw(panel: Axes, evaluation: Evaluation, direction: str) -> None:
         for k in MARKED:
             if k <= len(curve):
                 found = sizes.figures[f"recall@{k}"]
-                bounds = (found.low or found.value, found.high or found.value)
-                panel.vlines(k, *bounds, color=colour, linewidth=1.2)
+                panel.vlines(k, *bounds_of(found), color=colour, linewidth=1.2)
                 panel.plot(k, found.value, "o", color=colour, markersize=5)
     if sizes is not None:
         title = f"{direction.replace('_', ' ')}\n{sizes.queries:,} queries, gallery of {sizes.gallery:,}"
@@ -60,6 +60,17 @@ def _draw(panel: Axes, evaluation: Evaluation, direction: str) -> None:
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, loc="lower right")
+
+
+def bounds_of(figure: Estimate) -> tuple[float, float]:
+    """Return the ends of the interval; without one, the value twice.
+
+    >>> bounds_of(Estimate(0.25, 0.0, 0.5)), bounds_of(Estimate(0.25, None, None))
+    ((0.0, 0.5), (0.25, 0.25))
+    """
+    if figure.low is None or figure.high is None:
+        return figure.value, figure.value
+    return figure.low, figure.high
 
 
 def _whole(measured: tuple[DirectionMetrics, ...], direction: str) -> DirectionMetrics:

@@ -93,6 +93,7 @@ class FoundItem:
             "score": self.hit.score,
             "text": self.text,
             "uri": redacted(self.item.image.uri) if self.item.image else None,
+            "metadata": dict(self.item.metadata),
         }
 
 

@@ -37,6 +37,27 @@ def test_a_table_shows_control_characters_by_their_codes(capsys: pytest.CaptureF
     assert printed.count("\\x1b[2J") >= 2
 
 
+@pytest.mark.parametrize(("columns", "whole"), [("80", ["id"]), (None, ["id", "key", "why"])])
+def test_a_terminal_folds_no_id_and_a_pipe_nothing(
+    columns: str | None, whole: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    row = {
+        "id": "0b2c6f0e-4a55-5d1c-9f0e-8a6d2b7c1e34",
+        "key": "a/b/" * 30 + "c.png",
+        "why": "no " * 70 + ".",
+    }
+    table = table_of(*row)
+    table.add_row(*map(Text, row.values()))
+    if columns:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", columns)
+
+    show(table)
+
+    printed = capsys.readouterr().out
+    assert [name for name, text in row.items() if text in printed] == whole
+
+
 def test_a_json_document_holds_the_text_and_no_control_character():
     written = as_json_text({"key": EVIL})
 

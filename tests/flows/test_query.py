@@ -162,6 +162,7 @@ def test_the_result_as_json_has_what_scripts_need(shop: Deps, tmp_path: Path):
         "score": pytest.approx(1, abs=0.01),
         "text": "red rose",
         "uri": str(tmp_path / "shop" / "rose.png"),
+        "metadata": {},
     }
 
 

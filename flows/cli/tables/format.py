@@ -11,8 +11,11 @@ from rich.text import Text
 
 from flows.tracking.text import UNSEEN, visible
 
-PLAIN_WIDTH = 120
-"""Width of tables without a terminal."""
+PLAIN_WIDTH = 100_000
+"""Width of tables without a terminal: scripts read one row per line, with nothing folded."""
+
+COPIED = frozenset({"id", "run"})
+"""Columns of 36 characters that users copy: the others fold before them."""
 
 
 class SafeConsole(Console):
@@ -43,7 +46,12 @@ def table_of(*columns: str, numbers: int = 0) -> Table:
     """Return an empty borderless table; the first `numbers` columns align right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if position < numbers else "left", overflow="fold")
+        table.add_column(
+            column,
+            justify="right" if position < numbers else "left",
+            overflow="fold",
+            no_wrap=column in COPIED,
+        )
     return table
 
 
