@@ -9,10 +9,9 @@ import qdrant_edge as edge
 from qdrant_client import QdrantClient, models
 
 from storage.embedded.qdrant.engine.target import Target
-from storage.embedded.qdrant.protocol.errors import Invalid, NotFound, NotSupported, RequestError, TooLarge
+from storage.embedded.qdrant.protocol.errors import Invalid, NotFound, NotSupported, RequestError
 from storage.embedded.qdrant.protocol.named_vectors import Spaces
 from storage.embedded.qdrant.protocol.query import query_points
-from storage.embedded.qdrant.protocol.responses import MAX_RESULTS
 from storage.embedded.qdrant.protocol.vectors import to_engine
 from tests.conftest import SERVED
 from tests.support.embedded_points import (
@@ -568,13 +567,6 @@ REFUSED: dict[str, tuple[dict[str, Any], type[RequestError], str]] = {
         "shard_key",
     ),
     "shard key": ({"query": V, "using": "cos", "shard_key": "a"}, NotSupported, "shard_key"),
-    "too many": ({"query": V, "using": "cos", "limit": MAX_RESULTS + 1}, TooLarge, "next_page_offset"),
-    "too far": ({"query": V, "using": "cos", "offset": MAX_RESULTS}, TooLarge, "page by page"),
-    "too many before": (
-        {"prefetch": prefetched("cos", limit=MAX_RESULTS + 1), "query": RRF},
-        TooLarge,
-        "limit",
-    ),
     "no results": ({"query": V, "using": "cos", "limit": 0}, RequestError, "limit value 0"),
     "negative offset": ({"query": V, "using": "cos", "offset": -1}, RequestError, "offset value -1"),
     "prefetch for nothing": ({"prefetch": prefetched("cos")}, RequestError, "merge the prefetches"),

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import orjson
 import pytest
 import qdrant_edge as edge
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic_core import to_json
 from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from storage.embedded.qdrant.engine.bindings import EnginePanic, engine_errors
 from storage.embedded.qdrant.engine.target import Target
-from storage.embedded.qdrant.protocol import responses
+from storage.embedded.qdrant.protocol import long_results, reads, responses
 from storage.embedded.qdrant.protocol.average_vector import average
 from storage.embedded.qdrant.protocol.distance_matrix import matrix_offsets, matrix_pairs
 from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported, RequestError, TooLarge
@@ -22,7 +25,6 @@ from storage.embedded.qdrant.protocol.groups import query_groups
 from storage.embedded.qdrant.protocol.named_vectors import UNNAMED, Spaces
 from storage.embedded.qdrant.protocol.query import query_points
 from storage.embedded.qdrant.protocol.reads import count, facet, retrieve, scroll
-from storage.embedded.qdrant.protocol.responses import MAX_RESULTS
 from storage.embedded.qdrant.protocol.vectors import point_id, to_engine
 from tests.support.embedded_points import (
     DIM,
@@ -42,6 +44,7 @@ from tests.support.embedded_points import (
 )
 
 RRF = models.FusionQuery(fusion=models.Fusion.RRF)
+NOTHING = models.Filter(must=[models.HasIdCondition(has_id=[])])
 NUMBERS_FIRST = sorted((point.id for point in POINTS), key=lambda id: (isinstance(id, str), id))
 
 
@@ -400,20 +403,10 @@ READS: dict[str, tuple[Callable[[Both], Any], type[RequestError], str]] = {
         RequestError,
         "Please create one",
     ),
-    "too long a page": (
-        lambda both: scroll(models.ScrollRequest(limit=MAX_RESULTS + 1), both.target),
-        TooLarge,
-        "page by page",
-    ),
     "an empty page": (
         lambda both: scroll(models.ScrollRequest(limit=0), both.target),
         RequestError,
         "limit value 0",
-    ),
-    "too many ids": (
-        lambda both: retrieve(models.PointRequest(ids=[1] * (MAX_RESULTS + 1)), both.target),
-        TooLarge,
-        "ids are over the limit",
     ),
     "an unknown vector": (
         lambda both: retrieve(models.PointRequest(ids=[1], with_vector=["no"]), both.target),
@@ -424,11 +417,6 @@ READS: dict[str, tuple[Callable[[Both], Any], type[RequestError], str]] = {
         lambda both: count(models.CountRequest(shard_key="a"), both.target),
         NotSupported,
         "shard_key",
-    ),
-    "too many in groups": (
-        lambda both: grouped(both, limit=1000, group_size=1000),
-        TooLarge,
-        "1,000,000 results",
     ),
     "groups of none": (lambda both: grouped(both, group_size=0), RequestError, "limit value 0"),
     "groups by a bad path": (lambda both: grouped(both, group_by="n["), RequestError, "JSON path"),
@@ -444,6 +432,103 @@ READS: dict[str, tuple[Callable[[Both], Any], type[RequestError], str]] = {
         "Not existing vector name error: ''",
     ),
 }
+
+
+ALL = 10**6
+UNBOUNDED: dict[str, Callable[[Both, int], int]] = {
+    "a page": lambda both, most: len(scroll(models.ScrollRequest(limit=most), both.target).points),
+    "an order": lambda both, most: len(
+        scroll(models.ScrollRequest(limit=most, order_by="n"), both.target).points
+    ),
+    "a query": lambda both, most: queried(both, limit=most),
+    "a query from an offset": lambda both, most: 2 + queried(both, limit=most, offset=2),
+    "a prefetch": lambda both, most: queried(
+        both, prefetch=[{"query": V, "using": "cos", "limit": most}], query=RRF, using=None, limit=most
+    ),
+    "groups": lambda both, most: len(
+        {hit.id for group in grouped(both, limit=most, group_size=most).groups for hit in group.hits}
+    ),
+    "a matrix": lambda both, most: len(
+        matrix_offsets(models.SearchMatrixRequest(using="cos", sample=most, limit=1), both.target).ids
+    ),
+    "a facet": lambda both, most: len(facet(models.FacetRequest(key="tag", limit=most), both.target).hits),
+}
+
+
+def queried(both: Both, **given: Any) -> int:
+    request = models.QueryRequest(**({"query": V, "using": "cos"} | given))
+    return len(query_points(request, both.target, both.find))
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_a_limit_over_all_there_is_means_all(both: Both, name: str):
+    read = UNBOUNDED[name]
+
+    assert read(both, ALL) == read(both, 2**64) == read(both, N) > 2
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_more_results_than_a_response_may_hold_are_refused(
+    both: Both, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (responses, reads):
+        monkeypatch.setattr(module, "MAX_RESULTS", 2)
+
+    with pytest.raises(TooLarge, match=r"page by page|request fewer"):
+        UNBOUNDED[name](both, ALL)
+
+
+def test_an_offset_over_all_there_is_leaves_none(both: Both):
+    assert queried(both, offset=ALL) == queried(both, offset=2**64) == 0
+
+
+def parts(result: Any) -> tuple[list[bytes], Any]:
+    """The parts of a long result, and the value of their JSON."""
+    given = list(result)
+    return given, orjson.loads(b"".join(given))
+
+
+@pytest.mark.parametrize("filter", [None, SOME, NOTHING])
+def test_a_long_page_is_written_in_parts(
+    both: Both, filter: models.Filter | None, monkeypatch: pytest.MonkeyPatch
+):
+    wanted = models.ScrollRequest(filter=filter, limit=30, with_vector=["cos"])
+    whole = scroll(wanted, both.target)
+    monkeypatch.setattr(long_results, "PAGE_NUMBERS", 7 * DIM)
+
+    given, written = parts(long_results.scroll_any(wanted, lambda: both.target))
+
+    assert written == orjson.loads(whole.model_dump_json())
+    assert len(given) == 1 + max(1, -(-len(whole.points) // 7))
+
+
+def test_many_points_by_id_are_written_in_parts(both: Both, monkeypatch: pytest.MonkeyPatch):
+    absent = range(10**9, 10**9 + 9)
+    wanted = models.PointRequest(
+        ids=[*absent, SECOND, FIRST, *absent, WITHOUT_MULTI, FIRST], with_vector=["cos"]
+    )
+    whole = retrieve(wanted, both.target)
+    monkeypatch.setattr(long_results, "PAGE_POINTS", 4)
+
+    given, written = parts(long_results.retrieve_any(wanted, lambda: both.target))
+
+    assert written == orjson.loads(to_json(whole))
+    assert [point["id"] for point in written] == [SECOND, FIRST, WITHOUT_MULTI]
+    assert len(given) == 4
+    none = models.PointRequest(ids=list(absent))
+    assert parts(long_results.retrieve_any(none, lambda: both.target))[1] == []
+
+
+def test_a_long_page_goes_on_behind_points_that_are_deleted_meanwhile(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(long_results, "PAGE_POINTS", N - 1)
+    targets = iter([both.target, both.target, both.other])
+
+    _, written = parts(long_results.scroll_any(models.ScrollRequest(limit=N), lambda: next(targets)))
+
+    assert len(written["points"]) >= N - 1
+    assert written["next_page_offset"] is None
 
 
 def grouped(both: Both, **given: Any) -> models.GroupsResult:
@@ -475,7 +560,7 @@ def test_vectors_that_would_hold_up_all_others_are_refused(both: Both, monkeypat
         query_points(models.QueryRequest(limit=100, with_vector=True), both.target, both.find)
     assert page(both.target, 37, with_vector=True) == 37
     assert page(both.target, 100, with_vector=["cos"]) == 100
-    assert page(both.other, MAX_RESULTS, with_vector=True) == 20, "there are no more"
+    assert page(both.other, ALL, with_vector=True) == 20, "there are no more"
 
 
 def test_a_panic_of_the_engine_is_not_taken_for_a_bad_request(tmp_path: Path):
@@ -526,3 +611,25 @@ def test_groups_over_a_prefetch_are_those_of_a_server(served: QdrantClient, name
     ).groups
 
     assert {group.id: [hit.id for hit in group.hits] for group in groups} == expected
+
+
+def test_long_results_are_whole_by_http(served: QdrantClient):
+    served.create_collection("long", vectors_config=models.VectorParams(size=2, distance="Dot"))
+    served.upsert("long", [models.PointStruct(id=i, vector=[1.0, float(i)]) for i in (1, 15_000, 100_000)])
+
+    found = served.retrieve("long", range(100_001), with_vectors=True)
+    page, offset = served.scroll("long", limit=10**6, with_vectors=True)
+
+    assert found == page
+    assert [point.vector for point in page] == [[1.0, 1.0], [1.0, 15_000.0], [1.0, 100_000.0]]
+    assert offset is None
+    with pytest.raises(UnexpectedResponse, match="Not existing vector name"):
+        served.scroll("long", limit=10**6, with_vectors=["no"])
+    with pytest.raises(UnexpectedResponse, match="not a point id"):
+        served.retrieve("long", [*range(20_000), "no"])
+
+
+def test_discovery_without_pairs_ranks_by_the_target(both: Both):
+    target = models.DiscoverQuery(discover=models.DiscoverInput(target=V, context=[]))
+
+    assert queried(both, query=target, limit=3) == 3

@@ -51,8 +51,8 @@ def matrix_offsets(request: models.SearchMatrixRequest, target: Target) -> model
 
 def _neighbours(request: models.SearchMatrixRequest, target: Target) -> list[Neighbours]:
     refuse_shard_key(request.shard_key)
-    limit = checked_limit(request.limit, DEFAULT_LIMIT)
-    size = checked_limit(request.sample, DEFAULT_SAMPLE, least=2)
+    limit = checked_limit(request.limit, DEFAULT_LIMIT, target)
+    size = checked_limit(request.sample, DEFAULT_SAMPLE, target, least=2)
     using = request.using or UNNAMED
     if using not in target.spaces.dense and using not in target.spaces.sparse:
         raise RequestError(f"Not existing vector name error: {using!r}")

@@ -57,7 +57,7 @@ class Grouping:
             self.request,
             self.target,
             self.find,
-            limit=limit,
+            limit=checked_limit(limit, limit, self.target),
             with_payload=[path.removesuffix("[]")],
             also=to_filter(
                 models.Filter(must=list(conditions), must_not=excluded), self.target.spaces.fields
@@ -102,7 +102,7 @@ def _group_stepwise(grouping: Grouping) -> Groups:
         if len(hits) < want:
             break
         if not new:
-            want = checked_limit(want * GROWTH, want)
+            want *= GROWTH
     best = dict(islice(found.items(), grouping.limit))
     return {key: _fill_group(key, hits, grouping) for key, hits in best.items()}
 
@@ -114,7 +114,7 @@ def _fill_group(key: Key, hits: list[models.ScoredPoint], grouping: Grouping) ->
         hits = [hit for hit in near if key in grouping.keys(hit)]
         if len(near) < want:
             break
-        want = checked_limit(want * GROWTH, want)
+        want *= GROWTH
     return hits[: grouping.size]
 
 
@@ -125,7 +125,8 @@ def _widen(request: models.QueryGroupsRequest, size: int) -> models.QueryGroupsR
 
 
 def _widen_prefetch(stage: models.Prefetch, size: int) -> models.Prefetch:
-    limit = min(checked_limit(stage.limit, DEFAULT_PREFETCH_LIMIT) * size, MAX_RESULTS)
+    own = DEFAULT_PREFETCH_LIMIT if stage.limit is None else stage.limit
+    limit = max(own, min(own * size, MAX_RESULTS))
     inner = [_widen_prefetch(earlier, size) for earlier in prefetches(stage)]
     return stage.model_copy(update={"limit": limit, "prefetch": inner or None})
 

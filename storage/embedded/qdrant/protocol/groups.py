@@ -1,5 +1,6 @@
 """Group query results by a payload field, which the engine cannot."""
 
+import sys
 from collections.abc import Sequence
 
 import qdrant_edge as edge
@@ -10,7 +11,6 @@ from storage.embedded.qdrant.engine.target import Find, Target
 from storage.embedded.qdrant.protocol.errors import RequestError
 from storage.embedded.qdrant.protocol.grouping import Groups, Key, best_groups
 from storage.embedded.qdrant.protocol.responses import (
-    checked_limit,
     payload_selector,
     records,
     refuse_shard_key,
@@ -31,11 +31,18 @@ def query_groups(request: models.QueryGroupsRequest, target: Target, find: Find)
         RequestError, NotFound, NotSupported, TooLarge: as `query_points` does.
     """
     refuse_shard_key(request.shard_key)
-    limit = checked_limit(request.limit, DEFAULT_LIMIT)
-    size = checked_limit(request.group_size, DEFAULT_GROUP_SIZE)
-    checked_limit(limit * size, DEFAULT_LIMIT)
+    limit = _checked_number(request.limit, DEFAULT_LIMIT)
+    size = _checked_number(request.group_size, DEFAULT_GROUP_SIZE)
     found = best_groups(request, target, find, limit, size)
     return models.GroupsResult.model_construct(groups=_with_contents(found, request, target, find))
+
+
+def _checked_number(number: int | None, default: int) -> int:
+    """Check a number of groups or hits; points are limited elsewhere."""
+    number = default if number is None else number
+    if number < 1:
+        raise RequestError(f"limit value {number} is invalid, must be 1 or larger")
+    return min(number, sys.maxsize)
 
 
 def _with_contents(

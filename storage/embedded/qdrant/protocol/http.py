@@ -1,9 +1,10 @@
 """Authenticate requests, limit them, and format responses as Qdrant does."""
 
+import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from storage.embedded.qdrant.engine.bindings import EngineFault, EnginePanic
@@ -72,7 +73,8 @@ class Gateway:
         Args:
             method: GET, PUT, POST, PATCH or DELETE.
             path: with `{parameters}`, as in Qdrant's own description.
-            handler: called for each request; an awaitable result is awaited, a Response is sent unchanged.
+            handler: called for each request; an awaitable result is awaited, a Response is sent unchanged, an
+                iterator of bytes gives the result's JSON in parts.
             body: the type of the request's JSON; None to ignore the body.
         """
         adapter = TypeAdapter(body) if body is not None else None
@@ -91,7 +93,12 @@ class Gateway:
             result = handler(request, body)
             if isinstance(result, Awaitable):
                 result = await result
-            response = result if isinstance(result, Response) else _success(result, begun)
+            if isinstance(result, Response):
+                response = result
+            elif isinstance(result, Iterator):
+                response = _stream(next(result), result, begun)
+            else:
+                response = _success(result, begun)
         except RequestError as error:
             response = self._failure(error.http_status, str(error), begun)
         except (EngineFault, OSError) as error:
@@ -151,6 +158,22 @@ async def _read(request: Request) -> bytearray:
 def _success(result: Any, begun: float) -> Response:
     document = {"result": result, "status": "ok", "time": time.perf_counter() - begun}
     return Response(to_json(document), media_type="application/json")
+
+
+def _stream(first: bytes, rest: Iterator[bytes], begun: float) -> Response:
+    """Send the parts of a result, and answer other requests in between.
+
+    An error after the first part breaks the connection: a status has been sent.
+    """
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b'{"result":' + first
+        for part in rest:
+            yield part
+            await asyncio.sleep(0)
+        yield b',"status":"ok","time":' + to_json(time.perf_counter() - begun) + b"}"
+
+    return StreamingResponse(parts(), media_type="application/json")
 
 
 def _summary(error: ValidationError) -> str:

@@ -23,6 +23,7 @@ from storage.embedded.qdrant.protocol.examples import Stage, example_ids, exampl
 from storage.embedded.qdrant.protocol.filters import check_finite, to_filter
 from storage.embedded.qdrant.protocol.named_vectors import UNNAMED
 from storage.embedded.qdrant.protocol.responses import (
+    MAX_RESULTS,
     EnginePayloadSelector,
     EngineVectorSelector,
     checked_limit,
@@ -50,14 +51,15 @@ def query_points(request: models.QueryRequest, target: Target, find: Find) -> li
         TooLarge: it requests more than `responses.MAX_RESULTS`.
     """
     refuse_shard_key(request.shard_key)
-    limit = checked_limit(request.limit, DEFAULT_LIMIT, offset=request.offset or 0)
+    offset = request.offset or 0
+    limit = checked_limit(request.limit, DEFAULT_LIMIT, target, offset=offset)
     sampled = isinstance(request.query, models.SampleQuery) and not prefetches(request)
     return run(
         request,
         target,
         find,
         limit=limit,
-        offset=0 if sampled else request.offset or 0,
+        offset=0 if sampled else min(offset, MAX_RESULTS),
         with_payload=payload_selector(request.with_payload, default=False),
         with_vector=vector_selector(request.with_vector, target, limit),
     )
@@ -190,8 +192,8 @@ class Outer:
 def _prefetch(stage: models.Prefetch, outer: Outer) -> edge.Prefetch:
     if outer.depth > MAX_DEPTH:
         raise RequestError(f"prefetches are nested deeper than {MAX_DEPTH} levels")
-    limit = checked_limit(stage.limit, DEFAULT_LIMIT)
     mmr, target = mmr_of(stage), outer.target
+    limit = checked_limit(stage.limit, DEFAULT_LIMIT, target)
     if mmr is not None and (outer.is_fusion or stage.using in target.spaces.sparse):
         return _diverse_prefetch(stage, diversity(mmr, limit), limit, outer)
     own = to_filter(stage.filter, target.spaces.fields)

@@ -24,8 +24,6 @@ DEFAULT_LIMIT = 10
 def retrieve(request: models.PointRequest, target: Target) -> list[models.Record]:
     """Return the existing points of these ids, each once, in their order."""
     refuse_shard_key(request.shard_key)
-    if len(request.ids) > MAX_RESULTS:
-        raise TooLarge(f"{len(request.ids):,} ids are over the limit of {MAX_RESULTS:,} a request")
     ids: list[edge.PointId] = list(dict.fromkeys(point_id(id) for id in request.ids))
     with engine_errors():
         return records(
@@ -51,7 +49,7 @@ def scroll(request: models.ScrollRequest, target: Target) -> models.ScrollResult
             "Cannot use an `offset` when using `order_by`: page with `order_by.start_from`, "
             "and a filter that excludes the ids already seen for that value"
         )
-    limit = checked_limit(request.limit, DEFAULT_LIMIT)
+    limit = checked_limit(request.limit, DEFAULT_LIMIT, target)
     with engine_errors():
         query = edge.ScrollRequest(
             offset=None if request.offset is None else point_id(request.offset),
@@ -85,11 +83,16 @@ def facet(request: models.FacetRequest, target: Target) -> models.FacetResponse:
 
     Raises:
         RequestError: the field has no payload index; a server needs one too.
+        TooLarge: there are more values than `MAX_RESULTS`, and more are requested.
     """
     refuse_shard_key(request.shard_key)
-    limit = checked_limit(request.limit, DEFAULT_LIMIT)
+    limit = DEFAULT_LIMIT if request.limit is None else request.limit
+    if limit < 1:
+        raise RequestError(f"limit value {limit} is invalid, must be 1 or larger")
     with engine_errors():
         where = to_filter(request.filter, target.spaces.fields)
-        query = edge.FacetRequest(request.key, limit, request.exact or False, where)
-        hits = target.shard.facet(query).hits
+        most = min(limit, MAX_RESULTS + 1)  # a point may have many values: their number is not known before
+        hits = target.shard.facet(edge.FacetRequest(request.key, most, request.exact or False, where)).hits
+    if len(hits) > MAX_RESULTS:
+        raise TooLarge(f"the field has more than {MAX_RESULTS:,} values; request fewer")
     return models.FacetResponse(hits=[models.FacetValueHit(value=hit.value, count=hit.count) for hit in hits])

@@ -42,12 +42,7 @@ def vector_selector(selector: models.WithVector | None, target: Target, most: in
     """
     if not selector:
         return False
-    spaces = target.spaces
-    names = selector if isinstance(selector, list) else [*spaces.dense, *spaces.sparse]
-    for name in names:
-        if name not in spaces.dense and name not in spaces.sparse:
-            raise RequestError(f"Not existing vector name error: {name!r}")
-    length = sum(spaces.dense[name].size for name in names if name in spaces.dense)
+    length = vector_length(selector, target)
     if most * length > MAX_NUMBERS and min(most, target.shard.info().points_count) * length > MAX_NUMBERS:
         raise TooLarge(
             f"the vectors of {most:,} points are over the limit of {MAX_NUMBERS:,} numbers a response; "
@@ -56,8 +51,24 @@ def vector_selector(selector: models.WithVector | None, target: Target, most: in
     return selector
 
 
-def checked_limit(limit: int | None, default: int, *, offset: int = 0, least: int = 1) -> int:
-    """Return the requested number of results.
+def vector_length(selector: models.WithVector | None, target: Target) -> int:
+    """Return the number of dense dimensions that `with_vector` selects.
+
+    Raises:
+        RequestError: there is no vector of such a name.
+    """
+    if not selector:
+        return 0
+    spaces = target.spaces
+    names = selector if isinstance(selector, list) else [*spaces.dense, *spaces.sparse]
+    for name in names:
+        if name not in spaces.dense and name not in spaces.sparse:
+            raise RequestError(f"Not existing vector name error: {name!r}")
+    return sum(spaces.dense[name].size for name in names if name in spaces.dense)
+
+
+def checked_limit(limit: int | None, default: int, target: Target, *, offset: int = 0, least: int = 1) -> int:
+    """Return the requested number of points, at most those of the collection.
 
     Raises:
         RequestError: fewer than `least`, or a negative offset.
@@ -68,12 +79,16 @@ def checked_limit(limit: int | None, default: int, *, offset: int = 0, least: in
         raise RequestError(f"limit value {limit} is invalid, must be {least} or larger")
     if offset < 0:
         raise RequestError(f"offset value {offset} is invalid, must be 0 or larger")
-    if limit + offset > MAX_RESULTS:
+    if limit + offset <= MAX_RESULTS:
+        return limit
+    # A larger limit usually means "all", and in a small collection costs nothing.
+    points = target.shard.info().points_count
+    if min(limit + offset, points) > MAX_RESULTS:
         raise TooLarge(
             f"{limit + offset:,} results are over the limit of {MAX_RESULTS:,} a request; "
             "read them page by page with scroll and its next_page_offset"
         )
-    return limit
+    return min(limit, max(points, least))
 
 
 def refuse_shard_key(shard_key: models.ShardKeySelector | None) -> None:

@@ -27,6 +27,7 @@ from storage.embedded.qdrant.protocol.distance_matrix import matrix_offsets, mat
 from storage.embedded.qdrant.protocol.errors import NotFound, NotSupported
 from storage.embedded.qdrant.protocol.groups import query_groups
 from storage.embedded.qdrant.protocol.http import Activity, Gateway
+from storage.embedded.qdrant.protocol.long_results import retrieve_any, scroll_any
 from storage.embedded.qdrant.protocol.query import query_points
 from storage.embedded.qdrant.protocol.writes import Write
 
@@ -168,8 +169,15 @@ def _read_routes(store: Store, gateway: Gateway) -> Iterator[Route]:
             "POST", path, lambda request, body: read(body, find(request.path_params["name"])), body
         )
 
-    yield act(POINTS, models.PointRequest, reads.retrieve)
-    yield act(f"{POINTS}/scroll", models.ScrollRequest, reads.scroll)
+    def act_on_pages(path: str, body: Any, read: Callable[[Any, Callable[[], Target]], Any]) -> Route:
+        def answer(request: Request, body: Any) -> Any:
+            collection = store.get(request.path_params["name"])  # the alias may lead elsewhere later
+            return read(body, lambda: find(collection.name))
+
+        return gateway.route("POST", path, answer, body)
+
+    yield act_on_pages(POINTS, models.PointRequest, retrieve_any)
+    yield act_on_pages(f"{POINTS}/scroll", models.ScrollRequest, scroll_any)
     yield act(f"{POINTS}/count", models.CountRequest, reads.count)
     yield act(f"{COLLECTION}/facet", models.FacetRequest, reads.facet)
     yield act(f"{POINTS}/query", models.QueryRequest, found)
