@@ -1,6 +1,7 @@
 """Write long lists of points page by page.
 
-None is in memory whole. Other requests are answered between two pages, as between the pages of a client that scrolls by itself.
+None is in memory whole. Other requests are answered between two pages, as between the pages of a client that
+scrolls by itself.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
