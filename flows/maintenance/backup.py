@@ -32,7 +32,7 @@ from flows.maintenance.backup_files import (
 )
 from flows.resources.connections import Stores
 from flows.tracking.progress import Progress, no_progress, stage_steps
-from flows.tracking.retry_policy import HeldLock
+from flows.tracking.retry_policy import HeldLock, persist
 from flows.tracking.run_log import tracked_run
 from storage.blobs import Blobs, copy_new, prefix_of
 from storage.data_directory import SCRATCH, make_data_directory
@@ -86,7 +86,7 @@ def backup(
         IncompletePoints: a collection returned fewer points than it counts, as one node of a cluster may.
     """
     if pictures == "copy":
-        _copy_pictures(stores, target, progress)
+        persist(partial(_copy_pictures, stores, target, progress), for_s=for_s)
     with tracked_run(
         stores.sessions,
         exclusive_lock(stores.engine),
@@ -98,16 +98,17 @@ def backup(
         now = datetime.now(UTC)
         name = f"{now:%Y-%m-%dT%H-%M-%SZ}-{uuid4().hex[:4]}"
         if pictures == "copy":
-            _copy_pictures(stores, target, run.progress)
+            run.persist(partial(_copy_pictures, stores, target, run.progress))
         with scratch_folder(scratch) as folder:
             manifest = _write(stores, folder, now, models, pictures, run.lock)
             files, root = url_to_fs(target)
             files.makedirs(f"{root}/{name}", exist_ok=False)
             for one in manifest.files:
-                files.put_file(str(folder / one.name), f"{root}/{name}/{one.name}")
+                run.persist(partial(files.put_file, str(folder / one.name), f"{root}/{name}/{one.name}"))
             content = manifest.model_dump_json(indent=2).encode()
-            files.pipe_file(f"{root}/{name}/{MANIFEST_SUM}", hashlib.sha256(content).hexdigest().encode())
-            files.pipe_file(f"{root}/{name}/{MANIFEST}", content)
+            total = hashlib.sha256(content).hexdigest().encode()
+            run.persist(partial(files.pipe_file, f"{root}/{name}/{MANIFEST_SUM}", total))
+            run.persist(partial(files.pipe_file, f"{root}/{name}/{MANIFEST}", content))
         proved = last_proof(target)
         run.counts = {
             "items": manifest.items,
@@ -136,11 +137,8 @@ def _write(
                     file.write(f"{sha256}\n")
                 else:
                     lost += 1
-    saved = [
-        lock.persist(partial(_save_collection, stores, one.name, folder))
-        for one in known
-        if stores.vectors.collection_exists(one.name)
-    ]
+    tried = (lock.persist(partial(_save_collection, stores, one.name, folder)) for one in known)
+    saved = [one for one in tried if one is not None]
     packed = [] if models is None else pack_models(models, needed, folder)
     names = [*made.files, PICTURE_LIST, *(one.file for one in saved), *map(model_file, packed)]
     return Manifest(
@@ -157,7 +155,10 @@ def _write(
     )
 
 
-def _save_collection(stores: Stores, name: str, folder: Path) -> SavedCollection:
+def _save_collection(stores: Stores, name: str, folder: Path) -> SavedCollection | None:
+    """Save the points of a collection, or return None without one."""
+    if not stores.vectors.collection_exists(name):
+        return None
     file = f"{name}.parquet"
     points = save_points(stores.vectors, name, folder / file)
     return SavedCollection(name=name, file=file, points=points, shape=shape_of(stores.vectors, name))

@@ -1,6 +1,7 @@
 """Each fault of a store is in one table: retried or not, with the remedy."""
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
@@ -11,7 +12,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from flows.tracking.errors import explain
-from flows.tracking.retry_policy import is_transient
+from flows.tracking.retry_policy import is_transient, persist
 from storage.fault_evidence import demanded_wait_s
 from storage.faults import FAULTS, find_fault
 
@@ -222,3 +223,59 @@ def test_the_time_that_a_server_demands_is_read_from_its_answer(error: Exception
 def test_an_error_of_no_store_is_in_no_row(error: Exception):
     assert find_fault(error) is None
     assert not is_transient(error)
+
+
+class Clock:
+    """Passes time only while something sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("tenacity.time", clock)
+    monkeypatch.setattr("tenacity.nap.time", clock)
+    return clock
+
+
+def rejected(error: Exception) -> Callable[[], None]:
+    def work() -> None:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("demanded_s", "for_s", "pauses"),
+    [(10, 60, 5), (60, 60, 2), (200, 60, 2), (301, 600, 0), (60, 0, 0)],
+)
+def test_the_time_that_a_server_demands_is_waited(clock: Clock, demanded_s: int, for_s: float, pauses: int):
+    with pytest.raises(ResourceExhaustedResponse):
+        persist(rejected(ResourceExhaustedResponse("", demanded_s)), for_s=for_s)
+
+    assert clock.slept == pytest.approx([demanded_s] * pauses, abs=0.5)
+
+
+def test_a_fault_that_passes_is_retried_for_the_retry_time(clock: Clock):
+    with pytest.raises(UnexpectedResponse):
+        persist(rejected(answered(502)), for_s=60)
+
+    assert 30 < sum(clock.slept) <= 60
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.passes])
+def test_a_fault_that_stays_is_not_retried(clock: Clock, name: str):
+    with pytest.raises(type(CASES[name].error)):
+        persist(rejected(CASES[name].error), for_s=60)
+
+    assert clock.slept == []
