@@ -1,7 +1,8 @@
 """Overlap the stages of a pipeline: in order, with bounded queues.
 
 A pipeline is written as plain iterators. `prefetch` reads one of them in its own thread, `in_background` runs
-the last stage in one. An error is raised in place of its item, and no thread is left running.
+the last stage in one. An error is raised in place of its item, and no thread is left running, unless the
+process is to stop (KeyboardInterrupt and the like): then nothing waits for the step that a thread is at.
 """
 
 import time
@@ -18,6 +19,25 @@ END: Any = object()
 
 
 @contextmanager
+def executor(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield threads that end with the block, or are left at a stop.
+
+    A step in a thread may take as long as a slow server likes. Every step can be repeated, so a process that
+    stops does not wait for it.
+    """
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    except (Exception, GeneratorExit):
+        pool.shutdown()
+        raise
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+@contextmanager
 def prefetch(source: Iterable[Item], *, depth: int = 1) -> Iterator[Iterator[Item]]:
     """Yield an iterator over `source`, which is read in its own thread.
 
@@ -25,7 +45,7 @@ def prefetch(source: Iterable[Item], *, depth: int = 1) -> Iterator[Iterator[Ite
         depth: the number of items that are read in advance.
     """
     items = iter(source)
-    with ThreadPoolExecutor(1) as thread:
+    with executor(1) as thread:
         waiting = deque(thread.submit(next, items, END) for _ in range(depth))
 
         def taken() -> Iterator[Item]:
@@ -60,7 +80,7 @@ def in_background(work: Callable[[Item], object], *, depth: int = 1) -> Iterator
             failed.set()
             raise
 
-    with ThreadPoolExecutor(1) as thread:
+    with executor(1) as thread:
         waiting: deque[Future[None]] = deque()
 
         def submit(item: Item) -> None:
@@ -80,7 +100,7 @@ def map_in_order(
     work: Callable[[Item], Result], source: Iterable[Item], *, threads: int, slow: Callable[[Item], bool]
 ) -> Iterator[Result]:
     """Yield `work(item)` for each item in order; run slow items in threads."""
-    with ThreadPoolExecutor(threads) as pool:
+    with executor(threads) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in source:

@@ -233,9 +233,10 @@ class Workers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(cancel_futures=True)
-        if self._own is not None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        is_stop = kind is not None and not issubclass(kind, Exception | GeneratorExit)
+        self._threads.shutdown(wait=not is_stop, cancel_futures=True)
+        if self._own is not None and not is_stop:  # at a stop, the processes end with their pipes
             self._own.close()
 
     @property

@@ -7,8 +7,10 @@ import click
 from rich.console import Console
 from rich.logging import RichHandler
 
+from flows.cli.interrupts import end_interrupted
 from flows.tracking.file_modes import private_files
 from flows.tracking.log_records import use_safe_records
+from flows.tracking.signals import interruptible
 
 
 class Sightline(click.Group):
@@ -37,8 +39,10 @@ class Sightline(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with private_files():
+            with private_files(), interruptible():
                 return super().invoke(ctx)
+        except KeyboardInterrupt:
+            end_interrupted(ctx.invoked_subcommand or "")
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:

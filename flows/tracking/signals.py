@@ -26,6 +26,21 @@ def _stop(*_: object) -> None:
     raise StopRequested
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the first SIGINT; a second one ends the process."""
+    before = signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(*_: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
 class Terminated(SystemExit):
     """Exit this process on SIGTERM."""
 
