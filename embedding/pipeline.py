@@ -20,10 +20,10 @@ END: Any = object()
 
 @contextmanager
 def executor(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield threads that end with the block, or are left at a stop.
+    """Yield threads that end with the block.
 
     A step in a thread may take as long as a slow server likes. Every step can be repeated, so a process that
-    stops does not wait for it.
+    stops (KeyboardInterrupt and the like) does not wait for it.
     """
     pool = ThreadPoolExecutor(threads)
     try:

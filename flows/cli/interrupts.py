@@ -1,4 +1,4 @@
-"""Say what Ctrl-C has left, and end the process at once."""
+"""Report the state after Ctrl-C, and end the process at once."""
 
 import os
 import sys
