@@ -136,11 +136,11 @@ def reindex(
         ) as run,
         Workers(encoder.preparation, settings.decode_workers) as workers,
     ):
-        before = qdrant.active_collection(stores.vectors)
+        before = run.persist(partial(qdrant.active_collection, stores.vectors))
         if before is None:
             raise qdrant.NoCollection
         if before.fingerprint != encoder.fingerprint:
-            _require_promotion_and_room(stores, encoder, before, request, free_bytes)
+            run.persist(partial(_require_promotion_and_room, stores, encoder, before, request, free_bytes))
         collection = run.persist(partial(_begin, stores, settings, encoder, request, before))
         backfill = Backfill(stores, encoder, collection, workers, settings)
         recall = _backfill_and_switch(backfill, run.lock, request, run.progress)

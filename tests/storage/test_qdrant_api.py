@@ -16,6 +16,7 @@ from storage.embedded.qdrant.process.client import start
 from storage.embedded.qdrant.process.discovery import Access
 from storage.embedded.qdrant.protocol.http import MAX_BODY_BYTES
 from tests.support.embedded_points import value_is
+from tests.support.servers import is_server
 
 COSINE = models.VectorParams(size=3, distance=models.Distance.COSINE)
 X, Y, Z = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]
@@ -197,13 +198,15 @@ def test_several_aliases_change_in_one_step(pictures: QdrantClient):
     assert (pictures.count("items").count, pictures.count("before").count) == (0, 3)
 
 
-def test_a_change_of_aliases_that_fails_changes_none(pictures: QdrantClient):
+def test_a_change_of_aliases_that_fails_changes_none_and_on_a_server_the_steps_before_the_fault(
+    pictures: QdrantClient,
+):
     pictures.update_collection_aliases([create_alias("items", NAME)])
 
     with refused(404):
         pictures.update_collection_aliases([delete_alias("items"), create_alias("items", "none")])
 
-    assert aliases(pictures) == {"items": NAME}
+    assert aliases(pictures) == ({} if is_server(pictures) else {"items": NAME})
 
 
 def test_writes_reach_a_collection_by_its_alias_and_it_takes_its_aliases_along(pictures: QdrantClient):
@@ -348,14 +351,17 @@ def raw(client: QdrantClient, method: str, path: str, **more: Any) -> httpx.Resp
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_bad_point_keeps_the_whole_batch_out(pictures: QdrantClient, bad: dict[str, Any]):
+def test_a_bad_point_keeps_the_whole_batch_out_and_on_a_server_itself_at_least(
+    pictures: QdrantClient, bad: dict[str, Any]
+):
     good = {"id": 7, "vector": X}
 
     answer = raw(pictures, "PUT", f"/collections/{NAME}/points?wait=true", json={"points": [good, bad]})
 
     assert 400 <= answer.status_code < 500
     assert answer.json()["status"]["error"]
-    assert payloads(pictures).keys() == {1, 2, 3}
+    kept = payloads(pictures).keys() - {7} if is_server(pictures) else payloads(pictures).keys()
+    assert kept == {1, 2, 3}
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1e30"])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qdrant_client import QdrantClient
 from sqlalchemy import URL, make_url
 
 from storage.embedded.postgres.account import choose_account
@@ -20,6 +21,7 @@ from storage.embedded.postgres.paths import (
     remove_socket_folder,
 )
 from storage.embedded.postgres.server import find_binaries
+from storage.qdrant.snapshots import server_kind
 from tests.support.processes import a_free_port, is_gone, let_in, wait_until
 from tests.support.tools import tool
 
@@ -90,3 +92,8 @@ def a_pgbouncer(folder: Path, home: Path, **options: object) -> Iterator[URL]:
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def is_server(client: QdrantClient) -> bool:
+    """Return whether a Qdrant server answers, and not the embedded index."""
+    return server_kind(client) == "qdrant"
