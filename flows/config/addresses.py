@@ -41,7 +41,7 @@ def postgres_url(url: str) -> str:
         BadUrl: it is another database's, or names no database.
     """
     scheme, separator, rest = url.strip().partition("://")
-    form = "write postgresql://user:password@host/database"
+    form = "write postgresql://host/database, with user:password@ before the host"
     if not separator:
         raise BadUrl(f"this is no URL; {form}")
     if scheme.lower() not in SCHEMES:

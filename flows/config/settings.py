@@ -405,7 +405,8 @@ def _read() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + "__".join(str(part) for part in first["loc"]).upper()
-        raise BadSettings(f"{name}: {first['msg']}; see flows/config/SETTINGS.md") from error
+        why = first["msg"].removeprefix("Value error, ")  # pydantic's words before ours
+        raise BadSettings(f"{name}: {why}; see flows/config/SETTINGS.md") from error
     except SettingsError as error:
         raise BadSettings(f"{SECRETS_DIR}: {error}") from error
 
