@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from pydantic import SecretStr
 from qdrant_client import QdrantClient
 from sqlalchemy import Engine
@@ -173,4 +175,38 @@ def test_a_fault_that_stays_ends_the_run_at_once_and_the_next_run_finishes(
     answers.answer(None)
     with open_stores(through) as stores:
         JOBS[job](stores, through, shop)
+        nothing_is_lost(stores)
+
+
+class EndpointConnectionError(ConnectionError):
+    """As a client of S3 names it: the client itself is optional."""
+
+
+EndpointConnectionError.__module__ = "botocore.exceptions"
+
+
+class AwayAtFirst(MemoryFileSystem):
+    """An object store whose first writes are not answered."""
+
+    protocol = "away"
+    away = 0
+
+    def pipe_file(self, path: str, value: bytes, **options: object) -> None:
+        if AwayAtFirst.away > 0:
+            AwayAtFirst.away -= 1
+            raise EndpointConnectionError("Could not connect to the endpoint URL")
+        super().pipe_file(path, value, **options)
+
+
+def test_an_object_store_that_does_not_answer_is_waited_for(
+    through: Settings, shop: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fsspec.register_implementation("away", AwayAtFirst, clobber=True)
+    monkeypatch.setattr(AwayAtFirst, "away", 2)
+    kept = through.model_copy(update={"pictures_url": "away://images"})
+
+    with open_stores(kept) as stores:
+        ingested(stores, kept, shop)
+
+        assert AwayAtFirst.away == 0
         nothing_is_lost(stores)
