@@ -30,6 +30,7 @@ MANAGED = (
     "receipts",
     "restoring.json",
     "training",
+    "up.lock",
 )
 """Entries that this program writes; others may be the user's, and keep their modes."""
 

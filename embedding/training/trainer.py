@@ -22,7 +22,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.utils.logging import set_verbosity_error
 
 from embedding.encoders.head import PictureHead
-from embedding.evaluation.metrics import retrieval_figures, single_answers, target_ranks
+from embedding.evaluation.metrics import best_of_groups, retrieval_figures, single_answers, target_ranks
 from embedding.training.batches import Batch, NoPairs, PairRow
 from embedding.training.losses import Groups, LossName, PairLoss
 
@@ -307,9 +307,10 @@ def measure(
 
 
 def figures_of(texts: Tensor, images: Tensor, groups: Tensor) -> dict[str, dict[str, float]]:
-    """Return the metrics of both directions, with one image per group.
+    """Return the metrics of both directions, as an evaluation defines them.
 
-    From image to text each pair is a query, and its text is the answer among all texts.
+    From text to image each text is a query. From image to text each image is one, and ranks the groups by
+    their best text.
 
     Args:
         texts: shape (n, dim), unit rows.
@@ -320,7 +321,9 @@ def figures_of(texts: Tensor, images: Tensor, groups: Tensor) -> dict[str, dict[
     many = len(own)
     first = torch.full((int(own.max()) + 1,), many).scatter_reduce(0, own, torch.arange(many), "amin")
     forth = target_ranks((texts @ images[first].T).numpy(), own.tolist())
-    back = target_ranks((images @ texts.T).numpy(), list(range(many)))
+    order = torch.argsort(own, stable=True)
+    starts = torch.searchsorted(own[order], torch.arange(len(first))).tolist()
+    back = target_ranks(best_of_groups((images[first] @ texts[order].T).numpy(), starts), range(len(first)))
     return {
         "text_to_image": retrieval_figures(single_answers(forth)),
         "image_to_text": retrieval_figures(single_answers(back)),

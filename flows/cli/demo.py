@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
+from flows.cli.program_name import program
 from flows.cli.tables.format import show
 from flows.cli.tables.models import of_evaluation
 from flows.cli.tables.records import of_ingest, of_results
@@ -33,32 +34,33 @@ class NoDemoSet(NotFound):
     """Report that the demo's images cannot be fetched."""
 
 
-def run(settings: Settings, own: Path | None) -> None:
+def run(settings: Settings, folder: Path | None) -> None:
     """Run the demo on a folder, or on Debian's captioned stamps.
 
     Raises:
         NoDemoSet: there is no apt here, or it cannot reach Debian's packages.
     """
-    source = own or fetch_stamps(settings.home / "demo")
-    say(f"Ingesting {source}", f"sightline ingest {shlex.quote(str(source))}")
+    source = folder or fetch_stamps(settings.home / "demo")
+    own = program(settings)
+    say(f"Ingesting {source}", f"{own} ingest {shlex.quote(str(source))}")
     with open_deps(settings) as deps:
         with stage_bars(f"ingest {source.name}") as progress:
             report = ingest_source(deps, settings, Request(source), progress=progress)
         show(of_ingest(report))
-        queries = searches(deps) if own else stamp_searches(source)
+        queries = searches(deps) if folder else stamp_searches(source)
         for query in queries:
-            say(heading(query), command(query))
+            say(heading(query), f"{own} {command(query)}")
             show(of_results(search(deps, query)))
         page = write_gallery(deps, settings, queries[0])
-        say("Measuring how well captions find images, and images captions", "sightline evaluate")
+        say("Measuring how well captions find images, and images captions", f"{own} evaluate")
         show(evaluation_table(deps, settings))
     say(f"The first search as a page: {page}", None)
     say("Try next", None)
     shown = shlex.quote(str(queries[-1].image or "FILE"))
     show(
-        Text('  .venv/bin/sightline search "a boat on the water" --gallery boats.html'),
-        Text(f"  .venv/bin/sightline search --image {shown} --find images"),
-        Text("  .venv/bin/sightline ingest ~/Pictures"),
+        Text(f'  {own} search "a boat on the water" --gallery boats.html'),
+        Text(f"  {own} search --image {shown} --find images"),
+        Text(f"  {own} ingest ~/Pictures"),
     )
 
 
@@ -135,9 +137,9 @@ def heading(query: Query) -> str:
 
 
 def command(query: Query) -> str:
-    """Return the command line of a search."""
+    """Return the command and the arguments of a search."""
     subject = shlex.quote(query.text) if query.text else f"--image {shlex.quote(str(query.image))}"
-    return f"sightline search {subject} --find {query.find} --limit {query.limit}"
+    return f"search {subject} --find {query.find} --limit {query.limit}"
 
 
 def write_gallery(deps: Deps, settings: Settings, query: Query) -> Path:

@@ -4,15 +4,14 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import as_json_option, print_out, run_job
-from flows.config.settings import load_settings
+from flows.cli.options import as_json_option, existing_settings, print_out, run_job
 
 
 @click.command(short_help="List models with their origin and state.")
 @as_json_option
 def models(as_json: bool) -> None:
     """List all models that were used, trained or evaluated here, newest first."""
-    settings = load_settings()
+    settings = existing_settings()
     from sqlalchemy.orm import Session
 
     from flows.cli.tables.models import of_models
@@ -41,7 +40,7 @@ def promote(ctx: click.Context, model: str, outside: Path | None, force: bool, a
     not worse by more than SIGHTLINE_GATE__TOLERANCE on the outside set and in any language. The decision and
     its figures are recorded. Exit code 1: it is not promoted.
     """
-    settings = load_settings()
+    settings = existing_settings()
     from flows.cli.tables.models import of_decision
     from flows.evaluation.promotion_gate import promote as decide
     from flows.resources.connections import open_stores
@@ -75,7 +74,7 @@ def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, a
     collection is kept for `sightline rollback` until `sightline purge` drops it. For the active model, it
     backfills missing points.
     """
-    settings = load_settings()
+    settings = existing_settings()
     from flows.cli.tables.models import of_switched
     from flows.orchestration.jobs import models as jobs
 
@@ -89,7 +88,7 @@ def reindex(debug: bool, model: str, force: bool, yes: bool, max_missing: int, a
 @as_json_option
 def rollback(as_json: bool) -> None:
     """Switch searches back to the collection before at once; then backfill it."""
-    settings = load_settings()
+    settings = existing_settings()
     from flows.cli.tables.models import of_switched
     from flows.reindexing.reindex import rollback as roll_back
     from flows.resources.connections import open_stores

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.config.prefect_env import prepare_prefect
-from flows.config.settings import Settings
+from flows.config.settings import Settings, load_settings
 from flows.tracking.text import UNSEEN
-from storage.errors import SightlineError
+from storage.errors import NotFound, SightlineError
 from storage.records import Where, parse_conditions
 
 if TYPE_CHECKING:
@@ -38,6 +38,31 @@ class Percent(click.ParamType[float]):
         if not 0 <= share <= 1:
             self.fail(f"{value!r} is not between 0% and 100%", param, ctx)
         return share
+
+
+class NoDataDirectory(NotFound):
+    """Report a data directory that does not exist."""
+
+
+def existing_settings() -> Settings:
+    """Read the settings of a data directory that exists.
+
+    A command that only reads or changes stored data would make an empty one at a mistyped path.
+
+    Raises:
+        NoDataDirectory: an embedded store is to be used, and there is none.
+    """
+    from storage.embedded.postgres.server import has_postgres
+
+    settings = load_settings()
+    own_index = settings.qdrant.url is None
+    found = settings.home.is_dir() if settings.database_url else has_postgres(settings.home)
+    if not found and (own_index or settings.database_url is None):
+        raise NoDataDirectory(
+            f"there is no data directory at {settings.home.absolute()}; set SIGHTLINE_HOME to the path of "
+            "yours, or make one here with: sightline ingest SOURCE"
+        )
+    return settings
 
 
 class PrefectUnavailable(SightlineError):

@@ -5,7 +5,7 @@ from typing import get_args
 
 import click
 
-from flows.cli.options import EXISTING_FILE, as_json_option, pairs, print_out
+from flows.cli.options import EXISTING_FILE, as_json_option, existing_settings, pairs, print_out
 from flows.config.settings import load_settings
 from flows.tracking.file_modes import usual_files
 
@@ -51,8 +51,9 @@ def search(
     """
     if text == "" or (text is None and image is None):
         raise click.UsageError("give a TEXT, --image FILE, or both")
-    settings = load_settings()
+    settings = existing_settings()
     from flows.cli.tables.records import of_results
+    from flows.cli.unknown_fields import warn_of_unknown_fields
     from flows.search.gallery import render
     from flows.search.query import Find, Query, gallery_page, open_search
     from flows.search.query import search as find_items
@@ -70,6 +71,8 @@ def search(
     )
     with open_search(settings) as deps:
         results = find_items(deps, query)
+        if query.where and not results.found:
+            warn_of_unknown_fields(deps.sessions, query.where, fixed=("source", "key"))
         if gallery is not None:
             page = render(gallery_page(deps, results, settings.limits))
             with usual_files():
@@ -82,7 +85,7 @@ def search(
 @as_json_option
 def status(as_json: bool) -> None:
     """Show the stored items, the open rejects and the last runs."""
-    settings = load_settings()
+    settings = existing_settings()
     from flows.cli.tables.status import of_status
     from flows.service.status import read_status
 
@@ -99,7 +102,7 @@ def duplicates(near: bool, as_json: bool) -> None:
     With --near, also near duplicates by perceptual hash; the first time that reads every image, and later
     only new ones.
     """
-    settings = load_settings()
+    settings = existing_settings()
     from flows.cli.tables.records import of_groups
     from flows.datasets.near_duplicates import exact_duplicates, near_duplicates
     from flows.resources.connections import open_stores

@@ -7,6 +7,7 @@ import click
 from flows.cli.options import (
     Percent,
     as_json_option,
+    existing_settings,
     pairs,
     print_out,
     run_job,
@@ -164,9 +165,10 @@ def delete(
     """
     if not keys and source is None and not where:
         raise click.UsageError("name a KEY, a --source or --where K=V: without any, it would be everything")
-    settings = load_settings()
+    settings = existing_settings()
     from flows.cli.tables.format import show
     from flows.cli.tables.records import of_dry_delete, of_receipt
+    from flows.cli.unknown_fields import warn_of_unknown_fields
     from flows.maintenance.delete import count_selected, delete_items
     from flows.resources.connections import open_stores
     from storage.postgres.catalog import Selection
@@ -175,9 +177,13 @@ def delete(
     with open_stores(settings) as stores:
         if dry_run:
             found = count_selected(stores, selection)
+            if not found:
+                warn_of_unknown_fields(stores.sessions, selection.where)
             print_out({"would_delete": found}, as_json, lambda: of_dry_delete(found))
             return
         receipt = delete_items(stores, selection, settings.home / "receipts", for_s=settings.retry_for_s)
+        if not receipt.items:
+            warn_of_unknown_fields(stores.sessions, selection.where)
     if as_json:
         click.echo(receipt.path.read_text("utf-8"), nl=False)
         return
@@ -203,7 +209,7 @@ def rejects(ctx: click.Context, reason: str | None, source: str | None, ignored:
         if reason or source or ignored or as_json:
             raise click.UsageError(f"put the options after {ctx.invoked_subcommand!r}")
         return
-    settings = load_settings()
+    settings = existing_settings()
     from sqlalchemy.orm import Session
 
     from flows.cli.tables.records import of_ignored, of_rejects
@@ -231,7 +237,7 @@ def retry(ctx: click.Context, reason: str | None, source: str | None, as_json: b
 
     Valid records are ingested, and their rejects resolved. Exit code 1: a source could not be read.
     """
-    settings = load_settings()
+    settings = existing_settings()
     from flows.cli.tables.records import of_retries
     from flows.ingestion.retry_rejects import retry_rejects
     from flows.resources.connections import open_stores, with_model

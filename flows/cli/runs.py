@@ -2,8 +2,7 @@
 
 import click
 
-from flows.cli.options import as_json_option, print_out
-from flows.config.settings import load_settings
+from flows.cli.options import as_json_option, existing_settings, print_out
 
 
 @click.group(short_help="Acknowledge failed runs.")
@@ -23,7 +22,7 @@ def acknowledge(ids: tuple[str, ...], every: bool, as_json: bool) -> None:
     """
     if bool(ids) == every:
         raise click.UsageError("name the runs, or give --all; `sightline status` lists failures")
-    settings = load_settings()
+    settings = existing_settings()
     from rich.text import Text
     from sqlalchemy.orm import Session
 

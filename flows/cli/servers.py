@@ -7,6 +7,7 @@ from functools import partial
 
 import click
 
+from flows.cli.options import existing_settings
 from flows.config.prefect_env import prepare_prefect
 from flows.config.settings import load_settings
 
@@ -122,7 +123,7 @@ def mcp() -> None:
     It needs no key, as it runs as the user that started it. Over HTTP, `sightline console` has the same at
     /mcp.
     """
-    settings = load_settings()
+    settings = existing_settings()
     from flows.api.mcp import serve_on_stdio
     from flows.service.pool import Backend
 
@@ -149,11 +150,16 @@ def start() -> None:
 
 @click.command(short_help="Stop the embedded servers.")
 def stop() -> None:
-    """Stop the embedded Postgres and Qdrant; the next command starts them again."""
+    """Stop the embedded Postgres and Qdrant; the next command starts them again.
+
+    While `sightline up` runs, it stops nothing, and names the process to end instead.
+    """
     settings = load_settings()
+    from flows.cli.up_lock import require_not_up
     from storage.embedded.postgres.server import stop_postgres
     from storage.embedded.qdrant.process.client import stop as stop_index
 
+    require_not_up(settings.home)
     # the index first: in the foreground, its end is Postgres' too
     for name, was_running in (
         ("Qdrant", stop_index(settings.home)),

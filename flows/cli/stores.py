@@ -4,7 +4,7 @@ from typing import Literal
 
 import click
 
-from flows.cli.options import Percent, as_json_option, print_out
+from flows.cli.options import Percent, as_json_option, existing_settings, print_out
 from flows.config.settings import load_settings
 
 max_delete_option = click.option(
@@ -25,7 +25,7 @@ def reconcile(ctx: click.Context, repair: bool, max_delete: float, yes: bool, as
     Without --repair nothing is changed. Exit code 1: they differ, or not all could be repaired;
     `sightline status` reports it from then on.
     """
-    settings = load_settings()
+    settings = existing_settings()
     from flows.cli.tables.stores import of_differences, of_repair
     from flows.maintenance import repair as repairing
     from flows.resources.comparison import record_comparison
@@ -61,7 +61,7 @@ def backup(target: str, pictures: Literal["copy", "reference"], as_json: bool) -
     Each backup gets a folder of its own, with checksums; images are kept once for all of them. It can be
     restored into embedded stores and into servers: sightline restore TARGET.
     """
-    settings = load_settings()
+    settings = existing_settings()
     from flows.cli.tables.stores import of_backup
     from flows.maintenance.backup import backup as write_backup
     from flows.resources.connections import open_stores
@@ -119,7 +119,7 @@ def move(ctx: click.Context, to_servers: bool, as_json: bool) -> None:  # noqa: 
     the data directory stays as it is. The same command resumes an interrupted move. Exit code 1: the stores
     differ, as they did before.
     """
-    settings = load_settings()
+    settings = existing_settings()
     from flows.cli.tables.stores import of_moved
     from flows.maintenance.migrate_to_servers import move_to_servers
     from flows.tracking.progress import stage_bars
@@ -140,7 +140,7 @@ def purge(dry_run: bool, max_delete: float, yes: bool, as_json: bool) -> None:
 
     Collections are kept for SIGHTLINE_KEEP_RETIRED_DAYS after searches last used them.
     """
-    settings = load_settings()
+    settings = existing_settings()
     from flows.cli.tables.stores import of_purge
     from flows.maintenance.purge import purge as remove_orphans
     from flows.resources.connections import open_stores

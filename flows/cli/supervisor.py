@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from queue import Empty, SimpleQueue
 
+from flows.cli.up_lock import lock_for_up
 from flows.config.settings import Settings
 from flows.console.auth import require_protection
 from flows.orchestration.schedule import ServedFlows
@@ -100,6 +101,7 @@ def up(settings: Settings, prefect_port: int, log: LogLine, report: Callable[[Ru
 
     Raises:
         NotProtected: the console would be open to anyone.
+        UpRuns: another `up` runs on the data directory.
         PartEnded: one of the parts did not start, or has ended.
     """
     require_protection(settings.console)
@@ -109,7 +111,7 @@ def up(settings: Settings, prefect_port: int, log: LogLine, report: Callable[[Ru
         with turn:
             log(line)
 
-    with until_stopped(), ExitStack() as parts:
+    with until_stopped(), lock_for_up(settings.home), ExitStack() as parts:
         parts.enter_context(stores(settings, log_in_turn))
         run = partial(part, log=log_in_turn)
         schedules = parts.enter_context(run("schedules", "serve", "--json", "--port", str(prefect_port)))

@@ -9,6 +9,7 @@ from flows.cli.options import (
     EXISTING_FILE,
     Percent,
     as_json_option,
+    existing_settings,
     print_out,
     run_job,
 )
@@ -64,7 +65,7 @@ def evaluate(
     """
     if sum((keys is not None, held_out, manifest is not None, judgments is not None)) > 1:
         raise click.UsageError("give one of --keys, --held-out, --manifest and --judgments")
-    settings = load_settings()
+    settings = existing_settings() if manifest is None else load_settings()
     from flows.cli.tables.models import of_evaluation
     from flows.datasets.test_sets import EvaluationChoice, choose_test_set
     from flows.evaluation.evaluate import evaluate as measure
@@ -186,7 +187,7 @@ def finetune(
     always share a side of the train/validation/held-out split. The same command resumes a training that was
     killed. Searches use the candidate only after `sightline promote` and `sightline reindex`.
     """
-    settings = load_settings()
+    settings = existing_settings()
     from flows.cli.tables.models import of_candidate
     from flows.orchestration.jobs import models as jobs
 

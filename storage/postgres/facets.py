@@ -1,5 +1,7 @@
 """List the sources and metadata values that searches can filter by."""
 
+from collections.abc import Iterable
+
 from sqlalchemy import cast, column, func, select, true
 from sqlalchemy.dialects.postgresql import JSONB, JSONPATH
 from sqlalchemy.orm import Session
@@ -12,6 +14,7 @@ SAMPLE = 1000
 
 VALUES_A_FIELD = 8
 LONGEST_VALUE = 60
+MOST_FIELDS = 10_000
 SCALARS = ("string", "number", "boolean")
 
 
@@ -26,6 +29,20 @@ def sources(session: Session) -> list[str]:
     alive = select(ItemRow.id).where(ItemRow.source == names.c.source, ItemRow.deleted.is_(None)).exists()
     found = select(names.c.source).where(names.c.source.is_not(None), alive).limit(MOST_SOURCES)
     return sorted(session.scalars(found))
+
+
+def unknown_fields(session: Session, names: Iterable[str]) -> list[str]:
+    """Return the metadata fields that no living item has; every item counts."""
+    alive = select(ItemRow.id).where(ItemRow.deleted.is_(None))
+    return [
+        name for name in names if session.scalar(alive.where(ItemRow.meta.has_key(name)).limit(1)) is None
+    ]
+
+
+def field_names(session: Session) -> list[str]:
+    """Return up to `MOST_FIELDS` names of metadata fields of living items."""
+    names = select(func.jsonb_object_keys(ItemRow.meta)).where(ItemRow.deleted.is_(None)).distinct()
+    return sorted(session.scalars(names.limit(MOST_FIELDS)))
 
 
 def metadata(session: Session) -> list[tuple[str, str]]:

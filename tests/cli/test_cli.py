@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 
 from flows.cli import main
 from storage.embedded.postgres.paths import PostgresPaths
-from storage.embedded.postgres.server import postgres_runs, stop_postgres
+from storage.embedded.postgres.server import postgres_runs, postgres_url, stop_postgres
 from storage.embedded.qdrant.process.client import find_index
 from storage.embedded.qdrant.process.discovery import find
 from tests.conftest import emptied
@@ -185,12 +185,45 @@ def test_a_postgres_that_is_not_there_is_named_with_the_remedy_and_without_the_p
     assert "hunter2" not in result.output
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["status"], ["search", "red"], ["duplicates"], ["rejects"], ["rejects", "retry"], ["models"]),
+        *(["evaluate"], ["finetune"], ["promote", "m"], ["reindex", "--model", "m"], ["rollback"]),
+        *(
+            ["delete", "a.png"],
+            ["reconcile"],
+            ["backup", "there"],
+            ["purge"],
+            ["runs", "acknowledge", "--all"],
+        ),
+        *(["move", "--to-servers"], ["keys", "list"], ["keys", "revoke", "k"], ["mcp"]),
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_needs_stored_data_makes_no_data_directory_at_a_mistyped_path(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    home = tmp_path / "mistyped"
+    monkeypatch.setenv("SIGHTLINE_HOME", str(home))
+
+    result = sightline(*arguments)
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"Error: there is no data directory at {home}; set SIGHTLINE_HOME to the path of yours, or make one "
+        "here with: sightline ingest SOURCE\n"
+    )
+    assert not home.exists()
+
+
 @pytest.fixture
 def own_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home_at: HomeAt) -> Path:
     """A home that uses both servers of its own."""
     home = home_at(tmp_path / "own home")
     monkeypatch.setenv("SIGHTLINE_HOME", str(home))
     monkeypatch.delenv("SIGHTLINE_DATABASE_URL", raising=False)
+    postgres_url(home)
     return home
 
 

@@ -16,7 +16,7 @@ from flows.resources.connections import open_deps
 from storage import qdrant
 from storage.embedded.qdrant.process.discovery import find
 from tests.conftest import emptied
-from tests.support.builders import a_folder, encoded, noise, png
+from tests.support.builders import a_folder, a_manifest, encoded, noise, png
 from tests.support.processes import environment_of
 from tests.support.tiny_clip import write_tiny_clip
 
@@ -97,6 +97,29 @@ class TestDelete:
 
         assert result.exit_code == 1
         assert result.stderr == "Error: no item has the key 'nowhere.png'; nothing was deleted\n"
+
+
+@pytest.mark.usefixtures("home")
+def test_a_field_that_no_item_has_is_named_with_near_names_in_search_and_delete(tmp_path: Path):
+    rows = [{"key": f"{n}", "text": "red", "colour": "red"} for n in range(3)]
+    rows[-1]["rare"] = "yes"
+    with open_deps(load_settings()) as deps:
+        ingest_source(deps, load_settings(), Request(a_manifest(tmp_path / "shop.jsonl", rows)))
+    search = ("search", "red", "--find", "texts")
+
+    def warned(*arguments: object) -> list[str]:
+        result = sightline(*arguments)
+        assert result.exit_code == 0, result.stderr
+        return [line for line in result.stderr.splitlines() if "--where" in line]
+
+    mistyped = "No item has the field 'color' of --where; did you mean colour?"
+    assert warned(*search, "--where", "color=red", "--where", "source=shop") == [mistyped]
+    assert warned(*search, "--where", "colour=red", "--where", "rare=no") == []
+    assert warned("delete", "--where", "color=red", "--dry-run") == [mistyped]
+    assert warned("delete", "--where", "xyz=1", "--where", "source=shop") == [
+        "No item has the field 'xyz' of --where; fields: colour, rare",
+        "No item has the field 'source' of --where; this command takes --source NAME",
+    ]
 
 
 def test_a_delete_of_nothing_in_particular_is_wrong_usage():

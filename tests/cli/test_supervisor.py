@@ -24,6 +24,7 @@ from starlette.applications import Starlette
 
 from flows.cli import main
 from flows.cli.supervisor import Line, PartEnded, _answer, _require_running, part
+from flows.cli.up_lock import UpRuns, lock_for_up
 from flows.config.settings import Settings
 from flows.console.auth import generated_password
 from flows.console.auth import password_file as console_password_file
@@ -270,3 +271,22 @@ def test_at_an_open_address_it_does_not_start_without_a_password(home: Path, mon
     assert done.exit_code == 1
     assert "SIGHTLINE_CONSOLE__PASSWORD" in done.output
     assert not home.exists()
+
+
+def test_while_it_runs_stop_stops_nothing_and_names_its_process(
+    tmp_path: Path, home_at: HomeAt, monkeypatch: pytest.MonkeyPatch
+):
+    home = home_at(tmp_path / "home")
+    monkeypatch.setenv("SIGHTLINE_HOME", str(home))
+
+    with lock_for_up(home):
+        stopped = CliRunner().invoke(main, ["stop"])
+        with pytest.raises(UpRuns), lock_for_up(home):
+            pass
+
+    assert stopped.exit_code == 1
+    assert stopped.output == (
+        f"Error: `sightline up` runs on {home} as process {os.getpid()}, and keeps its servers running; end "
+        f"it with Ctrl-C in its terminal, with its service manager, or with: kill {os.getpid()}\n"
+    )
+    assert CliRunner().invoke(main, ["stop"]).exit_code == 0

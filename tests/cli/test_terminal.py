@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 from flows.cli.options import as_json_text
+from flows.cli.program_name import program
 from flows.cli.tables.format import show, table_of
+from flows.config.settings import Settings
 from flows.search.gallery import Card, Page, render
 from flows.search.query import Query, search
 from flows.service.pool import Backend
@@ -130,3 +134,19 @@ def test_whoever_may_read_sees_no_token_of_a_url(backend: Backend, host: Host): 
 
     assert TOKEN not in json.dumps(shown, default=str)
     assert "***" in shown[2]["picture"]["uri"]
+
+
+def test_a_printed_command_starts_the_program_as_the_user_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script = tmp_path / "my venv" / "sightline"
+    script.parent.mkdir()
+    script.touch(mode=0o755)
+    usual = Settings.model_construct(home=Path(".sightline"), _fields_set=set())
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program(usual, str(script)) == f"'{script}'"
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert program(usual, str(script)) == "sightline"
+    assert program(usual, "flows/cli/__main__.py") == f"{sys.executable} -m flows.cli"
+    assert program(Settings(home=Path("/my data")), str(script)) == "SIGHTLINE_HOME='/my data' sightline"

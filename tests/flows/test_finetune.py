@@ -296,16 +296,16 @@ def test_a_checkpoint_that_was_being_written_is_none(tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5", "checkpoint-10"}
 
 
-def test_figures_of_pairs_count_a_picture_once_in_the_gallery():
-    texts = torch.eye(3)
-    pictures = torch.stack([texts[0], texts[0], texts[2]])
+def test_figures_of_pairs_count_captions_as_queries_and_images_by_their_best_caption():
+    texts = torch.eye(4)[[0, 1, 2, 3]]
+    images = torch.stack([texts[1], texts[1], texts[0] * 0.8 + texts[3] * 0.6, texts[2]])
 
-    found = figures_of(texts, pictures, torch.tensor([5, 5, 9]))
+    found = figures_of(texts, images, torch.tensor([5, 5, 9, 7]))
 
-    # of two pictures, the second text is as far from one as from the other: the first wins
-    assert found["text_to_image"]["recall@1"] == 1
-    # the second picture is the first one, whose own text is another
-    assert found["image_to_text"]["recall@1"] == pytest.approx(2 / 3)
+    # the first caption is closer to another image; the last one is of an image that is as close to no other
+    assert found["text_to_image"]["recall@1"] == pytest.approx(1 / 4)
+    # images, not captions: 5 is found by its second caption, 9 and 7 rank another image's caption first
+    assert found["image_to_text"]["recall@1"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("what", ["head", "lora", "all"])
