@@ -91,7 +91,7 @@ def test_what_the_gate_refuses_is_said_and_not_shown(deps: Deps, lenient: Settin
     folder = a_folder(tmp_path / "shop", {"bad.png": b"<svg onload='alert(1)'/>", "good.png": png()})
     reject = rejected(deps, lenient, folder)
 
-    assert "bad.png: not an image" in why_not(deps, lenient, reject)
+    assert "bad.png: its format, SVG, is not read" in why_not(deps, lenient, reject)
 
 
 def test_a_source_or_a_row_that_is_gone_is_said_to_be(deps: Deps, lenient: Settings, tmp_path: Path):

@@ -1,6 +1,7 @@
 """Show everything on record of one run, and its log."""
 
 from asyncio import to_thread
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -34,6 +35,10 @@ from storage.postgres.runs import FAILURES, Run
 
 REFRESH_S = 3.0
 SPEED = "speed"
+LEFT_OUT = "left_out"
+MAX_KINDS = 20
+"""Most kinds of ignored files shown by name."""
+
 SETTLES = timedelta(seconds=30)
 """After its end Prefect reports a run's last lines, and that it was cancelled rather than failed."""
 
@@ -123,6 +128,7 @@ def show(run: Run) -> None:
                     RejectFilter(source=run.source).address,
                 )
         _counts(run)
+    _ignored(run)
     _stages(run)
 
 
@@ -170,13 +176,27 @@ def option_text(value: object) -> str:
 
 
 def counted(run: Run) -> list[tuple[str, Any]]:
-    """Return the counts of a run, without its throughput.
+    """Return the counts of a run, without its throughput and ignored files.
 
     Those of an ingest are in pipeline order.
     """
     order = {name: place for place, name in enumerate(COUNTS)}
     ordered = sorted(run.counts.items(), key=lambda count: order.get(count[0], len(order)))
-    return flattened({name: value for name, value in ordered if name != SPEED})
+    return flattened({name: value for name, value in ordered if name not in (SPEED, LEFT_OUT)})
+
+
+def ignored_kinds(counts: Mapping[str, Any]) -> list[Row]:
+    """Return the ignored files of a run by kind, most first.
+
+    >>> ignored_kinds({"left_out": {"kinds": {"hidden": {".git": 1}, "not_an_image": {".ogg": 1200}}}})
+    [['not an image', '.ogg', '1,200'], ['hidden', '.git', '1']]
+    """
+    kinds = counts.get(LEFT_OUT, {}).get("kinds", {})
+    found = [(reason, kind, many) for reason, each in kinds.items() for kind, many in each.items()]
+    found.sort(key=lambda one: -one[2])
+    rows: list[Row] = [[reason.replace("_", " "), kind, f"{many:,}"] for reason, kind, many in found]
+    rest = sum(many for _, _, many in found[MAX_KINDS:])
+    return [*rows[:MAX_KINDS], *([["others", "", f"{rest:,}"]] if rest else [])]
 
 
 def _counts(run: Run) -> None:
@@ -189,6 +209,16 @@ def _counts(run: Run) -> None:
             )
         else:
             ui.label("None.").classes("sl-faint")
+
+
+def _ignored(run: Run) -> None:
+    found = ignored_kinds(run.counts)
+    if not found:
+        return
+    with ui.element("section").classes("sl-sheet"):
+        heading("Ignored files and fields")
+        table(("reason", "kind", "count"), found, numbers=1)
+        ui.label("`sightline rejects --ignored` names the first of the last ingest.").classes("sl-faint")
 
 
 def _stages(run: Run) -> None:
