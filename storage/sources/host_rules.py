@@ -8,12 +8,16 @@ from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
 from time import monotonic, sleep
+from typing import Any
 
 from storage.sources.addresses import parse_address
 
 BUSY = (429, 503)
 MAX_HOSTS = 10_000
 """Hosts whose next request is remembered."""
+
+MAX_PAUSE_S = 3_600
+"""Longest time that a host is left alone, if it names a later one."""
 
 EVERY_HOST = "*"
 
@@ -44,13 +48,17 @@ class HostRules:
     wait_s: float = 0
     """Seconds to wait in all for a host that names a later time."""
 
-    def headers_for(self, host: str) -> dict[str, str]:
+    def headers_for(self, host: str, *, is_downgraded: bool = False) -> dict[str, str]:
         """Return the headers of a request to one host.
+
+        A redirect from https to http gets none that are configured: others could read them.
 
         >>> HostRules(contact="a@b.org", headers={"x.org": {"Cookie": "1"}}).headers_for("y.org").keys()
         dict_keys(['User-Agent'])
         """
         agent = PRODUCT if self.contact is None else f"{PRODUCT} (+{self.contact})"
+        if is_downgraded:
+            return {"User-Agent": agent}
         return {"User-Agent": agent, **self.headers.get(EVERY_HOST, {}), **self.headers.get(host.lower(), {})}
 
 
@@ -83,6 +91,9 @@ class Pace:
 
     def __init__(self) -> None:
         self._next: OrderedDict[str, float] = OrderedDict()
+        self._busy: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """Of hosts that named a later time: when they first did, and that time."""
+
         self._lock = Lock()
 
     def wait(self, host: str, rate: float) -> None:
@@ -95,17 +106,39 @@ class Pace:
         This machine has no rate.
         """
         with self._lock:
-            at = max(now, self._next.get(host, now))
+            at = max(now, self._next.get(host, now), self._busy.get(host, (now, now))[1])
             self._next[host] = at if _is_this_machine(host) else at + 1 / rate
-            self._next.move_to_end(host)
-            while len(self._next) > MAX_HOSTS:
-                self._next.popitem(last=False)
+            _keep_newest(self._next, host)
             return at
 
     def pause(self, host: str, seconds: float) -> None:
         """Send the host no request for so many seconds."""
         with self._lock:
-            self._next[host] = max(monotonic() + seconds, self._next.get(host, 0.0))
+            now = monotonic()
+            first, until = self._busy.get(host, (now, now))
+            self._busy[host] = first, max(until, now + min(seconds, MAX_PAUSE_S))
+            _keep_newest(self._busy, host)
+
+    def resume(self, host: str) -> None:
+        """Note that the host answers again."""
+        with self._lock:
+            self._busy.pop(host, None)
+
+    def left_alone_s(self, host: str, wait_s: float) -> float | None:
+        """Return for how long a host is still to be left alone, if too long to wait.
+
+        That is `wait_s` after it first named a later time: not each image waits so long for it.
+        """
+        with self._lock:
+            now = monotonic()
+            first, until = self._busy.get(host, (now, now))
+            return until - now if until > now and until > first + wait_s else None
+
+
+def _keep_newest(times: OrderedDict[str, Any], host: str) -> None:
+    times.move_to_end(host)
+    while len(times) > MAX_HOSTS:
+        times.popitem(last=False)
 
 
 PACE = Pace()

@@ -25,11 +25,16 @@ Judge = Callable[[str, str], None]
 """Raises `PrivateAddress` for a forbidden address of a host."""
 
 
-class HostBusy(aiohttp.ClientResponseError):
-    """Signal a host that names the time of a later try."""
+class HostBusy(SightlineError, OSError):
+    """Signal a host that names the time of a later try.
 
-    def __init__(self, request: Any, history: Any, status: int, reason: str | None, after_s: float) -> None:
-        super().__init__(request, history, status=status, message=f"{reason}, later in {after_s:g} s")
+    Attributes:
+        after_s: until that time.
+    """
+
+    def __init__(self, after_s: float, status: int | None = None) -> None:
+        answer = "this host is busy" if status is None else f"HTTP {status}: this host is busy"
+        super().__init__(f"{answer}, and asks for the next request in {after_s:,.0f} s")
         self.after_s = after_s
 
 
@@ -53,69 +58,94 @@ def read_url(
         private_redirects: whether a redirect to another host may lead to a loopback or private address. The
             URL itself may: its author knows that host; a redirect is not trusted.
         from_strangers: treat the URL itself like a redirect.
-        hosts: headers, rate and waits; a host that names a time is asked again then.
+        hosts: headers, rate and waits, which are not counted in `timeout_s`.
 
     Raises:
         FileNotFoundError: HTTP 404 or 410.
         PrivateAddress, TooManyRedirects: where it leads.
+        HostBusy: it names a time that is too late to wait for.
         aiohttp.ClientError, OSError, ValueError: all else that goes wrong.
     """
-    known = filesystem("http", get_client=_client_of_known_hosts)
-    public = filesystem("http", get_client=_client_of_public_hosts)
-    trusts = (not from_strangers, private_redirects and not from_strangers)
-    host, waits_until = URL(url).host or "", monotonic() + hosts.wait_s
-    while True:
+    fetch = _Fetch(URL(url), limit, private_redirects, from_strangers, hosts)
+    at, left_s, waits_until = URL(url), timeout_s, monotonic() + hosts.wait_s
+    redirects = 0
+    while redirects < MAX_REDIRECTS:
+        host = at.host or ""
+        if (pause_s := PACE.left_alone_s(host, hosts.wait_s)) is not None:
+            raise HostBusy(pause_s)
         PACE.wait(host, hosts.rate)
+        began = monotonic()
         try:
-            work = _follow(known, public, url, limit, trusts, hosts)
-            content: bytes = sync(known.loop, _within, timeout_s, work)
+            found = fetch.read(at, left_s)
         except HostBusy as busy:
+            if not from_strangers:  # they may not stop the ingests from a host
+                PACE.pause(host, busy.after_s)
             if monotonic() + busy.after_s > waits_until:
                 raise
-            PACE.pause(host, busy.after_s)
-        else:
-            return content
+            continue
+        except FileNotFoundError:
+            PACE.resume(host)
+            raise
+        finally:
+            left_s -= monotonic() - began
+        PACE.resume(host)
+        if isinstance(found, bytes):
+            return found
+        at, redirects = found, redirects + 1
+    raise TooManyRedirects(f"redirected more than {MAX_REDIRECTS} times")
 
 
-async def _within(timeout_s: float, work: Any) -> bytes:
-    async with asyncio.timeout(timeout_s):
-        content: bytes = await work
-        return content
+class _Fetch:
+    """Send the requests that lead to one image."""
 
+    def __init__(
+        self, first: URL, limit: int, private_redirects: bool, from_strangers: bool, hosts: HostRules
+    ) -> None:
+        self._first, self._limit, self._hosts = first, limit, hosts
+        self._trusts = (not from_strangers, private_redirects and not from_strangers)
+        """Whether the URL's own host may be a private one, and any other that it redirects to."""
 
-async def _follow(
-    known: Any, public: Any, url: str, limit: int, trusts: tuple[bool, bool], hosts: HostRules
-) -> bytes:
-    """Read the response that `url` leads to.
+        self._known = filesystem("http", get_client=_client_of_known_hosts)
+        self._public = filesystem("http", get_client=_client_of_public_hosts)
 
-    Args:
-        trusts: whether the URL's own host may be a private one, and any other that it redirects to.
-    """
-    first = at = URL(url)
-    for _ in range(MAX_REDIRECTS):
-        trusted = trusts[(at.host, at.port) != (first.host, first.port)]
+    def read(self, at: URL, timeout_s: float) -> bytes | URL:
+        """Return the content at a URL, or the URL that it redirects to."""
+        found: bytes | URL = sync(self._known.loop, self._within, at, timeout_s)
+        return found
+
+    async def _within(self, at: URL, timeout_s: float) -> bytes | URL:
+        async with asyncio.timeout(max(0.0, timeout_s)):
+            return await self._answer(at)
+
+    async def _answer(self, at: URL) -> bytes | URL:
+        trusted = self._trusts[(at.host, at.port) != (self._first.host, self._first.port)]
         _check_literal(at, require_no_metadata if trusted else require_public)
-        session: aiohttp.ClientSession = await (known if trusted else public).set_session()
+        session: aiohttp.ClientSession = await (self._known if trusted else self._public).set_session()
+        is_downgraded = self._first.scheme == "https" != at.scheme
+        headers = self._hosts.headers_for(at.host or "", is_downgraded=is_downgraded)
         # `identity`: a compressed answer could unfold to any size
-        headers = hosts.headers_for(at.host or "") | {"Accept-Encoding": "identity"}
+        headers |= {"Accept-Encoding": "identity"}
         async with session.get(at, headers=headers, allow_redirects=False) as answer:
             if answer.status in REDIRECTS and "Location" in answer.headers:
-                at = at.join(URL(answer.headers["Location"]))
-                if at.scheme not in ("http", "https"):
-                    raise PrivateAddress(f"leads to {at.scheme}:, which is not followed")
-                continue
+                return _redirected(at, answer.headers["Location"])
             if answer.status in GONE:
                 raise FileNotFoundError(f"HTTP {answer.status} {answer.reason}")
             if (after_s := retry_after_s(answer.status, answer.headers.get("Retry-After"))) is not None:
-                raise HostBusy(answer.request_info, answer.history, answer.status, answer.reason, after_s)
+                raise HostBusy(after_s, answer.status)
             answer.raise_for_status()
             content = bytearray()
             async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
                 content += chunk
-                if len(content) >= limit:
+                if len(content) >= self._limit:
                     break
-            return bytes(content[:limit])
-    raise TooManyRedirects(f"redirected more than {MAX_REDIRECTS} times")
+            return bytes(content[: self._limit])
+
+
+def _redirected(at: URL, location: str) -> URL:
+    found = at.join(URL(location))
+    if found.scheme not in ("http", "https"):
+        raise PrivateAddress(f"leads to {found.scheme}:, which is not followed")
+    return found
 
 
 def _check_literal(url: URL, judge: Judge) -> None:

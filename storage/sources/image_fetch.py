@@ -11,7 +11,7 @@ from fsspec.core import url_to_fs
 from storage.errors import InvalidInput
 from storage.sources.addresses import PrivateAddress
 from storage.sources.host_rules import NO_RULES, HostRules
-from storage.sources.http_fetch import read_url
+from storage.sources.http_fetch import HostBusy, read_url
 from storage.sources.open_files import OutsideFolder, open_file
 from storage.sources.validation import printable
 
@@ -107,6 +107,9 @@ def _from_web(
         raise FetchError("missing_file", f"{url}: {error}; correct the URL or remove the row") from error
     except TimeoutError as error:
         why = f"{url}: no full answer within {timeout_s:g} s; try again, or raise the time limit"
+        raise FetchError("unreachable", why) from error
+    except HostBusy as error:
+        why = f"{url}: {error}; ingest it again later, or raise SIGHTLINE_FETCH_WAIT_S"
         raise FetchError("unreachable", why) from error
     except aiohttp.ClientResponseError as error:
         why = f"{url}: HTTP {error.status} {error.message}; does it need a login, or a later try?"
