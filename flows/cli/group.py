@@ -70,6 +70,7 @@ def main(ctx: click.Context, debug: bool) -> None:
 def _log_to_stderr(debug: bool) -> None:
     """Log our own warnings, and those about spans; `--debug` logs everything."""
     use_safe_records()
+    logging.captureWarnings(True)  # libraries write them to standard error, over a progress bar
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     if debug:
         logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])

@@ -47,9 +47,14 @@ def _read_coco(root: Path, file: Path) -> Iterator[Caption]:
             yield _caption(root, place, base, name, [(caption, None)], {}, by_name=True)
 
 
+def folder_of(file: Path) -> Path:
+    """Return the folder of images that a file of captions belongs to."""
+    return file.parent.parent if file.parent.name.lower() in SUBFOLDERS else file.parent
+
+
 def _coco_base(file: Path) -> str:
     """Return the folder of the images that captions describe."""
-    folder = file.parent.parent if file.parent.name.lower() in SUBFOLDERS else file.parent
+    folder = folder_of(file)
     split = file.stem.rpartition("_")[2]
     for inner in (split, join("images", split)):
         if split and isdir(folder / inner):

@@ -125,9 +125,9 @@ class Pace:
             self._busy.pop(host, None)
 
     def left_alone_s(self, host: str, wait_s: float) -> float | None:
-        """Return for how long a host is still to be left alone, if too long to wait.
+        """Return the pause of a host if it is too long.
 
-        That is `wait_s` after it first named a later time: not each image waits so long for it.
+        It is from `wait_s` after the host first named a later time on: not each image waits so long for it.
         """
         with self._lock:
             now = monotonic()

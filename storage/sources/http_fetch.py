@@ -109,7 +109,7 @@ class _Fetch:
         self._public = filesystem("http", get_client=_client_of_public_hosts)
 
     def read(self, at: URL, timeout_s: float) -> bytes | URL:
-        """Return the content at a URL, or the URL that it redirects to."""
+        """Return the content at a URL, or the target of its redirect."""
         found: bytes | URL = sync(self._known.loop, self._within, at, timeout_s)
         return found
 

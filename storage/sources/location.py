@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from storage.records import Ignored, Record, Rejected
+from storage.sources.caption_files import folder_of, layout_of
 from storage.sources.csv_manifest import read_csv
 from storage.sources.image_folder import read_folder
-from storage.sources.image_kinds import ARCHIVES
+from storage.sources.image_kinds import ARCHIVES, is_image_name
 from storage.sources.jsonl_manifest import read_jsonl
 from storage.sources.manifest_rows import BadSource
 from storage.sources.merged_rows import merged
@@ -146,12 +147,21 @@ def _resolved(location: Path) -> Path:
     if found.is_dir():
         return found
     if found.suffix.lower() not in READERS:
-        if found.suffix.lower() in ARCHIVES:
-            raise BadSource(f"{found}: an archive, not a source; unpack it, and ingest the folder")
-        raise BadSource(f"{found}: not a source; name {ACCEPTED}")
+        raise BadSource(f"{printable(str(found))}: {_why_no_source(found)}")
     if found.is_file():
         _check_readable(found)
     return found
+
+
+def _why_no_source(file: Path) -> str:
+    """Return why a file is no source, and the remedy."""
+    if file.suffix.lower() in ARCHIVES:
+        return "an archive, not a source; unpack it, and ingest the folder"
+    if layout_of(file.name) is not None:
+        return f"captions of images in a folder; ingest the folder: {folder_of(file)}"
+    if is_image_name(file.name):
+        return f"an image, not a source; ingest its folder: {file.parent}"
+    return f"not a source; name {ACCEPTED}"
 
 
 def _absolute(location: Path) -> Path:

@@ -1,6 +1,7 @@
 """Folders and manifests as other tools write them are read as what they are."""
 
 import json
+import re
 import unicodedata
 from datetime import UTC, datetime
 from pathlib import Path
@@ -196,13 +197,35 @@ def test_a_utf8_csv_with_a_damaged_byte_stays_utf8(tmp_path: Path):
 
 
 def test_rows_of_one_image_that_follow_each_other_are_one_record(tmp_path: Path):
-    rows = "image_name| comment_number| comment\n" + "".join(f"0.jpg| {n}| text {n}\n" for n in range(5))
+    rows = "image_name| comment_number| comment| author\n"
+    rows += "".join(f"0.jpg| {n}| text {n}| {'me' if n else ''}\n" for n in range(5))
 
     [record] = read_source(a_tree(tmp_path, {"a.csv": rows + "\n"}) / "a.csv")
 
     assert isinstance(record, Record)
     assert [text.text for text in record.texts] == [f"text {n}" for n in range(5)]
     assert (record.key, Path(str(record.image)).name) == ("0.jpg", "0.jpg")
+    assert {name: str(value).strip() for name, value in record.metadata.items()} == {
+        "comment_number": "0",
+        "author": "me",
+    }
+    assert [name for name, _ in record.dropped] == ["comment_number"]  # once, and not once a row
+
+
+@pytest.mark.parametrize(
+    ("file", "remedy"),
+    [
+        ("captions.txt", "ingest the folder: {}"),
+        ("results.token", "ingest the folder: {}"),
+        ("annotations/captions_val2017.json", "ingest the folder: {}"),
+        ("00000.tar", "unpack it, and ingest the folder"),
+        ("a.png", "ingest its folder: {}"),
+        ("notes.txt", "name a folder of images, or a manifest"),
+    ],
+)
+def test_a_file_that_is_no_source_is_named_with_what_to_ingest(tmp_path: Path, file: str, remedy: str):
+    with pytest.raises(BadSource, match=re.escape(remedy.format(tmp_path))):
+        read_source(a_tree(tmp_path, {file: "x"}) / file)
 
 
 def test_columns_are_mapped_by_name(tmp_path: Path):
