@@ -5,21 +5,29 @@ from itertools import islice
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from embedding.images.decode import BadImage
+from embedding.images.preparation import Downscale
+from embedding.images.worker_pool import Workers
 from flows.config.settings import Settings
+from flows.ingestion.batches import FetchedBatch
 from flows.ingestion.missing_items import DeleteDecision, DeleteLimit, MissingItems, decide, keep_missing
 from flows.ingestion.pipeline import find_missing
 from flows.ingestion.report import IngestReport
 from flows.ingestion.request import EmptySource, Request
 from flows.ingestion.run_state import RunState, TooManyRejects, check_rejects, check_rows_read
-from flows.ingestion.source_batches import BatchSize, look_up, plan_rows, read_batches
+from flows.ingestion.source_batches import BatchSize, IngestRun, look_up, plan_rows, read_batches
 from storage import qdrant
 from storage.postgres import model_registry
 
+CHECKED_SIDE = 16
+"""Of the image that a worker hands back; the pixels are not used."""
+
 
 def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestReport:
-    """Report the changes of an ingest, without decoding images or writing.
+    """Report the changes of an ingest, without writing.
 
-    All statements run in one transaction that is rolled back, and no model is loaded.
+    New images are decoded, so that the rejects are those of the ingest. All statements run in one
+    transaction that is rolled back, and no model is loaded.
     """
     with Session(engine) as session:
         state = simulate(session, settings, request)
@@ -38,13 +46,31 @@ def simulate(session: Session, settings: Settings, request: Request) -> RunState
     run = request.new_run(request.source(session), collection, settings)
     state = RunState(run, keeps_excluded=request.delete_missing and not request.yes)
     wanted = islice(state.count_rows(rows), request.limit)
-    for batch in read_batches(run, wanted, BatchSize(settings.batch_size, settings.batch_size)):
-        state.done += plan_rows(session, run, look_up(session, run, batch)).as_report()
+    with Workers(Downscale(CHECKED_SIDE), settings.decode_workers) as workers:
+        for batch in read_batches(run, wanted, BatchSize(settings.batch_size, settings.batch_size)):
+            known = look_up(session, run, batch)
+            state.done += plan_rows(session, run, known, _bad_images(run, known, workers)).as_report()
     if request.delete_missing:
         state.decision = _decision(find_missing(session, run), request, state, settings)
         state.extra["deleted"] = state.decision.deletes
         state.extra["not_deleted"] = state.decision.leaves
     return state
+
+
+def _bad_images(run: IngestRun, batch: FetchedBatch, workers: Workers) -> dict[str, BadImage]:
+    """Decode the new images of a batch; return the errors by SHA-256."""
+    decoding = {
+        one.sha256: workers.submit(one.data, name=one.record.place)
+        for one in batch.records
+        if one.data is not None and one.sha256 and batch.needs_embedding(one.item_id(run.source), one)
+    }
+    errors = {}
+    for sha256, decoded in decoding.items():
+        try:
+            decoded.result()
+        except BadImage as error:
+            errors[sha256] = error
+    return errors
 
 
 def _decision(missing: MissingItems, request: Request, state: RunState, settings: Settings) -> DeleteDecision:

@@ -471,6 +471,37 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(deps: Deps, setting
     assert [rows_of(deps, table) for table in ("items", "marks", "runs", "rejects", "seen")] == before
 
 
+def test_a_dry_run_and_the_run_agree(deps: Deps, settings: Settings, tmp_path: Path):
+    lenient = settings.model_copy(update={"max_reject_share": 1.0})
+    folder = a_folder(tmp_path / "shop", {"a.png": png("red"), "b.png": png("red"), "bad.png": b"none"})
+    rows = [
+        *({"key": "a", "text": "red"}, {"key": "a", "text": "blue"}, {"text": ""}),
+        *({"key": "b", "image": "shop/bad.png"}, {"key": "b", "text": "green"}),
+    ]
+    manifest = a_manifest(tmp_path / "rows.jsonl", rows)
+    captions = ["shop/a.png,one", "shop/a.png,two", "shop/bad.png,one", "shop/bad.png,two", "shop/no.png,one"]
+    table = a_folder(tmp_path, {"captions.csv": "image,caption\n" + "\n".join(captions)}) / "captions.csv"
+
+    def planned_and_done(source: Path) -> list[tuple[object, ...]]:
+        request = Request(source, delete_missing=True)
+        reports = dry_run(deps.engine, lenient, request), ingest_source(deps, lenient, request)
+        return [
+            (one.read, one.unchanged, one.embedded, one.updated, one.deleted, one.not_deleted, one.reasons)
+            for one in reports
+        ]
+
+    for source in (folder, manifest, table):
+        planned, done = planned_and_done(source)
+        assert planned == done
+    (folder / "a.png").unlink()
+    (folder / "b.png").write_bytes(b"none")
+    manifest.write_text(manifest.read_text().split("\n", 2)[2])
+    table.write_text("image,caption\nshop/b.png,one\nshop/b.png,two\n")
+    for source in (folder, manifest, table):
+        planned, done = planned_and_done(source)
+        assert planned == done
+
+
 def test_a_step_that_is_tried_again_is_not_its_own_duplicate(deps: Deps, settings: Settings):
     collection = open_collection(deps, settings)
     run = IngestRun(uuid4(), "test", collection, ("en",), Limits(10**6, 5))
