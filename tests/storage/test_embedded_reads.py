@@ -215,6 +215,15 @@ GROUPINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("limit", [1, 3, 7, 40, N])
+def test_values_of_equal_count_are_in_their_order(both: Both, limit: int):
+    for key in ("unique", "tag", "n"):
+        hits = facet(models.FacetRequest(key=key, limit=limit, exact=True), both.target).hits
+
+        expected = both.local.facet("points", key, limit=limit, exact=True).hits
+        assert [(hit.value, hit.count) for hit in hits] == [(hit.value, hit.count) for hit in expected]
+
+
 @pytest.mark.parametrize("name", GROUPINGS)
 def test_groups_are_the_best_and_hold_their_best(both: Both, name: str):
     asked = GROUPINGS[name]

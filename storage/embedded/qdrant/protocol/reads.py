@@ -19,6 +19,7 @@ from storage.embedded.qdrant.protocol.scoring import order_by
 from storage.embedded.qdrant.protocol.vectors import point_id, rest_id
 
 DEFAULT_LIMIT = 10
+FACET_GROWTH = 8
 
 
 def retrieve(request: models.PointRequest, target: Target) -> list[models.Record]:
@@ -90,9 +91,22 @@ def facet(request: models.FacetRequest, target: Target) -> models.FacetResponse:
     if limit < 1:
         raise RequestError(f"limit value {limit} is invalid, must be 1 or larger")
     with engine_errors():
-        where = to_filter(request.filter, target.spaces.fields)
-        most = min(limit, MAX_RESULTS + 1)  # a point may have many values: their number is not known before
-        hits = target.shard.facet(edge.FacetRequest(request.key, most, request.exact or False, where)).hits
+        hits = _facet_hits(request, limit, target)[:limit]
     if len(hits) > MAX_RESULTS:
         raise TooLarge(f"the field has more than {MAX_RESULTS:,} values; request fewer")
     return models.FacetResponse(hits=[models.FacetValueHit(value=hit.value, count=hit.count) for hit in hits])
+
+
+def _facet_hits(request: models.FacetRequest, limit: int, target: Target) -> list[edge.FacetHit]:
+    """Return at least `limit` values, by count and then by value.
+
+    Of values with equal counts the engine returns any: all that have the count of the last one are read.
+    """
+    where, exact = to_filter(request.filter, target.spaces.fields), request.exact or False
+    most = min(limit, MAX_RESULTS) + 1  # a point may have many values: their number is not known before
+    while True:
+        hits = target.shard.facet(edge.FacetRequest(request.key, most, exact, where)).hits
+        is_cut = len(hits) == most and hits[-1].count == hits[min(limit, most) - 1].count
+        if not is_cut or most > MAX_RESULTS:
+            return sorted(hits, key=lambda hit: (-hit.count, hit.value))
+        most = min(most * FACET_GROWTH, MAX_RESULTS + 1)
