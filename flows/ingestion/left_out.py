@@ -1,17 +1,19 @@
 """Count and name the ignored files and fields of an ingest."""
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from os.path import splitext
 from typing import Any
 
 from storage.records import Ignored, Record
-from storage.sources.ignored_reasons import NOTES
+from storage.sources.ignored_reasons import IGNORED_REASONS, NOTES
 
 MAX_NAMED = 100
 MAX_KINDS = 50
 """Suffixes counted by name for one reason; the others are counted together."""
 
+MAX_SUFFIXES = 8
 OTHERS = "others"
 
 
@@ -44,6 +46,19 @@ class LeftOut:
     def _count(self, reason: str, kind: str) -> None:
         found = self.kinds.setdefault(reason, Counter())
         found[kind if kind in found or len(found) < MAX_KINDS else OTHERS] += 1
+
+
+def lines_of_ignored(left_out: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each reason, with counts by suffix.
+
+    >>> list(lines_of_ignored({"kinds": {"archive": {".tar": 2}}}))
+    ['archive: 2 .tar (archives; unpack them and ingest the folder)']
+    """
+    for reason, kinds in left_out.get("kinds", {}).items():
+        shown = ", ".join(f"{count:,} {kind}" for kind, count in list(kinds.items())[:MAX_SUFFIXES])
+        more = sum(list(kinds.values())[MAX_SUFFIXES:])
+        rest = f", {more:,} others" if more else ""
+        yield f"{reason}: {shown}{rest} ({IGNORED_REASONS.get(reason, reason)})"
 
 
 def suffix_of(place: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from embedding.pipeline import Clock
-from flows.ingestion.left_out import LeftOut
+from flows.ingestion.left_out import LeftOut, lines_of_ignored
 from flows.ingestion.missing_items import DeleteDecision, SourceCoverage
 from flows.ingestion.report import COUNTS, BatchReport, IngestReport, as_report
 from flows.ingestion.request import EmptySource, Request, RowSelection
@@ -127,7 +127,8 @@ def check_rows_read(report: IngestReport, request: Request) -> None:
         EmptySource: nothing was read.
     """
     if not report.read:
-        raise EmptySource(f"{request.location}: no record in it; is it the right folder or file?")
+        ignored = "".join(f"; {line}" for line in lines_of_ignored(report.left_out))
+        raise EmptySource(f"{request.location}: no record in it; is it the right folder or file?{ignored}")
 
 
 def check_rejects(report: IngestReport, max_share: float) -> None:

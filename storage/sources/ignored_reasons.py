@@ -8,7 +8,7 @@ IGNORED_REASONS: Mapping[str, str] = MappingProxyType(
         "not_an_image": "neither images nor beside one",
         "vector_image": "vector graphics; export them as PNG",
         "unused_text": "texts or metadata that belong to no image; give them the name of theirs",
-        "captions_not_understood": "captions or tables in no known layout; ingest them as a manifest",
+        "captions_not_understood": "captions or tables in no known layout; ingest each as a manifest",
         "missing_image": "captions of images that are not there",
         "archive": "archives; unpack them and ingest the folder",
         "hidden": "names that begin with a dot",

@@ -301,8 +301,11 @@ def test_an_empty_source_is_an_error_and_deletes_nothing(deps: Deps, settings: S
     folder = a_folder(tmp_path / "shop", {"a.png": png("red")})
     ingest(deps, settings, folder)
     (folder / "a.png").unlink()
+    (folder / "train.parquet").write_bytes(b"PAR1")
 
-    with pytest.raises(EmptySource, match="is it the right folder"):
+    with pytest.raises(
+        EmptySource, match=r"is it the right folder .*1 \.parquet .*ingest each as a manifest"
+    ):
         ingest(deps, settings, folder, delete_missing=True)
 
     assert points(deps) == 1

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from flows.cli.tables.format import busy_line, table_of
+from flows.ingestion.left_out import lines_of_ignored
 from flows.ingestion.report import COUNTS, IngestReport, as_sentences
 from flows.tracking.text import count_of
 from storage.postgres.rejects import Reject
-from storage.sources.ignored_reasons import IGNORED_REASONS
 
 if TYPE_CHECKING:  # a command need not wait for what it does not use
     from flows.datasets.near_duplicates import DuplicateGroups
     from flows.ingestion.retry_rejects import RetryReport
     from flows.maintenance.delete import Receipt
     from flows.search.query import Results
-
-
-MAX_SUFFIXES = 8
 
 
 def of_ingest(report: IngestReport) -> RenderableType:
@@ -50,15 +47,6 @@ def of_ingest(report: IngestReport) -> RenderableType:
     rates, advice = as_sentences(report.speed)
     done = f"{report.outcome} in {report.seconds:.1f} s: {rates}"
     return Group(table, *(Text(line) for line in (*kept, done, busy_line(report.speed.busy), advice)))
-
-
-def lines_of_ignored(left_out: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each reason, with counts by suffix."""
-    for reason, kinds in left_out.get("kinds", {}).items():
-        shown = ", ".join(f"{count:,} {kind}" for kind, count in list(kinds.items())[:MAX_SUFFIXES])
-        more = sum(list(kinds.values())[MAX_SUFFIXES:])
-        rest = f", {more:,} others" if more else ""
-        yield f"{reason}: {shown}{rest} ({IGNORED_REASONS.get(reason, reason)})"
 
 
 def of_ignored(sources: Mapping[str, Mapping[str, Any]]) -> RenderableType:
