@@ -53,7 +53,10 @@ class Status:
     """The last ingest with a measured speed, which is in its counts."""
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        document = asdict(self)
+        if document["collection"] is not None:
+            del document["collection"]["indexed_only"]  # a limit of the server, not a property of the stores
+        return document
 
 
 def read_status(settings: Settings) -> Status:

@@ -101,7 +101,10 @@ def test_status_and_rejects_are_the_same(recorded: dict[str, Any]):
 
     for name in ("items", "points", "collection", "rejects", "shared_pictures"):
         assert status[name] == before[name], name
-    assert before["runs"][0] in status["runs"]  # a backup came after it
+    ingest = before["runs"][0]
+    [now] = [run for run in status["runs"] if run["id"] == ingest["id"]]  # a backup came after it
+    assert {name: now[name] for name in ingest} == ingest
+    assert now.keys() - ingest.keys() == {"acknowledged"}
     assert said("rejects") == recorded["rejects"]
 
 
