@@ -16,7 +16,7 @@ IGNORED_REASONS: Mapping[str, str] = MappingProxyType(
         "link_to_folder": "links to folders; SIGHTLINE_LINKS_WITHIN follows them",
         "link_loop": "links to a folder that is read already",
         "link_outside": "links that lead out of SIGHTLINE_LINKS_WITHIN",
-        "metadata_field": "metadata fields that cannot be stored; their records are kept",
+        "metadata_field": "metadata fields that cannot be stored, or differ between rows; records are kept",
         "encoding": "files in another encoding than UTF-8, which was detected; check a few texts",
     }
 )
