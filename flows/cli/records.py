@@ -80,6 +80,7 @@ def ingest(
     settings = load_settings()
     from flows.cli.tables.records import of_ingest
     from flows.ingestion.dry_run import dry_run as count_changes
+    from flows.ingestion.dry_run import failure_of
     from flows.ingestion.request import Request
     from flows.ingestion.run_state import LimitExceeded
     from flows.orchestration.jobs import ingest as jobs
@@ -103,6 +104,8 @@ def ingest(
         with open_catalog(settings) as engine:
             report = count_changes(engine, settings, request)
         print_out(report.as_json(), as_json, lambda: of_ingest(report))
+        if failure := failure_of(report, settings, request):
+            click.echo(f"The ingest would fail with: {failure}", err=True)
         return
     try:
         report = run_job(

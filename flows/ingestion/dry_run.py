@@ -35,6 +35,17 @@ def dry_run(engine: Engine, settings: Settings, request: Request) -> IngestRepor
     return state.report("dry run")
 
 
+def failure_of(report: IngestReport, settings: Settings, request: Request) -> str | None:
+    """Return the error that the ingest would end with."""
+    try:
+        if request.is_whole:
+            check_rows_read(report, request)
+            check_rejects(report, settings.max_reject_share)
+    except (EmptySource, TooManyRejects) as error:
+        return str(error)
+    return None
+
+
 def simulate(session: Session, settings: Settings, request: Request) -> RunState:
     """Compare a source with the catalog, in the transaction of `session`.
 

@@ -13,7 +13,7 @@ from embedding.images.worker_pool import Workers
 from embedding.pipeline import Clock
 from flows.config.settings import BadSettings, Limits, Qdrant, Settings
 from flows.ingestion import pipeline, request
-from flows.ingestion.dry_run import dry_run
+from flows.ingestion.dry_run import dry_run, failure_of
 from flows.ingestion.image_cache import ImageCache
 from flows.ingestion.pipeline import ingest_source
 from flows.ingestion.report import IngestReport
@@ -503,6 +503,19 @@ def test_a_dry_run_and_the_run_agree(deps: Deps, settings: Settings, tmp_path: P
     for source in (folder, manifest, table):
         planned, done = planned_and_done(source)
         assert planned == done
+
+
+def test_a_dry_run_names_the_error_with_which_the_run_ends(deps: Deps, settings: Settings, tmp_path: Path):
+    strict = settings.model_copy(update={"max_reject_share": 0.1})
+    bad = Request(a_folder(tmp_path / "bad", {"a.png": png("red"), "b.png": b"none"}))
+    empty = Request(a_folder(tmp_path / "empty", {"a.doc": "none"}))
+
+    for asked, error in ((bad, TooManyRejects), (empty, EmptySource)):
+        planned = failure_of(dry_run(deps.engine, strict, asked), strict, asked)
+        with pytest.raises(error) as done:
+            ingest_source(deps, strict, asked)
+        assert planned == str(done.value)
+    assert failure_of(dry_run(deps.engine, settings, Request(tmp_path)), settings, Request(tmp_path)) is None
 
 
 def test_a_step_that_is_tried_again_is_not_its_own_duplicate(deps: Deps, settings: Settings):
