@@ -58,12 +58,13 @@ def table(columns: Sequence[str], rows: Sequence[Row], numbers: int = 0) -> None
     """
     with table_body(columns, numbers):
         for row in rows:
-            table_row(row, numbers)
+            table_row(row, numbers, columns)
 
 
 def table_body(columns: Sequence[str], numbers: int = 0) -> ui.element:
     """Show the headings of a table; return the element for its rows."""
-    with ui.element("div").classes("sl-scroll"), ui.element("table").classes("sl-table"):
+    kind = "sl-table sl-stacking" if len(columns) > 2 else "sl-table"
+    with ui.element("div").classes("sl-scroll"), ui.element("table").classes(kind):
         if any(columns):
             with ui.element("thead"), ui.element("tr"):
                 for place, column in enumerate(columns):
@@ -72,16 +73,22 @@ def table_body(columns: Sequence[str], numbers: int = 0) -> ui.element:
         return ui.element("tbody")
 
 
-def table_row(row: Row, numbers: int = 0) -> ui.element:
-    """Show a row of a table."""
+def table_row(row: Row, numbers: int = 0, columns: Sequence[str] = ()) -> ui.element:
+    """Show a row of a table.
+
+    Args:
+        columns: headings, which a narrow screen shows beside each cell.
+    """
     with ui.element("tr") as shown:
         for place, cell in enumerate(row):
             kind = "sl-number" if place >= len(row) - numbers else ""
             if callable(cell):
-                with ui.element("td").classes(kind):
+                with ui.element("td").classes(kind) as made:
                     cell()
             else:
-                TextElement(tag="td", text=cell).classes(kind)
+                made = TextElement(tag="td", text=cell).classes(kind)
+            if len(columns) > 2 and columns[place]:
+                made.props["data-column"] = columns[place]
     return shown
 
 

@@ -312,10 +312,25 @@ def test_images_reach_a_browser_small_encoded_anew_and_with_a_tag(running: Runni
     assert whole.headers["etag"] != first.headers["etag"]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, scheme: str):
+def is_within_its_frame(page: Page) -> bool:
+    """Whether the image of a record is whole within the plate around it."""
+    image, plate = (page.locator(one).bounding_box() for one in (".sl-plate img", ".sl-plate"))
+    assert image is not None
+    assert plate is not None
+    return all(
+        plate[at] <= image[at] and image[at] + image[size] <= plate[at] + plate[size]
+        for at, size in (("x", "width"), ("y", "height"))
+    )
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("light", (3000, 60)), ("dark", (60, 3000))])
+def test_it_fits_a_phone_in_both_themes(
+    browser: Browser, running: Running, scheme: str, size: tuple[int, int]
+):
     phone = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
     sign_in(phone.context, running)
+    large = encoded(noise(size), "PNG")
+    phone.route("**/pictures/*", lambda route: route.fulfill(body=large, content_type="image/png"))
     for name, address, seen in (
         ("search", "/search?q=a+red+square&where=source%3Dshop", "3 images"),
         ("record", f"/records/{RED}", "sightline duplicates --near"),
@@ -325,4 +340,5 @@ def test_it_fits_a_phone_in_both_themes(browser: Browser, running: Running, sche
         loaded(phone)
         assert phone.evaluate("document.documentElement.scrollWidth") <= 390
         phone.screenshot(path=SHOTS / f"phone_{name}_{scheme}.png", full_page=True)
+    assert is_within_its_frame(phone)
     phone.close()

@@ -6,6 +6,7 @@ from functools import partial
 
 from nicegui import ui
 
+from flows.console.components.run_card import stage_text
 from flows.console.format import duration, moment
 from flows.console.widgets import Row, heading, outcome, table
 from storage.postgres.runs import Run
@@ -15,16 +16,12 @@ def show_progress(one: Run, now: datetime) -> None:
     """Show the progress of a run."""
     with ui.element("section").classes("sl-sheet sl-note").props('role="status"'):
         progress = one.progress
-        if progress is None:
-            ui.label(f"{one.flow} is starting")
-            return
-        parts = [f"{one.flow}: {progress.stage}"]
-        if progress.total:
-            parts.append(f"{progress.done:,} of {progress.total:,}")
-        if (left := progress.remaining_s(now)) is not None and progress.total:
-            parts.append(f"about {duration(left)} left")
-        ui.label(", ".join(parts))
-        if progress.total:
+        left = None if progress is None else progress.remaining_s(now)
+        ui.label(
+            f"{one.flow}: {stage_text(progress, ', ')}"
+            + ("" if left is None else f", about {duration(left)} left")
+        )
+        if progress is not None and progress.total:
             ui.linear_progress(min(1.0, progress.done / progress.total), show_value=False).props("rounded")
 
 

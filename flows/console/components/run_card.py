@@ -12,7 +12,7 @@ from flows.console.context import ConsoleContext
 from flows.console.format import ago, duration
 from flows.console.keyed_list import KeyedList
 from flows.console.widgets import confirm, run_action
-from storage.postgres.runs import Run
+from storage.postgres.runs import Run, StageProgress
 
 QUIET_S = 60
 """A run without a progress report for so long shows the time of its last one."""
@@ -61,17 +61,33 @@ class RunCard:
 
     def _progress(self, run: Run, now: datetime) -> None:
         progress = run.progress
-        self._bar.props.set_bool("indeterminate", progress is None or not progress.total)
+        self._bar.visible = progress is not None and bool(progress.total)
+        self._stage.text, self._left.text = stage_text(progress), ""
         if progress is None:
-            self._stage.text, self._left.text = "starting", ""
             return
-        of_total = f" of {progress.total:,}" if progress.total else ""
-        self._stage.text = f"{progress.stage}: {progress.done:,}{of_total}"
         self._bar.value = min(1.0, progress.done / progress.total) if progress.total else 0.0
         self._bar.props["aria-label"] = self._stage.text
         left, quiet = progress.remaining_s(now), (now - progress.at).total_seconds() > QUIET_S
         last_reported = f"last report {ago(progress.at, now)}" if quiet else ""
         self._left.text = last_reported or ("" if left is None else f"about {duration(left)} left")
+
+
+def stage_text(progress: StageProgress | None, between: str = ": ") -> str:
+    """Return the stage of a run and its count, without a total where none is known.
+
+    >>> at = datetime.now().astimezone()
+    >>> stage_text(StageProgress("embed", 1200, 4000, at, 0, at))
+    'embed: 1,200 of 4,000'
+    >>> stage_text(StageProgress("embed", 1200, 0, at, 0, at))
+    'embed: 1,200 so far'
+    >>> stage_text(StageProgress("verify", 0, 0, at, 0, at))
+    'verify'
+    """
+    if progress is None:
+        return "starting"
+    if progress.total:
+        return f"{progress.stage}{between}{progress.done:,} of {progress.total:,}"
+    return f"{progress.stage}{between}{progress.done:,} so far" if progress.done else progress.stage
 
 
 def _stages(taken: Sequence[tuple[str, float]]) -> ui.element:

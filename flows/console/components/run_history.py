@@ -188,7 +188,7 @@ def _row(run: Run) -> ui.element:
         *(count(run, name) for name in ("read", "embedded", "rejected")),
         "–" if run.ended is None else records_per_second(run, run.ended),
     ]
-    return table_row(row, NUMBERS)
+    return table_row(row, NUMBERS, COLUMNS)
 
 
 def link_to(run: Run) -> None:

@@ -6,16 +6,16 @@ from functools import partial
 from nicegui import ui
 from starlette.requests import Request
 
+from flows.console.components.acknowledge import acknowledge_button
 from flows.console.components.health import LITTLE_DISK, STALE_S, show_health
 from flows.console.components.run_card import title_of
 from flows.console.components.stage_bar import records_per_second
 from flows.console.context import ConsoleContext
 from flows.console.format import ago, duration, share
 from flows.console.layout import PATIENCE_S, frame
-from flows.console.widgets import Row, heading, hidden_title, outcome, problem, run_action, table, tile
+from flows.console.widgets import Row, heading, hidden_title, outcome, problem, table, tile
 from flows.service.observer import CatalogStatus, Observation
 from flows.tracking.text import count_of
-from storage.postgres import runs
 from storage.postgres.runs import Run
 from storage.postgres.statistics import HEADLINE, Day
 
@@ -103,25 +103,11 @@ def _failed(context: ConsoleContext, failed: tuple[Run, ...], now: datetime) -> 
                 partial(ui.link, title_of(run), f"/runs/{run.id}"),
                 ago(run.ended, now),
                 run.error or run.outcome,
-                partial(_acknowledge_button, context, run),
+                partial(acknowledge_button, context, run),
             ]
             for run in failed
         ]
         table(("flow", "ended", "error", ""), rows)
-
-
-def _acknowledge_button(context: ConsoleContext, run: Run) -> None:
-    async def acknowledge() -> None:
-        if await run_action(context, partial(_acknowledge, context, run), f"{title_of(run)}: acknowledged"):
-            button.disable()
-
-    button = ui.button("Acknowledge", on_click=acknowledge).props("outline dense no-caps")
-    button.props["aria-label"] = f"Acknowledge the failure of {title_of(run)}"
-
-
-def _acknowledge(context: ConsoleContext, run: Run) -> None:
-    with context.backend.sessions() as sessions, sessions.begin() as session:
-        runs.acknowledge(session, str(run.id))
 
 
 def _last_runs(last_runs: tuple[Run, ...], now: datetime) -> None:

@@ -10,6 +10,7 @@ from uuid import UUID
 from nicegui import ui
 from starlette.requests import Request
 
+from flows.console.components.acknowledge import acknowledge_button
 from flows.console.components.run_card import RunCard, confirm_cancel, title_of
 from flows.console.components.run_log_view import RunLog
 from flows.console.components.run_snapshot import RunWatcher, name_of
@@ -59,7 +60,7 @@ def add_page(context: ConsoleContext, watch: RunWatcher) -> None:
             if found.ended is None:
                 _show_progress(context, watch, found)
                 return
-            show(found)
+            show(context, found)
             log = RunLog(context, found)
             ui.timer(0, log.read, once=True)
 
@@ -96,7 +97,7 @@ def _show_progress(context: ConsoleContext, watch: RunWatcher, run: Run) -> None
             shown.visible = is_running
             if is_running:
                 card.show(found, snapshot)
-            ended.show([] if is_running else [("ended", found.outcome, partial(_shown, found))])
+            ended.show([] if is_running else [("ended", found.outcome, partial(_shown, context, found))])
             if found.ended is not None and snapshot.at - found.ended > SETTLES:
                 timer.deactivate()
         await log.read()
@@ -104,19 +105,21 @@ def _show_progress(context: ConsoleContext, watch: RunWatcher, run: Run) -> None
     timer = ui.timer(REFRESH_S, refresh)
 
 
-def _shown(run: Run) -> ui.element:
+def _shown(context: ConsoleContext, run: Run) -> ui.element:
     with ui.element("div").classes("sl-column") as everything:
-        show(run)
+        show(context, run)
     return everything
 
 
-def show(run: Run) -> None:
+def show(context: ConsoleContext, run: Run) -> None:
     """Show the record of a run that has ended."""
     now = datetime.now(UTC)
-    if run.error is not None:
-        with ui.element("section").classes("sl-sheet " + ("sl-problem" if run.outcome in FAILURES else "")):
+    has_failed = run.outcome in FAILURES
+    if run.error is not None or has_failed:
+        with ui.element("section").classes("sl-sheet " + ("sl-problem" if has_failed else "")):
             heading("Why it ended")
-            ui.label(run.error).classes("sl-code")
+            ui.label(run.error or run.outcome).classes("sl-code")
+            acknowledge_button(context, run)
     with ui.element("div").classes("sl-two"):
         with ui.element("section").classes("sl-sheet"):
             heading("Run")
