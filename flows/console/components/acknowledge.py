@@ -12,7 +12,7 @@ from storage.postgres.runs import FAILURES, Run
 
 
 def acknowledge_button(context: ConsoleContext, run: Run) -> None:
-    """Show a button that acknowledges a failed run, or that it is acknowledged."""
+    """Show a button that acknowledges a failed run, or its state."""
     if run.outcome not in FAILURES:
         return
     if run.acknowledged is not None:

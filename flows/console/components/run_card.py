@@ -73,7 +73,9 @@ class RunCard:
 
 
 def stage_text(progress: StageProgress | None, between: str = ": ") -> str:
-    """Return the stage of a run and its count, without a total where none is known.
+    """Return the stage of a run and its count.
+
+    A total is there where one is known.
 
     >>> at = datetime.now().astimezone()
     >>> stage_text(StageProgress("embed", 1200, 4000, at, 0, at))
