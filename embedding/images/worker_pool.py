@@ -97,6 +97,7 @@ class Pool:
         self._turn = threading.Lock()
         self._idle: list[_Worker] = []
         self.started: list[_Worker] = []
+        self._is_over = False
 
     def prepare(
         self, preparation: Preparation, data: bytes, *, name: str, wait_s: float | None = None
@@ -147,6 +148,14 @@ class Pool:
         for worker in ending:
             worker.close()
 
+    def kill(self) -> None:
+        """Kill all processes for good, while threads may wait for them."""
+        with self._turn:
+            self._is_over = True
+            ending, self.started, self._idle = self.started, [], []
+        for worker in ending:
+            worker.kill()
+
     @contextmanager
     def _leased(self, preparation: Preparation, wait_s: float | None) -> Iterator["_Worker"]:
         """Yield a worker with `preparation`; discard it after a failure."""
@@ -176,8 +185,11 @@ class Pool:
                 return self._idle.pop()
         worker = _Worker(self._niceness)
         with self._turn:
-            self.started.append(worker)
-        return worker
+            if not self._is_over:
+                self.started.append(worker)
+                return worker
+        worker.kill()
+        raise WorkersFailed("the process is to stop")
 
     def _put_back(self, worker: "_Worker") -> None:
         with self._turn:
@@ -236,7 +248,9 @@ class Workers:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         is_stop = kind is not None and not issubclass(kind, Exception | GeneratorExit)
         self._threads.shutdown(wait=not is_stop, cancel_futures=True)
-        if self._own is not None and not is_stop:  # at a stop, the processes end with their pipes
+        if self._own is not None and is_stop:
+            self._own.kill()
+        elif self._own is not None:
             self._own.close()
 
     @property
@@ -319,9 +333,13 @@ class _Worker:
     def close(self) -> None:
         """End the process."""
         self._connection.close()
+        self.kill()
+        self._memory.close()
+
+    def kill(self) -> None:
+        """Kill the process; a thread that waits for it gets `WorkerExit`."""
         self._process.kill()
         self._process.wait()
-        self._memory.close()
 
     def _begin(self, *messages: Any) -> None:
         try:
