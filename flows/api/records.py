@@ -120,6 +120,8 @@ def record_routes(backend: Backend, authenticator: KeyAuthenticator) -> APIRoute
         A record must match all given conditions. It stays deleted when it is sent again, unless the request
         says `revive`. A key without `admin` deletes no whole sources, and few records at once.
         """
+        if len(request.query_params.getlist("source")) > 1:
+            raise unprocessable([Flaw(where="query.source", why="give one source a request")])
         payload = _deletion(key, source, where)
         if payload.is_whole_source:
             require_scope(caller, "admin")

@@ -52,7 +52,7 @@ def create_key(
 @as_json_option
 def list_keys(as_json: bool) -> None:
     """List all keys, active ones first."""
-    settings = existing_settings()
+    settings = existing_settings(index=False)
     from sqlalchemy.orm import Session
 
     from flows.cli.tables.servers import of_keys
@@ -71,7 +71,7 @@ def revoke_key(name: str) -> None:
 
     Requests that were accepted from it are still carried out.
     """
-    settings = existing_settings()
+    settings = existing_settings(index=False)
     from sqlalchemy.orm import Session
 
     from flows.resources.connections import open_catalog

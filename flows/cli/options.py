@@ -44,10 +44,13 @@ class NoDataDirectory(NotFound):
     """Report a data directory that does not exist."""
 
 
-def existing_settings() -> Settings:
+def existing_settings(*, index: bool = True) -> Settings:
     """Read the settings of a data directory that exists.
 
     A command that only reads or changes stored data would make an empty one at a mistyped path.
+
+    Args:
+        index: whether the command uses Qdrant as well.
 
     Raises:
         NoDataDirectory: an embedded store is to be used, and there is none.
@@ -55,9 +58,9 @@ def existing_settings() -> Settings:
     from storage.embedded.postgres.server import has_postgres
 
     settings = load_settings()
-    own_index = settings.qdrant.url is None
-    found = settings.home.is_dir() if settings.database_url else has_postgres(settings.home)
-    if not found and (own_index or settings.database_url is None):
+    has_rows = settings.database_url is not None or has_postgres(settings.home)
+    has_index = not index or settings.qdrant.url is not None or settings.home.is_dir()
+    if not (has_rows and has_index):
         raise NoDataDirectory(
             f"there is no data directory at {settings.home.absolute()}; set SIGHTLINE_HOME to the path of "
             "yours, or make one here with: sightline ingest SOURCE"

@@ -51,6 +51,7 @@ def search(
     """
     if text == "" or (text is None and image is None):
         raise click.UsageError("give a TEXT, --image FILE, or both")
+    conditions = pairs(where)
     settings = existing_settings()
     from flows.cli.tables.records import of_results
     from flows.cli.unknown_fields import warn_of_unknown_fields
@@ -66,7 +67,7 @@ def search(
         find=chosen,
         limit=limit,
         min_score=min_score,
-        where=pairs(where),
+        where=conditions,
         oversampling=settings.qdrant.oversampling,
     )
     with open_search(settings) as deps:

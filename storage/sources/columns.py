@@ -44,7 +44,7 @@ def columns_of(names: Sequence[str], mapped: Sequence[tuple[str, str]] = ()) -> 
     Mapped columns count first, then the content's own names in any case, then the known layouts.
 
     >>> columns_of(["URL", "TEXT", "width"])
-    Columns(contents={'URL': 'image', 'TEXT': 'text'}, key_is_image=True)
+    Columns(contents={'TEXT': 'text', 'URL': 'image'}, key_is_image=True)
     """
     contents = {column: content for content, column in mapped if column in names}
     lower = {name.strip().lower(): name for name in reversed(names)}

@@ -168,7 +168,7 @@ def test_the_page_counts_the_faults_that_are_tried():
     tried = (len(set(each) & set(OFTEN)) for each in points)
     kills = ", ".join(f"{many} of {name}" for many, name in zip(tried, names, strict=True))
     assert f"{kills} | {len(OFTEN)} points |" in STORES_PAGE
-    stays, comes_back = len(test_proxy.OFTEN), breaks * test_proxy.SEEDS - len(test_proxy.OFTEN)
+    stays, comes_back = len(test_proxy.STAYING), len(test_proxy.RETURNING)
     assert f"for a second, in the middle of an ingest | {comes_back} times |" in STORES_PAGE
     assert f"the next one finishes | {stays} times |" in STORES_PAGE
     assert f"| {len(test_servers.FIND) * test_servers.SEEDS} times |" in STORES_PAGE

@@ -100,7 +100,7 @@ def fill_workshop(running: Running) -> None:
     folder = running.folder
     scenes = range(24)
     a_folder(folder / "set", {f"{n}.png": encoded(noise((40 + n, 32)), "PNG") for n in scenes})
-    a_folder(folder / "stock", {"twin.png": png("red"), "torn.png": b"no picture"})
+    a_folder(folder / "stock", {"twin.png": png("red"), "other.png": png("blue"), "torn.png": b"no picture"})
     sources = {
         "set/set.jsonl": [
             {"key": str(n), "image": f"{n}.png", "texts": [f"scene {n}", f"view {n}"]} for n in scenes
@@ -109,7 +109,7 @@ def fill_workshop(running: Running) -> None:
             {"key": "first", "image": "first.png", "text": "<b>not bold</b>"},
             {"key": "second", "image": "second.png"},
             {"key": "twin", "image": "twin.png", "text": "one of two"},
-            {"key": "twin", "image": "twin.png", "text": "the other"},
+            {"key": "twin", "image": "other.png", "text": "the other"},
             {"key": "torn", "image": "torn.png"},
         ],
         "bulk/bulk.jsonl": [{"text": f"row {n}"} for n in range(30)],

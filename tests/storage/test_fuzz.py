@@ -17,7 +17,7 @@ from flows.config.settings import Limits
 from flows.ingestion.batches import FetchedRecord
 from flows.ingestion.source_batches import IngestRun, fetch_row
 from storage.qdrant import Collection
-from storage.records import Record, Rejected
+from storage.records import Ignored, Record, Rejected
 from storage.sources import BadSource, read_source
 
 EXAMPLES = 150
@@ -81,7 +81,7 @@ def test_each_line_of_any_jsonl_is_a_record_or_a_reject(written: list[bytes]):
 def test_any_bytes_are_read_or_refused_as_a_source(name: str, data: bytes):
     head = b"key,text,image\n" if name.endswith(".csv") else b""
 
-    assert all(isinstance(row, Record | Rejected) for row in read_all(name, head + data))
+    assert all(isinstance(row, Record | Rejected | Ignored) for row in read_all(name, head + data))
 
 
 @settings(max_examples=EXAMPLES // 30)  # each starts a process
