@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.config.prefect_env import prepare_prefect
+from flows.config.prefect_env import prepare_prefect, wait_shortly_for_prefect
 from flows.config.settings import Settings, load_settings
 from flows.tracking.text import UNSEEN
 from storage.errors import NotFound, SightlineError
@@ -85,6 +85,7 @@ def run_job(settings: Settings, job: Callable[..., Any], *, debug: bool, **param
         PrefectUnavailable: the server has stopped answering; the job itself goes on to its end.
     """
     prepare_prefect(settings.home, log_level="INFO" if debug else "CRITICAL")
+    wait_shortly_for_prefect()
     from flows.orchestration.server_access import join_server
     from flows.tracking.progress import stage_bars
     from flows.tracking.signals import raising_on_sigterm

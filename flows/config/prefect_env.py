@@ -34,6 +34,14 @@ def prepare_prefect(home: Path, *, log_level: str) -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
+def wait_shortly_for_prefect() -> None:
+    """Have Prefect repeat a request twice, within seconds.
+
+    Its own default, five times, takes a minute for each of the last requests of a run whose server has ended.
+    """
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "2")
+
+
 def has_prefect_settings() -> bool:
     """Return whether Prefect's variables or files could name a server."""
     if {"PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"} & os.environ.keys():
