@@ -30,10 +30,12 @@ def failed_ingests(running: Running, *sources: str) -> Iterator[list[UUID]]:
     rows = [{"id": id, "source": source} for id, source in zip(ids, sources, strict=True)]
     with engine.begin() as connection:
         connection.execute(text(f"{row} {values}"), rows)
-    yield ids
-    with engine.begin() as connection:
-        connection.execute(text("delete from runs where source = any(:sources)"), {"sources": [*sources]})
-    engine.dispose()
+    try:
+        yield ids
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text("delete from runs where source = any(:sources)"), {"sources": [*sources]})
+        engine.dispose()
 
 
 def test_it_shows_what_is_stored_and_what_is_wrong(page: Page, running: Running):
@@ -95,11 +97,13 @@ def test_a_key_skips_the_header_and_the_theme_that_was_chosen_stays(page: Page):
 def test_failures_that_are_acknowledged_leave_the_overview(page: Page, running: Running):
     with failed_ingests(running, "attic", "cellar") as ids:
         page.goto(f"/runs/{ids[1]}")
+        reload(page)
         expect(page.get_by_text("BadSource: no such folder")).to_be_visible()
         page.get_by_role("button", name="Acknowledge the failure of ingest of cellar").click()
         expect(page.get_by_text("ingest of cellar: acknowledged")).to_be_visible()
 
         page.goto("/")
+        reload(page)
         health = page.get_by_role("status").first
         expect(health).to_have_text(re.compile("^Not all is well:.*ingest of attic failed"))
         expect(page.get_by_role("row").filter(has_text="BadSource")).to_have_count(1)
