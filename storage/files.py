@@ -1,12 +1,14 @@
-"""Open private files, and write files atomically.
+"""Open private files, write files atomically, and lock them.
 
 Private files say which process is ended and where data are sent. Each is opened without following a link,
 and then the opened file is checked, not its name, so that another user cannot swap it in between.
 """
 
 import errno
+import fcntl
 import os
 import stat
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +22,7 @@ CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
 PART = ".part"
 """Suffix of a temporary file; one that a killed process left can be removed while none writes."""
 
+LOCK_POLL_S = 0.02
 OTHERS = 0o077
 OTHERS_WRITE = 0o022
 
@@ -205,3 +208,33 @@ def _open(path: Path, flags: int, folder: int | None) -> int:
         if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
             raise NotPrivate(f"{path} is a link, which is not followed; move it away") from error
         raise
+
+
+def take_lock(file: int) -> bool:
+    """Take the exclusive lock of a file until the process ends.
+
+    Returns:
+        False if another process holds it.
+    """
+    while not _try_lock(file, fcntl.LOCK_EX):
+        if is_locked(file):
+            return False
+        fcntl.flock(file, fcntl.LOCK_UN)  # another process was just checking whether it is held
+        time.sleep(LOCK_POLL_S)
+    return True
+
+
+def is_locked(file: int) -> bool:
+    """Return whether another process holds the lock of a file.
+
+    Otherwise this one shares it until the file is closed.
+    """
+    return not _try_lock(file, fcntl.LOCK_SH)
+
+
+def _try_lock(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,6 +1,5 @@
 """Lock a data directory while `sightline up` runs, and find that process."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from storage.data_directory import make_data_directory
 from storage.errors import Conflict
-from storage.files import open_file
+from storage.files import is_locked, open_file, take_lock
 
 
 class UpRuns(Conflict):
@@ -31,7 +30,7 @@ def lock_for_up(home: Path) -> Iterator[None]:
     make_data_directory(home)
     file = open_file(_path(home), os.O_RDWR | os.O_CREAT)
     try:
-        if not _try_lock(file):
+        if not take_lock(file):
             raise UpRuns(home, _pid(file))
         os.ftruncate(file, 0)
         os.pwrite(file, str(os.getpid()).encode(), 0)
@@ -49,7 +48,7 @@ def require_not_up(home: Path) -> None:
     with suppress(FileNotFoundError):
         file = open_file(_path(home), os.O_RDWR)
         try:
-            if not _try_lock(file):
+            if is_locked(file):
                 raise UpRuns(home, _pid(file))
         finally:
             os.close(file)
@@ -57,14 +56,6 @@ def require_not_up(home: Path) -> None:
 
 def _path(home: Path) -> Path:
     return home / "up.lock"
-
-
-def _try_lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _pid(file: int) -> int:

@@ -4,14 +4,11 @@ The address is trusted only while the server holds the lock. So the password is 
 another user that was given the port since.
 """
 
-import fcntl
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import httpx
 
@@ -23,11 +20,10 @@ from storage.data_directory import (
     require_trusted,
 )
 from storage.errors import Conflict
-from storage.files import atomic_write
+from storage.files import atomic_write, is_locked, take_lock
 
 USER = "sightline"
 PASSWORD_BYTES = 24
-POLL_S = 0.02
 
 
 class AlreadyServed(Conflict):
@@ -138,14 +134,11 @@ def lock_for_server(home: Path) -> Iterator[int]:
     """
     make_private_folder(folder_of(home))
     with _lock_file(home).open("ab") as file:
-        while not _try_lock(file, fcntl.LOCK_EX):
-            if not _try_lock(file, fcntl.LOCK_SH):
-                raise AlreadyServed(
-                    f"a Prefect server of {home} runs already; end the `sightline up` or `sightline serve` "
-                    "that started it, or its leftover process flows.orchestration.server_process"
-                )
-            fcntl.flock(file, fcntl.LOCK_UN)  # a client was just checking the lock
-            time.sleep(POLL_S)
+        if not take_lock(file.fileno()):
+            raise AlreadyServed(
+                f"a Prefect server of {home} runs already; end the `sightline up` or `sightline serve` "
+                "that started it, or its leftover process flows.orchestration.server_process"
+            )
         yield file.fileno()
 
 
@@ -155,16 +148,8 @@ def _lock_file(home: Path) -> Path:
 
 def _is_locked(path: Path) -> bool:
     with suppress(FileNotFoundError), path.open("rb") as file:
-        return not _try_lock(file, fcntl.LOCK_SH)
+        return is_locked(file.fileno())
     return False
-
-
-def _try_lock(file: BinaryIO, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _answers(url: str, *, trust_env: bool) -> bool:

@@ -5,12 +5,10 @@ names holds the lock. Our own client reaches the owner by a socket in the index'
 no other user may enter: so neither the key nor any data reach another user who took the port meanwhile.
 """
 
-import fcntl
 import os
 import secrets
 import socket
 import struct
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -20,7 +18,16 @@ from pydantic import BaseModel, ValidationError
 
 from storage.data_directory import make_data_directory
 from storage.errors import StoreUnavailable
-from storage.files import NotPrivate, atomic_write, make_folder, open_file, private_folder, read_bytes
+from storage.files import (
+    NotPrivate,
+    atomic_write,
+    is_locked,
+    make_folder,
+    open_file,
+    private_folder,
+    read_bytes,
+    take_lock,
+)
 
 HOST = "127.0.0.1"
 ALREADY_OWNED = 3
@@ -31,7 +38,6 @@ LOCK = "lock"
 KEY_BYTES = 32
 MAX_SOCKET_BYTES = 103  # on macOS; Linux takes 107
 CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
-POLL_S = 0.02
 
 
 class AlreadyOwned(StoreUnavailable):
@@ -157,11 +163,8 @@ def ownership(home: Path) -> Iterator[int]:
         private_folder(path) as folder,
         os.fdopen(open_file(path / LOCK, os.O_RDWR | os.O_CREAT, folder=folder), "r+") as file,
     ):
-        while not _locks(file.fileno(), fcntl.LOCK_EX):
-            if not _locks(file.fileno(), fcntl.LOCK_SH):
-                raise AlreadyOwned(f"another process owns the index in {path}")
-            fcntl.flock(file, fcntl.LOCK_UN)  # a client was just checking whether it is held
-            time.sleep(POLL_S)
+        if not take_lock(file.fileno()):
+            raise AlreadyOwned(f"another process owns the index in {path}")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -175,17 +178,9 @@ def _holder(home: Path) -> int | None:
         private_folder(path) as folder,
         os.fdopen(open_file(path / LOCK, os.O_RDONLY, folder=folder)) as file,
     ):
-        if not _locks(file.fileno(), fcntl.LOCK_SH):
+        if is_locked(file.fileno()):
             return int(file.read() or 0)
     return None
-
-
-def _locks(file: int, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _read(path: Path) -> Access | None:

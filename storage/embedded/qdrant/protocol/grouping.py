@@ -17,6 +17,7 @@ from qdrant_client import models
 from qdrant_client.local.payload_value_extractor import value_by_key
 
 from storage.embedded.qdrant.engine.target import Find, Target
+from storage.embedded.qdrant.protocol.diversity import mmr_of
 from storage.embedded.qdrant.protocol.examples import prefetches, typed_query
 from storage.embedded.qdrant.protocol.filters import INT64, to_filter
 from storage.embedded.qdrant.protocol.named_vectors import UNNAMED
@@ -86,10 +87,8 @@ def best_groups(
 
 def _keeps_ranking(request: models.QueryGroupsRequest) -> bool:
     """Return whether a filter keeps the ranking of the remaining points."""
-    query = typed_query(request.query)
-    if prefetches(request) or isinstance(query, models.SampleQuery):
-        return False
-    return not (isinstance(query, models.NearestQuery) and query.mmr is not None)
+    is_sample = isinstance(typed_query(request.query), models.SampleQuery)
+    return not (is_sample or prefetches(request) or mmr_of(request))
 
 
 def _group_stepwise(grouping: Grouping) -> Groups:
@@ -166,7 +165,7 @@ def _ranked(groups: Groups, grouping: Grouping) -> Groups:
 
 def _smaller_is_better(grouping: Grouping) -> bool:
     query = typed_query(grouping.request.query)
-    if not isinstance(query, models.NearestQuery) or query.mmr is not None:
+    if not isinstance(query, models.NearestQuery) or mmr_of(grouping.request):
         return False
     params = grouping.target.spaces.dense.get(grouping.request.using or UNNAMED)
     return params is not None and params.distance in SMALLER_IS_BETTER
